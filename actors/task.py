@@ -1,0 +1,86 @@
+"""Tasks: what a simulator has to offer to be rolled out, and the registry of those that are installed.
+
+A task is a module (or any object) with the three names of `Task`. It is found by entry point, so a package
+of your own adds one with
+
+    [project.entry-points."longview.tasks"]
+    my_task = "my_package.my_task"
+
+and it may import its simulator inside `make` only: specs are read where no simulator is installed.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any, Protocol, cast
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.episode import ArraySpec, TaskSpec
+
+Observation = dict[str, NDArray[Any]]
+Action = NDArray[np.float32]
+Environment = gymnasium.Env[Observation, Action]
+
+Expert = Callable[[], Action]
+"""Called before every step: the action (A,), without noise, that solves the task from where the simulator
+stands now. It may look at the simulator's whole state, so it also labels states it did not reach itself."""
+
+ENTRY_POINTS = "longview.tasks"
+
+
+class UnknownTask(ValueError):
+    """No installed task has this name; the message lists those that exist."""
+
+
+class Task(Protocol):
+    """One task. Its environment's observations are a dict of the spec's keys; when an episode ends,
+    `info["outcome"]` is one of `replay.episode.OUTCOMES`, and the time limit is the environment's own."""
+
+    spec: TaskSpec
+
+    def make(self) -> Environment:
+        """A new simulator instance."""
+
+    def expert(self, env: Environment, rng: np.random.Generator) -> Expert | None:
+        """An expert for the episode that `env` has just been reset to; None if the task has none.
+
+        Args:
+            env: what `make` returned.
+            rng: source of the expert's own variety (its style, not its noise).
+        """
+
+
+def task_names() -> list[str]:
+    """Names of all installed tasks, sorted."""
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+
+
+def load_task(name: str) -> Task:
+    """The installed task of that name.
+
+    Raises:
+        UnknownTask: there is none.
+    """
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        return cast(Task, entry.load())
+    near = get_close_matches(name, task_names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")
+
+
+def observation_space(spec: TaskSpec) -> gymnasium.spaces.Dict:
+    """The gymnasium space of a spec's observations."""
+    return gymnasium.spaces.Dict({key: _box(array) for key, array in spec.observation.items()})
+
+
+def action_space(spec: TaskSpec) -> gymnasium.spaces.Box:
+    """The gymnasium space of a spec's actions."""
+    return _box(spec.action)
+
+
+def _box(array: ArraySpec) -> gymnasium.spaces.Box:
+    bounds = (0, 255) if array.dtype == "uint8" else (array.low, array.high)
+    return gymnasium.spaces.Box(*bounds, shape=array.shape, dtype=np.dtype(array.dtype).type)

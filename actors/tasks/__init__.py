@@ -1,0 +1,13 @@
+"""The tasks that come with Longview, one a file, each with its scripted expert.
+
+Importing this package registers them with gymnasium, so either of these makes one:
+
+    import actors.tasks; gymnasium.make("longview/ReturnPoint-v0")
+    gymnasium.make("actors.tasks:longview/ReturnPoint-v0")
+"""
+
+from gymnasium import register
+
+register("longview/Counting-v0", entry_point="actors.tasks.counting:make")
+register("longview/Lift-v0", entry_point="actors.tasks.lift:make")
+register("longview/ReturnPoint-v0", entry_point="actors.tasks.return_point:make")

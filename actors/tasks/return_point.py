@@ -1,0 +1,126 @@
+"""A point that must return to the side it came from: the smallest task that needs memory.
+
+Two lanes, joined in the middle by a slow lift:
+
+        (-1, 1) =========== upper lane =========== (1, 1)
+                               |  |
+                               |  |  lift: 20 to 32 steps, whatever the policy does
+                               |  |
+        (-1, 0) =========== lower lane =========== (1, 0)
+
+The point starts at one end of the lower lane, goes to the middle, dwells in the lift while it rises, and
+must leave along the upper lane to the side it came from. Only its position is observed. On the lift the
+position says nothing of the origin: drift blurs where the point entered, and the time spent there is drawn
+independently of the side. A policy that sees only the present can do no better than chance.
+"""
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from actors.task import Action, Environment, Expert, Observation, action_space, observation_space
+from replay.episode import ArraySpec, TaskSpec
+
+SPEED = 0.08
+"""Distance per step at full action."""
+HALF_LIFT = 0.15
+"""Half the width of the lift."""
+HALF_LANE = 0.1
+"""Half the height of a lane."""
+LIFT_STEPS = (20, 33)
+"""Range of the steps that the lift takes, drawn anew for every episode."""
+LIFT_DRIFT = 0.04
+"""Sideways drift on the lift, standard deviation per step: it forgets the entry within a few steps."""
+END = 1.0
+"""The upper lane ends here; to arrive is to decide."""
+
+spec = TaskSpec(
+    name="return_point",
+    observation={"position": ArraySpec((2,), low=-1.2, high=1.2)},
+    action=ArraySpec((2,), low=-1.0, high=1.0),
+    control_hz=10.0,
+    max_steps=100,
+    context_lengths=(1, 8, 16, 24, 32, 48, 64),
+    demonstrations=50,
+)
+
+
+class ReturnPoint(gymnasium.Env[Observation, Action]):
+    """The environment; actions are velocities as a share of `SPEED`."""
+
+    observation_space = observation_space(spec)
+    action_space = action_space(spec)
+
+    def __init__(self) -> None:
+        self.x = self.y = 0.0
+        self.side = 1
+        self._origins = np.random.default_rng()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            # A stream of its own: nothing else that is drawn can be correlated with the origin.
+            self._origins = np.random.default_rng((seed, 1))
+        self.side = -1 if self._origins.random() < 0.5 else 1
+        self.x = self.side * self.np_random.uniform(0.9, 1.1)
+        self.y = self.np_random.uniform(-HALF_LANE, HALF_LANE)
+        self._rise = 1.0 / self.np_random.integers(*LIFT_STEPS)
+        self._drift = (LIFT_DRIFT * self.np_random.standard_normal(spec.max_steps)).tolist()
+        self._step = 0
+        return self._observe(), {}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        ax, ay = action.tolist()
+        if not math.isfinite(ax + ay):
+            raise ValueError(f"action must be finite, not {action}")
+        dx, dy = SPEED * min(max(ax, -1.0), 1.0), SPEED * min(max(ay, -1.0), 1.0)
+        if HALF_LANE < self.y < 1 - HALF_LANE:
+            self.x = _clip(self.x + dx + self._drift[self._step], HALF_LIFT)
+            self.y += min(dy, self._rise)
+        else:
+            lane = round(self.y)
+            self.x = _clip(self.x + dx, 1.2)
+            self.y += min(dy, self._rise) if lane == 0 else dy
+            if abs(self.x) > HALF_LIFT:
+                self.y = lane + _clip(self.y - lane, HALF_LANE)
+            self.y = min(max(self.y, -HALF_LANE), 1 + HALF_LANE)
+        self._step += 1
+        arrived = self.y >= 1 - HALF_LANE and abs(self.x) >= END
+        late = self._step >= spec.max_steps and not arrived
+        right = arrived and self.x * self.side > 0
+        info = {"outcome": "success" if right else "wrong" if arrived else "failure"}
+        return self._observe(), float(right), arrived, late, info if arrived or late else {}
+
+    def _observe(self) -> Observation:
+        return {"position": np.array((self.x, self.y), np.float32)}
+
+
+def make() -> Environment:
+    """A new point."""
+    return ReturnPoint()
+
+
+def expert(env: Environment, rng: np.random.Generator) -> Expert:
+    """Walks in, rises at a place on the lift that has nothing to do with the origin, walks out again."""
+    point = env.unwrapped
+    assert isinstance(point, ReturnPoint)
+    rest = rng.uniform(-0.1, 0.1)
+
+    def act() -> Action:
+        if point.y >= 1 - HALF_LANE:
+            toward = (float(point.side), (1 - point.y) / SPEED)
+        elif point.y > HALF_LANE or abs(point.x) < 0.8 * HALF_LIFT:
+            toward = ((rest - point.x) / (4 * SPEED), 1.0)
+        else:
+            toward = (-math.copysign(1.0, point.x), -point.y / SPEED)
+        return np.clip(np.array(toward, np.float32), -1, 1)
+
+    return act
+
+
+def _clip(value: float, limit: float) -> float:
+    return min(max(value, -limit), limit)

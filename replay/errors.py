@@ -1,0 +1,43 @@
+"""Every error of the episode store.
+
+ReplayError
+├── EpisodeError        an episode, step or segment that breaks its contract or its TaskSpec
+├── CodecError          bytes that are not a chunk of ours, or a damaged one
+├── StoreError          the store refused or cannot do what was asked
+│   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
+│   ├── StoreFull           no room within the byte budget, and nothing that may be evicted
+│   └── StoreTimeout        a blocking call expired; says what it was waiting for
+└── UnknownEpisode      no committed episode has this id
+"""
+
+
+class ReplayError(Exception):
+    """Base of all errors of the episode store."""
+
+
+class EpisodeError(ReplayError):
+    """An episode, step or segment breaks its contract; the message names key, expected and found."""
+
+
+class CodecError(ReplayError):
+    """Bytes that cannot be decoded into a chunk."""
+
+
+class StoreError(ReplayError):
+    """The store refused or could not complete an operation."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis cannot be reached or refuses the credentials. The message never holds a password."""
+
+
+class StoreFull(StoreError):
+    """The byte budget is used up and nothing may be evicted."""
+
+
+class StoreTimeout(StoreError):
+    """A blocking call expired."""
+
+
+class UnknownEpisode(ReplayError):
+    """No committed episode has this id."""
