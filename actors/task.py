@@ -71,16 +71,20 @@ def load_task(name: str) -> Task:
     raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")
 
 
-def observation_space(spec: TaskSpec) -> gymnasium.spaces.Dict:
+def observation_space(spec: TaskSpec) -> gymnasium.Space[Observation]:
     """The gymnasium space of a spec's observations."""
-    return gymnasium.spaces.Dict({key: _box(array) for key, array in spec.observation.items()})
+    return cast(
+        gymnasium.Space[Observation],
+        gymnasium.spaces.Dict({key: _box(array) for key, array in spec.observation.items()}),
+    )
 
 
-def action_space(spec: TaskSpec) -> gymnasium.spaces.Box:
+def action_space(spec: TaskSpec) -> gymnasium.Space[Action]:
     """The gymnasium space of a spec's actions."""
-    return _box(spec.action)
+    return cast(gymnasium.Space[Action], _box(spec.action))
 
 
-def _box(array: ArraySpec) -> gymnasium.spaces.Box:
-    bounds = (0, 255) if array.dtype == "uint8" else (array.low, array.high)
-    return gymnasium.spaces.Box(*bounds, shape=array.shape, dtype=np.dtype(array.dtype).type)
+def _box(array: ArraySpec) -> gymnasium.Space[Any]:
+    if array.dtype == "uint8":
+        return gymnasium.spaces.Box(0, 255, array.shape, np.uint8)
+    return gymnasium.spaces.Box(array.low, array.high, array.shape, np.float32)

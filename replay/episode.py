@@ -67,7 +67,9 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():
-            raise EpisodeError(f"task {self.name}: action must be a vector of finite range, not {self.action}")
+            raise EpisodeError(
+                f"task {self.name}: action must be a vector of finite range, not {self.action}"
+            )
         if not self.context_lengths or list(self.context_lengths) != sorted(set(self.context_lengths)):
             raise EpisodeError(f"task {self.name}: context_lengths must ascend, not {self.context_lengths}")
         if self.context_lengths[0] < 1:

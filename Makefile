@@ -1,0 +1,48 @@
+# What CI runs is `make test`. Every target installs what it needs, once.
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+BENCHMARKS := $(wildcard benchmarks/*.py)
+
+.PHONY: help install demo test test-slow lint format bench constraints clean
+
+help:  ## Show this.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## Make .venv with everything in it.
+
+$(INSTALLED): pyproject.toml constraints.txt install.sh
+	./install.sh $(VENV) --constraint constraints.txt
+	@touch $@
+
+demo: install  ## Collect, train, evaluate and report on this machine: five minutes.
+	$(VENV)/bin/longview demo
+
+test: install lint  ## Run the tests.
+	$(VENV)/bin/pytest -m "not slow"
+
+test-slow: install  ## Run the slow tests: minutes each.
+	$(VENV)/bin/pytest -m slow --timeout 3000
+
+lint: install  ## Check style and types.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install  ## Format the code.
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: install  ## Run the benchmarks; each prints a table and writes JSON to runs/benchmarks/.
+	@mkdir -p runs/benchmarks
+	@set -e; for script in $(BENCHMARKS); do \
+	    $(VENV)/bin/python $$script --json runs/benchmarks/$$(basename $$script .py).json; done
+
+constraints:  ## Renew constraints.txt: the whole set of packages that is tested together.
+	rm -rf .venv-constraints
+	./install.sh .venv-constraints
+	.venv-constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	rm -rf .venv-constraints
+
+clean:  ## Remove what the targets made; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

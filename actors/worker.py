@@ -1,0 +1,144 @@
+"""An actor's work: orders in; episodes into the store, running totals to the hub, results out."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from actors.config import ActorsConfig
+from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
+from actors.task import Task
+from monitoring.hub import Totals, encode_report
+from replay.episode import EpisodeMeta, episode_id
+
+PURPOSES = ("demo", "dagger", "rollout", "evaluation")
+REPORT_SECONDS = 1.0
+
+
+class Store(Protocol):
+    """What an actor needs of the episode store."""
+
+    def writer(self, meta: EpisodeMeta) -> Recorder:
+        """Open an episode."""
+
+    def __contains__(self, id: str) -> bool:
+        """Whether the episode is committed."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Consecutive episodes for one actor. Doing an order twice adds nothing to the store: ids and seeds
+    follow from the indices."""
+
+    purpose: str
+    """`demo`, `dagger`, `rollout`: collect into that source. `evaluation`: record nothing."""
+    first: int
+    count: int
+    context_length: int = 0
+    beta: float = 0.0
+    """Chance that a decision is the expert's."""
+    version: int | None = None
+    """The policy version to act with; None for the expert alone."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of an order. Episodes that were in the store already are not in it."""
+
+    outcomes: dict[str, int]
+    steps: int
+
+
+def episode_seed(run_seed: int, purpose: str, index: int) -> int:
+    """Seed of the index-th episode of a purpose: even for collected episodes, odd for evaluation, so that
+    no policy is ever evaluated on a seed that it was trained on. Every context length and version is
+    evaluated on the same seeds."""
+    stream = np.random.SeedSequence(run_seed, spawn_key=(PURPOSES.index(purpose), index))
+    return int(stream.generate_state(1)[0]) // 4 * 2 + (purpose == "evaluation")
+
+
+@dataclass
+class Worker:
+    """One actor: M simulators, made once, and the totals it has reported since it started."""
+
+    task: Task
+    config: ActorsConfig
+    run_seed: int
+    name: str
+    """Who reports: stays the same when the actor is restarted."""
+    execute: int
+    """T_a."""
+    store: Store | None
+    """None where nothing is collected."""
+    report: Callable[[bytes], None]
+    incarnation: int = field(default_factory=time.time_ns)
+    totals: Totals = field(default_factory=Totals)
+
+    def __post_init__(self) -> None:
+        self.envs = [self.task.make() for _ in range(self.config.simulators)]
+        self._clock, self._sent = Clock(), Clock()
+        self._send()
+
+    def work(self, order: Order, policy: Policy | None, newest_version: int = 0) -> Result:
+        """Do an order.
+
+        Args:
+            order: what to do.
+            policy: who acts, at `order.version`; None for the expert alone.
+            newest_version: the newest that was published; its distance to the order's is the staleness.
+        """
+        if order.version is not None:
+            for name in ("longview_staleness_max", "longview_staleness_mean"):
+                self.totals.set(name, newest_version - order.version)
+        before = self._clock.steps
+        outcomes: dict[str, int] = {}
+        # Decisions depend on the order alone, so an evaluation that is repeated gives the same result.
+        rng = np.random.default_rng((self.run_seed, order.version or 0, order.context_length, order.first))
+        for end in rollout(
+            self.task,
+            self.envs,
+            self._assignments(order),
+            policy=policy,
+            context_length=order.context_length,
+            execute=self.execute,
+            record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
+            rng=rng,
+            clock=self._clock,
+        ):
+            self._count(order, end, outcomes)
+        self._send()
+        return Result(outcomes, self._clock.steps - before)
+
+    def _assignments(self, order: Order) -> Iterator[Assignment]:
+        expert = order.purpose in ("demo", "dagger")
+        for index in range(order.first, order.first + order.count):
+            meta = EpisodeMeta(
+                id=episode_id(order.purpose, self.task.spec.name, index),
+                task=self.task.spec.name,
+                seed=episode_seed(self.run_seed, order.purpose, index),
+                source="rollout" if order.purpose == "evaluation" else order.purpose,
+                policy_versions=() if order.version is None else (order.version,),
+                context_length=order.context_length,
+            )
+            if order.purpose != "evaluation" and self.store is not None and meta.id in self.store:
+                continue  # an earlier attempt at this order got that far
+            yield Assignment(meta, beta=order.beta, noise=self.config.noise if expert else 0.0, label=expert)
+
+    def _count(self, order: Order, end: EpisodeEnd, outcomes: dict[str, int]) -> None:
+        if order.purpose == "evaluation" or end.committed:
+            outcomes[end.outcome] = outcomes.get(end.outcome, 0) + 1
+            labels = {"task": self.task.spec.name, "source": order.purpose, "outcome": end.outcome}
+            self.totals.add("longview_episodes_total", 1, **labels)
+        if time.monotonic() - self._reported_at > REPORT_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        now, sent = replace(self._clock), self._sent
+        self.totals.add("longview_env_steps_total", now.steps - sent.steps, task=self.task.spec.name)
+        for part in ("simulator", "policy", "store"):
+            spent = getattr(now, part) - getattr(sent, part)
+            self.totals.add("longview_actor_seconds_total", spent, part=part)
+        self.report(encode_report("actor", self.name, self.incarnation, self.totals))
+        self._sent, self._reported_at = now, time.monotonic()

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Installs Longview with everything it needs into a virtual environment. Called by make; safe to call again.
+#   ./install.sh VENV [PIP_OPTION ...]
+set -euo pipefail
+cd "$(dirname "$0")"
+venv=$1
+shift
+torch=2.13.0
+
+python=""
+for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null &&
+        "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "Longview needs Python 3.11 or 3.12: install one, or name it: make install PYTHON=/path/to/python3.11" >&2
+    exit 1
+fi
+
+# System packages. OpenCV (through robosuite) needs libGL and GLib; evdev (through pynput) is compiled.
+missing=()
+has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q "$1"; }
+if [ "$(uname -s)" = Linux ]; then
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    has_library libGL.so.1 || missing+=(libgl1)
+    has_library libgthread-2.0.so.0 || missing+=(libglib2.0-0)
+    command -v gcc >/dev/null || missing+=(gcc libc6-dev)
+    "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
+        missing+=("$("$python" -c 'import sys; print(f"python3.{sys.version_info[1]}-dev")')")
+elif ! command -v redis-server >/dev/null; then
+    missing+=(redis-server)
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing system packages: ${missing[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        echo "System packages are missing. Install them, then call make again:" >&2
+        echo "    sudo apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+fi
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+
+# PyTorch first. Without a GPU its CPU build is enough, and saves gigabytes of CUDA packages: from the index
+# that pip is configured with if it offers one, else with the help of uv, which knows where that build is.
+if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
+    echo "Installing PyTorch $torch"
+    if [ "$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null; then
+        pip install "torch==$torch" "$@"
+    elif ! pip install "torch==$torch+cpu" "$@" 2>/dev/null; then
+        pip install uv "$@"
+        "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend cpu "torch==$torch"
+    fi
+fi
+
+echo "Installing Longview"
+pip install --editable ".[dev]" "$@"

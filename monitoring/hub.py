@@ -1,0 +1,276 @@
+"""The metrics hub: roles send their running totals, it adds them up and serves them to Prometheus.
+
+A report holds totals since its sender started, so one that is lost or repeated does no harm. A sender that
+starts again counts from zero under a higher incarnation; what the dead one had counted stays in the sum. Who
+reported is no label: the number of series does not depend on the number of actors.
+"""
+
+import json
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from monitoring.metrics import CATALOGUE, Metric, metric
+
+MAX_REPORT_BYTES = 1 << 16
+MAX_TEXT = 128
+"""Longest label value, role or reporter name, in characters."""
+
+_COUNTERS = [name for name, found in CATALOGUE.items() if found.kind == "counter"]
+
+Series = dict[tuple[str, ...], float]
+"""Values of one metric, keyed by its label values in the catalogue's order; `()` where it has no labels."""
+
+Snapshot = dict[str, Series]
+"""The series of every metric of the catalogue; empty for a metric that nobody has reported."""
+
+
+class Totals:
+    """What one role has counted since it started, and its gauges as they are now."""
+
+    def __init__(self) -> None:
+        self.values: Snapshot = {}
+
+    def add(self, name: str, amount: float, **labels: str | int) -> None:
+        """Raise a counter.
+
+        Raises:
+            ValueError: the catalogue has no such counter or other labels for it, or the amount is negative.
+        """
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"{name}: a counter grows by a finite amount, not by {amount}")
+        series, key = self._find(name, "counter", labels)
+        series[key] = series.get(key, 0.0) + amount
+
+    def set(self, name: str, value: float, **labels: str | int) -> None:
+        """Set a gauge.
+
+        Raises:
+            ValueError: the catalogue has no such gauge or other labels for it, or the value is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: a gauge's value must be finite, not {value}")
+        series, key = self._find(name, "gauge", labels)
+        series[key] = float(value)
+
+    def _find(self, name: str, kind: str, labels: Mapping[str, str | int]) -> tuple[Series, tuple[str, ...]]:
+        found = metric(name)
+        if found.kind != kind:
+            raise ValueError(f"{name} is a {found.kind}, not a {kind}")
+        if labels.keys() != set(found.labels):
+            raise ValueError(f"{name} has labels {list(found.labels)}, not {list(labels)}")
+        return self.values.setdefault(name, {}), tuple(str(labels[label]) for label in found.labels)
+
+
+def encode_report(role: str, reporter: str, incarnation: int, totals: Totals) -> bytes:
+    """A role's totals as a message to the hub.
+
+    Args:
+        role: what the sender does, such as `actor`.
+        reporter: which one of them, the same after a restart.
+        incarnation: higher after every restart, such as the time of the start.
+        totals: what it has counted since that start.
+    """
+    rows = [
+        [name, list(labels), value]
+        for name, series in totals.values.items()
+        for labels, value in series.items()
+    ]
+    message = {"role": role, "reporter": reporter, "incarnation": incarnation, "totals": rows}
+    return json.dumps(message).encode()
+
+
+@dataclass
+class _Reporter:
+    """The newest report of one reporter, and what its dead incarnations had counted."""
+
+    incarnation: int
+    totals: Snapshot = field(default_factory=dict)
+    folded: Snapshot = field(default_factory=dict)
+
+
+class Hub:
+    """Merges the totals of all reporters. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reporters: dict[tuple[str, str], _Reporter] = {}
+        self._server: tuple[Any, threading.Thread] | None = None
+
+    def report(self, message: bytes) -> None:
+        """Take in what `encode_report` made; an older report than one already taken in is ignored.
+
+        Raises:
+            ValueError: the message is no report, too large, or names a metric or labels that do not exist.
+        """
+        who, incarnation, totals = _decode_report(message)
+        with self._lock:
+            known = self._reporters.get(who, _Reporter(incarnation))
+            if incarnation < known.incarnation:
+                return
+            if incarnation > known.incarnation:
+                known.folded = {name: _counted(known, name) for name in _COUNTERS}
+                known.incarnation, known.totals = incarnation, {}
+            if _is_older(totals, known.totals):
+                return
+            known.totals = totals
+            # Reporters stay in the order of their newest reports, which is what merging by `last` goes by.
+            self._reporters.pop(who, None)
+            self._reporters[who] = known
+
+    def snapshot(self) -> Snapshot:
+        """Every metric's merged series."""
+        with self._lock:
+            reporters = list(self._reporters.values())
+            return {name: _merge(found, reporters) for name, found in CATALOGUE.items()}
+
+    def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
+        """Serve /metrics in a background thread until `close`.
+
+        Args:
+            port: 0 chooses a free one.
+            host: the address to listen on.
+
+        Returns:
+            The port that is served.
+
+        Raises:
+            OSError: the port is in use, or the address is not this machine's.
+        """
+        registry = CollectorRegistry()
+        registry.register(_HubCollector(self))
+        try:
+            self._server = start_http_server(port, addr=host, registry=registry)
+        except OSError as error:
+            reason = f"cannot serve metrics on {host}:{port} ({error.strerror}); choose another port, or 0"
+            raise OSError(error.errno, reason) from error
+        return int(self._server[0].server_port)
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server:
+            server, thread = self._server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._server = None
+
+
+class _HubCollector(Collector):
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def collect(self) -> Iterator[Family]:
+        for name, series in self._hub.snapshot().items():
+            found = CATALOGUE[name]
+            family_type = CounterMetricFamily if found.kind == "counter" else GaugeMetricFamily
+            family = family_type(name, f"{found.help} ({found.unit}).", labels=found.labels)
+            for labels, value in series.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
+    """What a hub's `snapshot` is, read from its /metrics address.
+
+    Raises:
+        OSError: nothing answers there within `timeout` seconds, or not a metrics server.
+    """
+    try:
+        # A proxy has no business between us and our own hub.
+        with build_opener(ProxyHandler({})).open(url, timeout=timeout) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"no metrics can be read from {url}: {error}") from error
+    snapshot: Snapshot = {name: {} for name in CATALOGUE}
+    for sample in (sample for family in families for sample in family.samples):
+        if sample.name in CATALOGUE:
+            key = tuple(sample.labels.get(label, "") for label in CATALOGUE[sample.name].labels)
+            snapshot[sample.name][key] = sample.value
+    return snapshot
+
+
+def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Snapshot]:
+    if len(message) > MAX_REPORT_BYTES:
+        raise ValueError(f"report of {len(message)} bytes: the limit is {MAX_REPORT_BYTES}")
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"report is not JSON: {error}") from error
+    match fields:
+        case {
+            "role": str(role),
+            "reporter": str(reporter),
+            "incarnation": int(incarnation),
+            "totals": list(rows),
+            **others,
+        } if not others and _is_text(role) and _is_text(reporter):
+            totals: Snapshot = {}
+            for row in rows:
+                name, labels, value = _decode_row(row)
+                totals.setdefault(name, {})[labels] = value
+            return (role, reporter), incarnation, totals
+    raise ValueError("report must hold role, reporter, incarnation and totals, and nothing else")
+
+
+def _decode_row(row: object) -> tuple[str, tuple[str, ...], float]:
+    match row:
+        case [str(name), list(labels), int(value) | float(value)]:
+            found = metric(name)
+            if len(labels) != len(found.labels) or not all(map(_is_text, labels)):
+                raise ValueError(f"{name} needs a text for each of its labels {found.labels}, not {labels}")
+            if not abs(value) <= sys.float_info.max or (found.kind == "counter" and value < 0):
+                raise ValueError(f"{name}: {value} is no value of a {found.kind}")
+            return name, tuple(labels), float(value)
+    raise ValueError(f"report's row must be [name, label values, number], not {str(row)[:MAX_TEXT]}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
+
+
+def _is_older(totals: Snapshot, known: Snapshot) -> bool:
+    """Counters only grow, so a report with a lower one was overtaken by the report we know."""
+    return any(
+        totals.get(name, {}).get(labels, 0.0) < value
+        for name, series in known.items()
+        if CATALOGUE[name].kind == "counter"
+        for labels, value in series.items()
+    )
+
+
+def _counted(reporter: _Reporter, name: str) -> Series:
+    """One counter of one reporter, over all of its incarnations."""
+    total = dict(reporter.folded.get(name, {}))
+    for labels, value in reporter.totals.get(name, {}).items():
+        total[labels] = total.get(labels, 0.0) + value
+    return total
+
+
+def _merge(found: Metric, reporters: list[_Reporter]) -> Series:
+    values: dict[tuple[str, ...], list[float]] = {}
+    for reporter in reporters:
+        counts = found.kind == "counter"
+        series = _counted(reporter, found.name) if counts else reporter.totals.get(found.name, {})
+        for labels, value in series.items():
+            values.setdefault(labels, []).append(value)
+    return {labels: _MERGES[found.merge](merged) for labels, merged in values.items()}
+
+
+_MERGES: dict[str, Callable[[list[float]], float]] = {
+    "sum": sum,
+    "max": max,
+    "mean": lambda values: sum(values) / len(values),
+    "last": lambda values: values[-1],
+}

@@ -1,0 +1,194 @@
+"""What a finished run is shown as: success intervals, plots, and the HTML report."""
+
+import base64
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Counts = Mapping[str, int]
+"""`{"successes": k, "episodes": n}`."""
+
+Success = Mapping[str, Counts]
+"""Counts by context length, which JSON turns into a text."""
+
+BLUE, GREY, INK = "#1f5fa8", "#8a94a3", "#1d2733"
+
+
+def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate (Wilson 1927; Newcombe 1998, method 3).
+
+    Returns:
+        Lower and upper end, within 0 to 1; all of it where there are no episodes.
+
+    Raises:
+        ValueError: not 0 <= successes <= episodes.
+    """
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"successes must be between 0 and the {episodes} episodes, not {successes}")
+    if episodes == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate, weight = successes / episodes, z * z / episodes
+    centre = (rate + weight / 2) / (1 + weight)
+    half = math.sqrt(rate * (1 - rate) * weight + weight * weight / 4) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_plot(success: Success, chance: float | None, path: Path) -> None:
+    """Draw success over context length, with 95 % intervals, as a PNG.
+
+    Args:
+        success: counts by context length; at least one.
+        chance: success rate of a policy without memory, drawn as a line.
+        path: the file to write.
+    """
+    figure, axes = _figure()
+    rows = list(_rows(success))
+    positions, rates = range(len(rows)), [row["rate"] for row in rows]
+    reach = [[row["rate"] - row["low"] for row in rows], [row["high"] - row["rate"] for row in rows]]
+    axes.plot(positions, rates, color=BLUE, linewidth=1.6, alpha=0.45, zorder=2)
+    axes.errorbar(positions, rates, reach, fmt="o", color=BLUE, markersize=7, elinewidth=2, capsize=4)
+    for position, row in zip(positions, rows, strict=True):
+        above = row["rate"] < 0.9
+        axes.annotate(
+            f"{row['rate']:.0%}",
+            (position, row["high"] if above else row["low"]),
+            xytext=(0, 6 if above else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            color=INK,
+        )
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
+        axes.annotate(
+            "chance",
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, -5),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=GREY,
+        )
+    axes.set_xticks(positions, [str(row["context_length"]) for row in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.5)
+    axes.set_xlabel("context length $T_o$ (observations that the policy sees)")
+    figure.savefig(path, dpi=160)
+
+
+def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
+    """Draw success of every context length over training, as a PNG.
+
+    Args:
+        history: evaluations, each with version, context_length, successes, episodes; at least one.
+        path: the file to write.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = _figure()
+    lengths = sorted({point["context_length"] for point in history})
+    for rank, length in enumerate(lengths):
+        points = sorted(
+            (point["version"], point["successes"] / point["episodes"])
+            for point in history
+            if point["context_length"] == length and point["episodes"]
+        )
+        color = colormaps["viridis"](0.88 * (1 - rank / max(1, len(lengths) - 1)))
+        versions, rates = zip(*points, strict=True) if points else ((), ())
+        axes.plot(versions, rates, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
+    axes.set_xlabel("training steps")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    figure.legend(title="$T_o$", loc="outside right upper", frameon=False, reverse=True)
+    figure.savefig(path, dpi=160)
+
+
+def write_report(run_dir: Path, summary: Mapping[str, Any], chance: float | None = None) -> Path:
+    """Write report.html, which needs no other file, and the plots it shows beside it.
+
+    Args:
+        run_dir: the run's folder.
+        summary: what summary.json holds. `config` must be free of secrets: it is shown in full.
+        chance: success rate of a policy without memory, if known.
+
+    Returns:
+        Path of the report.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    plots = []
+    for task, success in summary["success"].items():
+        if success:
+            plots.append(run_dir / f"success-{task}.png")
+            success_plot(success, chance, plots[-1])
+    if summary["history"]:
+        plots.append(run_dir / "learning.png")
+        learning_plot(summary["history"], plots[-1])
+    seconds = sum(summary["phases"].values())
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    page = templates.get_template("report.html").render(
+        summary=summary,
+        success={task: list(_rows(success)) for task, success in summary["success"].items()},
+        plots={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
+        phases={name: _duration(length) for name, length in summary["phases"].items()},
+        total=_duration(seconds),
+        steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
+        config="\n".join(_assignments(summary["config"])),
+    )
+    report = run_dir / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return report
+
+
+def _rows(success: Success) -> Iterator[dict[str, Any]]:
+    """Counts with rate and interval, by ascending context length."""
+    for length, counts in sorted((int(length), counts) for length, counts in success.items()):
+        successes, episodes = counts["successes"], counts["episodes"]
+        low, high = wilson_interval(successes, episodes)
+        yield {
+            "context_length": length,
+            "successes": successes,
+            "episodes": episodes,
+            "rate": successes / episodes if episodes else math.nan,
+            "low": low,
+            "high": high,
+        }
+
+
+def _figure() -> "tuple[Figure, Axes]":
+    """A figure with an empty plot of success rates; apart from pyplot's global state and its windows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylim(0, 1.04)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_ylabel("success")
+    axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _assignments(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The config as the command line would take it, a line a key."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _assignments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
