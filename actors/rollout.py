@@ -174,10 +174,11 @@ def _start(
     lane.assignment = assignment
     # Its own stream, so that the episode does not depend on which others are rolled out beside it.
     lane.rng = np.random.default_rng((assignment.meta.seed, 2))
-    needs_expert = assignment.label or assignment.beta > 0
-    lane.expert = task.expert(lane.env, lane.rng) if needs_expert else None
-    if needs_expert and lane.expert is None:
-        raise ValueError(f"task {task.spec.name} has no expert, which episode {assignment.meta.id} needs")
+    lane.expert = None
+    if assignment.label or assignment.beta > 0:
+        if task.expert is None:
+            raise ValueError(f"task {task.spec.name} has no expert, which episode {assignment.meta.id} needs")
+        lane.expert = task.expert(lane.env, lane.rng)
     lane.recorder = record(assignment.meta) if record is not None else None
     lane.observation, lane.fresh, lane.frames, lane.executed = observation, True, [observation], []
     lane.steps = 0

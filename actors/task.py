@@ -44,13 +44,10 @@ class Task(Protocol):
     def make(self) -> Environment:
         """A new simulator instance."""
 
-    def expert(self, env: Environment, rng: np.random.Generator) -> Expert | None:
-        """An expert for the episode that `env` has just been reset to; None if the task has none.
-
-        Args:
-            env: what `make` returned.
-            rng: source of the expert's own variety (its style, not its noise).
-        """
+    @property
+    def expert(self) -> Callable[[Environment, np.random.Generator], Expert] | None:
+        """Makes the expert for the episode that an environment has just been reset to; None if the task has
+        none. The generator is the source of the expert's own variety (its style, not its noise)."""
 
 
 def task_names() -> list[str]:

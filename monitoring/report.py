@@ -42,7 +42,7 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
 
 
 def success_plot(success: Success, chance: float | None, path: Path) -> None:
-    """Draw success over context length, with 95 % intervals, as a PNG.
+    """Draw success over context length, with 95% intervals, as a PNG.
 
     Args:
         success: counts by context length; at least one.
@@ -172,7 +172,7 @@ def _figure() -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
     axes.set_ylim(0, 1.04)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylabel("success")
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -64,6 +64,8 @@ class TaskSpec:
     """Context lengths worth comparing, ascending; the last is the longest a policy is trained for."""
     demonstrations: int
     """N: the number of demonstrations that data scale 1 stands for."""
+    chance: float | None = None
+    """Success rate that is the best without memory, where that is known."""
 
     def __post_init__(self) -> None:
         if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():

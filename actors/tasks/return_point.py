@@ -44,6 +44,7 @@ spec = TaskSpec(
     max_steps=100,
     context_lengths=(1, 8, 16, 24, 32, 48, 64),
     demonstrations=50,
+    chance=0.5,
 )
 
 

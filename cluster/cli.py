@@ -1,0 +1,247 @@
+"""`longview`: one short function a command."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help="Train robot policies that remember: many context lengths, one set of weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+store_app = typer.Typer(help="Look into the episode store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config values, such as `learner.steps=3000 seed=1`."),
+]
+RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of a run; by default the newest.")]
+Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")]
+Address = Annotated[
+    str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
+]
+
+
+def main() -> None:
+    """Entry point; exit codes: 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
+    # To be told to stop, by `longview stop` or a cluster, is to be interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _explained(command: Callable[P, None]) -> Callable[P, None]:
+    """Errors that a person can mend become one message and an exit code; all others keep their traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from cluster.config import ConfigError
+        from cluster.runs import RunError
+        from cluster.services import ServiceError
+        from replay.errors import ReplayError
+
+        try:
+            command(*args, **kwargs)
+        except (ConfigError, RunError) as error:
+            _fail(error, USAGE)
+        except (ReplayError, ServiceError, OSError) as error:
+            _fail(error, FAILED)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"longview: {error}", err=True)
+    raise typer.Exit(code) from None
+
+
+@app.command()
+@_explained
+def demo(
+    settings: Settings = None,
+    task: Annotated[str, typer.Option(help="The task to learn.")] = "return_point",
+    resume: Resume = None,
+) -> None:
+    """Collect, train, evaluate and report on this machine, with everything embedded.
+
+    Examples:
+
+        longview demo
+
+        longview demo --task lift actors.count=4
+
+        longview demo --resume return_point-20260101-120000
+    """
+    from cluster.config import preset_file, read_config
+
+    if resume is None:
+        config = read_config(preset_file(task), settings or [], task=task)
+        _run(config, None, None)
+    else:
+        _resume(resume, settings or [], None)
+
+
+@app.command()
+@_explained
+def launch(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file; see docs/config.md.")
+    ] = None,
+    settings: Settings = None,
+    resume: Resume = None,
+    address: Address = None,
+) -> None:
+    """Launch a run from a config file.
+
+    Examples:
+
+        longview launch my_run.yaml learner.steps=20000
+
+        longview launch my_run.yaml --address auto replay.url=redis://store:6379
+
+        longview launch --resume my_run
+    """
+    from cluster.config import ConfigError, read_config
+
+    settings = settings or []
+    if resume is not None:
+        _resume(resume, settings if config is None else [config, *settings], address)
+    elif config is None:
+        raise ConfigError("give a config file, or --resume RUN")
+    else:
+        _run(read_config(Path(config), settings), None, address)
+
+
+def _resume(name: str, settings: list[str], address: str | None) -> None:
+    from cluster.config import read_config
+    from cluster.runs import open_run
+
+    run = open_run(name)
+    _run(read_config(run.path / "config.yaml", settings), run, address)
+
+
+def _run(config: Any, run: Any, address: str | None) -> None:
+    from cluster.runs import create_run, refuse_port_in_use
+
+    refuse_port_in_use(config.monitoring)
+    if run is None:
+        run = create_run(config)
+    else:
+        run.lock()
+    from cluster import launch as launching
+
+    raise typer.Exit(launching.launch(config, run, address))
+
+
+@app.command()
+@_explained
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint's folder, a run's folder, or policy.safetensors.")
+    ],
+    settings: Settings = None,
+    task: Annotated[str | None, typer.Option(help="By default the task it was trained for.")] = None,
+    context: Annotated[str | None, typer.Option(help="Context lengths, such as `1,8,64`.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes per context length.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Evaluation seeds follow from it.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a checkpoint at several context lengths, on seeds that no training episode has.
+
+    Example:
+
+        longview evaluate runs/my_run --context 1,8,64 --episodes 200
+    """
+    from cluster.config import ConfigError
+    from cluster.evaluate import evaluate_checkpoint
+
+    try:
+        lengths = None if context is None else [int(length) for length in context.split(",")]
+    except ValueError:
+        raise ConfigError(f"--context takes numbers such as 1,8,64, not {context!r}") from None
+    evaluate_checkpoint(checkpoint, task, lengths, episodes, seed, settings or [], as_json=as_json)
+
+
+@app.command()
+@_explained
+def status(
+    run: RunName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a run is doing: its metrics while it is under way, else its summary."""
+    from cluster.runs import open_run
+    from cluster.summary import show_status
+
+    show_status(open_run(run), as_json=as_json)
+
+
+@app.command()
+@_explained
+def stop(
+    run: RunName = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the run to save and end.")] = 60.0,
+) -> None:
+    """End a run cleanly: everything is saved, `--resume` goes on with it."""
+    from cluster.runs import RunError, open_run
+
+    found = open_run(run)
+    if not found.under_way():
+        typer.echo(f"{found.name} is not under way")
+        return
+    os.kill(found.state()["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while found.under_way():
+        if time.monotonic() > deadline:
+            raise RunError(f"{found.name} has not ended within {timeout:g} s; give it more by --timeout")
+        time.sleep(0.1)
+    typer.echo(f"{found.name} has stopped; `--resume {found.name}` goes on with it")
+
+
+@store_app.command()
+@_explained
+def stats(
+    run: RunName = None,
+    url: Annotated[str | None, typer.Option(help="The store's Redis; by default the run's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count what is in a run's episode store, by source and outcome.
+
+    Examples:
+
+        longview store stats
+
+        longview store stats my_run --url redis://store:6379 --json
+    """
+    from cluster.runs import open_run, open_store
+    from cluster.view import console, plain_stats, store_table
+
+    with open_store(open_run(run), url) as store:
+        counts = store.stats()
+    if as_json:
+        typer.echo(json.dumps(plain_stats(counts)))
+    else:
+        console.print(store_table(counts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`longview evaluate`: one checkpoint, several context lengths, as many actors as configured."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster.config import ConfigError, RunConfig, read_config
+from cluster.dispatch import Dispatcher
+from cluster.launch import ray_cluster, start_actors
+from cluster.orders import Evaluation, Orders
+from cluster.view import console, success_table
+from replay.episode import TaskSpec
+
+POLICY = "policy.safetensors"
+
+
+def find_policy(path: Path) -> Path:
+    """The weights that a path means: the file itself, that of a checkpoint, or a run's newest.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if path.is_file():
+        return path
+    for found in (path / POLICY, *sorted(path.glob(f"checkpoints/step-*/{POLICY}"), reverse=True)):
+        if re.fullmatch(r"step-\d+", found.parent.name) and found.exists():
+            return found
+    raise ConfigError(
+        f"{path} is no checkpoint: expected {POLICY}, or a folder that holds it, or a run's folder"
+    )
+
+
+def evaluate_checkpoint(
+    path: Path,
+    task: str | None,
+    lengths: Sequence[int] | None,
+    episodes: int,
+    seed: int,
+    settings: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Evaluate and print a table, or JSON in the shape of summary.json's `success`.
+
+    Raises:
+        ConfigError: there is no such checkpoint, task or context length.
+    """
+    file = find_policy(path)
+    # Here: it imports torch, and what was wrong up to now needs no torch to be said.
+    from learner.policy import policy_from_bytes
+
+    weights = file.read_bytes()
+    try:
+        policy = policy_from_bytes(weights)
+    except ValueError as error:
+        raise ConfigError(f"{file} holds no policy: {error}") from None
+    config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
+    longest = policy.horizon.context
+    chosen = tuple(sorted(set(lengths or (t for t in policy.spec.context_lengths if t <= longest))))
+    if chosen[0] < 1 or chosen[-1] > longest:
+        raise ConfigError(f"--context {list(chosen)}: this policy takes context lengths from 1 to {longest}")
+    evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
+    config = replace(config, evaluation=evaluation)
+    step = re.search(r"\d+", file.parent.name)
+    rows = _evaluate(config, policy.spec, int(step[0]) if step else 0, weights)
+    if as_json:
+        counts = {row.context_length: {"successes": row.successes, "episodes": row.episodes} for row in rows}
+        print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
+    else:
+        console.print(success_table([row.to_dict() for row in rows], f"{config.task}: {file}"))
+
+
+def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> list[Evaluation]:
+    orders = Orders(config, spec, purpose="rollout", collected=0)
+    orders.conclude(version)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
+        reference = ray.put(weights)
+        dispatcher = Dispatcher(start_actors(config, None, None), orders)
+        total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
+        shown = bar.add_task("", total=total)
+        while not orders.idle:
+            dispatcher.dispatch(version, lambda _: [reference])
+            for order, result in dispatcher.collect(timeout=0.25):
+                orders.finish(order, result)
+                bar.advance(shown, order.count)
+    return list(orders.evaluations.values())

@@ -1,0 +1,91 @@
+"""How far a run is."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.orders import Evaluation
+from cluster.runs import Run
+from monitoring.hub import Snapshot
+from replay.stats import StoreStats
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run is: what the live view shows and the summary holds."""
+
+    run: Run
+    config: RunConfig
+    wanted: int
+    """Demonstrations to start from."""
+    phase: str = "start"
+    started: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent in each phase."""
+    demonstrations: int = 0
+    version: int | None = None
+    evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Snapshot = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    """Ray actors that died and came back, by role."""
+    stats: StoreStats | None = None
+    """The store's last counts."""
+    _entered: float = field(default_factory=time.monotonic)
+    _done_before: int = 0
+
+    def enter(self, phase: str) -> None:
+        """Go on to the next phase."""
+        now = time.monotonic()
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._entered
+        self.phase, self._entered = phase, now
+        self._done_before, _ = self.done()
+        log.info("phase: %s", phase)
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def done(self) -> tuple[int, int]:
+        """How much of the phase is done, and how much there is: demonstrations, training steps or
+        episodes."""
+        if self.phase == "train":
+            return int(self.metrics.get("longview_learner_step", {}).get((), 0)), self.config.learner.steps
+        if self.phase == "evaluate":
+            rows = self.evaluations.values()
+            return sum(row.episodes for row in rows), sum(row.wanted for row in rows)
+        return self.demonstrations, self.wanted
+
+    def time_left(self) -> float | None:
+        """Seconds the phase will still take, going by its pace so far; None if that is unknown."""
+        done, wanted = self.done()
+        done -= self._done_before
+        in_phase = time.monotonic() - self._entered
+        return (wanted - self._done_before - done) * in_phase / done if done > 0 else None
+
+    def latest_success(self) -> list[dict[str, Any]]:
+        """The latest evaluation at every context length, unfinished ones included."""
+        rows = {row["context_length"]: row for row in self.history}
+        rows |= {e.context_length: e.to_dict() for e in self.evaluations.values() if e.episodes}
+        return [rows[length] for length in sorted(rows)]
+
+    def newest_round(self) -> list[dict[str, Any]]:
+        """The newest version's evaluations, by context length: of the newest that has them all, or else of
+        the newest that has any."""
+        rounds: dict[int, dict[int, dict[str, Any]]] = {}
+        for row in self.history:
+            rounds.setdefault(row["version"], {})[row["context_length"]] = row
+        if not rounds:
+            return []
+        _, newest = max(rounds.items(), key=lambda item: (len(item[1]), item[0]))
+        return [newest[length] for length in sorted(newest)]
+
+    def evaluated(self, version: int) -> set[int]:
+        """Context lengths at which that version has had its final evaluation."""
+        wanted = self.config.evaluation.final_episodes
+        rows = [row for row in self.history if row["version"] == version and row["episodes"] >= wanted]
+        return {row["context_length"] for row in rows}

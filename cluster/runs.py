@@ -1,0 +1,185 @@
+"""Run folders: `runs/<name>/` holds everything of a run, and a lock tells whether it is under way.
+
+config.yaml         as resolved       summary.json  what a script reads
+run.json            where it can be reached while under way     report.html  what a person reads
+evaluations.jsonl   a line per version and context length       success.png
+checkpoints/        log.txt           redis/  the embedded store's data
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from cluster.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
+from cluster.services import redis_server
+from replay.store import EpisodeStore
+
+ROOT = Path("runs")
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+@dataclass
+class Run:
+    """A run's folder."""
+
+    path: Path
+    _lock: TextIO | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> RunConfig:
+        """As it was resolved when the run was first launched."""
+        return read_config(self.path / "config.yaml")
+
+    def lock(self) -> None:
+        """Become the one process that runs it, until this process ends, however it ends.
+
+        Raises:
+            RunError: another process is.
+        """
+        lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"run {self.name} is under way (process {self.state().get('pid')}): "
+                f"`longview status {self.name}` shows it, `longview stop {self.name}` ends it"
+            ) from None
+        self._lock = lock
+
+    def under_way(self) -> bool:
+        """Whether a process holds the lock."""
+        try:
+            lock = (self.path / "lock").open("r")
+        except FileNotFoundError:
+            return False
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def state(self) -> dict[str, Any]:
+        """What the process that runs it wrote down for others: its pid, where its metrics and store are."""
+        with suppress(FileNotFoundError, ValueError):
+            state: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            return state
+        return {}
+
+    def write_state(self, **state: Any) -> None:
+        """Replace what `state` reads. Never pass a URL with its password."""
+        write_atomically(self.path / "run.json", json.dumps({"pid": os.getpid(), **state}, indent=2) + "\n")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Every finished evaluation of a version at a context length, oldest first."""
+        with suppress(FileNotFoundError):
+            lines = (self.path / "evaluations.jsonl").read_text().splitlines()
+            # A crash may have cut the last line short; it counts as not evaluated.
+            return [json.loads(line) for line in lines if line.endswith("}")]
+        return []
+
+    def add_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Append one."""
+        file = self.path / "evaluations.jsonl"
+        torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size > 0
+        with file.open("a") as lines:
+            lines.write(("\n" if torn else "") + json.dumps(evaluation) + "\n")
+
+
+def create_run(config: RunConfig, root: Path = ROOT) -> Run:
+    """A new, locked run folder with the config in it.
+
+    Raises:
+        RunError: a run of this name exists.
+    """
+    name = config.name or f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = root / name
+    for attempt in range(1, 100):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if config.name is not None:
+                raise RunError(
+                    f"{path} exists: choose another name, or go on with it by --resume {name}"
+                ) from None
+            path = root / f"{name}-{attempt + 1}"
+    run = Run(path)
+    run.lock()
+    write_config(config, path / "config.yaml")
+    return run
+
+
+def open_run(name: str | None, root: Path = ROOT) -> Run:
+    """An existing run: by name, by path, or the newest.
+
+    Raises:
+        RunError: there is none.
+    """
+    if name is not None:
+        for path in (root / name, Path(name)):
+            if (path / "config.yaml").exists():
+                return Run(path)
+    runs = sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if name is None and runs:
+        return Run(runs[-1].parent)
+    known = ", ".join(file.parent.name for file in runs[-5:]) or "none yet"
+    asked = f"no run {name!r}" if name is not None else "no run"
+    raise RunError(f"{asked} in {root}/ (newest: {known})")
+
+
+@contextmanager
+def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
+    """A run's episode store: at that URL, or where the run has it; a store of its own is started on its
+    data if the run is not under way."""
+    with ExitStack() as services:
+        config = run.config.replay
+        url = url or config.url or (run.state().get("store") if run.under_way() else None)
+        if url is None:
+            run.lock()
+            url = services.enter_context(redis_server(run.path / "redis"))
+        store = EpisodeStore.connect(url, run.name, config)
+        services.callback(store.close)
+        yield store
+
+
+def refuse_port_in_use(config: MonitoringConfig) -> None:
+    """Fail now rather than after everything has started.
+
+    Raises:
+        ConfigError: the port is taken, or the address is not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"monitoring.port {config.port} on monitoring.host {config.host} cannot be used "
+                f"({error.strerror}): choose another, or 0 for any that is free"
+            ) from None
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old or the new one, never half of it."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(file)

@@ -1,0 +1,118 @@
+"""Everything a resume needs, in directories that are complete or not there.
+
+<directory>/step-000001500/
+    policy.safetensors      the averaged policy, self-describing: what acts
+    training.safetensors    raw weights and the optimizer's moments
+    state.json              step, config, checksums of the other two
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+POLICY, TRAINING, STATE = "policy.safetensors", "training.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read."""
+
+    step: int
+    policy: bytes
+    training: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def save(
+    directory: Path, step: int, policy: bytes, training: Mapping[str, Tensor], config: Any, keep: int
+) -> Path:
+    """Write a checkpoint, atomically, and remove all but the newest `keep`.
+
+    Args:
+        config: anything JSON can hold, for those who read it later.
+    """
+    files = {POLICY: policy, TRAINING: save_tensors({k: v.cpu() for k, v in training.items()})}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    state = {"step": step, "sha256": sums, "config": config}
+    target = directory / f"step-{step:09d}"
+    unfinished = directory / f"{target.name}.tmp"
+    for left_over in (*directory.glob("*.tmp"), target):
+        shutil.rmtree(left_over, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, data in {**files, STATE: json.dumps(state, indent=1).encode()}.items():
+        with (unfinished / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    unfinished.rename(target)
+    _sync(directory)
+    for old in steps(directory)[:-keep]:
+        shutil.rmtree(directory / f"step-{old:09d}")
+    return target
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints, ascending."""
+    names = [_NAME.fullmatch(path.name) for path in directory.glob("step-*")]
+    return sorted(int(match[1]) for match in names if match)
+
+
+def latest(directory: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint; damaged ones are skipped with a warning."""
+    for step in reversed(steps(directory)):
+        path = directory / f"step-{step:09d}"
+        try:
+            return load(path)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged and was skipped: %s", path, error)
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        OSError, ValueError, KeyError: it is incomplete or damaged.
+    """
+    state = json.loads((path / STATE).read_bytes())
+    files = {name: (path / name).read_bytes() for name in (POLICY, TRAINING)}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+            raise ValueError(f"{name} does not match its checksum ({len(data)} bytes)")
+    return Checkpoint(state["step"], files[POLICY], load_tensors(files[TRAINING]), state["config"])
+
+
+def pack(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as bytes, to be sent to other ranks; without the config."""
+    policy = torch.frombuffer(bytearray(checkpoint.policy), dtype=torch.uint8)
+    return save_tensors({**checkpoint.training, POLICY: policy, STATE: torch.tensor(checkpoint.step)})
+
+
+def unpack(data: bytes) -> Checkpoint:
+    """Inverse of `pack`."""
+    tensors = load_tensors(data)
+    policy, step = tensors.pop(POLICY), tensors.pop(STATE)
+    return Checkpoint(int(step), policy.numpy().tobytes(), tensors, {})
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,47 @@
+"""What the ranks of one training say to each other. With one rank, nothing is said."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join(address: str, rank: int, world: int, device: str, timeout_s: float = 300.0) -> None:
+    """Make this process one rank of a group; leave it with `torch.distributed.destroy_process_group()`.
+
+    Args:
+        address: where the ranks meet, the same for all: `tcp://host:port` or `file:///path`.
+        timeout_s: how long a rank waits for the others before it gives up with an error.
+    """
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(
+        backend, init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def average(tensor: Tensor, world: int) -> None:
+    """Replace a tensor by its mean over all ranks."""
+    if world > 1:
+        dist.all_reduce(tensor)
+        tensor /= world
+
+
+def from_first(data: bytes, device: str) -> bytes:
+    """The bytes that rank 0 gave; what the others give is ignored."""
+    size = torch.tensor(len(data), device=device)
+    dist.broadcast(size, src=0)
+    content = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0:
+        content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    dist.broadcast(content, src=0)
+    return content.cpu().numpy().tobytes()
+
+
+def any_of(flag: bool, world: int, device: str) -> bool:
+    """True on every rank as soon as it is on one."""
+    if world == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags)
+    return int(flags) > 0

@@ -1,0 +1,50 @@
+"""Configuration of the episode store."""
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How episodes are stored and read; validated when it is made.
+
+    Raises:
+        ValueError: a value is out of range; the message holds it.
+    """
+
+    url: str | None = field(default=None, repr=False)
+    """redis://, rediss:// or unix://; None: a Redis of the run's own. May hold a password: never shown."""
+    shards: int = 4
+    """P, for a namespace that is new; an existing one keeps the number it was made with."""
+    chunk_steps: int = 64
+    """K: an episode leaves the writer's process in chunks of so many steps."""
+    compression: int = 1
+    """zstd level of the chunks, 1 to 19; 0 stores them as they are."""
+    byte_budget: int = 4 << 30
+    """Bytes of stored chunks, P equal shares. When they are used up, the oldest episodes that are no
+    demonstrations give way to new ones. Redis itself needs up to twice as much memory."""
+    cache_bytes: int = 1 << 30
+    """Bytes of decoded episodes that a reader keeps in its own memory."""
+    refresh_seconds: float = 1.0
+    """A sampler looks for new episodes at most this often."""
+    orphan_seconds: float = 3600.0
+    """Chunks of an uncommitted episode expire this long after the last of them was written."""
+    call_seconds: float = 10.0
+    """Redis is taken to be away when it does not answer a call for so long."""
+    patience_seconds: float = 60.0
+    """A call is repeated for so long while Redis is away, before it fails."""
+    max_connections: int = 8
+    """Connections per client; threads beyond that wait for one."""
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "chunk_steps", "byte_budget", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"replay.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("cache_bytes", "refresh_seconds", "patience_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"replay.{name} must be finite and not negative, not {getattr(self, name)}")
+        for name in ("orphan_seconds", "call_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"replay.{name} must be finite and positive, not {getattr(self, name)}")
+        if not 0 <= self.compression <= 19:
+            raise ValueError(f"replay.compression must be a zstd level from 0 to 19, not {self.compression}")

@@ -1,0 +1,55 @@
+"""What a reader knows of the store's contents: ids and lengths by source, kept up to date by differences."""
+
+from collections.abc import Mapping, Sequence
+
+from replay.episode import SOURCES
+from replay.keys import shard_of
+from replay.sampling import Stratum
+
+
+class Index:
+    """Ids and lengths of all committed episodes, as of the last `apply`."""
+
+    def __init__(self, shards: int) -> None:
+        self.clocks = [0] * shards
+        """Per shard, the time up to which its changes are known."""
+        self._lengths: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
+        self._strata: dict[str, Stratum] = {}
+
+    def apply(self, shard: int, reply: Sequence[object]) -> None:
+        """Take in what `scripts.CHANGES` says of a shard, its indices in the order of `SOURCES`."""
+        clock, everything, removed, *indices = reply
+        assert isinstance(clock, bytes)
+        assert isinstance(removed, list)
+        self.clocks[shard] = int(clock)
+        if everything:
+            self._clear(shard)
+        for id in removed:
+            self.forget(id.decode())
+        for source, entries in zip(SOURCES, indices, strict=True):
+            assert isinstance(entries, list)
+            for entry in entries:
+                id, length = entry.decode().split(":")
+                self._lengths[source][id] = int(length)
+            if entries:
+                self._strata.pop(source, None)
+
+    def forget(self, id: str) -> None:
+        """Leave out an episode that is no longer there."""
+        for source, lengths in self._lengths.items():
+            if lengths.pop(id, None) is not None:
+                self._strata.pop(source, None)
+
+    def strata(self) -> Mapping[str, Stratum]:
+        """What `sampling.draw` draws from, one stratum per source."""
+        for source in SOURCES:
+            if source not in self._strata:
+                self._strata[source] = Stratum.of(self._lengths[source])
+        return self._strata
+
+    def _clear(self, shard: int) -> None:
+        shards = len(self.clocks)
+        for source, lengths in self._lengths.items():
+            kept = {id: length for id, length in lengths.items() if shard_of(id, shards) != shard}
+            self._lengths[source] = kept
+        self._strata.clear()

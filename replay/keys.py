@@ -1,0 +1,71 @@
+"""Every Redis key of the store, a function each.
+
+All keys of a shard carry the hash tag {namespace:shard}, so that they share a slot of a Redis Cluster and one
+script may touch them together.
+"""
+
+import re
+import zlib
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+
+
+def check_namespace(namespace: str) -> str:
+    """The namespace itself.
+
+    Raises:
+        ValueError: it holds a character that could forge a key, or is empty or too long.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(f"namespace must match {_NAMESPACE.pattern}, not {namespace!r}")
+    return namespace
+
+
+def shard_of(episode_id: str, shards: int) -> int:
+    """The shard that an episode lives in: the same in every process."""
+    return zlib.crc32(episode_id.encode()) % shards
+
+
+def layout(namespace: str) -> str:
+    """Hash: what every client of the namespace must agree on (`shards`)."""
+    return f"{{{namespace}}}:layout"
+
+
+def tasks(namespace: str) -> str:
+    """Hash: task name -> its spec."""
+    return f"{{{namespace}}}:tasks"
+
+
+def tag(namespace: str, shard: int) -> str:
+    """The hash tag of a shard, which its keys are made from."""
+    return f"{{{namespace}:{shard}}}"
+
+
+def episodes(tag: str) -> str:
+    """Hash: episode id -> record. An episode is committed if and only if it is in here."""
+    return f"{tag}:episodes"
+
+
+def index(tag: str, source: str) -> str:
+    """Sorted set of one source: `<id>:<length>`, scored by the time of its commit."""
+    return f"{tag}:index:{source}"
+
+
+def removed(tag: str) -> str:
+    """Sorted set: ids of removed episodes, scored by the time of their removal."""
+    return f"{tag}:removed"
+
+
+def totals(tag: str) -> str:
+    """Hash of counters and of the shard's clock; see scripts.py."""
+    return f"{tag}:totals"
+
+
+def chunks(tag: str, episode_id: str, token: str) -> str:
+    """Hash: number of a chunk -> its bytes, of one writer of one episode."""
+    return f"{chunks_prefix(tag)}{episode_id}:{token}"
+
+
+def chunks_prefix(tag: str) -> str:
+    """What the chunk keys of a shard begin with; the rest is `<id>:<token>`."""
+    return f"{tag}:chunks:"

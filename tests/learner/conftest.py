@@ -1,0 +1,115 @@
+"""Episodes of real tasks in memory, and a tiny policy that trains in seconds."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.task import Task, load_task
+from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
+from learner.normalize import measure
+from learner.policy import DiffusionPolicy
+from learner.train import Draw
+from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Episode, EpisodeMeta, Segment
+
+TINY = PolicyConfig(widths=(8, 16), groups=2, heads=2, token_size=8, diffusion_steps=20, sampling_steps=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on many threads, and sums are in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def collect(task: Task, seed: int, noise: float) -> Episode:
+    """One episode of the expert, whose executed action carries noise; the label has none."""
+    env, rng = task.make(), np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    expert = task.expert(env, rng)
+    assert expert is not None
+    rows: list[dict[str, Any]] = []
+    ended = False
+    while not ended:
+        label = expert()
+        action = (label + noise * rng.standard_normal(label.shape)).astype(np.float32)
+        row = {OBSERVATION_PREFIX + key: value for key, value in observation.items()}
+        observation, reward, terminated, truncated, info = env.step(action)
+        rows.append(row | {ACTION: action, EXPERT_ACTION: label, REWARD: np.float32(reward)})
+        ended = terminated or truncated
+    arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    meta = EpisodeMeta(f"demo.{task.spec.name}.{seed}", task.spec.name, seed, "demo")
+    return Episode(meta, info["outcome"], arrays)
+
+
+def cut(episode: Episode, now: int, before: int, after: int) -> Segment:
+    """The segment of an episode around one step."""
+    start, end = max(0, now - before), min(episode.length, now + after + 1)
+    arrays = {name: array[start:end] for name, array in episode.arrays.items()}
+    return Segment(episode.meta, episode.length, start, now, 1.0, arrays)
+
+
+def drawer(episodes: list[Episode], seed: int) -> Draw:
+    """A `draw` for the training loop, over episodes in memory."""
+
+    def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
+        rng = np.random.default_rng((seed, step))
+        chosen = [episodes[i] for i in rng.integers(len(episodes), size=count)]
+        return [cut(episode, int(rng.integers(episode.length)), before, after) for episode in chosen]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def counting() -> list[Episode]:
+    return [collect(load_task("counting"), seed, noise=0.0) for seed in range(12)]
+
+
+@pytest.fixture(scope="session")
+def returning() -> list[Episode]:
+    return [collect(load_task("return_point"), seed, noise=0.1) for seed in range(12)]
+
+
+@pytest.fixture(name="cut")
+def cut_fixture() -> Callable[[Episode, int, int, int], Segment]:
+    return cut
+
+
+@pytest.fixture
+def tiny() -> LearnerConfig:
+    """A training of a few seconds with everything in it."""
+    return LearnerConfig(
+        policy=TINY, curriculum=CurriculumConfig("progressive", ramp=0.5), steps=24, batch_size=4, warmup=4,
+        publish_every=10, checkpoint_every=8, report_every=6,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def policy(returning: list[Episode]) -> DiffusionPolicy:
+    """Untrained, with fitted ranges, in evaluation mode."""
+    torch.manual_seed(0)
+    spec = load_task("return_point").spec
+    made = DiffusionPolicy(TINY, spec)
+    made.fit(measure(returning, spec))
+    return made.eval()
+
+
+@pytest.fixture
+def arguments(returning: list[Episode], tmp_path: Path) -> dict[str, Any]:
+    """Keyword arguments of `train` for the episodes of return_point."""
+    spec = load_task("return_point").spec
+    return {
+        "spec": spec,
+        "seed": 3,
+        "draw": drawer(returning, seed=3),
+        "ranges": lambda: measure(returning, spec),
+        "publish": lambda version, data: None,
+        "report": lambda progress: None,
+        "should_stop": lambda: False,
+        "checkpoints": tmp_path,
+    }

@@ -1,0 +1,44 @@
+import math
+
+import numpy as np
+import pytest
+
+from learner.config import CurriculumConfig
+from learner.curriculum import length
+
+
+def lengths(config: CurriculumConfig, seed: int = 5, total: int = 1000, longest: int = 64) -> list[int]:
+    return [length(config, seed, step, total, longest) for step in range(total)]
+
+
+def test_fixed_is_always_the_longest() -> None:
+    assert set(lengths(CurriculumConfig("fixed"))) == {64}
+
+
+@pytest.mark.parametrize("ramp", [0.25, 0.5, 1.0])
+def test_progressive_reaches_what_its_definition_says(ramp: float) -> None:
+    got = lengths(CurriculumConfig("progressive", ramp=ramp, full=1.0))
+    assert got == [math.ceil(64 * min(1, (step + 1) / (ramp * 1000))) for step in range(1000)]
+
+
+@pytest.mark.parametrize("kind", ["progressive", "sprinkle"])
+def test_draws_follow_the_written_formula(kind: str) -> None:
+    config = CurriculumConfig(kind, ramp=0.5, full=0.8)  # type: ignore[arg-type]
+    for step in range(0, 1000, 7):
+        reach = 64 if kind == "sprinkle" else math.ceil(64 * min(1, (step + 1) / 500))
+        u, v = np.random.default_rng((9, step)).random(2)
+        assert length(config, 9, step, 1000, 64) == (reach if u < 0.8 else 1 + math.floor(v * reach))
+
+
+def test_sprinkle_is_full_four_times_in_five_and_reaches_every_length() -> None:
+    got = lengths(CurriculumConfig("sprinkle", full=0.8), total=4000)
+    assert 0.77 < got.count(64) / len(got) < 0.83
+    assert set(got) == set(range(1, 65))
+
+
+def test_seeds_differ() -> None:
+    assert lengths(CurriculumConfig("sprinkle"), seed=1) != lengths(CurriculumConfig("sprinkle"), seed=2)
+
+
+def test_one_step_of_context_is_always_one() -> None:
+    assert set(lengths(CurriculumConfig("progressive"), total=50, longest=1)) == {1}
