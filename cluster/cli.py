@@ -12,6 +12,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from cluster.ray_auth import choose_ray_auth
+
 P = ParamSpec("P")
 
 app = typer.Typer(
@@ -148,6 +150,7 @@ def _run(config: Any, run: Any, address: str | None) -> None:
         run = create_run(config)
     else:
         run.lock()
+    choose_ray_auth(address)
     from cluster import launch as launching
 
     raise typer.Exit(launching.launch(config, run, address))
@@ -173,12 +176,14 @@ def evaluate(
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
     """
     from cluster.config import ConfigError
-    from cluster.evaluate import evaluate_checkpoint
 
     try:
         lengths = None if context is None else [int(length) for length in context.split(",")]
     except ValueError:
         raise ConfigError(f"--context takes numbers such as 1,8,64, not {context!r}") from None
+    choose_ray_auth(None)
+    from cluster.evaluate import evaluate_checkpoint
+
     evaluate_checkpoint(checkpoint, task, lengths, episodes, seed, settings or [], as_json=as_json)
 
 

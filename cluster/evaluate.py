@@ -81,7 +81,7 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
         reference = ray.put(weights)
-        dispatcher = Dispatcher(start_actors(config, None, None), orders)
+        dispatcher = Dispatcher(start_actors(config, None), orders)
         total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
         shown = bar.add_task("", total=total)
         while not orders.idle:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from cluster.config import ConfigError, RunConfig, without_password
 from cluster.dispatch import MAX_FAILURES, Dispatcher, RunFailed
 from cluster.orders import Orders
 from cluster.progress import Progress
-from cluster.roles import ALWAYS_BACK, Handle, LearnerRank, MetricsHub, RolloutActor, start
+from cluster.roles import ALWAYS_BACK, HUB, Handle, LearnerRank, MetricsHub, RolloutActor, start
 from cluster.runs import Run
 from cluster.services import ServiceError, redis_server
 from cluster.view import watching
@@ -119,14 +118,10 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
     """Be connected to a Ray cluster: the one at that address, or one of our own that ends with us."""
     options: dict[str, Any] = {"namespace": f"longview-{os.getpid()}", "log_to_driver": False}
     if address is None:
-        # Explicit: without a mode, Ray would write a token into the home folder.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         cpus = max(os.cpu_count() or 1, config.actors.count + config.learners)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         options |= {"address": address}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -167,9 +162,9 @@ class Roles:
 @contextmanager
 def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Iterator[Roles]:
     """All roles of a run; they are gone when the context ends."""
-    hub = start(MetricsHub, config.monitoring.host, config.monitoring.port, **ALWAYS_BACK)
+    hub = start(MetricsHub, config.monitoring.host, config.monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
-    roles = Roles(hub, board, start_actors(config, store, hub))
+    roles = Roles(hub, board, start_actors(config, store))
     try:
         yield roles
     finally:
@@ -177,9 +172,12 @@ def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Iterator
             ray.kill(role)
 
 
-def start_actors(config: RunConfig, store: tuple[str, str] | None, hub: Handle) -> list[Handle]:
+def start_actors(config: RunConfig, store: tuple[str, str] | None) -> list[Handle]:
     """The rollout actors."""
-    return [RolloutActor.remote(config, f"actor-{index}", store, hub) for index in range(config.actors.count)]
+    return [
+        start(RolloutActor, config, f"actor-{index}", store, num_cpus=1, max_restarts=-1)
+        for index in range(config.actors.count)
+    ]
 
 
 class Training:
@@ -209,7 +207,6 @@ class Training:
                 self._run.checkpoints.absolute(),
                 self._store,
                 self._roles.board,
-                self._roles.hub,
             )
             for rank in self._roles.learners
         ]
@@ -286,7 +283,7 @@ def _supervise(
             if last_version is not None and weights.newest == last_version:
                 orders.conclude(last_version, progress.evaluated(last_version))
                 progress.enter("evaluate")
-            elif published is not None and last_version is None:
+            elif published is not None and published < config.learner.steps:
                 orders.published(published)
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest

@@ -19,6 +19,11 @@ Handle = Any
 """A handle on a Ray actor; Ray does not type them."""
 
 
+HUB = "hub"
+"""Name under which every other role finds the metrics hub. Not by handle: an actor whose constructor was
+given one cannot be restarted once that handle is gone."""
+
+
 def start(role: type, *arguments: Any, **options: Any) -> Handle:
     """Start a role as a Ray actor.
 
@@ -57,13 +62,12 @@ class MetricsHub:
 class RolloutActor:
     """M simulators and the policy that acts in them."""
 
-    def __init__(self, config: RunConfig, name: str, store: tuple[str, str] | None, hub: Handle) -> None:
+    def __init__(self, config: RunConfig, name: str, store: tuple[str, str] | None) -> None:
         """
         Args:
             config: the run's.
             name: this actor's, the same after a restart.
-            store: URL and namespace; None where nothing is collected.
-            hub: the metrics hub; None reports to nobody.
+            store: URL and namespace; None where nothing is collected, and nothing reported.
         """
         self._session: Any = None
         self._version: int | None = None
@@ -75,7 +79,7 @@ class RolloutActor:
             name=name,
             execute=config.learner.policy.execute,
             store=None if store is None else EpisodeStore.connect(*store, config.replay),
-            report=lambda message: hub.report.remote(message) if hub is not None else None,
+            report=_report if store is not None else lambda _: None,
         )
 
     def work(self, order: Order, newest: int | None, weights: list[Any]) -> Result:
@@ -128,7 +132,6 @@ class LearnerRank:
         checkpoints: Path,
         store: tuple[str, str],
         board: Handle,
-        hub: Handle,
     ) -> int:
         """Train from the newest checkpoint on, until the last step or until stopped.
 
@@ -138,7 +141,6 @@ class LearnerRank:
             checkpoints: their folder, which every rank 0 to come must reach.
             store: URL and namespace.
             board: takes the weights.
-            hub: takes the metrics.
 
         Returns:
             The last published version.
@@ -152,7 +154,7 @@ class LearnerRank:
 
         episodes = EpisodeStore.connect(*store, config.replay)
         spec = load_task(config.task).spec
-        reporter = _LearnerReporter(hub, f"rank-{self._rank}", config, max(steps(checkpoints), default=0))
+        reporter = _LearnerReporter(f"rank-{self._rank}", config, max(steps(checkpoints), default=0))
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device)
         try:
@@ -190,11 +192,13 @@ class LearnerRank:
 class _LearnerReporter:
     """Turns the learner's progress into running totals."""
 
-    def __init__(self, hub: Handle, name: str, config: RunConfig, resumed_at: int) -> None:
-        self._hub, self._name = hub, name
+    def __init__(self, name: str, config: RunConfig, resumed_at: int) -> None:
+        self._name = name
         self._incarnation = time.time_ns()
         self._totals = Totals()
         self._samples = resumed_at * config.learner.batch_size * config.learners
+        self._totals.set("longview_learner_step", resumed_at)
+        self._send()
 
     def report(self, progress: Any) -> None:
         totals = self._totals
@@ -204,4 +208,11 @@ class _LearnerReporter:
         totals.set("longview_learner_step", progress.step)
         for length, loss in progress.loss_by_context.items():
             totals.set("longview_loss", loss, context_length=length)
-        self._hub.report.remote(encode_report("learner", self._name, self._incarnation, totals))
+        self._send()
+
+    def _send(self) -> None:
+        _report(encode_report("learner", self._name, self._incarnation, self._totals))
+
+
+def _report(message: bytes) -> None:
+    ray.get_actor(HUB).report.remote(message)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import quote
 
 START_SECONDS: Final = 60.0
 """A server may take so long until it answers, with its data loaded."""
@@ -55,7 +56,7 @@ def redis_server(data: Path) -> Iterator[str]:
             server = _spawn([executable, *_options(path, data)], log, keep_open=lock)
         try:
             _wait_until_ready(server, path, data / "redis.log")
-            yield f"unix://{path}"
+            yield f"unix://{quote(str(path))}"
         finally:
             _stop(server)
     finally:

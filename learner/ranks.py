@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.checkpoint import Checkpoint, pack, unpack
+
 
 def join(address: str, rank: int, world: int, device: str, timeout_s: float = 300.0) -> None:
     """Make this process one rank of a group; leave it with `torch.distributed.destroy_process_group()`.
@@ -27,15 +29,16 @@ def average(tensor: Tensor, world: int) -> None:
         tensor /= world
 
 
-def from_first(data: bytes, device: str) -> bytes:
-    """The bytes that rank 0 gave; what the others give is ignored."""
-    size = torch.tensor(len(data), device=device)
-    dist.broadcast(size, src=0)
-    content = torch.zeros(int(size), dtype=torch.uint8, device=device)
-    if dist.get_rank() == 0:
-        content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    dist.broadcast(content, src=0)
-    return content.cpu().numpy().tobytes()
+def from_first(checkpoint: Checkpoint | None, world: int, device: str) -> Checkpoint:
+    """The checkpoint that rank 0 gave, on every rank; the others give none."""
+    data = pack(checkpoint) if checkpoint else b""
+    if world > 1:
+        size = torch.tensor(len(data), device=device)
+        dist.broadcast(size, src=0)
+        content = torch.frombuffer(bytearray(data or int(size)), dtype=torch.uint8).to(device)
+        dist.broadcast(content, src=0)
+        data = content.cpu().numpy().tobytes()
+    return unpack(data)
 
 
 def any_of(flag: bool, world: int, device: str) -> bool:

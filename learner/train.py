@@ -90,13 +90,8 @@ def train(
         ValueError: the checkpoint found is of another policy configuration or task.
     """
     torch.set_float32_matmul_precision("high")
-    start = (
-        _start(config, spec, seed, ranges, checkpoints)
-        if rank == 0
-        else checkpoint.Checkpoint(0, b"-", {}, {})
-    )
-    if world > 1:
-        start = checkpoint.unpack(ranks.from_first(checkpoint.pack(start), device))
+    found = _start(config, spec, seed, ranges, checkpoints) if rank == 0 else None
+    start = ranks.from_first(found, world, device)
     average = policy_from_bytes(start.policy, device)
     policy = deepcopy(average).train()
     weights, gradients = flatten(policy)

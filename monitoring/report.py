@@ -45,12 +45,12 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
     """Draw success over context length, with 95% intervals, as a PNG.
 
     Args:
-        success: counts by context length; at least one.
+        success: counts by context length; those without episodes are left out.
         chance: success rate of a policy without memory, drawn as a line.
         path: the file to write.
     """
     figure, axes = _figure()
-    rows = list(_rows(success))
+    rows = [row for row in _rows(success) if row["episodes"]]
     positions, rates = range(len(rows)), [row["rate"] for row in rows]
     reach = [[row["rate"] - row["low"] for row in rows], [row["high"] - row["rate"] for row in rows]]
     axes.plot(positions, rates, color=BLUE, linewidth=1.6, alpha=0.45, zorder=2)
@@ -126,7 +126,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], chance: float | None
 
     plots = []
     for task, success in summary["success"].items():
-        if success:
+        if any(counts["episodes"] for counts in success.values()):
             plots.append(run_dir / f"success-{task}.png")
             success_plot(success, chance, plots[-1])
     if summary["history"]:

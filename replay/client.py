@@ -23,6 +23,8 @@ from replay.errors import StoreError, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
 
+SCHEMES = ("redis", "rediss", "unix")
+
 PROBE_SECONDS = 5.0
 """A first connection is tried for so long, each attempt at most `PROBE_CALL_SECONDS` a reply."""
 PROBE_CALL_SECONDS = 2.0
@@ -30,8 +32,10 @@ PROBE_CALL_SECONDS = 2.0
 
 def redact(url: str) -> str:
     """The URL as it may be shown: never a password, whatever else is wrong with it."""
-    scheme, separator, _ = url.partition("://")
-    hidden = f"{scheme}://***" if separator and scheme.isalnum() else "***"
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        return "***"
+    hidden = f"{scheme}://***"
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -42,7 +46,7 @@ def redact(url: str) -> str:
         return hidden
     user = "***@" if "@" in parts.netloc else ""
     host = f"{parts.hostname or ''}:{port}" if port else parts.hostname or ""
-    return f"{parts.scheme}://{user}{host}{parts.path}"
+    return f"{scheme}://{user}{host}{parts.path}"
 
 
 class Client:
@@ -95,6 +99,9 @@ class Client:
 
     def _connect(self, url: str, connections: int, seconds: float) -> "Redis":
         try:
+            if self.shown.endswith("***"):
+                # What is behind the mask could be taken for a host and show up in an error.
+                raise ValueError
             pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections,

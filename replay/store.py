@@ -174,7 +174,7 @@ class EpisodeStore:
             raise UnknownEpisode(f"episode {id!r} was removed while it was read")
         try:
             arrays = join_chunks([decode_chunk(stored[number]) for number in sorted(stored, key=int)])
-            if {len(array) for array in arrays.values()} != {record.length}:
+            if any(len(array) != record.length for array in arrays.values()):
                 raise CodecError(f"chunks do not add up to {record.length} steps")
         except CodecError as error:
             raise CodecError(f"episode {id}: {error}") from None

@@ -58,9 +58,11 @@ class EpisodeWriter:
         row = self._rows
         for name, array in step.items():
             buffer = buffers[name]
-            if array.shape != buffer.shape[1:] or array.dtype != buffer.dtype:
+            fits = isinstance(array, ARRAYS) and array.dtype == buffer.dtype and array.shape == buffer.shape[1:]
+            if not fits:
                 self._refuse(step)
             buffer[row] = array
+        self._buffers = buffers
         self._rows += 1
 
     def commit(self, outcome: str) -> bool:
@@ -122,13 +124,12 @@ class EpisodeWriter:
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
         rows = self._config.chunk_steps
-        self._buffers = {name: np.empty((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
-        return self._buffers
+        return {name: np.empty((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
         where = f"episode {self._record.meta.id}, step {self._steps}"
         try:
-            validate_step(step, self._spec)
+            validate_step({name: np.asarray(array) for name, array in step.items()}, self._spec)
         except EpisodeError as error:
             raise EpisodeError(f"{where}: {error}") from None
         raise EpisodeError(f"{where}: {EXPERT_ACTION} must be in all steps of an episode or in none")

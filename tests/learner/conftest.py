@@ -31,8 +31,8 @@ def collect(task: Task, seed: int, noise: float) -> Episode:
     """One episode of the expert, whose executed action carries noise; the label has none."""
     env, rng = task.make(), np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
+    assert task.expert is not None
     expert = task.expert(env, rng)
-    assert expert is not None
     rows: list[dict[str, Any]] = []
     ended = False
     while not ended:

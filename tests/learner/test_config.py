@@ -55,7 +55,7 @@ def test_images_are_refused() -> None:
         (PolicyConfig, {"dropout": 1.0}, r"dropout .* not 1\.0"),
         (CurriculumConfig, {"kind": "random"}, "not 'random'"),
         (CurriculumConfig, {"ramp": 0.0}, r"ramp .* not 0\.0"),
-        (LearnerConfig, {"warmup": 10, "steps": 10}, "warmup 10 .* steps 10"),
+        (LearnerConfig, {"warmup": 10, "steps": 10}, "warmup 10 .*steps 10"),
         (LearnerConfig, {"mix": {"demos": 1.0}}, r"\['demos'\]"),
         (LearnerConfig, {"mix": {"demo": 0.0}}, "positive sum"),
         (LearnerConfig, {"batch_size": 0}, "batch_size must be positive, not 0"),

@@ -25,8 +25,8 @@ def play() -> Callable[..., Played]:
 def _play(task: Task, env: Environment, seed: int, noise: float = 0.0) -> Played:
     rng = np.random.default_rng((seed, 2))
     observation, info = env.reset(seed=seed)
+    assert task.expert is not None
     expert = task.expert(env, rng)
-    assert expert is not None
     observations, rewards = [observation], []
     terminated = truncated = False
     while not (terminated or truncated):

@@ -42,9 +42,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         load_task("zzz")
 
 
-@pytest.mark.filterwarnings("ignore:.*A Box (observation|action) space (maximum|minimum) value:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*Not able to test alternative render modes:UserWarning")
 def test_it_is_a_gymnasium_environment(name: str) -> None:
     env = gymnasium.make(f"actors.tasks:longview/{IDS[name]}-v0")
     check_env(env.unwrapped)

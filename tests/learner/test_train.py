@@ -1,0 +1,192 @@
+"""The golden loss curve is refreshed, after a change that is meant to alter it, with
+
+    LONGVIEW_REFRESH_GOLDEN=1 pytest tests/learner/test_train.py -k golden
+"""
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from learner import checkpoint
+from learner.config import CurriculumConfig, LearnerConfig
+from learner.curriculum import length
+from learner.policy import policy_from_bytes, policy_to_bytes
+from learner.train import Progress, TrainingDiverged, ema_decay, flatten, learning_rate, prepared, train
+from learner.windows import Batch
+from replay.episode import Segment
+
+GOLDEN = Path(__file__).with_name("golden_loss.json")
+
+
+def test_golden_loss_curve(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    config = replace(tiny, steps=40, report_every=2)
+    reports: list[Progress] = []
+    train(config, **arguments | {"report": reports.append})
+    curve = [report.loss for report in reports if report.step % 2 == 0]
+    if os.environ.get("LONGVIEW_REFRESH_GOLDEN"):
+        GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
+    np.testing.assert_allclose(curve, json.loads(GOLDEN.read_text()), rtol=1e-3)
+
+
+def weights_of(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    path = directory / f"step-{step:09d}"
+    return load_file(path / checkpoint.TRAINING) | load_file(path / checkpoint.POLICY)
+
+
+def stop_at(step: int) -> Callable[[], bool]:
+    asked = itertools.count(1)
+    return lambda: next(asked) == step
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resumed_run_ends_bit_for_bit_the_same(
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, damaged: bool
+) -> None:
+    """Stopped at step 13, after a checkpoint at 8; with dropout, and with the newest checkpoint damaged."""
+    config = replace(tiny, policy=replace(tiny.policy, dropout=0.2))
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, **arguments | {"checkpoints": one})
+    train(config, **arguments | {"checkpoints": two, "should_stop": stop_at(13)})
+    assert checkpoint.steps(two) == [8, 13]
+    if damaged:
+        (two / "step-000000013" / checkpoint.TRAINING).write_bytes(b"")
+    torch.manual_seed(99)
+    published: list[int] = []
+
+    def no_ranges() -> dict[str, Any]:
+        raise AssertionError("a resumed run keeps its ranges")
+
+    train(
+        config,
+        **arguments
+        | {"checkpoints": two, "ranges": no_ranges, "publish": lambda version, data: published.append(version)},
+    )
+    assert published == ([8] if damaged else [13]) + [10] * damaged + [20, 24]
+    straight, resumed = weights_of(one, 24), weights_of(two, 24)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_checkpoint_of_another_policy_is_refused(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    train(replace(tiny, steps=5), **arguments)
+    wider = replace(tiny, policy=replace(tiny.policy, widths=(16, 16)))
+    with pytest.raises(ValueError, match=r"another policy: .*\(8, 16\).* not .*\(16, 16\)"):
+        train(wider, **arguments)
+
+
+def test_what_is_published_reported_and_saved(
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    published: dict[int, bytes] = {}
+    reports: list[Progress] = []
+    average = train(tiny, **arguments | {"publish": published.__setitem__, "report": reports.append})
+    assert list(published) == [10, 20, 24]
+    assert published[24] == policy_to_bytes(average)
+    assert policy_from_bytes(published[10]).config == tiny.policy
+    assert checkpoint.steps(tmp_path) == [8, 16, 24]
+    assert (tmp_path / "step-000000024" / checkpoint.POLICY).read_bytes() == published[24]
+    assert [report.step for report in reports] == [6, 8, 10, 12, 16, 18, 20, 24]
+    assert [report.samples for report in reports] == [4 * report.step for report in reports]
+    assert reports[-1].learning_rate == learning_rate(tiny, 23)
+    for report in reports:
+        assert report.loss_by_context.keys() <= {1, 8, 16, 24, 32, 48, 64}
+        assert report.gradient_norm > 0
+        assert report.data_wait_s >= 0
+        assert report.out_of_range == 0
+
+
+def test_draws_ask_for_what_the_step_needs(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    asked: list[tuple[int, ...]] = []
+    draw = arguments["draw"]
+
+    def recording(*request: int) -> list[Segment]:
+        asked.append(request)
+        segments: list[Segment] = draw(*request)
+        return segments
+
+    train(tiny, **arguments | {"draw": recording})
+    contexts = [length(tiny.curriculum, 3, step, tiny.steps, 64) for step in range(tiny.steps)]
+    assert asked == [(step, contexts[step] - 1, 13, 4) for step in range(tiny.steps)]
+
+
+def test_diverging_stops_before_anything_is_published(
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    draw = arguments["draw"]
+
+    def poisoned(step: int, before: int, after: int, count: int) -> list[Segment]:
+        segments: list[Segment] = draw(step, before, after, count)
+        if step < 9:
+            return segments
+        action = np.full_like(segments[0].arrays["expert_action"], np.nan)
+        return [replace(segments[0], arrays={**segments[0].arrays, "expert_action": action}), *segments[1:]]
+
+    published: list[int] = []
+    with pytest.raises(TrainingDiverged, match=r"loss nan .* steps up to 10"):
+        train(tiny, **arguments | {"draw": poisoned, "publish": lambda version, data: published.append(version)})
+    assert published == []
+    assert checkpoint.steps(tmp_path) == [8]
+
+
+def test_an_error_while_drawing_ends_the_training(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    def failing(step: int, before: int, after: int, count: int) -> list[Segment]:
+        raise ConnectionError("the store is away")
+
+    with pytest.raises(ConnectionError, match="the store is away"):
+        train(tiny, **arguments | {"draw": failing})
+
+
+def test_training_learns_to_act_as_the_expert(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    config = replace(
+        tiny, steps=300, batch_size=32, warmup=20, learning_rate=4e-3, curriculum=CurriculumConfig("fixed"),
+        policy=replace(tiny.policy, context_length=4, dropout=0.0), publish_every=300, checkpoint_every=300,
+    )  # fmt: skip
+    reports: list[Progress] = []
+    train(config, **arguments | {"report": reports.append})
+    assert reports[-1].loss < 0.5 * reports[0].loss
+
+
+def test_batches_come_in_order_and_the_thread_ends() -> None:
+    def prepare(step: int) -> Batch:
+        return Batch({}, np.full((1, step), True), np.zeros((1, 1, 1), np.float32), np.ones((1, 1), np.bool_))
+
+    batches = prepared(prepare, range(5, 12))
+    assert next(batches).length == 5
+    assert [batch.length for batch in batches] == [6, 7, 8, 9, 10, 11]
+    unfinished = prepared(prepare, range(100))
+    next(unfinished)
+    unfinished.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_schedules(tiny: LearnerConfig) -> None:
+    config = replace(tiny, steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 1e-3
+    assert ema_decay(config, 0) == 0
+    assert ema_decay(config, 99) == pytest.approx(1 - 100**-0.75)
+    assert ema_decay(config, 10**9) == 0.9999
+
+
+def test_flat_weights_are_the_modules_own() -> None:
+    module = torch.nn.Linear(3, 2)
+    before = torch.cat([module.weight.flatten(), module.bias])
+    weights, gradients = flatten(module)
+    assert torch.equal(weights, before)
+    module(torch.ones(1, 3)).sum().backward()
+    assert gradients.tolist() == [1.0] * 8
+    weights.data.zero_()
+    assert module(torch.ones(1, 3)).eq(0).all()

@@ -1,0 +1,119 @@
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitoring.report import learning_plot, success_plot, wilson_interval, write_report
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "expected"),
+    [
+        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_wilson_gives_the_published_values(
+    successes: int, episodes: int, expected: tuple[float, float]
+) -> None:
+    assert wilson_interval(successes, episodes) == pytest.approx(expected, abs=5e-5)
+    low, high = wilson_interval(episodes - successes, episodes)
+    assert (1 - high, 1 - low) == pytest.approx(expected, abs=5e-5)
+
+
+def test_wilson_at_the_ends() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(7, 7)[1] == 1.0
+    narrow, wide = wilson_interval(5, 10, confidence=0.5), wilson_interval(5, 10, confidence=0.99)
+    assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("successes", [-1, 11])
+def test_wilson_refuses_impossible_counts(successes: int) -> None:
+    with pytest.raises(ValueError, match=f"between 0 and the 10 episodes, not {successes}"):
+        wilson_interval(successes, 10)
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    counts = {1: 50, 8: 61, 64: 97}
+    return {
+        "run": "night <1>",
+        "task": "return_point",
+        "seed": 17,
+        "success": {"return_point": {str(t): {"successes": k, "episodes": 100} for t, k in counts.items()}},
+        "policy_version": 12000,
+        "history": [
+            {"version": version, "context_length": length, "successes": successes, "episodes": 100}
+            for length, successes in counts.items()
+            for version in (6000, 12000)
+        ],
+        "phases": {"collect": 30.0, "train": 3690.0},
+        "environment_steps": 744000,
+        "config": {"seed": 17, "learner": {"horizon": 16, "curriculum": {"kind": "progressive"}}},
+        "status": "finished",
+    }
+
+
+def test_the_report_is_one_file_that_holds_everything(tmp_path: Path, summary: dict[str, Any]) -> None:
+    page = write_report(tmp_path, summary, chance=0.5).read_text()
+    assert "night &lt;1&gt;" in page
+    assert "night <1>" not in page
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "64 97% 92% – 99% 97 / 100" in text
+    assert "1 50% 40% – 60% 50 / 100" in text
+    assert text.index("8 61%") < text.index("64 97%")
+    for expected in (
+        "return_point · finished · policy version 12,000 · seed 17",
+        "train 1:01:30",
+        "in all 1:02:00",
+        "744,000 simulated steps, 200 per second",
+        "learner.curriculum.kind=progressive",
+    ):
+        assert expected in text
+    embedded = [base64.b64decode(png) for png in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert embedded == [
+        (tmp_path / name).read_bytes() for name in ("success-return_point.png", "learning.png")
+    ]
+    assert all(png.startswith(PNG) for png in embedded)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_a_run_that_stopped_before_its_first_evaluation_has_a_report(
+    tmp_path: Path, summary: dict[str, Any]
+) -> None:
+    summary |= {"success": {}, "history": [], "phases": {}, "status": "interrupted", "environment_steps": 0}
+    page = write_report(tmp_path, summary).read_text()
+    assert "Nothing has been evaluated." in page
+    assert "<img" not in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_a_context_length_without_episodes_is_shown_as_such(tmp_path: Path, summary: dict[str, Any]) -> None:
+    nothing = {"successes": 0, "episodes": 0}
+    summary["success"]["return_point"]["32"] = nothing
+    summary["history"].append({"version": 6000, "context_length": 32, **nothing})
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(tmp_path, summary).read_text()))
+    assert "32 – – 0" in text
+    summary["success"]["return_point"] = {"1": nothing}
+    summary["history"] = []
+    assert "<img" not in write_report(tmp_path, summary).read_text()
+
+
+def test_plots_are_pngs_and_differ_with_their_data(tmp_path: Path, summary: dict[str, Any]) -> None:
+    success = summary["success"]["return_point"]
+    pictures = []
+    for chance in (None, 0.5):
+        success_plot(success, chance, tmp_path / "plot.png")
+        pictures.append((tmp_path / "plot.png").read_bytes())
+    learning_plot(summary["history"], tmp_path / "plot.png")
+    pictures.append((tmp_path / "plot.png").read_bytes())
+    assert all(picture.startswith(PNG) for picture in pictures)
+    assert len(set(pictures)) == 3

@@ -1,0 +1,480 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from actors.tasks import counting
+from replay import keys
+from replay.episode import OUTCOMES, SOURCES, ArraySpec, EpisodeMeta, TaskSpec, episode_id, validate_episode
+from replay.errors import CodecError, EpisodeError, StoreError, StoreFull, StoreUnavailable, UnknownEpisode
+from replay.stats import Count
+from replay.store import EpisodeStore
+
+Connect = Callable[..., EpisodeStore]
+StartRedis = Callable[..., "subprocess.Popen[bytes]"]
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def chunk_keys(redis: Redis, namespace: str) -> list[bytes]:
+    return list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))
+
+
+# Tasks
+
+
+def test_tasks(connect: Connect, spec: TaskSpec) -> None:
+    store = connect()
+    store.register(replace(spec, name="another"))
+    store.register(spec)
+    assert connect().tasks() == ["another", "walk"]
+    assert connect().spec("walk") == spec
+
+
+def test_another_spec_of_the_same_name_is_refused(connect: Connect, spec: TaskSpec) -> None:
+    changed = replace(spec, observation={**spec.observation, "position": ArraySpec((3,))})
+    for store in (connect(), connect()):
+        with pytest.raises(StoreError, match=r"walk is .*observation.position.shape = \(2,\), not \(3,\)"):
+            store.register(changed)
+        with pytest.raises(StoreError, match=r"observation.camera = .*, not None"):
+            store.register(replace(spec, observation={"position": ArraySpec((2,))}))
+
+
+def test_an_unknown_task_is_named(connect: Connect) -> None:
+    with pytest.raises(StoreError, match="task run is not registered in this store; registered: walk"):
+        connect().writer(EpisodeMeta("x", "run", 0, "demo"))
+
+
+# Writing and reading
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 23])
+def test_round_trip(connect: Connect, spec: TaskSpec, begin: Any, step: Any, length: int) -> None:
+    store = connect()
+    writer = begin(store, 1)
+    for number in range(length):
+        writer.append(step(number))
+        assert store.ids() == []
+    assert writer.commit("wrong")
+    episode = connect().read("rollout.walk.000000001")
+    validate_episode(episode, spec)
+    assert (episode.outcome, episode.length) == ("wrong", length)
+    assert episode.meta == EpisodeMeta("rollout.walk.000000001", "walk", 1, "rollout", (3, 4), 8)
+    assert episode.arrays["reward"].tolist() == list(range(length))
+    assert episode.arrays["observation.camera"][:, 3, 3, 2].tolist() == list(range(length))
+    assert not episode.arrays["action"].flags.writeable
+
+
+def test_what_is_there(connect: Connect, write: Any) -> None:
+    store = connect()
+    ids = [write(store, number, source=source) for source in SOURCES for number in (3, 1, 2)]
+    assert store.ids() == sorted(ids)
+    assert store.ids("dagger") == [episode_id("dagger", "walk", number) for number in (1, 2, 3)]
+    assert len(store) == 12
+    assert ids[0] in store
+    assert "rollout.walk.000000009" not in store
+    with pytest.raises(UnknownEpisode, match=r"rollout\.walk\.000000009"):
+        store.read("rollout.walk.000000009")
+
+
+def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace: str) -> None:
+    write(store := connect(), 1)
+    assert EpisodeStore.connect(url, namespace + "0", store._config).ids() == []
+
+
+def test_clients_agree_on_the_number_of_shards(connect: Connect, write: Any) -> None:
+    ids = [write(connect(shards=3), number) for number in range(9)]
+    assert connect(shards=7).ids() == ids
+    assert {len(store._tags) for store in (connect(shards=3), connect(shards=7))} == {3}
+
+
+def test_a_step_that_does_not_fit_is_refused(connect: Connect, begin: Any, step: Any) -> None:
+    writer = begin(connect(), 1)
+    with pytest.raises(EpisodeError, match=r"float32\[2\], expected float32\[3\]"):
+        writer.append(step(0) | {"action": np.zeros(2, np.float32)})
+
+
+def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
+    store = connect()
+    expected: dict[tuple[str, str], Count] = {}
+    for number in range(24):
+        source, outcome = SOURCES[number % 4], OUTCOMES[number % 3]
+        writer = begin(store, number, source)
+        for row in range(number + 1):
+            writer.append(step(row))
+        writer.commit(outcome)
+        size = sum(map(len, stored_chunks(store, writer).values()))
+        before = expected.get((source, outcome), Count())
+        expected[source, outcome] = before + Count(1, number + 1, size)
+    stats = connect().stats()
+    assert stats.committed == expected
+    assert stats.total == sum(expected.values(), Count())
+    for source in SOURCES:
+        counts = [count for (from_, _), count in expected.items() if from_ == source]
+        assert stats.stored[source] == sum(counts, Count())
+
+
+def stored_chunks(store: EpisodeStore, writer: Any) -> dict[bytes, bytes]:
+    record = writer._record
+    key = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token)
+    return cast(dict[bytes, bytes], store._redis.hgetall(key))
+
+
+# Commit, exactly once
+
+
+def test_a_lost_reply_changes_nothing(
+    connect: Connect, begin: Any, step: Any, lossy: Any, redis: Redis, namespace: str
+) -> None:
+    proxy, proxied = lossy
+    store = connect(proxied)
+    for number in range(3):
+        writer = begin(store, number)
+        for row in range(6):
+            proxy.lose.set()
+            writer.append(step(row))
+        proxy.lose.set()
+        assert writer.commit("success")
+    proxy.lose.clear()
+    assert proxy.lost >= 6
+    assert store.stats().committed[("rollout", "success")].episodes == 3
+    assert store.stats().committed[("rollout", "success")].steps == 18
+    assert len(chunk_keys(redis, namespace)) == 3
+    assert store.read("rollout.walk.000000002").arrays["reward"].tolist() == list(range(6))
+
+
+def test_the_first_of_two_writers_wins(
+    connect: Connect, begin: Any, step: Any, redis: Redis, namespace: str
+) -> None:
+    one, other, late = (begin(connect(), 1) for _ in range(3))
+    for number in range(9):
+        one.append(step(number))
+        other.append(step(100 + number))
+        if number < 5:
+            late.append(step(200 + number))
+    assert other.commit("success")
+    assert not one.commit("failure")
+    for number in range(5, 9):
+        late.append(step(200 + number))
+    late.abort()
+    store = connect()
+    assert store.read("rollout.walk.000000001").arrays["reward"].tolist() == list(range(100, 109))
+    assert list(store.stats().committed) == [("rollout", "success")]
+    (left,) = chunk_keys(redis, namespace)
+    assert redis.ttl(left) == -1
+
+
+def test_many_writers_at_once(connect: Connect, step: Any, begin: Any, redis: Redis, namespace: str) -> None:
+    store = connect()
+
+    def work(worker: int) -> int:
+        committed = 0
+        for number in range(12):
+            writer = begin(store, number)
+            for row in range(6):
+                writer.append(step(1000 * worker + row))
+            committed += writer.commit("success")
+        return committed
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(work, range(16))) == 12
+    assert store.stats().committed[("rollout", "success")].episodes == 12
+    assert len(chunk_keys(redis, namespace)) == 12
+    for id in store.ids():
+        rewards = store.read(id).arrays["reward"]
+        assert (rewards - rewards[0]).tolist() == list(range(6))
+
+
+def test_a_write_that_arrives_late_does_no_harm(
+    connect: Connect, begin: Any, step: Any, redis: Redis, namespace: str
+) -> None:
+    store = connect()
+    writer = begin(store, 1)
+    for number in range(6):
+        writer.append(step(number))
+    writer.commit("success")
+    writer._sink.put(0, b"late")
+    (key,) = chunk_keys(redis, namespace)
+    assert redis.ttl(key) == -1
+    assert store.read("rollout.walk.000000001").length == 6
+
+
+def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespace: str, url: str) -> None:
+    program = """if True:
+        import sys, time
+        import numpy as np
+        from replay.config import StoreConfig
+        from replay.episode import EpisodeMeta
+        from replay.store import EpisodeStore
+
+        config = StoreConfig(chunk_steps=4, orphan_seconds=2.0)
+        store = EpisodeStore.connect(sys.argv[1], sys.argv[2], config)
+        writer = store.writer(EpisodeMeta("killed", "walk", 0, "rollout"))
+        arrays = store.spec("walk").arrays()
+        for _ in range(10):
+            writer.append({name: np.zeros(spec.shape, spec.dtype) for name, spec in arrays.items()})
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    store = connect()
+    with subprocess.Popen([sys.executable, "-c", program, url, namespace], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+    assert len(chunk_keys(redis, namespace)) == 1
+    assert store.ids() == []
+    assert "killed" not in store
+    until(lambda: not chunk_keys(redis, namespace))
+    assert store.stats().committed == {}
+
+
+def test_a_commit_after_its_chunks_expired_says_so(
+    connect: Connect, begin: Any, step: Any, redis: Redis
+) -> None:
+    store = connect(orphan_seconds=0.05)
+    writer = begin(store, 1)
+    for number in range(10):
+        writer.append(step(number))
+    until(lambda: not stored_chunks(store, writer))
+    with pytest.raises(
+        StoreError, match=r"of 2 chunks before the last, 0 are left; .*orphan_seconds \(0.05\)"
+    ):
+        writer.commit("success")
+    assert store.ids() == []
+
+
+# Byte budget
+
+
+def sizes(store: EpisodeStore) -> int:
+    return store.stats().total.bytes
+
+
+def test_the_oldest_that_are_no_demonstrations_give_way(
+    connect: Connect, write: Any, redis: Redis, namespace: str
+) -> None:
+    store = connect(shards=1)
+    demos = [write(store, number, source="demo") for number in range(3)]
+    write(store, 0)
+    budget = sizes(store) + 2 * (sizes(store) // 4)
+    small = connect(byte_budget=budget)
+    for number in range(1, 9):
+        write(small, number, source="dagger" if number % 2 else "rollout")
+        assert sizes(small) <= budget
+    assert store.ids("demo") == demos
+    assert [*store.ids("rollout"), *store.ids("dagger")] == [
+        episode_id(source, "walk", number)
+        for source, number in [("rollout", 6), ("rollout", 8), ("dagger", 7)]
+    ]
+    stats = store.stats()
+    assert stats.total.episodes == len(store.ids()) == len(chunk_keys(redis, namespace)) == 6
+    assert stats.total.bytes == sum(count.bytes for count in stats.stored.values())
+    assert stats.committed[("rollout", "success")].episodes == 5
+    assert stats.committed[("dagger", "success")].episodes == 4
+
+
+def test_an_evicted_episode_does_not_come_back(connect: Connect, write: Any, begin: Any, step: Any) -> None:
+    write(store := connect(shards=1), 0)
+    small = connect(byte_budget=sizes(store))
+    write(small, 1)
+    again = begin(small, 0)
+    again.append(step(0))
+    assert not again.commit("success")
+    assert small.ids() == ["rollout.walk.000000001"]
+    assert small.stats().committed[("rollout", "success")].episodes == 2
+
+
+def test_full(connect: Connect, write: Any, begin: Any, step: Any) -> None:
+    store = connect(shards=1)
+    write(store, 0, source="import")
+    write(store, 0)
+    small = connect(byte_budget=sizes(store))
+    writer = begin(small, 1)
+    for number in range(50):
+        writer.append(step(number))
+    with pytest.raises(StoreFull, match=r"no room for episode rollout\.walk\.000000001 of \d+ bytes"):
+        writer.commit("success")
+    assert len(store.ids()) == 2, "an episode that cannot fit must not evict others"
+
+
+# Sampling
+
+
+def test_segments_of_counting_are_continuous(url: str, namespace: str, connect: Connect) -> None:
+    store = connect(chunk_steps=8)
+    store.register(counting.spec)
+    for seed in range(20):
+        env = counting.make()
+        observation, _ = env.reset(seed=seed)
+        expert = counting.expert(env, np.random.default_rng(0))
+        writer = store.writer(EpisodeMeta(f"demo.counting.{seed}", "counting", seed, "demo"))
+        ended = False
+        while not ended:
+            action, seen = expert(), observation
+            observation, reward, ended, _, info = env.step(action)
+            step = {"observation.count": seen["count"], "action": action, "reward": np.array(reward, np.float32)}
+            writer.append(step)
+        assert writer.commit(info["outcome"])
+    segments = store.sample({"demo": 1}, 400, 16, 8, np.random.default_rng(0))
+    assert len(segments) == 400
+    for segment in segments:
+        whole = store.read(segment.meta.id).arrays["observation.count"][:, 0]
+        assert segment.episode_length == len(whole)
+        assert segment.start == max(0, segment.now - 16)
+        counts = segment.arrays["observation.count"][:, 0]
+        assert counts.tolist() == whole[segment.start : segment.now + 9].tolist()
+        assert (np.diff(counts) == 1).all()
+        assert segment.arrays["action"][:, 0].tolist() == counts.tolist()
+        assert segment.arrays["reward"].tolist() == [1.0] * len(counts)
+
+
+def test_samples_follow_from_contents_and_generator(connect: Connect, write: Any) -> None:
+    one = connect(shards=3)
+    for number in (5, 2, 9):
+        write(one, number, length=number)
+    write(one, 1, source="demo")
+    mix = {"demo": 1.0, "rollout": 3.0}
+    first = one.sample(mix, 64, 2, 3, np.random.default_rng(3))
+    again = connect(cache_bytes=0).sample(mix, 64, 2, 3, np.random.default_rng(3))
+    assert [(s.meta, s.now, s.start, s.probability) for s in first] == [
+        (s.meta, s.now, s.start, s.probability) for s in again
+    ]
+    assert all((a.arrays["reward"] == b.arrays["reward"]).all() for a, b in zip(first, again, strict=True))
+    probability = {segment.meta.source: segment.probability for segment in first}
+    assert probability == {"demo": pytest.approx(0.25 / 10), "rollout": pytest.approx(0.75 / 16)}
+
+
+def test_an_empty_store_says_so(connect: Connect) -> None:
+    with pytest.raises(
+        StoreError, match=r"no episodes to draw from: mix is {'demo': 1}, episodes stored are"
+    ):
+        connect().sample({"demo": 1}, 1, 0, 0, np.random.default_rng(0))
+
+
+def test_a_sampler_sees_new_episodes_at_its_next_refresh(connect: Connect, write: Any) -> None:
+    writer, eager, lazy = connect(), connect(), connect(refresh_seconds=1000.0)
+    drawn = {}
+    for number in range(2):
+        write(writer, number)
+        for name, store in (("eager", eager), ("lazy", lazy)):
+            segments = store.sample({"rollout": 1}, 100, 0, 0, np.random.default_rng(0))
+            drawn[name] = {segment.meta.seed for segment in segments}
+    assert drawn == {"eager": {0, 1}, "lazy": {0}}
+
+
+def test_a_removal_does_not_break_a_sampler(connect: Connect, write: Any) -> None:
+    store = connect(shards=1)
+    for number in range(4):
+        write(store, number)
+    stale = connect(refresh_seconds=1000.0, cache_bytes=0)
+    rng = np.random.default_rng(0)
+    assert len(stale.sample({"rollout": 1}, 50, 1, 1, rng)) == 50
+    small = connect(byte_budget=sizes(store))
+    for number in range(4, 7):
+        write(small, number)
+    segments = stale.sample({"rollout": 1}, 50, 1, 1, rng)
+    assert [segment.meta.seed for segment in segments] == [3] * 50
+
+
+def test_an_episode_removed_in_the_middle_of_a_read(
+    connect: Connect, write: Any, redis: Redis, namespace: str
+) -> None:
+    id = write(store := connect(), 1)
+    redis.delete(*chunk_keys(redis, namespace))
+    with pytest.raises(UnknownEpisode, match="was removed while it was read"):
+        store.read(id)
+
+
+def test_a_reader_that_missed_removals_starts_anew(
+    connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay.store.REMOVED_LISTED", 2)
+    store, reader = connect(shards=1), connect()
+    for number in range(3):
+        write(store, number)
+    assert len(reader.ids()) == 3
+    small = connect(byte_budget=sizes(store))
+    for number in range(3, 9):
+        write(small, number)
+        if number in (3, 8):
+            assert reader.ids() == [
+                episode_id("rollout", "walk", left) for left in range(number - 2, number + 1)
+            ]
+
+
+def test_a_reader_notices_that_everything_is_gone(
+    connect: Connect, write: Any, redis: Redis, namespace: str
+) -> None:
+    store, reader = connect(), connect()
+    write(store, 1)
+    assert len(reader.ids()) == 1
+    redis.delete(*(key for key in redis.scan_iter(f"{{{namespace}:*", count=10_000)))
+    assert reader.ids() == []
+    write(store, 2)
+    assert reader.ids() == ["rollout.walk.000000002"]
+
+
+def test_a_damaged_episode_is_named(connect: Connect, write: Any, redis: Redis, namespace: str) -> None:
+    id = write(store := connect(), 1)
+    (key,) = chunk_keys(redis, namespace)
+    chunk = redis.hget(key, "1")
+    assert isinstance(chunk, bytes)
+    redis.hset(key, "1", chunk[:-1] + bytes([chunk[-1] ^ 1]))
+    with pytest.raises(CodecError, match=rf"episode {id}: chunk is damaged"):
+        store.read(id)
+    redis.hdel(key, "1")
+    with pytest.raises(CodecError, match=rf"episode {id}: chunks do not add up to 10 steps"):
+        store.read(id)
+
+
+# Redis away
+
+
+def test_redis_is_killed_and_comes_back(
+    connect: Connect, write: Any, begin: Any, step: Any, start_redis: StartRedis, socket_path: Path
+) -> None:
+    options = [
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket_path),
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+    ]
+    server = start_redis(*options)
+    store = connect(f"unix://{socket_path}")
+    hasty = connect(f"unix://{socket_path}", patience_seconds=0.2)
+    ids = [write(store, number) for number in range(5)]
+    waiting, giving_up = begin(store, 5), begin(hasty, 6)
+    for number in range(6):
+        waiting.append(step(number))
+        giving_up.append(step(number))
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    with pytest.raises(StoreUnavailable, match=r"committing episode rollout\.walk\.000000006"):
+        giving_up.commit("success")
+    with ThreadPoolExecutor(1) as pool:
+        committed = pool.submit(waiting.commit, "success")
+        start_redis(*options)
+        assert committed.result(20)
+    assert giving_up.commit("success")
+    assert store.ids() == hasty.ids() == [*ids, "rollout.walk.000000005", "rollout.walk.000000006"]
+    for id in store.ids():
+        assert store.read(id).arrays["reward"].tolist() == list(range(store.read(id).length))
+    assert store.stats().committed[("rollout", "success")].episodes == 7
