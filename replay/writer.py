@@ -10,6 +10,8 @@ from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from replay.errors import EpisodeError
 
+_ARRAYS = (np.ndarray, np.generic)
+
 
 @dataclass(frozen=True)
 class Sink:
@@ -58,8 +60,11 @@ class EpisodeWriter:
         row = self._rows
         for name, array in step.items():
             buffer = buffers[name]
-            fits = isinstance(array, ARRAYS) and array.dtype == buffer.dtype and array.shape == buffer.shape[1:]
-            if not fits:
+            if (
+                not isinstance(array, _ARRAYS)
+                or array.dtype != buffer.dtype
+                or array.shape != buffer.shape[1:]
+            ):
                 self._refuse(step)
             buffer[row] = array
         self._buffers = buffers

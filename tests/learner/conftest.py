@@ -17,6 +17,18 @@ from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Ep
 
 TINY = PolicyConfig(widths=(8, 16), groups=2, heads=2, token_size=8, diffusion_steps=20, sampling_steps=4)
 
+TINY_TRAINING = LearnerConfig(
+    policy=TINY,
+    curriculum=CurriculumConfig("progressive", ramp=0.5),
+    steps=24,
+    batch_size=4,
+    warmup=4,
+    publish_every=10,
+    checkpoint_every=8,
+    report_every=6,
+)
+"""A training of a second with everything in it."""
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -82,11 +94,7 @@ def cut_fixture() -> Callable[[Episode, int, int, int], Segment]:
 
 @pytest.fixture
 def tiny() -> LearnerConfig:
-    """A training of a few seconds with everything in it."""
-    return LearnerConfig(
-        policy=TINY, curriculum=CurriculumConfig("progressive", ramp=0.5), steps=24, batch_size=4, warmup=4,
-        publish_every=10, checkpoint_every=8, report_every=6,
-    )  # fmt: skip
+    return TINY_TRAINING
 
 
 @pytest.fixture

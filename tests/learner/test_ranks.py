@@ -1,23 +1,51 @@
-"""Two ranks in plain processes, over gloo."""
+"""Two ranks in plain processes, over gloo; what each does is in two_ranks.py."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
-from torch import Tensor
+from safetensors.torch import load_file
 
-from learner import ranks
-from learner.checkpoint import Checkpoint
-from learner.config import LearnerConfig
-from learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
-from learner.train import flatten, train
-from learner.windows import Batch, build
-from replay.episode import Episode, Segment
+from learner import checkpoint
 
-Cut = Callable[[Episode, int, int, int], Segment]
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks together, and one alone, wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-W", "error", str(SCRIPT), f"file://{folder}/meeting"]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(world), str(folder)])
+        for rank, world in ((0, 2), (1, 2), (0, 1))
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return folder
+
+
+def test_two_halves_give_the_gradient_of_the_whole_batch(out: Path) -> None:
+    first, second, alone = (
+        load_file(out / f"gradients-{name}")["gradients"] for name in ("0-of-2", "1-of-2", "0-of-1")
+    )
+    assert torch.equal(first, second)
+    assert alone.abs().max() > 1e-3
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_both_ranks_end_with_the_same_weights(out: Path) -> None:
+    assert (out / "straight-0").read_bytes() == (out / "straight-1").read_bytes()
+
+
+def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path) -> None:
+    assert checkpoint.steps(out / "resumed") == [13, 16, 24]
+    straight = (out / "straight-0").read_bytes()
+    assert (out / "resumed-0").read_bytes() == straight
+    assert (out / "resumed-1").read_bytes() == straight

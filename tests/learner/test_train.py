@@ -1,6 +1,6 @@
 """The golden loss curve is refreshed, after a change that is meant to alter it, with
 
-    LONGVIEW_REFRESH_GOLDEN=1 pytest tests/learner/test_train.py -k golden
+LONGVIEW_REFRESH_GOLDEN=1 pytest tests/learner/test_train.py -k golden
 """
 
 import itertools
@@ -69,7 +69,11 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(
     train(
         config,
         **arguments
-        | {"checkpoints": two, "ranges": no_ranges, "publish": lambda version, data: published.append(version)},
+        | {
+            "checkpoints": two,
+            "ranges": no_ranges,
+            "publish": lambda version, data: published.append(version),
+        },
     )
     assert published == ([8] if damaged else [13]) + [10] * damaged + [20, 24]
     straight, resumed = weights_of(one, 24), weights_of(two, 24)
@@ -133,7 +137,9 @@ def test_diverging_stops_before_anything_is_published(
 
     published: list[int] = []
     with pytest.raises(TrainingDiverged, match=r"loss nan .* steps up to 10"):
-        train(tiny, **arguments | {"draw": poisoned, "publish": lambda version, data: published.append(version)})
+        train(
+            tiny, **arguments | {"draw": poisoned, "publish": lambda version, data: published.append(version)}
+        )
     assert published == []
     assert checkpoint.steps(tmp_path) == [8]
 

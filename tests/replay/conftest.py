@@ -95,7 +95,9 @@ def begin() -> Begin:
     """Begins the number-th episode of a source."""
 
     def begin(store: EpisodeStore, number: int, source: str = "rollout") -> EpisodeWriter:
-        return store.writer(EpisodeMeta(episode_id(source, "walk", number), "walk", number, source, (3, 4), 8))
+        return store.writer(
+            EpisodeMeta(episode_id(source, "walk", number), "walk", number, source, (3, 4), 8)
+        )
 
     return begin
 

@@ -58,7 +58,9 @@ def test_no_password_is_ever_shown(password: str, form: str) -> None:
     assert secret not in redact(form.format(secret))
 
 
-@pytest.mark.parametrize("url", [f"redis://:{SECRET}/x@host", f"redis://a:1/{SECRET}@host", f"http://:{SECRET}@host", SECRET])
+@pytest.mark.parametrize(
+    "url", [f"redis://:{SECRET}/x@host", f"redis://a:1/{SECRET}@host", f"http://:{SECRET}@host", SECRET]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     assert "expected redis://, rediss:// or unix://" in refused(url)
 

@@ -326,7 +326,11 @@ def test_segments_of_counting_are_continuous(url: str, namespace: str, connect: 
         while not ended:
             action, seen = expert(), observation
             observation, reward, ended, _, info = env.step(action)
-            step = {"observation.count": seen["count"], "action": action, "reward": np.array(reward, np.float32)}
+            step = {
+                "observation.count": seen["count"],
+                "action": action,
+                "reward": np.array(reward, np.float32),
+            }
             writer.append(step)
         assert writer.commit(info["outcome"])
     segments = store.sample({"demo": 1}, 400, 16, 8, np.random.default_rng(0))
