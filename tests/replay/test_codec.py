@@ -140,6 +140,12 @@ def test_a_decompression_bomb_does_not_go_off() -> None:
         tracemalloc.stop()
 
 
+def test_nothing_may_follow_the_compressed_body() -> None:
+    body = msgpack.packb({"a": ["uint8", [1], b"\1"]})
+    with pytest.raises(CodecError):
+        decode_chunk(forge(zstandard.compress(body) + b"more", 1, len(body)))
+
+
 def test_other_versions_and_codecs_are_named() -> None:
     whole = encode_chunk({"a": np.zeros(1, np.uint8)}, 0)
     with pytest.raises(CodecError, match="expected a chunk of version 1, found b'LVC' version 2"):

@@ -1,0 +1,188 @@
+"""Rollouts on the counting task, where any gap, repeat or swap shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
+from actors.task import load_task
+from replay.episode import EpisodeMeta
+
+TASK = load_task("counting")
+EXECUTE = 8
+
+
+class Notes:
+    """A recorder that keeps what it is given."""
+
+    def __init__(self, meta: EpisodeMeta) -> None:
+        self.meta, self.steps, self.outcome, self.aborted = meta, [], "", False
+
+    def append(self, step: Mapping[str, Any]) -> None:
+        self.steps.append(dict(step))
+
+    def commit(self, outcome: str) -> bool:
+        self.outcome = outcome
+        return True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        return np.stack([step[name] for step in self.steps])[:, 0]
+
+
+class Counter:
+    """A policy that answers with the counts to come, and checks that it is told everything once."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.seen: dict[int, float] = {}
+
+    def act(
+        self,
+        slots: Sequence[int],
+        new_frames: Sequence[Mapping[str, NDArray[Any]]],
+        executed: Sequence[NDArray[np.float32]],
+        reset: NDArray[np.bool_],
+        context_length: int,
+        rng: np.random.Generator,
+    ) -> NDArray[np.float32]:
+        assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset)
+        self.calls.append(len(slots))
+        for slot, frames, actions, fresh in zip(slots, new_frames, executed, reset, strict=True):
+            counts = frames["count"][:, 0]
+            first = counts[0] if fresh else self.seen[slot] + 1
+            assert counts.tolist() == list(range(int(first), int(first) + len(counts)))
+            assert len(actions) == len(counts) - fresh
+            # The actions answer the frames before the newest, and so the one from the last call.
+            assert actions[:, 0].tolist() == [count - 1 for count in counts[len(counts) - len(actions) :]]
+            self.seen[slot] = counts[-1]
+        now = np.array([frames["count"][-1] for frames in new_frames])
+        return (now + np.arange(EXECUTE)).astype(np.float32)[..., None]
+
+
+def assignments(count: int, **kwargs: Any) -> list[Assignment]:
+    return [Assignment(EpisodeMeta(f"demo.{i}", "counting", i, "demo"), **kwargs) for i in range(count)]
+
+
+def play(
+    todo: list[Assignment], policy: Policy | None, simulators: int = 4, clock: Clock | None = None
+) -> tuple[list[EpisodeEnd], list[Notes]]:
+    notes: list[Notes] = []
+
+    def record(meta: EpisodeMeta) -> Notes:
+        notes.append(Notes(meta))
+        return notes[-1]
+
+    ends = rollout(
+        TASK,
+        [TASK.make() for _ in range(simulators)],
+        todo,
+        policy=policy,
+        context_length=4,
+        execute=EXECUTE,
+        record=record,
+        rng=np.random.default_rng(0),
+        clock=clock or Clock(),
+    )
+    return list(ends), notes
+
+
+def length_of(seed: int) -> int:
+    env, steps = TASK.make(), 0
+    env.reset(seed=seed)
+    while True:
+        steps += 1
+        if env.step(np.zeros(1, np.float32))[2]:
+            return steps
+
+
+@pytest.mark.parametrize("simulators", [1, 4, 30])
+def test_every_episode_is_recorded_whole_and_once(simulators: int) -> None:
+    clock = Clock()
+    ends, notes = play(assignments(20), Counter(), simulators, clock)
+    assert sorted(int(end.meta.seed) for end in ends) == list(range(20))
+    assert {end.outcome for end in ends} == {"success"}
+    for note in notes:
+        counts = note.column("observation.count")
+        assert len(counts) == length_of(note.meta.seed)
+        assert counts.tolist() == list(range(int(counts[0]), int(counts[0]) + len(counts)))
+        assert note.column("action").tolist() == counts.tolist()
+        assert note.outcome == "success"
+    assert clock.steps == sum(end.steps for end in ends) == sum(len(note.steps) for note in notes)
+
+
+def test_one_batched_decision_serves_all_simulators_for_t_a_steps() -> None:
+    policy = Counter()
+    play(assignments(4), policy)
+    decisions = [-(-length_of(seed) // EXECUTE) for seed in range(4)]
+    assert len(policy.calls) == max(decisions)
+    assert sum(policy.calls) == sum(decisions)
+
+
+def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:
+    todo = assignments(12, beta=0.5, noise=0.1, label=True)
+    _, few = play(todo, Zero(), simulators=1)
+    _, many = play(todo, Zero(), simulators=5)
+    for one, other in zip(few, sorted(many, key=lambda note: note.meta.seed), strict=True):
+        assert one.column("action").tolist() == other.column("action").tolist()
+
+
+class Zero:
+    """Always answers zero, whatever happens."""
+
+    def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
+        return np.zeros((len(slots), EXECUTE, 1), np.float32)
+
+
+def test_the_expert_alone_needs_no_policy_and_its_noise_is_not_in_the_label() -> None:
+    _, notes = play(assignments(5, beta=1.0, noise=1e-6, label=True), None)
+    for note in notes:
+        counts = note.column("observation.count")
+        assert note.column("expert_action").tolist() == counts.tolist()
+        assert not np.allclose(note.column("action"), counts, atol=1e-3)
+
+
+def test_beta_mixes_expert_and_policy_by_decision() -> None:
+    _, notes = play(assignments(60, beta=0.5, label=True), Zero())
+    shares = []
+    for note in notes:
+        by_expert = note.column("action") != 0
+        starts = range(0, len(by_expert), EXECUTE)
+        assert all(len(set(by_expert[start : start + EXECUTE].tolist())) == 1 for start in starts)
+        shares += [bool(by_expert[start]) for start in starts]
+    assert 0.35 < np.mean(shares) < 0.65
+
+
+def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
+    notes: list[Notes] = []
+
+    def record(meta: EpisodeMeta) -> Notes:
+        notes.append(Notes(meta))
+        return notes[-1]
+
+    ends = rollout(
+        TASK,
+        [TASK.make() for _ in range(3)],
+        assignments(9),
+        policy=Counter(),
+        context_length=1,
+        execute=EXECUTE,
+        record=record,
+        rng=np.random.default_rng(0),
+        clock=Clock(),
+    )
+    first = next(ends)
+    ends.close()  # type: ignore[attr-defined]
+    finished = [note for note in notes if note.outcome]
+    assert first.meta in [note.meta for note in finished]
+    assert [note.aborted for note in notes] == [not note.outcome for note in notes]
+
+
+def test_a_policy_is_missed_where_one_is_needed() -> None:
+    with pytest.raises(ValueError, match="needs a policy"):
+        play(assignments(1), None)

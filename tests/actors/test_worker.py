@@ -1,0 +1,60 @@
+"""An actor's orders, against a real store and a real hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import ActorsConfig
+from actors.task import load_task
+from actors.worker import PURPOSES, Order, Worker, episode_seed
+from cluster.services import redis_server
+from monitoring.hub import Hub
+from replay.config import StoreConfig
+from replay.store import EpisodeStore
+
+TASK = load_task("return_point")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EpisodeStore]:
+    with redis_server(tmp_path) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig(refresh_seconds=0))
+        store.register(TASK.spec)
+        yield store
+        store.close()
+
+
+def make_worker(store: EpisodeStore, hub: Hub) -> Worker:
+    return Worker(TASK, ActorsConfig(simulators=4), 7, "actor-0", 8, store, hub.report)
+
+
+def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
+    hub = Hub()
+    order = Order("demo", first=5, count=10, beta=1.0)
+    first = make_worker(store, hub).work(order, None)
+    assert first.outcomes == {"success": 10}
+    again = make_worker(store, hub).work(order, None)
+    assert (again.outcomes, again.steps) == ({}, 0)
+    assert store.ids("demo") == [f"demo.return_point.{index:09d}" for index in range(5, 15)]
+    assert store.stats().total.steps == first.steps
+    totals = hub.snapshot()
+    assert totals["longview_episodes_total"] == {("return_point", "demo", "success"): 10}
+    assert totals["longview_env_steps_total"] == {("return_point",): first.steps}
+
+
+def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
+    make_worker(store, Hub()).work(Order("demo", 0, 2, beta=1.0), None)
+    episode = store.read(store.ids("demo")[0])
+    noise = episode.arrays["action"] - episode.arrays["expert_action"]
+    inside = (abs(episode.arrays["expert_action"]) < 0.5).any(axis=1)
+    assert 0.05 < noise[inside].std() < 0.2
+
+
+def test_no_seed_is_both_trained_on_and_evaluated() -> None:
+    seeds = {purpose: {episode_seed(3, purpose, index) for index in range(2000)} for purpose in PURPOSES}
+    trained = seeds["demo"] | seeds["dagger"] | seeds["rollout"]
+    assert not trained & seeds["evaluation"]
+    assert len(seeds["demo"]) == len(seeds["evaluation"]) == 2000
+    assert all(seed % 2 for seed in seeds["evaluation"])
+    assert episode_seed(3, "demo", 1) != episode_seed(4, "demo", 1)

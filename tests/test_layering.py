@@ -1,0 +1,110 @@
+"""Who may import whom: the table of docs/architecture.md, held against every file's imports."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("actors", "cluster", "learner", "monitoring", "replay")
+
+PROJECT = {
+    "replay": (),
+    "monitoring": (),
+    "actors": ("replay", "monitoring"),
+    "learner": ("replay.episode", "monitoring"),
+    "cluster": ("replay", "monitoring", "actors", "learner"),
+}
+THIRD_PARTY = {
+    "replay": {"numpy", "redis", "msgpack", "zstandard"},
+    "monitoring": {"prometheus_client", "matplotlib", "jinja2"},
+    "actors": {"numpy", "gymnasium"},
+    "learner": {"numpy", "torch", "safetensors"},
+    "cluster": {"numpy", "pydantic", "ray", "rich", "torch", "typer", "yaml"},
+}
+SIMULATORS = {"robosuite", "mujoco"}
+"""Only below actors/tasks, and only inside functions."""
+LAZY = {"monitoring": {"matplotlib", "jinja2"}, "cluster": {"torch", "learner"}, "actors": SIMULATORS}
+"""Only inside functions."""
+
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports, and whether only when a function is called (or types are checked)."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for below in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        lazy = id(node) in inside
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", lazy
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "__import__"):
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant):
+                yield str(argument.value), lazy
+
+
+def breaches(path: Path) -> Iterator[str]:
+    folder = path.relative_to(ROOT).parts[0]
+    in_tasks = path.parent == ROOT / "actors" / "tasks"
+    for module, lazy in imports(path):
+        top = module.partition(".")[0]
+        allowed_here = THIRD_PARTY[folder] | (SIMULATORS if in_tasks else set())
+        if top in FOLDERS and top != folder:
+            if not any(module == name or module.startswith(f"{name}.") for name in PROJECT[folder]):
+                yield f"{folder} must not import {module}"
+        elif top != folder and top not in sys.stdlib_module_names and top not in allowed_here:
+            yield f"{folder} must not import {module}"
+        if top in LAZY.get(folder, set()) and not lazy and module != "learner.config.LearnerConfig":
+            yield f"{folder} may import {module} only inside a function"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_table(path: Path) -> None:
+    assert list(breaches(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("replay", "import torch"),
+        ("replay", "from actors.task import Task"),
+        ("learner", "from replay.store import EpisodeStore"),
+        ("learner", "import ray"),
+        ("actors", "from learner import policy"),
+        ("actors", "import robosuite"),
+        ("monitoring", "import matplotlib"),
+    ],
+)
+def test_a_breach_is_found(folder: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "wrong.py").write_text(line + "\n")
+    assert list(breaches(tmp_path / folder / "wrong.py"))
+
+
+def test_configs_and_specs_need_nothing_heavy() -> None:
+    script = """
+import sys
+for name in ("torch", "ray", "robosuite", "mujoco"):
+    sys.modules[name] = None
+from cluster.config import read_config
+from actors.task import load_task, task_names
+read_config(None)
+[load_task(name).spec for name in task_names()]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
