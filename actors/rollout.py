@@ -156,7 +156,7 @@ def rollout(
             running = [lane for lane in lanes if lane.assignment is not None]
             if not running:
                 return
-            _decide(running, policy, context_length, rng, clock)
+            _decide(running, task, policy, context_length, rng, clock)
             for offset in range(execute):
                 for lane in running:
                     if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
@@ -185,7 +185,12 @@ def _start(
 
 
 def _decide(
-    lanes: Sequence[_Lane], policy: Policy | None, context_length: int, rng: np.random.Generator, clock: Clock
+    lanes: Sequence[_Lane],
+    task: Task,
+    policy: Policy | None,
+    context_length: int,
+    rng: np.random.Generator,
+    clock: Clock,
 ) -> None:
     asking = []
     for lane in lanes:
@@ -201,7 +206,7 @@ def _decide(
     actions_BTA = policy.act(
         [lane.slot for lane in asking],
         [{key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]} for lane in asking],
-        [np.array(lane.executed, np.float32) for lane in asking],
+        [np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape)) for lane in asking],
         np.array([lane.fresh for lane in asking]),
         context_length,
         rng,

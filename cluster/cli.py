@@ -175,16 +175,19 @@ def evaluate(
 
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
     """
-    from cluster.config import ConfigError
+    from cluster.config import ConfigError, read_config
+    from cluster.runs import find_policy
 
     try:
         lengths = None if context is None else [int(length) for length in context.split(",")]
     except ValueError:
         raise ConfigError(f"--context takes numbers such as 1,8,64, not {context!r}") from None
+    file = find_policy(checkpoint)
+    read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
     from cluster.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(checkpoint, task, lengths, episodes, seed, settings or [], as_json=as_json)
+    evaluate_checkpoint(file, task, lengths, episodes, seed, settings or [], as_json=as_json)
 
 
 @app.command()

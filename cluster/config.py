@@ -121,7 +121,7 @@ def public_config(config: RunConfig) -> dict[str, Any]:
 
 
 def without_password(url: str) -> str:
-    """A URL that may be shown."""
+    """A URL that may be written down, and works again once the environment gives the password."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -187,6 +187,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def _checked(config: RunConfig) -> RunConfig:
+    if config.replay.url is not None and "password=" in config.replay.url:
+        raise ConfigError(
+            "replay.url: give a password as redis://user:password@host, percent-encoded, or in the "
+            f"environment as {PASSWORD_VARIABLE}; not as a parameter"
+        )
     try:
         spec = load_task(config.task).spec
         longest = config.learner.policy.horizon(spec).context

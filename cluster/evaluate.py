@@ -16,27 +16,9 @@ from cluster.orders import Evaluation, Orders
 from cluster.view import console, success_table
 from replay.episode import TaskSpec
 
-POLICY = "policy.safetensors"
-
-
-def find_policy(path: Path) -> Path:
-    """The weights that a path means: the file itself, that of a checkpoint, or a run's newest.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if path.is_file():
-        return path
-    for found in (path / POLICY, *sorted(path.glob(f"checkpoints/step-*/{POLICY}"), reverse=True)):
-        if re.fullmatch(r"step-\d+", found.parent.name) and found.exists():
-            return found
-    raise ConfigError(
-        f"{path} is no checkpoint: expected {POLICY}, or a folder that holds it, or a run's folder"
-    )
-
 
 def evaluate_checkpoint(
-    path: Path,
+    file: Path,
     task: str | None,
     lengths: Sequence[int] | None,
     episodes: int,
@@ -48,10 +30,8 @@ def evaluate_checkpoint(
     """Evaluate and print a table, or JSON in the shape of summary.json's `success`.
 
     Raises:
-        ConfigError: there is no such checkpoint, task or context length.
+        ConfigError: the file holds no policy, or the policy takes no such context length.
     """
-    file = find_policy(path)
-    # Here: it imports torch, and what was wrong up to now needs no torch to be said.
     from learner.policy import policy_from_bytes
 
     weights = file.read_bytes()

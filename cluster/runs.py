@@ -22,6 +22,7 @@ from cluster.services import redis_server
 from replay.store import EpisodeStore
 
 ROOT = Path("runs")
+POLICY = "policy.safetensors"
 
 
 class RunError(Exception):
@@ -144,6 +145,22 @@ def open_run(name: str | None, root: Path = ROOT) -> Run:
     known = ", ".join(file.parent.name for file in runs[-5:]) or "none yet"
     asked = f"no run {name!r}" if name is not None else "no run"
     raise RunError(f"{asked} in {root}/ (newest: {known})")
+
+
+def find_policy(path: Path) -> Path:
+    """The weights that a path means: the file itself, that of a checkpoint, or a run's newest.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if path.is_file():
+        return path
+    for found in (path / POLICY, *sorted(path.glob(f"checkpoints/step-*/{POLICY}"), reverse=True)):
+        if found.exists():
+            return found
+    raise ConfigError(
+        f"{path} is no checkpoint: expected {POLICY}, or a folder that holds it, or a run's folder"
+    )
 
 
 @contextmanager

@@ -67,16 +67,17 @@ class UNet(nn.Module):
         """The noise (B, T, A) in noisy actions at diffusion steps `step_B`."""
         step_B1E = self.step(sinusoid(step_B, self.norm.normalized_shape[0])).unsqueeze(1)
         memory_BSF = torch.cat((context.memory_BSF, self.memory(self.norm(step_B1E))), dim=1)
-        seen_B11S = functional.pad(context.seen_BS, (0, 1), value=True)[:, None, None]
+        weight_BS = torch.cat((context.seen_BS, context.seen_BS.sum(dim=1, keepdim=True)), dim=1)
+        bias_B11S = weight_BS.log()[:, None, None]
         memories = iter(torch.split(memory_BSF, self.sizes, dim=2))
 
         x_BCT, skips = noisy_BTA.transpose(1, 2), []
         for level in self.down:
-            skip_BCT, x_BCT = level(x_BCT, memories, seen_B11S)
+            skip_BCT, x_BCT = level(x_BCT, memories, bias_B11S)
             skips.append(skip_BCT)
-        _, x_BCT = self.middle(x_BCT, memories, seen_B11S)
+        _, x_BCT = self.middle(x_BCT, memories, bias_B11S)
         for level in self.up:
-            _, x_BCT = level(torch.cat((x_BCT, skips.pop()), dim=1), memories, seen_B11S)
+            _, x_BCT = level(torch.cat((x_BCT, skips.pop()), dim=1), memories, bias_B11S)
         noise_BTA: Tensor = self.out(x_BCT).transpose(1, 2)
         return noise_BTA
 
@@ -90,9 +91,9 @@ class Level(nn.Module):
         self.second = ResidualBlock(config, width, width)
         self.resize = resize
 
-    def forward(self, x_BCT: Tensor, memories: Iterator[Tensor], seen_B11S: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BCT: Tensor, memories: Iterator[Tensor], bias_B11S: Tensor) -> tuple[Tensor, Tensor]:
         for block in (self.first, self.second):
-            x_BCT = block(x_BCT, next(memories), seen_B11S)
+            x_BCT = block(x_BCT, next(memories), bias_B11S)
         return x_BCT, self.resize(x_BCT)
 
 
@@ -107,8 +108,8 @@ class ResidualBlock(nn.Module):
         self.second = conv_block(config, width, width)
         self.skip = nn.Conv1d(inputs, width, 1) if inputs != width else nn.Identity()
 
-    def forward(self, x_BCT: Tensor, memory_BSF: Tensor, seen_B11S: Tensor) -> Tensor:
-        mixed_BTC = self.attend(self.first(x_BCT).transpose(1, 2), memory_BSF, seen_B11S)
+    def forward(self, x_BCT: Tensor, memory_BSF: Tensor, bias_B11S: Tensor) -> Tensor:
+        mixed_BTC = self.attend(self.first(x_BCT).transpose(1, 2), memory_BSF, bias_B11S)
         y_BCT: Tensor = self.second(mixed_BTC.transpose(1, 2)) + self.skip(x_BCT)
         return y_BCT
 
@@ -129,12 +130,12 @@ class CrossAttention(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x_BTC: Tensor, memory_BSF: Tensor, seen_B11S: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, memory_BSF: Tensor, bias_B11S: Tensor) -> Tensor:
         query_BHTD, key_BHSD, value_BHSD = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(x_BTC), *memory_BSF.chunk(2, dim=2))
         )
-        heard_BHTD = functional.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, seen_B11S)
+        heard_BHTD = functional.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, bias_B11S)
         x_BTC = x_BTC + self.out(heard_BHTD.transpose(1, 2).flatten(2))
         y_BTC: Tensor = x_BTC + self.feed(x_BTC)
         return y_BTC

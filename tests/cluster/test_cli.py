@@ -1,0 +1,128 @@
+"""The command line where nothing has to be started: usage, errors, exit codes."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WITHOUT_HEAVY_IMPORTS = """
+import sys
+for name in ("torch", "ray", "robosuite", "mujoco"):
+    sys.modules[name] = None
+from cluster.cli import main
+sys.argv = ["longview", *sys.argv[1:]]
+main()
+"""
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """A command in a process that cannot import anything heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "learner.batchsize=3"], ["unknown key learner.batchsize", "learner.batch_size"]),
+        (["demo", "learner.steps=many"], ["learner.steps", "many", "integer"]),
+        (["demo", "learner.policy.future_actions=13"], ["T_p 15", "divisible by 2"]),
+        (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
+        (["demo", "--tsk", "lift"], ["No such option"]),
+        (["demo", "--resume", "nothing"], ["no run 'nothing'"]),
+        (["launch"], ["give a config file, or --resume RUN"]),
+        (["launch", "absent.yaml"], ["cannot read config absent.yaml"]),
+        (["evaluate", "absent"], ["absent is no checkpoint"]),
+        (["evaluate", "absent", "--context", "1,x"], ["--context takes numbers"]),
+        (["status"], ["no run in runs/"]),
+        (["stop", "nothing"], ["no run 'nothing'"]),
+        (["nonsense"], ["No such command"]),
+    ],
+)
+def test_bad_usage_is_exit_2_before_anything_heavy_loads(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    code, output = run(tmp_path, *arguments)
+    assert code == 2, output
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = run(tmp_path, "demo", f"monitoring.port={port}")
+    assert code == 2
+    assert f"monitoring.port {port}" in output
+    assert "in use" in output
+
+
+def test_a_name_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    code, output = run(tmp_path, "demo", "name=mine")
+    assert code == 2
+    assert "--resume mine" in output
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["launch"], ["evaluate"], ["store", "stats"], ["stop"]])
+def test_help_has_examples_and_fits_80_columns(tmp_path: Path, command: list[str]) -> None:
+    code, output = run(tmp_path, *command, "--help", COLUMNS="80")
+    assert code == 0
+    assert "Usage" in output
+    assert max(len(line) for line in output.splitlines()) <= 80
+    if command in (["demo"], ["launch"], ["evaluate"], ["store", "stats"]):
+        assert f"longview {' '.join(command)} " in output.replace("Usage: longview", "")
+
+
+def test_redis_unreachable_is_exit_1_in_time_and_shows_no_password(longview: Any) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"redis://me:geheim@127.0.0.1:{closed.getsockname()[1]}/0"
+        started = time.monotonic()
+        code, output = longview("demo", f"replay.url={url}", "name=away")
+        assert time.monotonic() - started < 15 + 5  # 15 s of waiting, and the start of Python
+    assert code == 1, output
+    assert "127.0.0.1" in output
+    written = "".join(path.read_text() for path in (longview.folder / "runs" / "away").glob("*.*"))
+    assert "geheim" not in output + written
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_wrong_redis_password_is_exit_1_and_not_shown(longview: Any, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "right", "--save", ""],
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        longview.wait_for(lambda: answers(port))
+        code, output = longview("demo", f"replay.url=redis://:geheim@127.0.0.1:{port}")
+    finally:
+        server.terminate()
+        server.wait()
+    assert code == 1, output
+    assert "geheim" not in output
+    assert "password" in output.lower()

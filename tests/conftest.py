@@ -1,0 +1,89 @@
+"""For tests of whole runs: real processes, found again by a tag in their environment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.ray_auth import choose_ray_auth
+
+# Before any test imports Ray.
+choose_ray_auth(None)
+
+TAG = "LONGVIEW_TEST_TAG"
+
+# Python ignores Ctrl-C where its parent does, as a test runner in the background may.
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "longview"
+from cluster.cli import main
+main()
+"""
+
+
+class Longview:
+    """The command line, run in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tag = uuid.uuid4().hex
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments],
+            cwd=self.folder,
+            env=os.environ | {TAG: self.tag} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def __call__(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Run a command to its end: exit code and output."""
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    def processes(self, name: str = "") -> dict[int, str]:
+        """All living processes that descend from our commands, and their command lines."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if f"{TAG}={self.tag}".encode() in (folder / "environ").read_bytes() and name in command:
+                    found[int(folder.name)] = command
+        return found
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+        """Poll until something is true, and return it."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {seconds} s in vain")
+            time.sleep(0.05)
+        return value
+
+
+@pytest.fixture
+def longview(tmp_path: Path) -> Iterator[Longview]:
+    """Run `longview`; whatever the test leaves behind is killed."""
+    command = Longview(tmp_path)
+    yield command
+    for pid in command.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for process in command.started:
+        process.communicate()
