@@ -50,7 +50,7 @@ class Run:
         return read_config(self.path / "config.yaml")
 
     def lock(self) -> None:
-        """Become the one process that runs it, until this process ends, however it ends.
+        """Become the one process that runs it, until `unlock`, or until this process ends, however it ends.
 
         Raises:
             RunError: another process is.
@@ -59,11 +59,17 @@ class Run:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             raise RunError(
                 f"run {self.name} is under way (process {self.state().get('pid')}): "
                 f"`longview status {self.name}` shows it, `longview stop {self.name}` ends it"
             ) from None
         self._lock = lock
+
+    def unlock(self) -> None:
+        """Let others run it."""
+        if self._lock is not None:
+            self._lock.close()
 
     def under_way(self) -> bool:
         """Whether a process holds the lock."""
@@ -172,6 +178,7 @@ def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
         url = url or config.url or (run.state().get("store") if run.under_way() else None)
         if url is None:
             run.lock()
+            services.callback(run.unlock)
             url = services.enter_context(redis_server(run.path / "redis"))
         store = EpisodeStore.connect(url, run.name, config)
         services.callback(store.close)

@@ -1,0 +1,216 @@
+"""Whole runs, real processes, really killed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.runs import Run, open_store
+from monitoring.hub import read_metrics
+
+SMALL = """
+task: return_point
+seed: 5
+actors: {count: 2, simulators: 8, demonstrations: 30, episodes_per_version: 16}
+learner:
+  steps: 60
+  warmup: 5
+  batch_size: 16
+  publish_every: 20
+  checkpoint_every: 20
+  report_every: 5
+  policy: {widths: [16, 32], token_size: 32}
+evaluation: {episodes: 4, final_episodes: 8, context_lengths: [1, 8]}
+"""
+LONG = ("learner.steps=100000", "learner.checkpoint_every=50", "learner.publish_every=50")
+DEMONSTRATIONS = 30
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return "small.yaml"
+
+
+def run_of(longview: Any, name: str) -> Run:
+    return Run(longview.folder / "runs" / name)
+
+
+def summary_of(longview: Any, name: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((longview.folder / "runs" / name / "summary.json").read_text())
+    return summary
+
+
+def training(run: Run, step: int = 1) -> bool:
+    """Whether the learner has got as far as that."""
+    try:
+        metrics = read_metrics(run.state()["metrics"])
+    except (KeyError, OSError):
+        return False
+    return metrics["longview_learner_step"].get((), 0) >= step
+
+
+def checkpointed(run: Run) -> list[Path]:
+    return sorted(run.checkpoints.glob("step-*[0-9]"))
+
+
+def assert_store_is_exact(longview: Any, name: str) -> None:
+    """No committed episode is lost or doubled: every demonstration once, all counts as the episodes say."""
+    with open_store(run_of(longview, name), None) as store:
+        ids, stats = store.ids(), store.stats()
+        assert len(store.ids("demo")) == DEMONSTRATIONS
+        assert len(ids) == len(set(ids)) == stats.total.episodes
+        assert sum(store.read(id).length for id in ids) == stats.total.steps
+        assert sum(count.episodes for count in stats.committed.values()) == stats.total.episodes
+
+
+def assert_nothing_is_left(longview: Any) -> None:
+    longview.wait_for(lambda: not longview.processes(), 15)
+
+
+def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
+    code, output = longview("launch", config, "name=whole", "learners=2")
+    assert code == 0, output
+    summary = summary_of(longview, "whole")
+    assert summary["status"] == "finished"
+    assert summary["policy_version"] == 60
+    assert summary["seed"] == 5
+    success = summary["success"]["return_point"]
+    assert {length: counts["episodes"] for length, counts in success.items()} == {"1": 8, "8": 8}
+    assert {row["version"] for row in summary["history"]} > {60}
+    sources = {row["source"] for row in summary["episodes"]}
+    assert sources == {"demo", "dagger"}
+    assert_store_is_exact(longview, "whole")
+    run = run_of(longview, "whole")
+    assert "return_point" in (run.path / "report.html").read_text()
+    assert (run.path / "success-return_point.png").stat().st_size > 1000
+    assert_nothing_is_left(longview)
+
+    # Afterwards: status, store, evaluation from the checkpoint; twice the same result.
+    code, output = longview("status", "whole", "--json")
+    assert code == 0
+    assert json.loads(output) == summary
+    code, output = longview("store", "stats", "--json")
+    assert code == 0
+    assert json.loads(output)["stored"]["demo"]["episodes"] == DEMONSTRATIONS
+    evaluations = [
+        longview(
+            "evaluate", "runs/whole", "--context", "1,64", "--episodes", "10", "--json", "actors.count=1"
+        )
+        for _ in range(2)
+    ]
+    (code, output), again = evaluations
+    assert code == 0, output
+    assert again == (code, output)
+    counts = json.loads(output.splitlines()[-1])["success"]["return_point"]
+    assert {length: row["episodes"] for length, row in counts.items()} == {"1": 10, "64": 10}
+    code, output = longview("evaluate", "runs/whole", "--context", "65")
+    assert code == 2, output
+    assert "from 1 to 64" in output
+
+
+def test_metrics_and_status_of_a_run_under_way_and_its_clean_end(longview: Any, config: str) -> None:
+    process = longview.start("launch", config, "name=watched", *LONG)
+    run = run_of(longview, "watched")
+    longview.wait_for(run.evaluations)
+    metrics = longview.wait_for(
+        lambda: (found := read_metrics(run.state()["metrics"]))["longview_evaluation_episodes"] and found
+    )
+    assert metrics["longview_episodes_total"]["return_point", "demo", "success"] == DEMONSTRATIONS
+    assert metrics["longview_evaluation_episodes"]["return_point", "1"] == 4
+    for name in ("env_steps_total", "loss", "samples_trained_total", "policy_version", "staleness_max"):
+        assert metrics[f"longview_{name}"], name
+    for name in ("store_bytes", "store_episodes", "actor_restarts_total", "actor_seconds_total"):
+        assert metrics[f"longview_{name}"], name
+    code, output = longview("status")
+    assert code == 0, output
+    assert "under way" in output
+    assert "30 demo" in output
+    code, output = longview("launch", "--resume", "watched")
+    assert code == 2
+    assert "is under way" in output
+    code, output = longview("stop", "watched")
+    assert code == 0, output
+    assert process.wait(30) == 130
+    assert_nothing_is_left(longview)
+    assert summary_of(longview, "watched")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("moment", ["at once", "while Ray starts", "while training"])
+def test_ctrl_c_saves_everything_and_resume_goes_on(longview: Any, config: str, moment: str) -> None:
+    process = longview.start("launch", config, "name=stopped", *LONG)
+    run = run_of(longview, "stopped")
+    if moment == "while Ray starts":
+        longview.wait_for(lambda: longview.processes("gcs_server"))
+    elif moment == "while training":
+        longview.wait_for(lambda: training(run, 60))
+    else:
+        longview.wait_for(run.path.exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 130, process.communicate()
+    assert_nothing_is_left(longview)
+    if moment != "while training":
+        return
+    reached = int(checkpointed(run)[-1].name[-9:])
+    assert reached >= 60
+    code, output = longview("launch", "--resume", "stopped", f"learner.steps={reached + 20}")
+    assert code == 0, output
+    assert summary_of(longview, "stopped")["policy_version"] == reached + 20
+    assert_store_is_exact(longview, "stopped")
+
+
+def test_an_actor_and_a_learner_killed_come_back(longview: Any, config: str) -> None:
+    process = longview.start("launch", config, "name=hurt", *LONG)
+    run = run_of(longview, "hurt")
+
+    # Mid-episode while it collects demonstrations, or just after.
+    victim = min(longview.wait_for(lambda: longview.processes("ray::RolloutActor")))
+    os.kill(victim, signal.SIGKILL)
+    longview.wait_for(lambda: checkpointed(run))
+    (victim,) = longview.processes("ray::LearnerRank")
+    os.kill(victim, signal.SIGKILL)
+    reached = int(checkpointed(run)[-1].name[-9:])
+    longview.wait_for(lambda: int(checkpointed(run)[-1].name[-9:]) > reached + 50)
+    # An actor that is evaluating or collecting now.
+    victim = max(longview.processes("ray::RolloutActor"))
+    os.kill(victim, signal.SIGKILL)
+    longview.wait_for(lambda: restarts(run).get("learner") == 1 and restarts(run).get("actor", 0) >= 1)
+    longview.wait_for(lambda: len(set(longview.processes("ray::RolloutActor")) - {victim}) == 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 130
+    assert_nothing_is_left(longview)
+    assert_store_is_exact(longview, "hurt")
+
+
+def restarts(run: Run) -> dict[str, float]:
+    metrics = read_metrics(run.state()["metrics"])
+    return {role: count for (role,), count in metrics["longview_actor_restarts_total"].items()}
+
+
+def test_a_driver_killed_leaves_a_run_that_resumes(longview: Any, config: str) -> None:
+    process = longview.start("launch", config, "name=driverless", *LONG)
+    run = run_of(longview, "driverless")
+    longview.wait_for(lambda: checkpointed(run))
+    process.kill()
+    process.wait()
+    reached = int(checkpointed(run)[-1].name[-9:])
+    code, output = longview("status", "driverless")
+    assert code == 0
+    assert "broken off" in output
+    code, output = longview("launch", "--resume", "driverless", f"learner.steps={reached + 20}")
+    assert code == 0, output
+    assert summary_of(longview, "driverless")["policy_version"] == reached + 20
+    assert_store_is_exact(longview, "driverless")
+
+
+def test_two_runs_side_by_side(longview: Any, config: str) -> None:
+    both = [longview.start("launch", config, f"name=side-{number}", f"seed={number}") for number in (1, 2)]
+    for process in both:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    for number in (1, 2):
+        assert summary_of(longview, f"side-{number}")["status"] == "finished"
+        assert_store_is_exact(longview, f"side-{number}")
