@@ -288,7 +288,7 @@ def _supervise(
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest
         progress.restarts = {"actor": dispatcher.restarts, "learner": training.restarts}
-        progress.metrics = reporter.report(progress)
+        progress.update(reporter.report(progress))
         show(progress)
 
 

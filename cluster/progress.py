@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,7 @@ class Progress:
     """The store's last counts."""
     _entered: float = field(default_factory=time.monotonic)
     _done_before: int = 0
+    _steps_at: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
 
     def enter(self, phase: str) -> None:
         """Go on to the next phase."""
@@ -45,6 +47,20 @@ class Progress:
         self.phase, self._entered = phase, now
         self._done_before, _ = self.done()
         log.info("phase: %s", phase)
+
+    def update(self, metrics: Snapshot) -> None:
+        """Take in the hub's newest numbers."""
+        if metrics is not self.metrics:
+            self.metrics = metrics
+            steps = sum(metrics.get("longview_env_steps_total", {}).values())
+            self._steps_at.append((time.monotonic(), steps))
+
+    def steps_per_second(self) -> float:
+        """Environment steps per second, all actors together, over the last few updates."""
+        if len(self._steps_at) < 2:
+            return 0.0
+        (start, before), (end, now) = self._steps_at[0], self._steps_at[-1]
+        return (now - before) / (end - start)
 
     def elapsed(self) -> float:
         """Seconds since the start."""

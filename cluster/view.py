@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -31,18 +32,27 @@ def watching() -> Iterator[Callable[[Progress], None]]:
     if not console.is_terminal:
         yield _Lines().show
         return
-    with Live(Text("starting Redis and Ray ..."), console=console, refresh_per_second=4) as live:
+    with Live(Text("starting Redis and Ray ..."), console=console, refresh_per_second=4, transient=True) as live:
         yield lambda progress: live.update(_live_view(progress))
 
 
 def success_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
-    """Success by context length with 95 % Wilson intervals; rows hold context_length, successes, episodes."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Success by context length with 95 % Wilson intervals.
+
+    Args:
+        rows: each with context_length, successes and episodes; where their `version` differs, it is shown.
+        title: stands above.
+    """
+    rows = list(rows)
+    several = len({row.get("version") for row in rows}) > 1
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("T_o", justify="right")
     table.add_column("success", justify="right")
     table.add_column("95 % interval", justify="center")
     table.add_column("episodes", justify="right")
-    table.add_column("", width=24)
+    table.add_column("", width=20)
+    if several:
+        table.add_column("weights", justify="right")
     for row in rows:
         successes, episodes = row["successes"], row["episodes"]
         low, high = wilson_interval(successes, episodes)
@@ -51,15 +61,16 @@ def success_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
             f"{successes / episodes:.1%}" if episodes else "-",
             f"{low:.1%} .. {high:.1%}" if episodes else "-",
             str(episodes),
-            ProgressBar(total=max(1, episodes), completed=successes, width=24),
+            ProgressBar(total=max(1, episodes), completed=successes, width=20),
+            *([f"step {row['version']:,}"] if several else []),
         )
     return table
 
 
-def metrics_table(metrics: Snapshot) -> Table:
-    """The hub's numbers, as `longview status` shows them."""
+def metrics_table(metrics: Snapshot, rate: str = "") -> Table:
+    """The hub's numbers, as `longview status` shows them; `rate` stands beside the environment steps."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in _figures(metrics).items():
+    for name, value in _figures(metrics, rate).items():
         table.add_row(Text(name, style="dim"), value)
     return table
 
@@ -108,17 +119,18 @@ def _live_view(progress: Progress) -> RenderableType:
         steps.append(
             f"{'✓' if past else '●' if here else '○'} {phase}  ", style="bold cyan" if here else "dim"
         )
-    bar = Table.grid(padding=(0, 1), expand=True)
+    steps.append(f"  {_clock(progress.elapsed())} since the start")
+    bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=max(1, wanted), completed=done, width=32),
         f"{done:,}/{wanted:,}",
-        f"{_clock(progress.elapsed())} elapsed, {_clock(progress.time_left())} left in this phase",
+        f"phase ends in {_clock(progress.time_left())}",
     )
     rows = progress.latest_success()
-    parts: list[RenderableType] = [steps, bar, metrics_table(progress.metrics)]
+    rate = f"{progress.steps_per_second():,.0f} steps/s"
+    parts: list[RenderableType] = [steps, bar, metrics_table(progress.metrics, rate)]
     if rows:
-        versions = sorted({row["version"] for row in rows})
-        parts.append(success_table(rows, f"success so far, weights of step {versions[-1]:,}"))
+        parts.append(success_table(rows, "success so far"))
     return Panel(
         Group(*parts), title=f"longview · {progress.config.task} · {progress.run.name}", expand=False
     )
@@ -136,7 +148,8 @@ class _Lines:
             return
         self._shown_at, self._phase = now, progress.phase
         done, wanted = progress.done()
-        figures = ", ".join(f"{name} {value}" for name, value in _figures(progress.metrics).items())
+        rate = f"{progress.steps_per_second():,.0f}/s"
+        figures = ", ".join(f"{name} {value}" for name, value in _figures(progress.metrics, rate).items())
         success = " ".join(
             f"T_o={row['context_length']}:{row['successes']}/{row['episodes']}"
             for row in progress.latest_success()
@@ -148,7 +161,7 @@ class _Lines:
         )
 
 
-def _figures(metrics: Snapshot) -> dict[str, str]:
+def _figures(metrics: Snapshot, rate: str) -> dict[str, str]:
     def total(name: str) -> float:
         return sum(metrics.get(name, {}).values())
 
@@ -157,7 +170,7 @@ def _figures(metrics: Snapshot) -> dict[str, str]:
         by_source[source] = by_source.get(source, 0) + count
     losses = metrics.get("longview_loss", {})
     return {
-        "environment steps": f"{total('longview_env_steps_total'):,.0f}",
+        "environment steps": f"{total('longview_env_steps_total'):,.0f}" + (f", {rate}" if rate else ""),
         "episodes": ", ".join(f"{count:,.0f} {source}" for source, count in sorted(by_source.items())) or "0",
         "training step": f"{total('longview_learner_step'):,.0f}",
         "loss": f"{sum(losses.values()) / len(losses):.4f}" if losses else "-",

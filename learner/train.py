@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -170,7 +170,7 @@ def flatten(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
     return weights, gradients
 
 
-def prepared(prepare: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
+def prepared(prepare: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
     """The batches of these steps in order, made in another thread, `AHEAD` of their use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting = deque(pool.submit(prepare, step) for step in steps[:AHEAD])

@@ -50,7 +50,7 @@ class UNet(nn.Module):
         self.project = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
         self.sizes = [2 * block.width for block in self.modules() if isinstance(block, ResidualBlock)]
-        self.memory = nn.Linear(size, sum(self.sizes))
+        self.memory = _unit_scale(nn.Linear(size, sum(self.sizes)))
 
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         """Keys and values of all blocks.
@@ -67,6 +67,7 @@ class UNet(nn.Module):
         """The noise (B, T, A) in noisy actions at diffusion steps `step_B`."""
         step_B1E = self.step(sinusoid(step_B, self.norm.normalized_shape[0])).unsqueeze(1)
         memory_BSF = torch.cat((context.memory_BSF, self.memory(self.norm(step_B1E))), dim=1)
+        # The diffusion step weighs as much as all of the context: its share must not shrink as T_o grows.
         weight_BS = torch.cat((context.seen_BS, context.seen_BS.sum(dim=1, keepdim=True)), dim=1)
         bias_B11S = weight_BS.log()[:, None, None]
         memories = iter(torch.split(memory_BSF, self.sizes, dim=2))
@@ -120,7 +121,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.query = nn.Sequential(nn.LayerNorm(width), _unit_scale(nn.Linear(width, width)))
         self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
         self.feed = nn.Sequential(
             nn.LayerNorm(width),
@@ -152,6 +153,12 @@ def conv_block(config: PolicyConfig, inputs: int, outputs: int) -> nn.Sequential
 
 def sinusoid(position: Tensor, size: int) -> Tensor:
     """Sines and cosines of integer positions (...,) at `size` / 2 frequencies: (..., size)."""
-    frequency = 10_000 ** (-torch.arange(size // 2, device=position.device) / (size // 2 - 1 or 1))
+    frequency = 100 ** (-torch.arange(size // 2, device=position.device) / (size // 2 - 1 or 1))
     angle = position.unsqueeze(-1) * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+def _unit_scale(linear: nn.Linear) -> nn.Linear:
+    """Outputs as large as inputs: with torch's default, a third of it, attention stays flat for long."""
+    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    return linear

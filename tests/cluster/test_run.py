@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ evaluation: {episodes: 4, final_episodes: 8, context_lengths: [1, 8]}
 """
 LONG = ("learner.steps=100000", "learner.checkpoint_every=50", "learner.publish_every=50")
 DEMONSTRATIONS = 30
+TAG = "LONGVIEW_TEST_TAG"
 
 
 @pytest.fixture
@@ -214,3 +217,42 @@ def test_two_runs_side_by_side(longview: Any, config: str) -> None:
     for number in (1, 2):
         assert summary_of(longview, f"side-{number}")["status"] == "finished"
         assert_store_is_exact(longview, f"side-{number}")
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+print(cluster.address, flush=True)
+for _ in sys.stdin:
+    cluster.add_node(num_cpus=1)
+    print("added", flush=True)
+cluster.shutdown()
+"""
+
+
+def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview: Any, config: str) -> None:
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | {TAG: longview.tag},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with cluster:
+        address = cluster.stdout.readline().strip()
+        code, output = longview("launch", config, "name=attached", "--address", address)
+        assert code == 0, output
+        assert summary_of(longview, "attached")["status"] == "finished"
+        longview.wait_for(lambda: not longview.processes("ray::RolloutActor"), 15)
+
+        code, output = longview("launch", config, "name=large", "actors.count=9", "--address", address)
+        assert code == 2
+        assert "need 10 CPUs" in output
+
+        print("one more", file=cluster.stdin, flush=True)
+        cluster.stdout.readline()
+        code, output = longview("launch", config, "name=spread", "--address", address)
+        assert code == 2, output
+        assert "replay.url" in output
+        cluster.stdin.close()

@@ -35,7 +35,7 @@ def gradients(rank: int, world: int) -> torch.Tensor:
         cut(episode, i if i % 2 else episode.length - 2 * i - 1, 7, 13) for i, episode in enumerate(EPISODES)
     ]
     batch = build(segments[mine], policy.horizon, 8)
-    policy.loss(batch, noise_BTA[mine], step_B[mine]).mean().backward()
+    policy.loss(batch, noise_BTA[mine], step_B[mine]).mean().backward()  # type: ignore[no-untyped-call]
     ranks.average(gradient, world)
     return gradient
 
