@@ -30,9 +30,9 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config values, such as `learner.steps=3000 seed=1`."),
+    typer.Argument(metavar="KEY=VALUE", help="Config values, such as `learner.steps=3000 seed=1`."),
 ]
-RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of a run; by default the newest.")]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run; by default the newest.")]
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")]
 Address = Annotated[
     str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
@@ -107,7 +107,7 @@ def demo(
 @_explained
 def launch(
     config: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file; see docs/config.md.")
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file; see docs/config.md.")
     ] = None,
     settings: Settings = None,
     resume: Resume = None,

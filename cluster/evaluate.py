@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actors.task import load_task
 from cluster.config import ConfigError, RunConfig, read_config
 from cluster.dispatch import Dispatcher
 from cluster.launch import ray_cluster, start_actors
@@ -40,14 +41,19 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
     config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
-    longest = policy.horizon.context
+    spec, longest = load_task(config.task).spec, policy.horizon.context
+    if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
+        raise ConfigError(
+            f"--task {spec.name}: its observations and actions are not those of {policy.spec.name}, which "
+            f"{file} was trained for"
+        )
     chosen = tuple(sorted(set(lengths or (t for t in policy.spec.context_lengths if t <= longest))))
     if chosen[0] < 1 or chosen[-1] > longest:
         raise ConfigError(f"--context {list(chosen)}: this policy takes context lengths from 1 to {longest}")
     evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
     config = replace(config, evaluation=evaluation)
     step = re.search(r"\d+", file.parent.name)
-    rows = _evaluate(config, policy.spec, int(step[0]) if step else 0, weights)
+    rows = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
         counts = {row.context_length: {"successes": row.successes, "episodes": row.episodes} for row in rows}
         print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))

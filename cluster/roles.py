@@ -206,6 +206,7 @@ class _LearnerReporter:
         self._samples = progress.samples
         totals.add("longview_learner_data_wait_seconds_total", progress.data_wait_s)
         totals.set("longview_learner_step", progress.step)
+        totals.set("longview_out_of_range_ratio", progress.out_of_range)
         for length, loss in progress.loss_by_context.items():
             totals.set("longview_loss", loss, context_length=length)
         self._send()

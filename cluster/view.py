@@ -32,7 +32,8 @@ def watching() -> Iterator[Callable[[Progress], None]]:
     if not console.is_terminal:
         yield _Lines().show
         return
-    with Live(Text("starting Redis and Ray ..."), console=console, refresh_per_second=4, transient=True) as live:
+    waiting = Text("starting Redis and Ray ...")
+    with Live(waiting, console=console, refresh_per_second=4, transient=True) as live:
         yield lambda progress: live.update(_live_view(progress))
 
 

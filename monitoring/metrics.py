@@ -88,6 +88,13 @@ CATALOGUE = {
             ("context_length",),
             merge="last",
         ),
+        Metric(
+            "longview_out_of_range_ratio",
+            "gauge",
+            "ratio",
+            "Share of the newest batch's observed values outside of the normaliser's frozen ranges",
+            merge="max",
+        ),
         Metric("longview_samples_trained_total", "counter", "windows", "Windows trained on, all ranks"),
         Metric("longview_learner_step", "gauge", "steps", "Training steps done", merge="max"),
         Metric("longview_policy_version", "gauge", "version", "Newest published policy", merge="max"),
