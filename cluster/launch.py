@@ -7,23 +7,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from actors.task import Task, load_task
 from cluster import summary
 from cluster.config import ConfigError, RunConfig, without_password
-from cluster.dispatch import MAX_FAILURES, Dispatcher, RunFailed
+from cluster.dispatch import Dispatcher, RunFailed
 from cluster.orders import Orders
 from cluster.progress import Progress
-from cluster.roles import ALWAYS_BACK, HUB, Handle, LearnerRank, MetricsHub, RolloutActor, start
+from cluster.roles import ALWAYS_BACK, HUB, Handle, MetricsHub, RolloutActor, start
 from cluster.runs import Run
 from cluster.services import ServiceError, redis_server
+from cluster.training import Training
 from cluster.view import watching
-from cluster.weights import WeightBoard
+from cluster.weights import HeldWeights, WeightBoard
 from monitoring.hub import Snapshot, Totals, encode_report
 from replay.episode import episode_id
 from replay.errors import StoreError
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 REPORT_SECONDS = 1.0
-STOP_SECONDS = 20.0
 
 
 def launch(config: RunConfig, run: Run, address: str | None) -> int:
@@ -78,11 +77,10 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         store.register(task.spec)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         roles = services.enter_context(start_roles(config, run, (url, run.name)))
-        training = Training(config, run, (url, run.name), roles)
+        training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
-        metrics_url = f"http://{config.monitoring.host}:{ray.get(roles.hub.port.remote())}/metrics"
-        run.write_state(metrics=metrics_url, store=without_password(url), started=time.time())
+        run.write_state(store=without_password(url))
         try:
             _supervise(progress, roles, training, store, task, show)
         finally:
@@ -156,7 +154,6 @@ class Roles:
     hub: Handle
     board: Handle
     actors: list[Handle]
-    learners: list[Handle] = field(default_factory=list)
 
 
 @contextmanager
@@ -168,7 +165,7 @@ def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Iterator
     try:
         yield roles
     finally:
-        for role in (*roles.actors, *roles.learners, board, hub):
+        for role in (*roles.actors, board, hub):
             ray.kill(role)
 
 
@@ -178,75 +175,6 @@ def start_actors(config: RunConfig, store: tuple[str, str] | None) -> list[Handl
         start(RolloutActor, config, f"actor-{index}", store, num_cpus=1, max_restarts=-1)
         for index in range(config.actors.count)
     ]
-
-
-class Training:
-    """The learner ranks as one; started again from the newest checkpoint if a rank dies."""
-
-    def __init__(self, config: RunConfig, run: Run, store: tuple[str, str], roles: Roles) -> None:
-        self._config, self._run, self._store, self._roles = config, run, store, roles
-        self._under_way: list[Any] = []
-        self._failures: dict[int | None, int] = {}
-        self.restarts = 0
-
-    def start(self) -> None:
-        """Create the ranks and have them train."""
-        world = self._config.learners
-        gpus = ray.cluster_resources().get("GPU", 0) >= world
-        threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
-        # Two calls at a time: `stop` has to be heard while `train` runs.
-        options = {"num_cpus": 1, "num_gpus": int(gpus), "max_concurrency": 2}
-        self._roles.learners = [
-            start(LearnerRank, rank, world, threads, gpus, **options) for rank in range(world)
-        ]
-        address = self._roles.learners[0].address.remote()
-        self._under_way = [
-            rank.train.remote(
-                self._config,
-                address,
-                self._run.checkpoints.absolute(),
-                self._store,
-                self._roles.board,
-            )
-            for rank in self._roles.learners
-        ]
-
-    def finished(self, newest: int | None) -> int | None:
-        """The last version, once all ranks are done; None while they train.
-
-        Args:
-            newest: the newest version published, by which getting further is measured.
-
-        Raises:
-            RunFailed: training failed by its own doing, or ranks die again and again without progress.
-        """
-        if not self._under_way:
-            return None
-        ready, waiting = ray.wait(self._under_way, num_returns=len(self._under_way), timeout=0)
-        try:
-            ray.get(ready)
-        except RayTaskError as error:
-            raise RunFailed(f"training failed: {error.cause}") from error
-        except RayActorError as error:
-            log.warning("a learner rank died, training goes on from the newest checkpoint: %s", error)
-            self.restarts += 1
-            self._failures[newest] = self._failures.get(newest, 0) + 1
-            if self._failures[newest] >= MAX_FAILURES:
-                raise RunFailed(
-                    f"learner ranks died {MAX_FAILURES} times without progress: {error}"
-                ) from error
-            for rank in self._roles.learners:
-                ray.kill(rank)
-            self.start()
-            return None
-        return None if waiting else ray.get(self._under_way[0])
-
-    def stop(self) -> None:
-        """Have every rank save what it has, and wait for that."""
-        if self._under_way:
-            for rank in self._roles.learners:
-                rank.stop.remote()
-            ray.wait(self._under_way, num_returns=len(self._under_way), timeout=STOP_SECONDS)
 
 
 def _supervise(
@@ -263,7 +191,7 @@ def _supervise(
     orders.demonstrate(_missing_demonstrations(store, task, progress.wanted))
     dispatcher = Dispatcher(roles.actors, orders)
     weights = HeldWeights(roles.board)
-    reporter = _Reporter(roles.hub, store, task)
+    reporter = _Reporter(roles.hub, store, progress)
     last_version: int | None = None
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
@@ -288,49 +216,32 @@ def _supervise(
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest
         progress.restarts = {"actor": dispatcher.restarts, "learner": training.restarts}
-        progress.update(reporter.report(progress))
+        progress.update(reporter.report())
         show(progress)
-
-
-class HeldWeights:
-    """References to the weights of the newest version and of those still in use. They are this process's
-    own copies, so that a round of evaluation outlives the board."""
-
-    def __init__(self, board: Handle) -> None:
-        self._board = board
-        self._held: dict[int, Any] = {}
-        self.newest: int | None = None
-
-    def refresh(self, keep: set[int]) -> int | None:
-        """Take over a newer version if there is one, and let go of all others but `keep`."""
-        version = ray.get(self._board.version.remote())
-        if version is None or version == self.newest:
-            return None
-        newest, (reference,) = ray.get(self._board.latest.remote())
-        self._held = {version: held for version, held in self._held.items() if version in keep}
-        self._held[newest] = ray.put(ray.get(reference))
-        self.newest = newest
-        return int(newest)
-
-    def of(self, version: int) -> list[Any]:
-        """A version's reference, in a list so that Ray passes it on unfetched."""
-        return [self._held[version]]
 
 
 class _Reporter:
     """What the driver itself knows, to the hub; what all know, back."""
 
-    def __init__(self, hub: Handle, store: EpisodeStore, task: Task) -> None:
-        self._hub, self._store, self._task = hub, store, task.spec.name
+    def __init__(self, hub: Handle, store: EpisodeStore, progress: Progress) -> None:
+        self._hub, self._store, self._progress = hub, store, progress
         self._incarnation = time.time_ns()
         self._reported_at = 0.0
         self._snapshot: Snapshot = {}
 
-    def report(self, progress: Progress) -> Snapshot:
+    def report(self) -> Snapshot:
         """The hub's snapshot, at most about a second old."""
-        if time.monotonic() - self._reported_at < REPORT_SECONDS:
-            return self._snapshot
-        totals, stats = Totals(), self._store.stats()
+        if time.monotonic() - self._reported_at > REPORT_SECONDS:
+            self._hub.report.remote(encode_report("driver", "driver", self._incarnation, self._totals()))
+            self._snapshot, port = ray.get([self._hub.snapshot.remote(), self._hub.port.remote()])
+            # Every time: a hub that was restarted has found another port.
+            host = self._progress.config.monitoring.host
+            self._progress.run.write_state(metrics=f"http://{host}:{port}/metrics")
+            self._reported_at = time.monotonic()
+        return self._snapshot
+
+    def _totals(self) -> Totals:
+        progress, totals, stats = self._progress, Totals(), self._store.stats()
         totals.set("longview_store_bytes", stats.total.bytes)
         totals.set("longview_store_episodes", stats.total.episodes)
         for role, count in progress.restarts.items():
@@ -339,13 +250,10 @@ class _Reporter:
             totals.set("longview_policy_version", progress.version)
         for row in progress.newest_round():
             totals.set("longview_evaluation_version", row["version"])
-            labels = {"task": self._task, "context_length": row["context_length"]}
+            labels = {"task": progress.config.task, "context_length": row["context_length"]}
             totals.set("longview_evaluation_successes", row["successes"], **labels)
             totals.set("longview_evaluation_episodes", row["episodes"], **labels)
-        self._hub.report.remote(encode_report("driver", "driver", self._incarnation, totals))
-        self._snapshot = ray.get(self._hub.snapshot.remote())
-        self._reported_at = time.monotonic()
-        return self._snapshot
+        return totals
 
 
 def _next_index(store: EpisodeStore, source: str) -> int:

@@ -91,9 +91,12 @@ class Run:
             return state
         return {}
 
-    def write_state(self, **state: Any) -> None:
-        """Replace what `state` reads. Never pass a URL with its password."""
-        write_atomically(self.path / "run.json", json.dumps({"pid": os.getpid(), **state}, indent=2) + "\n")
+    def write_state(self, **news: Any) -> None:
+        """Add to what `state` reads, of this process. Never pass a URL with its password."""
+        known = self.state()
+        mine = known if known.get("pid") == os.getpid() else {"pid": os.getpid()}
+        if mine | news != known:
+            write_atomically(self.path / "run.json", json.dumps(mine | news, indent=2) + "\n")
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Every finished evaluation of a version at a context length, oldest first."""

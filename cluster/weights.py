@@ -1,4 +1,4 @@
-"""The weight board: it owns the newest weights, so that their publisher may die."""
+"""The weight board, which owns the newest weights so that their publisher may die; what the driver holds."""
 
 from pathlib import Path
 from typing import Any
@@ -33,3 +33,28 @@ class WeightBoard:
     def latest(self) -> tuple[int, list[Any]] | None:
         """The newest version with a reference to its bytes, in a list so that Ray does not fetch them."""
         return None if self._version is None else (self._version, [self._reference])
+
+
+class HeldWeights:
+    """References to the weights of the newest version and of those still in use. They are this process's
+    own copies, so that a round of evaluation outlives the board."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._held: dict[int, Any] = {}
+        self.newest: int | None = None
+
+    def refresh(self, keep: set[int]) -> int | None:
+        """Take over a newer version if there is one, and let go of all others but `keep`."""
+        version = ray.get(self._board.version.remote())
+        if version is None or version == self.newest:
+            return None
+        newest, (reference,) = ray.get(self._board.latest.remote())
+        self._held = {version: held for version, held in self._held.items() if version in keep}
+        self._held[newest] = ray.put(ray.get(reference))
+        self.newest = newest
+        return int(newest)
+
+    def of(self, version: int) -> list[Any]:
+        """A version's reference, in a list so that Ray passes it on unfetched."""
+        return [self._held[version]]

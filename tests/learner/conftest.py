@@ -15,11 +15,21 @@ from learner.policy import DiffusionPolicy
 from learner.train import Draw
 from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Episode, EpisodeMeta, Segment
 
-TINY = PolicyConfig(widths=(8, 16), groups=2, heads=2, token_size=8, diffusion_steps=20, sampling_steps=4)
+TINY = PolicyConfig(
+    future_actions=14,
+    widths=(8, 16),
+    groups=2,
+    heads=2,
+    dropout=0.1,
+    token_size=8,
+    diffusion_steps=20,
+    sampling_steps=4,
+)
 
 TINY_TRAINING = LearnerConfig(
     policy=TINY,
-    curriculum=CurriculumConfig("progressive", ramp=0.5),
+    curriculum=CurriculumConfig("progressive", ramp=0.5, full=0.8),
+    learning_rate=1e-3,
     steps=24,
     batch_size=4,
     warmup=4,

@@ -18,7 +18,7 @@ def test_importing_the_config_loads_no_torch() -> None:
 
 
 def test_horizon_follows_the_task_unless_told_otherwise() -> None:
-    assert PolicyConfig().horizon(SPEC) == Horizon(context=64, past=2, future=14, execute=8)
+    assert PolicyConfig().horizon(SPEC) == Horizon(context=64, past=2, future=10, execute=8)
     assert PolicyConfig(context_length=8, past_actions="all", future_actions=9).horizon(SPEC).past == 7
     assert PolicyConfig(context_length=1).horizon(SPEC).past == 0
 
@@ -26,8 +26,8 @@ def test_horizon_follows_the_task_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("config", "values"),
     [
-        (PolicyConfig(future_actions=15), ["17", "divisible by 2", "16"]),
-        (PolicyConfig(past_actions="all", future_actions=16), ["79", "63", "17"]),
+        (PolicyConfig(widths=(8, 8), future_actions=15), ["17", "divisible by 2", "16"]),
+        (PolicyConfig(past_actions="all", widths=(8, 8), future_actions=16), ["79", "63", "17"]),
         (PolicyConfig(widths=(8, 8, 8), future_actions=16), ["18", "divisible by 4", "18"]),
     ],
 )

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -134,3 +135,20 @@ def test_several_observations_are_joined(policy: DiffusionPolicy) -> None:
     joint.fit({"observation.a": (0 * one, one), "observation.b": (0 * one, 2 * one), "action": (-one, one)})
     frames = {"a": np.ones((1, 3, 1), np.float32), "b": np.ones((1, 3, 1), np.float32)}
     assert joint.normal_frames(frames)[0, 0].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("past", "future"), [(0, 10), (2, 10), ("all", 9)])
+def test_any_number_of_past_actions_trains(
+    policy: DiffusionPolicy, returning: list[Episode], cut: Cut, past: int | Literal["all"], future: int
+) -> None:
+    config = replace(policy.config, context_length=8, past_actions=past, future_actions=future)
+    other = DiffusionPolicy(config, policy.spec)
+    for length in (1, 3, 8):
+        segments = [cut(returning[0], now, length - 1, future - 1) for now in (0, 1, 20)]
+        batch = build(segments, other.horizon, length)
+        noise_BTA, step_B = draw(other, batch)
+        assert other.loss(batch, noise_BTA, step_B).isfinite().all()
+        opened = other.open(torch.from_numpy(batch.seen_BS))[:, :, 0].numpy()
+        past_positions = np.arange(other.horizon.positions) < other.horizon.past
+        assert (opened[:, past_positions] == batch.target_BT[:, past_positions]).all()
+        assert opened[:, ~past_positions].all()

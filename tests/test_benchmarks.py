@@ -1,0 +1,71 @@
+"""What the benchmarks share. Their figures are nobody's to assert."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name != "common.py")
+
+
+@pytest.fixture(scope="module")
+def common() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_common", FOLDER / "common.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_explains_itself(script: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "--quick" in done.stdout
+    assert "--json FILE" in done.stdout
+
+
+def test_the_file_says_where_what_and_how_much(
+    common: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [common.Row("walk", "slowly", "m/s", [3.0, 1.0, 2.5]), common.Row("run", "", "m/s", [7.0])]
+    found = common.results(common.machine(torch_threads=1), rows, {"run_over_walk": 2.8})
+    common.finish(found, {"run_over_walk": ">= 3", "walk": "<= 2.5"}, tmp_path / "found.json")
+
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written.keys() == {"machine", "rows", "ratios"}
+    assert written["ratios"] == {"run_over_walk": 2.8}
+    assert written["machine"]["torch_threads"] == 1
+    assert written["machine"]["cores"] >= 1
+    assert written["rows"][0] == {
+        "measure": "walk",
+        "case": "slowly",
+        "unit": "m/s",
+        "value": 2.5,
+        "low": 1.0,
+        "high": 3.0,
+        "samples": [3.0, 1.0, 2.5],
+    }
+    printed = capsys.readouterr().out
+    assert ">= 3 missed" in printed
+    assert "<= 2.5 met" in printed
+
+
+def test_sides_are_measured_in_turns(common: ModuleType) -> None:
+    order: list[str] = []
+
+    def side(name: str, value: float) -> float:
+        order.append(name)
+        return value
+
+    samples = common.interleaved({"a": lambda: side("a", 6.0), "b": lambda: side("b", 3.0)}, rounds=3)
+    assert "".join(order) == "abbaab"
+    assert common.ratio(samples["a"], samples["b"]) == 2.0
