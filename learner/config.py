@@ -39,16 +39,18 @@ class PolicyConfig:
     """Longest T_o; none: the longest of the task's own list."""
     past_actions: int | Literal["all"] = 2
     """Executed actions that are denoised too; `all`: as many as the longest context holds."""
-    future_actions: int = 14
+    future_actions: int = 10
     execute: int = 8
     """T_a: actions executed before the next decision."""
-    widths: tuple[int, ...] = (32, 64)
-    """Channels of each level; every further level halves the time axis."""
+    widths: tuple[int, ...] = (32,)
+    """Channels of each level; every further level halves the action axis. One narrow level is enough for
+    low-dimensional tasks on a CPU; published policies have 256, 512, 1024."""
     kernel: int = 5
     groups: int = 8
     heads: int = 4
-    dropout: float = 0.1
-    token_size: int = 64
+    dropout: float = 0.0
+    """0.1 is published, for policies a thousand times this size."""
+    token_size: int = 32
     """Width of the tokens of observed steps and of the diffusion step."""
     diffusion_steps: int = 100
     sampling_steps: int = 10
@@ -108,10 +110,12 @@ class CurriculumConfig:
     """Which T_o each training step uses; the formulas are in learner/curriculum.py."""
 
     kind: Literal["fixed", "progressive", "sprinkle"] = "progressive"
-    ramp: float = 0.5
-    """progressive: share of the training after which the longest T_o is reached."""
-    full: float = 0.8
-    """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one."""
+    ramp: float = 0.3
+    """progressive: share of the training after which the longest T_o is reached. Published, perhaps: 0.5;
+    memory is learnt at long T_o only, and wants most of the steps."""
+    full: float = 0.7
+    """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
+    Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "progressive", "sprinkle")
@@ -131,10 +135,10 @@ class LearnerConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "dagger": 0.25})
     """Proportions of the sources; one without episodes gives its share to the others."""
-    steps: int = 1500
+    steps: int = 2400
     batch_size: int = 64
     """Windows per step and rank."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak; linear warm-up, then a cosine to zero."""
     warmup: int = 100
     betas: tuple[float, float] = (0.95, 0.999)
@@ -144,8 +148,8 @@ class LearnerConfig:
     ema_power: float = 0.75
     """The average that acts decays by 1 - (1 + step) ** -ema_power, at most ema_max."""
     ema_max: float = 0.9999
-    publish_every: int = 250
-    checkpoint_every: int = 500
+    publish_every: int = 300
+    checkpoint_every: int = 600
     keep_checkpoints: int = 3
     report_every: int = 25
 

@@ -46,6 +46,7 @@ class UNet(nn.Module):
             conv_block(config, widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1)
         )
 
+        self.size = size
         self.step = nn.Sequential(nn.Linear(size, 4 * size), nn.Mish(), nn.Linear(4 * size, size))
         self.project = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
@@ -60,12 +61,12 @@ class UNet(nn.Module):
             seen_BS: bool; false where the episode has no such step.
         """
         age_S = torch.arange(token_BSE.shape[1] - 1, -1, -1, device=token_BSE.device)
-        placed_BSE = token_BSE + sinusoid(age_S, token_BSE.shape[2])
+        placed_BSE = token_BSE + sinusoid(age_S, self.size)
         return Context(self.memory(self.norm(self.project(placed_BSE))), seen_BS)
 
     def forward(self, noisy_BTA: Tensor, step_B: Tensor, context: Context) -> Tensor:
         """The noise (B, T, A) in noisy actions at diffusion steps `step_B`."""
-        step_B1E = self.step(sinusoid(step_B, self.norm.normalized_shape[0])).unsqueeze(1)
+        step_B1E = self.step(sinusoid(step_B, self.size)).unsqueeze(1)
         memory_BSF = torch.cat((context.memory_BSF, self.memory(self.norm(step_B1E))), dim=1)
         # The diffusion step weighs as much as all of the context: its share must not shrink as T_o grows.
         weight_BS = torch.cat((context.seen_BS, context.seen_BS.sum(dim=1, keepdim=True)), dim=1)
@@ -152,7 +153,7 @@ def conv_block(config: PolicyConfig, inputs: int, outputs: int) -> nn.Sequential
 
 
 def sinusoid(position: Tensor, size: int) -> Tensor:
-    """Sines and cosines of integer positions (...,) at `size` / 2 frequencies: (..., size)."""
+    """Sines and cosines (..., size) of integer positions (...,), at frequencies from 1 down to 1/100."""
     frequency = 100 ** (-torch.arange(size // 2, device=position.device) / (size // 2 - 1 or 1))
     angle = position.unsqueeze(-1) * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
