@@ -1,0 +1,156 @@
+"""What the benchmarks share: how they measure, and how they say what they found.
+
+A benchmark is a script `benchmarks/<name>.py [--quick] [--json FILE]`. It prints a table and writes
+`{"machine": {...}, "rows": [...], "ratios": {"<name>": x}}`.
+"""
+
+import json
+import os
+import platform
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from operator import ge, le
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("numpy", "torch", "ray", "redis", "robosuite", "mujoco")
+"""Those whose versions move the figures."""
+
+WIDTH = 140
+"""Of the table, in a log."""
+
+Targets = Mapping[str, str]
+"""What a measure or a ratio should come to: `<= 150` or `>= 0.8`, in the measure's unit."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, as often as it was measured."""
+
+    measure: str
+    case: str
+    unit: str
+    samples: Sequence[float]
+
+    @property
+    def value(self) -> float:
+        """The median."""
+        return median(self.samples)
+
+
+def arguments(description: str) -> Namespace:
+    """The command line's `quick` and `json`."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="rougher figures, within two minutes on 2 cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    return parser.parse_args()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = perf_counter()
+    call()
+    return perf_counter() - started
+
+
+def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure every side once a round, forwards and backwards in turn.
+
+    So the sides of a round see the same machine, and whatever drifts hits all of them alike.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            samples[name].append(sides[name]())
+    return samples
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median over the rounds of one side's sample by the other's."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def machine(**settings: Any) -> dict[str, Any]:
+    """Where the figures come from; call it before anything is measured, as it tells the load."""
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_before": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        **settings,
+    }
+
+
+def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    plain = [
+        {
+            "measure": row.measure,
+            "case": row.case,
+            "unit": row.unit,
+            "value": row.value,
+            "low": min(row.samples),
+            "high": max(row.samples),
+            "samples": list(row.samples),
+        }
+        for row in rows
+    ]
+    return {"machine": dict(where), "rows": plain, "ratios": dict(ratios)}
+
+
+def finish(found: Mapping[str, Any], targets: Targets, file: Path | None) -> None:
+    """Print the tables of `results`, and write them to a file if there is one."""
+    if file is not None:
+        file.write_text(json.dumps(found, indent=2) + "\n")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), highlight=False)
+    console.print(_table(found["rows"], targets))
+    console.print(_ratio_table(found["ratios"], targets))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], targets: Targets) -> Table:
+    table = Table("measure", "case", box=SIMPLE)
+    for column in ("median", "lowest", "highest", "samples"):
+        table.add_column(column, justify="right")
+    for column in ("unit", "target"):
+        table.add_column(column)
+    for row in rows:
+        figures = (_figure(row[name]) for name in ("value", "low", "high"))
+        verdict = _verdict(row["value"], targets.get(row["measure"]))
+        table.add_row(row["measure"], row["case"], *figures, str(len(row["samples"])), row["unit"], verdict)
+    return table
+
+
+def _ratio_table(ratios: Mapping[str, float], targets: Targets) -> Table:
+    table = Table("ratio", "median", "target", box=SIMPLE)
+    for name, value in ratios.items():
+        table.add_row(name, _figure(value), _verdict(value, targets.get(name)))
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _verdict(value: float, target: str | None) -> str:
+    if target is None:
+        return ""
+    sign, limit = target.split()
+    met = {"<=": le, ">=": ge}[sign](value, float(limit))
+    return f"{target} [green]met[/]" if met else f"{target} [bold red]missed[/]"

@@ -1,0 +1,475 @@
+"""How fast the loop runs: simulators, actors, store, learner, and the way of new weights to the actors."""
+
+# ruff: noqa: E402
+# Ray reads its authentication mode when it is imported.
+from cluster.ray_auth import choose_ray_auth
+
+choose_ray_auth(None)
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from common import Row, arguments, finish, interleaved, machine, ratio, results, seconds
+from numpy.typing import NDArray
+
+from actors.config import ActorsConfig, EvaluationConfig
+from actors.rollout import Policy
+from actors.task import Environment, Task, load_task
+from actors.worker import Order, Worker
+from cluster.config import RunConfig
+from cluster.dispatch import Dispatcher
+from cluster.launch import TICK_SECONDS, ray_cluster
+from cluster.orders import Orders
+from cluster.roles import ALWAYS_BACK, HUB, Handle, MetricsHub, RolloutActor, start
+from cluster.services import redis_server
+from cluster.weights import HeldWeights, WeightBoard
+from learner import curriculum
+from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
+from learner.normalize import measure
+from learner.policy import DiffusionPolicy, policy_to_bytes
+from learner.session import PolicySession
+from learner.train import Progress, train
+from monitoring.hub import Hub
+from replay.config import StoreConfig
+from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, episode_id
+from replay.store import EpisodeStore
+
+SIMULATORS = 8
+"""M, where an actor is compared with its bare simulators."""
+EXECUTE = PolicyConfig().execute
+RETURN_POINT = load_task("return_point")
+LONGEST = RETURN_POINT.spec.context_lengths[-1]
+EVALUATED = 200
+"""Episodes per trained policy."""
+
+TARGETS = {
+    "actor_overhead": "<= 150",
+    "success_progressive_minus_fixed": ">= -5",
+    "actor_over_bare_env": ">= 0.8",
+    "progressive_over_fixed": "<= 0.65",
+}
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    torch.set_num_threads(1)
+    where = machine(torch_threads=torch.get_num_threads(), quick=options.quick)
+    with TemporaryDirectory() as folder, redis_server(Path(folder) / "redis") as url:
+        processes = across_processes(url, Path(folder) / "checkpoints", options.quick)
+        overhead = actor_overhead(url, options.quick)
+        lift = actor_and_bare_lift(url, options.quick)
+        throughput = store_throughput(url, options.quick)
+        episodes = demonstrations(url)
+        learner = learner_rate(episodes, options.quick)
+        training = progressive_and_fixed(episodes, options.quick)
+    ratios = {
+        "actor_over_bare_env": ratio(lift[0].samples, lift[1].samples),
+        "progressive_over_fixed": ratio(training[0].samples, training[1].samples),
+    }
+    rows = [*processes, *overhead, *lift, *learner, *throughput, *training]
+    finish(results(where, rows, ratios), TARGETS, options.json)
+
+
+# An actor against its bare simulators, in this process
+
+
+def actor_overhead(url: str, quick: bool) -> list[Row]:
+    """What an actor adds to a step where simulator and policy cost next to nothing."""
+    task, hub = load_task("counting"), Hub()
+    store = open_store(url, task.spec)
+    worker = make_worker(task, SIMULATORS, store, hub)
+    samples = actor_and_bare(
+        worker, Still(), store, context_length=8, episodes=400, rounds=5 if quick else 15
+    )
+    case = f"counting, M {SIMULATORS}"
+    added = [1e6 * (actor - bare) for actor, bare in zip(samples["actor"], samples["bare"], strict=True)]
+    return [Row("actor_overhead", case, "us/step", added), *spent(hub, case)]
+
+
+def actor_and_bare_lift(url: str, quick: bool) -> list[Row]:
+    """Steps per second of an actor with a diffusion policy, and of its simulators alone."""
+    task, hub = load_task("lift"), Hub()
+    store = open_store(url, task.spec)
+    worker = make_worker(task, SIMULATORS, store, hub)
+    policy = PolicySession(untrained(task.spec), SIMULATORS)
+    longest = task.spec.context_lengths[-1]
+    rounds = 3 if quick else 7
+    samples = actor_and_bare(worker, policy, store, longest, episodes=SIMULATORS, rounds=rounds)
+    case = f"lift, M {SIMULATORS}, T_o {longest}"
+    rates = {side: [1 / step for step in steps] for side, steps in samples.items()}
+    return [
+        Row("actor_rate", case, "steps/s", rates["actor"]),
+        Row("bare_rate", case, "steps/s", rates["bare"]),
+        *spent(hub, case),
+    ]
+
+
+def actor_and_bare(
+    worker: Worker, policy: Policy, store: EpisodeStore, context_length: int, episodes: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds per step of an actor that fills the store, and of its simulators without it. The latter are
+    reset to the same seeds and given the same actions, so that both do the same physics."""
+    task, first = worker.task.spec.name, count(0, episodes)
+    recorded: list[Episode] = []
+
+    def actor() -> float:
+        order = Order("rollout", next(first), episodes, context_length, version=1)
+        started = time.perf_counter()
+        steps = worker.work(order, policy).steps
+        elapsed = time.perf_counter() - started
+        indices = range(order.first, order.first + episodes)
+        recorded[:] = [store.read(episode_id(order.purpose, task, index)) for index in indices]
+        return elapsed / steps
+
+    def bare() -> float:
+        return seconds(lambda: replay(worker.envs, recorded)) / sum(episode.length for episode in recorded)
+
+    actor()  # warms up, and records what to replay
+    return interleaved({"actor": actor, "bare": bare}, rounds)
+
+
+def replay(envs: Sequence[Environment], episodes: Sequence[Episode]) -> None:
+    """Step the simulators in lockstep through recorded episodes."""
+    for first in range(0, len(episodes), len(envs)):
+        lanes = list(zip(envs, episodes[first : first + len(envs)], strict=False))
+        for env, episode in lanes:
+            env.reset(seed=episode.meta.seed)
+        for step in range(max(episode.length for _, episode in lanes)):
+            for env, episode in lanes:
+                if step < episode.length:
+                    env.step(episode.arrays["action"][step])
+
+
+class Still:
+    """Decides for the same action always."""
+
+    def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
+        return np.zeros((len(slots), EXECUTE, 1), np.float32)
+
+
+def spent(hub: Hub, case: str) -> list[Row]:
+    """Where the actor's time went, as it reports it itself; the mean over all that it did."""
+    totals = hub.snapshot()
+    (steps,) = totals["longview_env_steps_total"].values()
+    return [
+        Row("actor_time", f"{case}: {part}", "us/step", [1e6 * total / steps])
+        for (part,), total in totals["longview_actor_seconds_total"].items()
+    ]
+
+
+# Store
+
+
+def store_throughput(url: str, quick: bool) -> list[Row]:
+    """Megabytes per second of arrays as actors give and learners get them: through compression, checksums
+    and Redis. States walk at random; images are a scene that moves, with sensor noise."""
+    state, picture = ArraySpec((32,)), ArraySpec((84, 84, 3), "uint8")
+    cases = {
+        "200 states of 32": (store_spec("states", state=state), 200),
+        "100 images of 2 x 84 x 84 x 3": (
+            store_spec("images", state=state, front=picture, wrist=picture),
+            100,
+        ),
+    }
+    rows = []
+    for case, (spec, length) in cases.items():
+        samples = written_and_read(open_store(url, spec), spec, length, rounds=9 if quick else 30)
+        rows += [Row(f"store_{side}", case, "MB/s", rates) for side, rates in samples.items()]
+    return rows
+
+
+def store_spec(name: str, **observation: ArraySpec) -> TaskSpec:
+    """A task that exists in the store only."""
+    action = ArraySpec((7,), low=-1.0, high=1.0)
+    return TaskSpec(name, observation, action, 20.0, 1000, (1,), demonstrations=1)
+
+
+def written_and_read(store: EpisodeStore, spec: TaskSpec, length: int, rounds: int) -> dict[str, list[float]]:
+    """MB/s of whole episodes into the store and out of it."""
+    steps = recording(spec, length)
+    megabytes = length * sum(array.nbytes for array in steps[0].values()) / 1e6
+    ids: list[str] = []
+
+    def write() -> None:
+        ids.append(episode_id("rollout", spec.name, len(ids)))
+        writer = store.writer(EpisodeMeta(ids[-1], spec.name, seed=0, source="rollout"))
+        for step in steps:
+            writer.append(step)
+        writer.commit("success")
+
+    write()
+    sides = {"in": write, "out": lambda: store.read(ids[-1])}
+    return interleaved({side: rate(call, megabytes) for side, call in sides.items()}, rounds)
+
+
+def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
+    """Measures a call's amount per second."""
+    return lambda: amount / seconds(call)
+
+
+def recording(spec: TaskSpec, length: int) -> list[dict[str, NDArray[Any]]]:
+    """Made-up steps of an episode that compress about as real ones do."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in spec.arrays().items():
+        if array.dtype == "uint8":
+            scene = np.kron(rng.integers(0, 250, (12, 12, 3)), np.ones((7, 7, 1), np.int64))
+            moved = np.stack([np.roll(scene, step // 4, axis=0) for step in range(length)])
+            arrays[name] = (moved + rng.integers(0, 3, moved.shape)).astype(np.uint8)
+        else:
+            walk = 0.01 * rng.standard_normal((length, *array.shape)).cumsum(axis=0)
+            arrays[name] = walk.astype(np.float32)
+    return [{name: np.asarray(rows[step]) for name, rows in arrays.items()} for step in range(length)]
+
+
+# Learner
+
+
+def demonstrations(url: str) -> EpisodeStore:
+    """A store that holds the task's N demonstrations, and soon has them decoded in its own memory."""
+    store = open_store(url, RETURN_POINT.spec)
+    worker = make_worker(RETURN_POINT, SIMULATORS, store, Hub())
+    worker.work(Order("demo", 0, RETURN_POINT.spec.demonstrations, beta=1.0), None)
+    return store
+
+
+def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
+    """Samples per second, from one training that passes through all context lengths."""
+    steps = (4 if quick else 25) * LONGEST
+    config = replace(
+        LearnerConfig(),
+        curriculum=CurriculumConfig("progressive", ramp=1.0, full=1.0),
+        steps=steps,
+        warmup=1,
+        report_every=1,
+    )
+    times: list[float] = []
+    training(episodes, config, seed=0, report=lambda _: times.append(time.perf_counter()))
+    rates: dict[int, list[float]] = {length: [] for length in (1, 8, LONGEST)}
+    for step, elapsed in enumerate(np.diff(times), start=1):
+        length = curriculum.length(config.curriculum, 0, step, steps, LONGEST)
+        if length in rates:
+            rates[length].append(config.batch_size / float(elapsed))
+    return [Row("learner_rate", f"T_o {length}", "samples/s", found) for length, found in rates.items()]
+
+
+def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
+    """Whole trainings by the default curriculum and by the longest context throughout, with equal steps."""
+    default = LearnerConfig()
+    if quick:
+        default = replace(default, steps=50, warmup=10)
+    configs = {
+        "progressive": default,
+        "fixed": replace(default, curriculum=replace(default.curriculum, kind="fixed")),
+    }
+    policies: dict[str, list[DiffusionPolicy]] = {kind: [] for kind in configs}
+
+    def trained(kind: str) -> float:
+        made = policies[kind]
+        return seconds(lambda: made.append(training(episodes, configs[kind], seed=len(made))))
+
+    sides = {kind: lambda kind=kind: trained(kind) for kind in configs}
+    times = interleaved(sides, rounds=3)
+    case = f"return_point, T_o {LONGEST}, {default.steps} steps"
+    rows = [Row(f"training_{kind}", case, "s", samples) for kind, samples in times.items()]
+    return rows if quick else rows + successes(policies, case)
+
+
+def successes(policies: dict[str, list[DiffusionPolicy]], case: str) -> list[Row]:
+    """Success of trained policies at the longest context, and by how much the first kind is ahead."""
+    rates = {kind: [100 * success(policy) for policy in made] for kind, made in policies.items()}
+    ahead = [a - b for a, b in zip(*rates.values(), strict=True)]
+    rows = [Row(f"success_{kind}", case, "%", samples) for kind, samples in rates.items()]
+    return [*rows, Row(f"success_{'_minus_'.join(rates)}", case, "points", ahead)]
+
+
+def success(policy: DiffusionPolicy) -> float:
+    """Share of episodes that the policy succeeds in, at its longest context."""
+    worker = make_worker(RETURN_POINT, 50, None, Hub())
+    order = Order("evaluation", 0, EVALUATED, policy.horizon.context, version=0)
+    return worker.work(order, PolicySession(policy, 50)).outcomes.get("success", 0) / EVALUATED
+
+
+def training(
+    episodes: EpisodeStore,
+    config: LearnerConfig,
+    seed: int,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> DiffusionPolicy:
+    """Train on a store, as a learner rank does."""
+    with TemporaryDirectory() as checkpoints:
+        return train(
+            config,
+            RETURN_POINT.spec,
+            seed=seed,
+            draw=lambda step, before, after, count: episodes.sample(
+                config.mix, count, before, after, np.random.default_rng((seed, 0, step))
+            ),
+            ranges=lambda: measure((episodes.read(id) for id in episodes.ids("demo")), RETURN_POINT.spec),
+            publish=lambda version, weights: None,
+            report=report,
+            should_stop=lambda: False,
+            checkpoints=Path(checkpoints),
+        )
+
+
+# Actors in processes of their own, under Ray
+
+
+def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
+    """What is measured in a run's own roles: the way of new weights, the rate of one and of two actors."""
+    config = RunConfig(evaluation=EvaluationConfig(episodes=0))
+    weights = policy_to_bytes(untrained(RETURN_POINT.spec))
+    open_store(url, RETURN_POINT.spec).close()
+    with ray_cluster(config, None):
+        hub = start(MetricsHub, "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
+        board = start(WeightBoard, checkpoints, **ALWAYS_BACK)
+        store = (url, RETURN_POINT.spec.name)
+        actors = [start(TimedActor, config, f"actor-{index}", store, num_cpus=1) for index in range(2)]
+        ray.get(hub.port.remote())
+        return [
+            *publish_to_use(config, board, actors, weights, quick),
+            *environment_rate(config, actors, weights, quick),
+        ]
+
+
+class TimedActor(RolloutActor):
+    """Also tells when it first acted with the weights it holds."""
+
+    def _load(self, version: int, weights: bytes) -> None:
+        super()._load(version, weights)
+        self._session = FirstAction(self._session)
+
+    def first_action(self) -> tuple[int | None, float]:
+        """Its version, and the monotonic time of the first action decided with it."""
+        return (None, 0.0) if self._session is None else (self._version, self._session.at)
+
+
+class FirstAction:
+    """A policy that notes when it first decided."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.at = 0.0
+
+    def act(self, *arguments: Any) -> NDArray[np.float32]:
+        actions = self._policy.act(*arguments)
+        self.at = self.at or time.monotonic()
+        return actions
+
+
+def publish_to_use(
+    config: RunConfig, board: Handle, actors: Sequence[Handle], weights: bytes, quick: bool
+) -> list[Row]:
+    """Milliseconds from the learner's publishing of a version to the first action decided with it. Actors
+    that are idle wait for it; those that are busy finish the order that they are at."""
+    rows = []
+    for case, batches in (("idle", 1), ("busy", 4)):
+        driver = Driver(config, board, actors, batches)
+        samples = [driver.publish(weights, busy=case == "busy") for _ in range(5 if quick else 14)]
+        # The first ones are the first to import torch in their actors.
+        rows.append(Row("publish_to_use", f"return_point, {case} actors", "ms", samples[len(actors) :]))
+    return rows
+
+
+class Driver:
+    """What brings new weights to the actors in a run: the same steps as in its supervision."""
+
+    def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle], batches: int) -> None:
+        """Have `batches` orders collected with each version."""
+        episodes = 2 * config.actors.simulators * batches
+        config = replace(config, actors=replace(config.actors, episodes_per_version=episodes))
+        self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
+        # Late in a training: before, the expert would decide in place of the policy.
+        self._version = config.learner.steps * batches
+        self._orders = Orders(config, RETURN_POINT.spec, purpose="dagger", collected=self._version)
+        self._dispatcher = Dispatcher(actors, self._orders)
+        self._held = HeldWeights(board)
+        self._held.refresh(keep=set())
+        self._given: set[int] = set()
+
+    def publish(self, weights: bytes, busy: bool) -> float:
+        """Publish a new version, like a learner: at any moment. Returns the milliseconds until it acts.
+
+        Args:
+            busy: keep the actors at work with older versions until then.
+        """
+        self._version += 1
+        published: list[float] = []
+
+        def publish() -> None:
+            published.append(time.monotonic())
+            self._board.publish.remote(self._version, weights)
+
+        delay = self._rng.uniform(1.0, 2.0) if busy else self._rng.uniform(0, TICK_SECONDS)
+        threading.Timer(delay, publish).start()
+        while self._version not in self._given:
+            self._tick(more=busy)
+        while not self._orders.idle:
+            self._tick(more=False)
+        acted = ray.get([actor.first_action.remote() for actor in self._actors])
+        return 1000 * (min(float(at) for held, at in acted if held == self._version) - published[0])
+
+    def _tick(self, more: bool) -> None:
+        self._dispatcher.dispatch(self._held.newest, self._held.of)
+        self._given |= self._dispatcher.versions
+        for order, result in self._dispatcher.collect(TICK_SECONDS):
+            self._orders.finish(order, result)
+        came = self._held.refresh(keep=self._dispatcher.versions) is not None
+        if (came or more) and self._held.newest is not None:
+            self._orders.published(self._held.newest)
+
+
+def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes, quick: bool) -> list[Row]:
+    """Environment steps per second of one actor alone, and of all together."""
+    reference, first = ray.put(weights), count(1000, 2 * config.actors.simulators)
+
+    def steps_per_second(busy: Sequence[Handle]) -> float:
+        orders = [
+            Order("rollout", next(first), 2 * config.actors.simulators, LONGEST, version=0) for _ in busy
+        ]
+        started = time.perf_counter()
+        done = [actor.work.remote(order, 0, [reference]) for actor, order in zip(busy, orders, strict=True)]
+        steps = sum(int(result.steps) for result in ray.get(done))
+        return steps / (time.perf_counter() - started)
+
+    steps_per_second(actors)
+    sides = {
+        "1 actor": lambda: steps_per_second(actors[:1]),
+        f"{len(actors)} actors in all": lambda: steps_per_second(actors),
+    }
+    samples = interleaved(sides, rounds=3 if quick else 9)
+    case = f"return_point, M {config.actors.simulators}, T_o {LONGEST}"
+    return [Row("env_steps", f"{case}, {side}", "steps/s", rates) for side, rates in samples.items()]
+
+
+# Parts
+
+
+def open_store(url: str, spec: TaskSpec) -> EpisodeStore:
+    """A namespace of the task's own."""
+    store = EpisodeStore.connect(url, spec.name, StoreConfig())
+    store.register(spec)
+    return store
+
+
+def make_worker(task: Task, simulators: int, store: EpisodeStore | None, hub: Hub) -> Worker:
+    return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", EXECUTE, store, hub.report)
+
+
+def untrained(spec: TaskSpec) -> DiffusionPolicy:
+    """The default policy; how long it takes to decide does not depend on its weights."""
+    return DiffusionPolicy(PolicyConfig(), spec)
+
+
+if __name__ == "__main__":
+    main()
