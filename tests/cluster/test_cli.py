@@ -39,7 +39,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     [
         (["demo", "learner.batchsize=3"], ["unknown key learner.batchsize", "learner.batch_size"]),
         (["demo", "learner.steps=many"], ["learner.steps", "many", "integer"]),
-        (["demo", "learner.policy.future_actions=13"], ["T_p 15", "divisible by 2"]),
+        (["demo", "learner.policy={widths: [32, 64], future_actions: 13}"], ["T_p 15", "divisible by 2"]),
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
         (["demo", "--resume", "nothing"], ["no run 'nothing'"]),

@@ -40,7 +40,7 @@ def test_presets_are_valid(task: str) -> None:
         ("learner.batchsize=3", "unknown key learner.batchsize; did you mean learner.batch_size"),
         ("actor.count=3", "unknown key actor; did you mean actors"),
         ("learner.steps=many", "learner.steps: input should be a valid integer.*not 'many'"),
-        ("learner.policy.widths=[32, 64]", None),
+        ("learner.policy={widths: [32, 64], future_actions: 13}", "T_p 15 .*not divisible by 2"),
         ("learner.batch_size=0", "learner.batch_size must be positive, not 0"),
         ("task=return_pint", "unknown task 'return_pint'.*did you mean return_point"),
         ("evaluation.context_lengths=[1, 128]", r"context_lengths \[128\] are longer.*64"),
