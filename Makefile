@@ -1,7 +1,7 @@
 # What CI runs is `make test`. Every target installs what it needs, once.
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-BENCHMARKS := $(wildcard benchmarks/*.py)
+BENCHMARKS := $(filter-out benchmarks/common.py, $(wildcard benchmarks/*.py))
 
 .PHONY: help install demo test test-slow lint format bench constraints clean
 

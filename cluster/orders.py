@@ -149,6 +149,8 @@ class Orders:
         return len(self._waiting[kind]) + self._given[kind]
 
     def _beta(self, version: int) -> float:
+        if self._purpose != "dagger":
+            return 0.0
         return max(0.0, 1.0 - version / (self._config.actors.beta_until * self._config.learner.steps))
 
     def _evaluate(self, version: int, lengths: Sequence[int], episodes: int) -> None:

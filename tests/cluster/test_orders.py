@@ -61,6 +61,13 @@ def test_collecting_takes_the_newest_version_and_beta_decays() -> None:
     assert order.first == 8
 
 
+def test_without_an_expert_the_policy_alone_collects() -> None:
+    config = read_config(None, ["evaluation.episodes=0"])
+    orders = Orders(config, SPEC, purpose="rollout", collected=0)
+    orders.published(1)
+    assert {(o.purpose, o.beta) for o in drain(orders, newest=1)} == {("rollout", 0.0)}
+
+
 def test_evaluating_and_collecting_go_on_side_by_side() -> None:
     orders = make()
     orders.published(100)
