@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         services.callback(store.close)
         store.register(task.spec)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
-        roles = services.enter_context(start_roles(config, run, (url, run.name)))
+        roles = start_roles(config, run, (url, run.name))
         training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
@@ -84,7 +84,8 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         try:
             _supervise(progress, roles, training, store, task, show)
         finally:
-            progress.stats = store.stats()
+            with suppress(StoreError):  # what ended the run matters more
+                progress.stats = store.stats()
 
 
 def _ignore_interrupts() -> None:
@@ -156,17 +157,11 @@ class Roles:
     actors: list[Handle]
 
 
-@contextmanager
-def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Iterator[Roles]:
-    """All roles of a run; they are gone when the context ends."""
+def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Roles:
+    """The roles of a run; they end with our connection to Ray."""
     hub = start(MetricsHub, config.monitoring.host, config.monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
-    roles = Roles(hub, board, start_actors(config, store))
-    try:
-        yield roles
-    finally:
-        for role in (*roles.actors, board, hub):
-            ray.kill(role)
+    return Roles(hub, board, start_actors(config, store))
 
 
 def start_actors(config: RunConfig, store: tuple[str, str] | None) -> list[Handle]:
