@@ -30,7 +30,7 @@ class Policy(Protocol):
         new_frames: Sequence[Mapping[str, Array]],
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
-        context_length: int,
+        T_o: int,
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
         """Decide for B simulators.
@@ -40,7 +40,7 @@ class Policy(Protocol):
             new_frames: per slot, observation key -> (n, ...): frames since its last decision, oldest first.
             executed: per slot (n - 1 or n, A): the actions really executed since then.
             reset: (B,), true where an episode starts: its history is forgotten first.
-            context_length: T_o.
+            T_o: context length to decide with.
             rng: source of the initial noise.
 
         Returns:

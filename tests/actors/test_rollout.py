@@ -48,7 +48,7 @@ class Counter:
         new_frames: Sequence[Mapping[str, NDArray[Any]]],
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
-        context_length: int,
+        T_o: int,
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
         assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset)
