@@ -17,7 +17,8 @@ class ActorsConfig:
     """Standard deviation of what is added to an expert's executed actions, as a share of half the action
     range: demonstrations then show how to come back. The label stays the expert's own action."""
     episodes_per_version: int = 32
-    """DAgger episodes to collect with each published version; 0 trains on the demonstrations alone."""
+    """Episodes to collect with a published version, labelled by the expert (DAgger) where there is one. A
+    version that comes while the last one's are still being collected gets none; 0 collects none at all."""
     beta_until: float = 0.5
     """Share of training after which the expert no longer takes over in collected episodes. Before, beta, the
     chance that a decision is the expert's, falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""

@@ -84,7 +84,8 @@ class Orders:
             self._waiting["demo"].append(Order("demo", first, count, beta=1.0))
 
     def published(self, version: int) -> None:
-        """There is a new version: evaluate it, unless a round is still under way, and collect with it."""
+        """There is a new version: evaluate it and collect with it, unless what an earlier version was to do
+        is still under way."""
         if self._config.evaluation.episodes and not self._open("evaluation"):
             self._evaluate(version, self._lengths, self._config.evaluation.episodes)
         if self._config.actors.episodes_per_version and not self._open("collect"):

@@ -208,5 +208,8 @@ def refuse_port_in_use(config: MonitoringConfig) -> None:
 def write_atomically(file: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old or the new one, never half of it."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(file)
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
