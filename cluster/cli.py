@@ -26,7 +26,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into the episode store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 Settings = Annotated[
     list[str] | None,
@@ -107,7 +107,7 @@ def demo(
 @_explained
 def launch(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="YAML file; see docs/config.md.")
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file; see docs/runs.md.")
     ] = None,
     settings: Settings = None,
     resume: Resume = None,

@@ -183,7 +183,9 @@ def _supervise(
     """Collect, train, evaluate: until the last version has been evaluated."""
     config, purpose = progress.config, "rollout" if task.expert is None else "dagger"
     orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
-    orders.demonstrate(_missing_demonstrations(store, task, progress.wanted))
+    missing = _missing_demonstrations(store, task, progress.wanted)
+    orders.demonstrate(missing)
+    progress.demonstrations = progress.wanted - len(missing)
     dispatcher = Dispatcher(roles.actors, orders)
     weights = HeldWeights(roles.board)
     reporter = _Reporter(roles.hub, store, progress)

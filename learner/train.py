@@ -132,12 +132,13 @@ def train(
             progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
             if rank == 0:
                 report(progress)
-        if rank == 0 and publishing:
-            publish(step, policy_to_bytes(average))
-        if rank == 0 and saving:
-            training = {"weights": weights.data, **optimizer.state_dict()["state"][0]}
+        if rank == 0 and (publishing or saving):
             data = policy_to_bytes(average)
-            checkpoint.save(checkpoints, step, data, training, asdict(config), config.keep_checkpoints)
+            if publishing:
+                publish(step, data)
+            if saving:
+                training = {"weights": weights.data, **optimizer.state_dict()["state"][0]}
+                checkpoint.save(checkpoints, step, data, training, asdict(config), config.keep_checkpoints)
         if last:
             break
     return average

@@ -5,8 +5,7 @@ ReplayError
 ├── CodecError          bytes that are not a chunk of ours, or a damaged one
 ├── StoreError          the store refused or cannot do what was asked
 │   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
-│   ├── StoreFull           no room within the byte budget, and nothing that may be evicted
-│   └── StoreTimeout        a blocking call expired; says what it was waiting for
+│   └── StoreFull           no room within the byte budget, and nothing that may be evicted
 └── UnknownEpisode      no committed episode has this id
 """
 
@@ -33,10 +32,6 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The byte budget is used up and nothing may be evicted."""
-
-
-class StoreTimeout(StoreError):
-    """A blocking call expired."""
 
 
 class UnknownEpisode(ReplayError):

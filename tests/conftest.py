@@ -36,6 +36,8 @@ class Longview:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tag = uuid.uuid4().hex
+        self.environment = {TAG: self.tag}
+        """Marks every process that is ours."""
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -43,7 +45,7 @@ class Longview:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, *arguments],
             cwd=self.folder,
-            env=os.environ | {TAG: self.tag} | environment,
+            env=os.environ | self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -29,7 +29,6 @@ evaluation: {episodes: 4, final_episodes: 8, context_lengths: [1, 8]}
 """
 LONG = ("learner.steps=100000", "learner.checkpoint_every=50", "learner.publish_every=50")
 DEMONSTRATIONS = 30
-TAG = "LONGVIEW_TEST_TAG"
 
 
 @pytest.fixture
@@ -242,7 +241,7 @@ cluster.shutdown()
 def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview: Any, config: str) -> None:
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=os.environ | {TAG: longview.tag},
+        env=os.environ | longview.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
