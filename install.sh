@@ -20,12 +20,14 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-# System packages. OpenCV (through robosuite) needs libGL and GLib; evdev (through pynput) is compiled.
+# System packages. OpenCV (through robosuite) needs libGL and GLib; evdev (through pynput) is compiled; pictures
+# are rendered by EGL or OSMesa.
 missing=()
 has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q "$1"; }
 if [ "$(uname -s)" = Linux ]; then
     command -v redis-server >/dev/null || missing+=(redis-server)
     has_library libGL.so.1 || missing+=(libgl1)
+    has_library libEGL.so.1 || has_library libOSMesa.so.8 || missing+=(libegl1)
     has_library libgthread-2.0.so.0 || missing+=(libglib2.0-0)
     command -v gcc >/dev/null || missing+=(gcc libc6-dev)
     "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)

@@ -1,6 +1,25 @@
 """Settings of the actors and of evaluation; importable without any simulator."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CamerasConfig:
+    """Which cameras a policy sees through; with none, nothing is rendered, and no renderer is needed."""
+
+    names: tuple[str, ...] = ()
+    """Of the simulator's cameras, such as `agentview` and `robot0_eye_in_hand`."""
+    size: int = 84
+    """Pixels a side."""
+    quality: Literal["fast", "full"] = "fast"
+    """`fast` has no shadows, reflections and multisampling."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"actors.cameras.size must be at least 1, not {self.size}")
+        if self.quality not in ("fast", "full"):
+            raise ValueError(f"actors.cameras.quality must be fast or full, not {self.quality!r}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Time of one simulator, for T_a = 4 (d = decision, x = executed step, | = the epi
 Simulators of one process are stepped one after the other, so one that waits costs no time.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import Action, Environment, Expert, Observation, Task
+from actors.task import Action, ActionError, Environment, Expert, Observation, Task
 from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array, EpisodeMeta
 
 
@@ -82,7 +83,9 @@ class EpisodeEnd:
     outcome: str
     steps: int
     committed: bool
-    """False for an episode that was not recorded, or was in the store already."""
+    """False for an episode that was not recorded, has no steps, or was in the store already."""
+    refusal: str | None = None
+    """Why the task refused the action that ended the episode, if that is how it ended."""
 
 
 @dataclass
@@ -131,6 +134,9 @@ def rollout(
 ) -> Iterator[EpisodeEnd]:
     """Roll out every assignment, as many at a time as there are simulators.
 
+    An action that the task refuses ends its episode as `failure`, an observation or reward that is not finite
+    as `invalid`; the steps before are recorded, and the other simulators go on.
+
     Args:
         task: the task that all simulators are of.
         envs: M simulators.
@@ -151,8 +157,9 @@ def rollout(
     try:
         while True:
             for lane in lanes:
-                if lane.assignment is None and (assignment := next(queue, None)) is not None:
-                    _start(lane, assignment, task, record)
+                while lane.assignment is None and (assignment := next(queue, None)) is not None:
+                    if (end := _start(lane, assignment, task, record, clock)) is not None:
+                        yield end
             running = [lane for lane in lanes if lane.assignment is not None]
             if not running:
                 return
@@ -168,10 +175,17 @@ def rollout(
 
 
 def _start(
-    lane: _Lane, assignment: Assignment, task: Task, record: Callable[[EpisodeMeta], Recorder] | None
-) -> None:
+    lane: _Lane,
+    assignment: Assignment,
+    task: Task,
+    record: Callable[[EpisodeMeta], Recorder] | None,
+    clock: Clock,
+) -> EpisodeEnd | None:
+    """Begin an episode; returns its end if the simulator has diverged already."""
     observation, _ = lane.env.reset(seed=assignment.meta.seed)
-    lane.assignment = assignment
+    lane.assignment, lane.steps = assignment, 0
+    if not _is_finite(observation):
+        return _end(lane, "invalid", clock)
     # Its own stream, so that the episode does not depend on which others are rolled out beside it.
     lane.rng = np.random.default_rng((assignment.meta.seed, 2))
     lane.expert = None
@@ -181,7 +195,7 @@ def _start(
         lane.expert = task.expert(lane.env, lane.rng)
     lane.recorder = record(assignment.meta) if record is not None else None
     lane.observation, lane.fresh, lane.frames, lane.executed = observation, True, [observation], []
-    lane.steps = 0
+    return None
 
 
 def _decide(
@@ -222,17 +236,22 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
     label = lane.expert() if lane.expert is not None else None
     action = _choose(lane, offset, label, task)
     started = time.perf_counter()
-    observation, reward, terminated, truncated, info = lane.env.step(action)
+    try:
+        observation, reward, terminated, truncated, info = lane.env.step(action)
+    except ActionError as error:
+        return _end(lane, "failure", clock, refusal=str(error))
     stepped = time.perf_counter()
+    clock.simulator += stepped - started
+    clock.steps += 1
+    if not (math.isfinite(reward) and _is_finite(observation)):
+        return _end(lane, "invalid", clock)
     if lane.recorder is not None:
         step: dict[str, Array] = {OBSERVATION_PREFIX + key: row for key, row in lane.observation.items()}
         step |= {ACTION: action, REWARD: np.asarray(reward, np.float32)}
         if lane.assignment.label and label is not None:
             step[EXPERT_ACTION] = label
         lane.recorder.append(step)
-    clock.simulator += stepped - started
     clock.store += time.perf_counter() - stepped
-    clock.steps += 1
     lane.steps += 1
     lane.observation = observation
     lane.frames.append(observation)
@@ -254,11 +273,23 @@ def _choose(lane: _Lane, offset: int, label: Action | None, task: Task) -> Actio
     return np.clip(label + np.float32(spread) * noise, low, high).astype(np.float32)
 
 
-def _end(lane: _Lane, outcome: str, clock: Clock) -> EpisodeEnd:
+def _is_finite(observation: Observation) -> bool:
+    for row in observation.values():
+        # Twice as fast as `all()`, and this is asked at every step.
+        if row.dtype.kind == "f" and np.count_nonzero(np.isfinite(row)) < row.size:
+            return False
+    return True
+
+
+def _end(lane: _Lane, outcome: str, clock: Clock, refusal: str | None = None) -> EpisodeEnd:
     assert lane.assignment is not None
     started = time.perf_counter()
-    committed = lane.recorder.commit(outcome) if lane.recorder is not None else False
+    committed = False
+    if lane.recorder is not None and lane.steps:
+        committed = lane.recorder.commit(outcome)
+    elif lane.recorder is not None:
+        lane.recorder.abort()
     clock.store += time.perf_counter() - started
-    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, committed)
+    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, committed, refusal)
     lane.assignment = lane.recorder = lane.expert = None
     return end

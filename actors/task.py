@@ -35,14 +35,18 @@ class UnknownTask(ValueError):
     """No installed task has this name; the message lists those that exist."""
 
 
+class ActionError(ValueError):
+    """An action that the task does not accept. It ends its episode, not the actor."""
+
+
 class Task(Protocol):
     """One task. Its environment's observations are a dict of the spec's keys; when an episode ends,
     `info["outcome"]` is one of `replay.episode.OUTCOMES`, and the time limit is the environment's own."""
 
     spec: TaskSpec
 
-    def make(self) -> Environment:
-        """A new simulator instance."""
+    def make(self, render_mode: str | None = None) -> Environment:
+        """A new simulator instance; with `rgb_array` its `render` returns a picture, (H, W, 3) of uint8."""
 
     @property
     def expert(self) -> Callable[[Environment, np.random.Generator], Expert] | None:
@@ -79,6 +83,24 @@ def observation_space(spec: TaskSpec) -> gymnasium.Space[Observation]:
 def action_space(spec: TaskSpec) -> gymnasium.Space[Action]:
     """The gymnasium space of a spec's actions."""
     return cast(gymnasium.Space[Action], _box(spec.action))
+
+
+def checked_action(spec: TaskSpec, action: Action) -> Action:
+    """The action, if the task accepts it.
+
+    Raises:
+        ActionError: a component is not finite, or out of range; the shape is not the spec's.
+    """
+    if action.shape != spec.action.shape:
+        raise ActionError(f"task {spec.name}: action must have shape {spec.action.shape}, not {action.shape}")
+    low, high = spec.action.low, spec.action.high
+    refused = np.flatnonzero(~((action >= low) & (action <= high)))
+    if refused.size:
+        index = int(refused[0])
+        raise ActionError(
+            f"task {spec.name}: action[{index}] must be in [{low:g}, {high:g}], not {float(action[index])!r}"
+        )
+    return action
 
 
 def _box(array: ArraySpec) -> gymnasium.Space[Any]:

@@ -1,7 +1,9 @@
 """An actor's work: orders in; episodes into the store, running totals to the hub, results out."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +14,8 @@ from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, roll
 from actors.task import Task
 from monitoring.hub import Totals, encode_report
 from replay.episode import EpisodeMeta, episode_id
+
+log = logging.getLogger(__name__)
 
 PURPOSES = ("demo", "dagger", "rollout", "evaluation")
 REPORT_SECONDS = 1.0
@@ -45,9 +49,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an order. Episodes that were in the store already are not in it."""
+    """What came of an order."""
 
-    outcomes: dict[str, int]
+    outcomes: Mapping[str, int]
+    """Episodes by outcome: of an evaluation all, else those that are now in the store and were not before."""
     steps: int
 
 
@@ -79,6 +84,8 @@ class Worker:
     def __post_init__(self) -> None:
         self.envs = [self.task.make() for _ in range(self.config.simulators)]
         self._clock, self._sent = Clock(), Clock()
+        for name in ("longview_invalid_episodes_total", "longview_refused_actions_total"):
+            self.totals.add(name, 0, task=self.task.spec.name)  # to be seen before the first one happens
         self._send()
 
     def work(self, order: Order, policy: Policy | None, newest_version: int = 0) -> Result:
@@ -93,7 +100,8 @@ class Worker:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
                 self.totals.set(name, newest_version - order.version)
         before = self._clock.steps
-        outcomes: dict[str, int] = {}
+        outcomes: Counter[str] = Counter()
+        refusals: list[str] = []
         # Decisions depend on the order alone, so an evaluation that is repeated gives the same result.
         rng = np.random.default_rng((self.run_seed, order.version or 0, order.context_length, order.first))
         for end in rollout(
@@ -108,7 +116,11 @@ class Worker:
             clock=self._clock,
         ):
             self._count(order, end, outcomes)
+            if end.refusal is not None:
+                refusals.append(end.refusal)
         self._send()
+        if refusals:
+            log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
         return Result(outcomes, self._clock.steps - before)
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
@@ -126,11 +138,14 @@ class Worker:
                 continue  # an earlier attempt at this order got that far
             yield Assignment(meta, beta=order.beta, noise=self.config.noise if expert else 0.0, label=expert)
 
-    def _count(self, order: Order, end: EpisodeEnd, outcomes: dict[str, int]) -> None:
+    def _count(self, order: Order, end: EpisodeEnd, outcomes: Counter[str]) -> None:
+        task = self.task.spec.name
         if order.purpose == "evaluation" or end.committed:
-            outcomes[end.outcome] = outcomes.get(end.outcome, 0) + 1
-            labels = {"task": self.task.spec.name, "source": order.purpose, "outcome": end.outcome}
+            outcomes[end.outcome] += 1
+            labels = {"task": task, "source": order.purpose, "outcome": end.outcome}
             self.totals.add("longview_episodes_total", 1, **labels)
+        self.totals.add("longview_invalid_episodes_total", end.outcome == "invalid", task=task)
+        self.totals.add("longview_refused_actions_total", end.refusal is not None, task=task)
         if time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._send()
 

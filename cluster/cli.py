@@ -143,8 +143,10 @@ def _resume(name: str, settings: list[str], address: str | None) -> None:
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:
+    from cluster.config import refuse_missing_demonstrations
     from cluster.runs import create_run, refuse_port_in_use
 
+    refuse_missing_demonstrations(config)
     refuse_port_in_use(config.monitoring)
     if run is None:
         run = create_run(config)
@@ -154,6 +156,41 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     from cluster import launch as launching
 
     raise typer.Exit(launching.launch(config, run, address))
+
+
+@app.command()
+@_explained
+def collect(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task to demonstrate.")],
+    settings: Settings = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Demonstrations in all; by default the task's own number.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option(help="Show the first ones in this mp4.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Show the first ones in this PNG, as a sheet.")] = None,
+    resume: Resume = None,
+) -> None:
+    """Let a task's scripted expert demonstrate it, into the store of a run.
+
+    Examples:
+
+        longview collect return_point --episodes 50 --video episodes.mp4
+
+        longview collect lift --episodes 200 name=lift_demos
+
+        longview collect lift --episodes 400 --resume lift_demos
+    """
+    from cluster.collect import collect as demonstrate
+    from cluster.config import ConfigError, preset_file, read_config
+    from cluster.runs import open_run
+
+    run = None if resume is None else open_run(resume)
+    wanted = [] if episodes is None else [f"actors.demonstrations={episodes}"]
+    file = preset_file(task) if run is None else run.path / "config.yaml"
+    config = read_config(file, [*(settings or []), *wanted], task=task)
+    if config.task != task:
+        raise ConfigError(f"TASK is {task}, but the config's task is {config.task}")
+    demonstrate(config, run, video, sheet)
 
 
 @app.command()

@@ -51,6 +51,9 @@ class RunConfig:
     """Seeds of episodes, batches, weights and noise all follow from it."""
     name: str | None = None
     """Name of the run's folder; by default the task and the time."""
+    demonstrations: str | None = None
+    """Folder of human demonstrations to start from, a zarr replay buffer; without it the task's expert gives
+    them."""
     learners: int = 1
     """G: learner ranks, each on a GPU of its own where there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -71,8 +74,8 @@ class RunConfig:
         """Context lengths to evaluate."""
         return self.evaluation.context_lengths or spec.context_lengths
 
-    def demonstrations(self, spec: TaskSpec) -> int:
-        """Expert episodes to start from."""
+    def demonstration_count(self, spec: TaskSpec) -> int:
+        """Demonstrations to start from, if there are so many."""
         return self.actors.demonstrations or spec.demonstrations
 
 
@@ -99,6 +102,22 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from None
     return _with_password(_checked(config))
+
+
+def refuse_missing_demonstrations(config: RunConfig) -> None:
+    """Fail now rather than after everything has started.
+
+    Raises:
+        ConfigError: there is nothing to start from.
+    """
+    if config.demonstrations is not None:
+        if not Path(config.demonstrations).is_dir():
+            raise ConfigError(f"demonstrations: there is no folder {config.demonstrations}")
+    elif load_task(config.task).expert is None:
+        raise ConfigError(
+            f"task {config.task} has no expert: give a folder of human demonstrations, a zarr replay buffer, "
+            "as demonstrations=PATH"
+        )
 
 
 def preset_file(task: str) -> Path | None:

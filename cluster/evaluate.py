@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,8 +14,9 @@ from actors.task import load_task
 from cluster.config import ConfigError, RunConfig, read_config
 from cluster.dispatch import Dispatcher
 from cluster.launch import ray_cluster, start_actors
-from cluster.orders import Evaluation, Orders
+from cluster.orders import Orders
 from cluster.view import console, success_table
+from monitoring.report import COUNTS
 from replay.episode import TaskSpec
 
 
@@ -55,13 +57,13 @@ def evaluate_checkpoint(
     step = re.search(r"\d+", file.parent.name)
     rows = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
-        counts = {row.context_length: {"successes": row.successes, "episodes": row.episodes} for row in rows}
+        counts = {row["context_length"]: {name: row[name] for name in COUNTS} for row in rows}
         print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
     else:
-        console.print(success_table([row.to_dict() for row in rows], f"{config.task}: {file}"))
+        console.print(success_table(rows, f"{config.task}: {file}", spec.chance))
 
 
-def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> list[Evaluation]:
+def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> list[dict[str, Any]]:
     orders = Orders(config, spec, purpose="rollout", collected=0)
     orders.conclude(version)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -75,4 +77,4 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
             for order, result in dispatcher.collect(timeout=0.25):
                 orders.finish(order, result)
                 bar.advance(shown, order.count)
-    return list(orders.evaluations.values())
+    return [evaluation.to_dict() for evaluation in orders.evaluations.values()]

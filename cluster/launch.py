@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,8 +27,10 @@ from cluster.training import Training
 from cluster.view import watching
 from cluster.weights import HeldWeights, WeightBoard
 from monitoring.hub import Snapshot, Totals, encode_report
+from monitoring.report import COUNTS
+from replay.datasets import zarr
 from replay.episode import episode_id
-from replay.errors import StoreError
+from replay.errors import DatasetError, StoreError
 from replay.store import EpisodeStore
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
         filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
     )
     task = load_task(config.task)
-    progress = Progress(run, config, config.demonstrations(task.spec), history=run.evaluations())
+    progress = Progress(run, config, task.spec, history=run.evaluations())
     status, code = "failed", 1
     try:
         with watching() as show:
@@ -55,13 +59,13 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
         status, code = "finished", 0
     except KeyboardInterrupt:
         status, code = "interrupted", 130
-    except (RunFailed, StoreError, ServiceError) as error:
+    except (RunFailed, DatasetError, StoreError, ServiceError) as error:
         log.error("%s", error)
         print(f"longview: {error}", file=sys.stderr)
     finally:
         progress.enter(status)
-        result = summary.summarize(progress, task.spec, status)
-        summary.write(run, result, task.spec.chance)
+        result = summary.summarize(progress, status)
+        summary.write(run, result)
     summary.show(run, result)
     if status != "finished":
         print(f"go on with it by: longview launch --resume {run.name}", file=sys.stderr)
@@ -75,6 +79,8 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         store = EpisodeStore.connect(url, run.name, config.replay)
         services.callback(store.close)
         store.register(task.spec)
+        if config.demonstrations is not None:
+            _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         roles = start_roles(config, run, (url, run.name))
         training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
@@ -183,9 +189,10 @@ def _supervise(
     """Collect, train, evaluate: until the last version has been evaluated."""
     config, purpose = progress.config, "rollout" if task.expert is None else "dagger"
     orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
-    missing = _missing_demonstrations(store, task, progress.wanted)
-    orders.demonstrate(missing)
-    progress.demonstrations = progress.wanted - len(missing)
+    if config.demonstrations is None:
+        missing = _missing_demonstrations(store, task, progress.wanted)
+        orders.demonstrate(missing)
+        progress.demonstrations = progress.wanted - len(missing)
     dispatcher = Dispatcher(roles.actors, orders)
     weights = HeldWeights(roles.board)
     reporter = _Reporter(roles.hub, store, progress)
@@ -248,8 +255,8 @@ class _Reporter:
         for row in progress.newest_round():
             totals.set("longview_evaluation_version", row["version"])
             labels = {"task": progress.config.task, "context_length": row["context_length"]}
-            totals.set("longview_evaluation_successes", row["successes"], **labels)
-            totals.set("longview_evaluation_episodes", row["episodes"], **labels)
+            for name in COUNTS:
+                totals.set(f"longview_evaluation_{name}", row[name], **labels)
         return totals
 
 
@@ -259,10 +266,17 @@ def _next_index(store: EpisodeStore, source: str) -> int:
     return int(ids[-1].rpartition(".")[2]) + 1 if ids else 0
 
 
+def _import_demonstrations(
+    path: Path, progress: Progress, store: EpisodeStore, task: Task, show: Callable[[Progress], None]
+) -> None:
+    """Those that the store does not hold yet, so that a resumed run adds none."""
+    progress.enter("collect")
+    for episode in islice(zarr.episodes(path, task.spec, getattr(task, "ZARR", {})), progress.wanted):
+        if episode.meta.id not in store:
+            store.add(episode)
+        progress.demonstrations += 1
+        show(progress)
+
+
 def _missing_demonstrations(store: EpisodeStore, task: Task, wanted: int) -> list[int]:
-    missing = [index for index in range(wanted) if episode_id("demo", task.spec.name, index) not in store]
-    if missing and task.expert is None:
-        raise RunFailed(
-            f"task {task.spec.name} has no expert to give the {len(missing)} demonstrations that are missing"
-        )
-    return missing
+    return [index for index in range(wanted) if episode_id("demo", task.spec.name, index) not in store]

@@ -6,9 +6,9 @@ last version, the final evaluation alone.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.worker import Order, Result
@@ -23,25 +23,38 @@ class Evaluation:
     version: int
     context_length: int
     wanted: int
-    successes: int = 0
-    episodes: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
     steps: int = 0
-    outcomes: dict[str, int] | None = None
 
     def add(self, result: Result) -> None:
         """Count what one order found."""
-        self.outcomes = {
-            outcome: (self.outcomes or {}).get(outcome, 0) + result.outcomes.get(outcome, 0)
-            for outcome in {**(self.outcomes or {}), **result.outcomes}
-        }
-        self.successes += result.outcomes.get("success", 0)
-        self.episodes += sum(result.outcomes.values())
+        self.outcomes.update(result.outcomes)
         self.steps += result.steps
+
+    @property
+    def successes(self) -> int:
+        """Episodes completed at the right place."""
+        return self.outcomes["success"]
+
+    @property
+    def completed(self) -> int:
+        """Episodes completed, at whatever place."""
+        return self.outcomes["success"] + self.outcomes["wrong"]
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that say something of the policy: all but the invalid ones."""
+        return self.rolled_out - self.outcomes["invalid"]
+
+    @property
+    def rolled_out(self) -> int:
+        """Episodes that have ended, however they did."""
+        return self.outcomes.total()
 
     @property
     def finished(self) -> bool:
         """Whether all its episodes have been rolled out."""
-        return self.episodes >= self.wanted
+        return self.rolled_out >= self.wanted
 
     def to_dict(self) -> dict[str, Any]:
         """The line that the run's folder keeps."""
@@ -49,8 +62,9 @@ class Evaluation:
             "version": self.version,
             "context_length": self.context_length,
             "successes": self.successes,
+            "completed": self.completed,
             "episodes": self.episodes,
-            "outcomes": self.outcomes,
+            "outcomes": dict(self.outcomes),
             "steps": self.steps,
         }
 

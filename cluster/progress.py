@@ -10,6 +10,7 @@ from cluster.config import RunConfig
 from cluster.orders import Evaluation
 from cluster.runs import Run
 from monitoring.hub import Snapshot
+from replay.episode import TaskSpec
 from replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,7 @@ class Progress:
 
     run: Run
     config: RunConfig
-    wanted: int
-    """Demonstrations to start from."""
+    spec: TaskSpec
     phase: str = "start"
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -39,6 +39,11 @@ class Progress:
     _entered: float = field(default_factory=time.monotonic)
     _done_before: int = 0
     _steps_at: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
+
+    @property
+    def wanted(self) -> int:
+        """Demonstrations to start from."""
+        return self.config.demonstration_count(self.spec)
 
     def enter(self, phase: str) -> None:
         """Go on to the next phase."""
@@ -73,7 +78,7 @@ class Progress:
             return int(self.metrics.get("longview_learner_step", {}).get((), 0)), self.config.learner.steps
         if self.phase == "evaluate":
             rows = self.evaluations.values()
-            return sum(row.episodes for row in rows), sum(row.wanted for row in rows)
+            return sum(row.rolled_out for row in rows), sum(row.wanted for row in rows)
         return self.demonstrations, self.wanted
 
     def time_left(self) -> float | None:
@@ -86,7 +91,7 @@ class Progress:
     def latest_success(self) -> list[dict[str, Any]]:
         """The latest evaluation at every context length, unfinished ones included."""
         rows = {row["context_length"]: row for row in self.history}
-        rows |= {e.context_length: e.to_dict() for e in self.evaluations.values() if e.episodes}
+        rows |= {e.context_length: e.to_dict() for e in self.evaluations.values() if e.rolled_out}
         return [rows[length] for length in sorted(rows)]
 
     def newest_round(self) -> list[dict[str, Any]]:
@@ -103,5 +108,5 @@ class Progress:
     def evaluated(self, version: int) -> set[int]:
         """Context lengths at which that version has had its final evaluation."""
         wanted = self.config.evaluation.final_episodes
-        rows = [row for row in self.history if row["version"] == version and row["episodes"] >= wanted]
-        return {row["context_length"] for row in rows}
+        rows = [row for row in self.history if row["version"] == version]
+        return {row["context_length"] for row in rows if sum(row["outcomes"].values()) >= wanted}

@@ -169,7 +169,9 @@ class LearnerRank:
                     after,
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
-                ranges=lambda: measure((episodes.read(id) for id in episodes.ids("demo")), spec),
+                ranges=lambda: measure(
+                    (episodes.read(id) for source in ("demo", "import") for id in episodes.ids(source)), spec
+                ),
                 publish=board.publish.remote,
                 report=reporter.report,
                 should_stop=self._stop.is_set,

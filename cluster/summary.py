@@ -3,30 +3,28 @@
 import json
 from typing import Any
 
+from actors.task import load_task
 from cluster.config import public_config
 from cluster.progress import Progress
 from cluster.runs import Run, write_atomically
 from cluster.view import console, metrics_success, metrics_table, success_table
 from monitoring.hub import read_metrics
-from monitoring.report import write_report
-from replay.episode import TaskSpec
+from monitoring.report import COUNTS, write_report
 
 
-def summarize(progress: Progress, spec: TaskSpec, status: str) -> dict[str, Any]:
+def summarize(progress: Progress, status: str) -> dict[str, Any]:
     """What a script wants to know of a run; names and meanings are in docs/runs.md."""
     newest = progress.newest_round()
-    success = {
-        str(row["context_length"]): {"successes": row["successes"], "episodes": row["episodes"]}
-        for row in newest
-    }
+    success = {str(row["context_length"]): {name: row[name] for name in COUNTS} for row in newest}
     committed = progress.stats.committed if progress.stats is not None else {}
     collected = sum(count.steps for count in committed.values())
     return {
         "run": progress.run.name,
         "status": status,
-        "task": spec.name,
+        "task": progress.spec.name,
+        "chance": progress.spec.chance,
         "seed": progress.config.seed,
-        "success": {spec.name: success},
+        "success": {progress.spec.name: success},
         "policy_version": newest[0]["version"] if newest else None,
         "environment_steps": collected + sum(row["steps"] for row in progress.history),
         "episodes": [
@@ -40,11 +38,11 @@ def summarize(progress: Progress, spec: TaskSpec, status: str) -> dict[str, Any]
     }
 
 
-def write(run: Run, summary: dict[str, Any], chance: float | None) -> None:
+def write(run: Run, summary: dict[str, Any]) -> None:
     """Write summary.json, and, once something has been evaluated, the report."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     if summary["history"]:
-        write_report(run.path, summary, chance)
+        write_report(run.path, summary)
 
 
 def show(run: Run, summary: dict[str, Any]) -> None:
@@ -52,7 +50,7 @@ def show(run: Run, summary: dict[str, Any]) -> None:
     rows = _success_rows(summary)
     if rows:
         title = f"{summary['task']}: success with one set of weights, of step {summary['policy_version']:,}"
-        console.print(success_table(rows, title))
+        console.print(success_table(rows, title, summary["chance"]))
     seconds = sum(summary["phases"].values())
     console.print(
         f"{summary['status']} after {seconds / 60:.1f} min, seed {summary['seed']}, "
@@ -72,7 +70,8 @@ def show_status(run: Run, *, as_json: bool) -> None:
         console.print(f"[bold]{run.name}[/bold] is under way; metrics: {url}", soft_wrap=True)
         console.print(metrics_table(metrics))
         if rows := metrics_success(metrics):
-            console.print(success_table(rows, "newest evaluated weights"))
+            chance = load_task(run.config.task).spec.chance
+            console.print(success_table(rows, "newest evaluated weights", chance))
         return
     file = run.path / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else None

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,11 +17,16 @@ from rich.text import Text
 
 from cluster.progress import Progress
 from monitoring.hub import Snapshot
-from monitoring.report import wilson_interval
+from monitoring.report import COUNTS, Rate, needs_memory, rates
 from replay.stats import StoreStats
 
 PHASES = ("collect", "train", "evaluate")
 PLAIN_SECONDS = 10.0
+TROUBLES = {
+    "invalid episodes": "longview_invalid_episodes_total",
+    "refused actions": "longview_refused_actions_total",
+}
+"""Shown once there are any."""
 
 console = Console(highlight=False)
 
@@ -37,33 +42,38 @@ def watching() -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: live.update(_live_view(progress))
 
 
-def success_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
-    """Success by context length with 95 % Wilson intervals.
+def success_table(rows: Sequence[Mapping[str, Any]], title: str, chance: float | None) -> Table:
+    """Success by context length with 95 % Wilson intervals; of tasks that need memory also how many episodes
+    were completed, and the contextual success of those.
 
     Args:
-        rows: each with context_length, successes and episodes; where their `version` differs, it is shown.
+        rows: each with context_length and `report.COUNTS`; where their `version` differs, it is shown.
         title: stands above.
+        chance: success rate of a policy without memory, if known.
     """
-    rows = list(rows)
+    names = ("success", "completed", "contextual") if needs_memory(rows, chance) else ("success",)
     several = len({row.get("version") for row in rows}) > 1
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("T_o", justify="right")
-    table.add_column("success", justify="right")
-    table.add_column("95 % interval", justify="center")
+    for name in names:
+        table.add_column(f"{name}\n(95 % interval)", justify="right")
     table.add_column("episodes", justify="right")
-    table.add_column("", width=20)
     if several:
-        table.add_column("weights", justify="right")
+        table.add_column("weights\nof step", justify="right")
     for row in rows:
-        successes, episodes = row["successes"], row["episodes"]
-        low, high = wilson_interval(successes, episodes)
+        shown = rates(row)
         table.add_row(
             str(row["context_length"]),
-            f"{successes / episodes:.1%}" if episodes else "-",
-            f"{low:.1%} .. {high:.1%}" if episodes else "-",
-            str(episodes),
-            ProgressBar(total=max(1, episodes), completed=successes, width=20),
-            *([f"step {row['version']:,}"] if several else []),
+            *(_rate(shown[name]) for name in names),
+            str(row["episodes"]),
+            *([f"{row['version']:,}"] if several else []),
         )
     return table
 
@@ -78,12 +88,10 @@ def metrics_table(metrics: Snapshot, rate: str = "") -> Table:
 
 def metrics_success(metrics: Snapshot) -> list[dict[str, Any]]:
     """Rows for `success_table` from the hub's numbers."""
-    successes = metrics.get("longview_evaluation_successes", {})
-    episodes = metrics.get("longview_evaluation_episodes", {})
+    counts = {name: metrics.get(f"longview_evaluation_{name}", {}) for name in COUNTS}
     rows = [
-        {"context_length": int(length), "successes": int(value), "episodes": int(episodes[task, length])}
-        for (task, length), value in successes.items()
-        if (task, length) in episodes
+        {"context_length": int(labels[1])} | {name: int(series[labels]) for name, series in counts.items()}
+        for labels in set.intersection(*map(set, counts.values()))
     ]
     return sorted(rows, key=lambda row: row["context_length"])
 
@@ -111,6 +119,11 @@ def plain_stats(stats: StoreStats) -> dict[str, Any]:
     }
 
 
+def _rate(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{rate.share:.1%} ({100 * low:.0f}–{100 * high:.0f})" if rate.of else "-"
+
+
 def _live_view(progress: Progress) -> RenderableType:
     done, wanted = progress.done()
     steps = Text()
@@ -131,7 +144,7 @@ def _live_view(progress: Progress) -> RenderableType:
     rate = f"{progress.steps_per_second():,.0f} steps/s"
     parts: list[RenderableType] = [steps, bar, metrics_table(progress.metrics, rate)]
     if rows:
-        parts.append(success_table(rows, "success so far"))
+        parts.append(success_table(rows, "success so far", progress.spec.chance))
     return Panel(
         Group(*parts), title=f"longview · {progress.config.task} · {progress.run.name}", expand=False
     )
@@ -180,7 +193,7 @@ def _figures(metrics: Snapshot, rate: str) -> dict[str, str]:
         "store": f"{total('longview_store_episodes'):,.0f} episodes, "
         f"{total('longview_store_bytes') / 1e6:,.1f} MB",
         "restarts": f"{total('longview_actor_restarts_total'):,.0f}",
-    }
+    } | {name: f"{count:,.0f}" for name, metric in TROUBLES.items() if (count := total(metric))}
 
 
 def _clock(seconds: float | None) -> str:

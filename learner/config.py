@@ -133,8 +133,8 @@ class LearnerConfig:
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "dagger": 0.25})
-    """Proportions of the sources; one without episodes gives its share to the others."""
+    mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
+    """Parts of the draws by source, in any unit; one without episodes gives its part to the others."""
     steps: int = 2400
     batch_size: int = 64
     """Windows per step and rank."""

@@ -20,7 +20,7 @@ SMALLEST = 1e-4
 def measure(episodes: Iterable[Episode], spec: TaskSpec) -> dict[str, Range]:
     """Range of each observation (by its name in the episode) and of the action, in one pass.
 
-    Expert actions count as actions: both are predicted.
+    Expert actions count as actions: both are predicted. Invalid episodes are passed over.
 
     Raises:
         ValueError: there are no episodes.
@@ -28,7 +28,7 @@ def measure(episodes: Iterable[Episode], spec: TaskSpec) -> dict[str, Range]:
     names = {OBSERVATION_PREFIX + key: OBSERVATION_PREFIX + key for key in spec.observation}
     names |= {ACTION: ACTION, EXPERT_ACTION: ACTION}
     ranges: dict[str, Range] = {}
-    for episode in episodes:
+    for episode in (episode for episode in episodes if episode.outcome != "invalid"):
         for source, name in names.items():
             if source in episode.arrays:
                 found = _range(episode.arrays[source])

@@ -2,7 +2,8 @@
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import NormalDist
@@ -12,13 +13,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COUNTS = ("successes", "completed", "episodes")
+
 Counts = Mapping[str, int]
-"""`{"successes": k, "episodes": n}`."""
+"""A number of episodes for each of `COUNTS`; those that are no success may be completed nevertheless."""
 
 Success = Mapping[str, Counts]
 """Counts by context length, which JSON turns into a text."""
 
-BLUE, GREY, INK = "#1f5fa8", "#8a94a3", "#1d2733"
+BLUE, GREEN, GREY, INK = "#1f5fa8", "#2e8b6f", "#8a94a3", "#1d2733"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`count` out of `of` episodes."""
+
+    count: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        """The rate; NaN where there are no episodes."""
+        return self.count / self.of if self.of else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% Wilson interval."""
+        return wilson_interval(self.count, self.of)
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -41,6 +62,21 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def rates(counts: Counts) -> dict[str, Rate]:
+    """`success` and `completed`, of all episodes; `contextual`: success, of those completed."""
+    successes, completed, episodes = (counts[name] for name in COUNTS)
+    return {
+        "success": Rate(successes, episodes),
+        "completed": Rate(completed, episodes),
+        "contextual": Rate(successes, completed),
+    }
+
+
+def needs_memory(rows: Iterable[Counts], chance: float | None) -> bool:
+    """Whether to complete the task is not all of it: there are places that only memory can rule out."""
+    return chance is not None or any(row["completed"] > row["successes"] for row in rows)
+
+
 def success_plot(success: Success, chance: float | None, path: Path) -> None:
     """Draw success over context length, with 95% intervals, as a PNG.
 
@@ -50,37 +86,30 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
         path: the file to write.
     """
     figure, axes = _figure()
-    rows = [row for row in _rows(success) if row["episodes"]]
-    positions, rates = range(len(rows)), [row["rate"] for row in rows]
-    reach = [[row["rate"] - row["low"] for row in rows], [row["high"] - row["rate"] for row in rows]]
-    axes.plot(positions, rates, color=BLUE, linewidth=1.6, alpha=0.45, zorder=2)
-    axes.errorbar(positions, rates, reach, fmt="o", color=BLUE, markersize=7, elinewidth=2, capsize=4)
-    for position, row in zip(positions, rows, strict=True):
-        above = row["rate"] < 0.9
+    series = [row["success"] for row in _rates_axis(axes, success, chance)]
+    _draw_rates(axes, series, BLUE, "success")
+    for position, rate in enumerate(series):
+        above = rate.share < 0.9
         axes.annotate(
-            f"{row['rate']:.0%}",
-            (position, row["high"] if above else row["low"]),
+            f"{rate.share:.0%}",
+            (position, rate.interval[above]),
             xytext=(0, 6 if above else -6),
             textcoords="offset points",
             ha="center",
             va="bottom" if above else "top",
             color=INK,
         )
-    if chance is not None:
-        axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
-        axes.annotate(
-            "chance",
-            (1, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, -5),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=GREY,
-        )
-    axes.set_xticks(positions, [str(row["context_length"]) for row in rows])
-    axes.set_xlim(-0.5, len(rows) - 0.5)
-    axes.set_xlabel("context length $T_o$ (observations that the policy sees)")
+    figure.savefig(path, dpi=160)
+
+
+def completion_plot(success: Success, chance: float | None, path: Path) -> None:
+    """Draw completion, and success given completion, over context length; arguments as of `success_plot`."""
+    figure, axes = _figure()
+    rows = _rates_axis(axes, success, chance)
+    axes.set_ylabel("share")
+    _draw_rates(axes, [row["completed"] for row in rows], GREEN, "completed", shift=-0.07)
+    _draw_rates(axes, [row["contextual"] for row in rows], BLUE, "contextual", shift=0.07)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=160)
 
 
@@ -111,24 +140,27 @@ def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def write_report(run_dir: Path, summary: Mapping[str, Any], chance: float | None = None) -> Path:
+def write_report(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Write report.html, which needs no other file, and the plots it shows beside it.
 
     Args:
         run_dir: the run's folder.
         summary: what summary.json holds. `config` must be free of secrets: it is shown in full.
-        chance: success rate of a policy without memory, if known.
 
     Returns:
         Path of the report.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    plots = []
+    chance, plots = summary["chance"], []
+    with_memory = [task for task, rows in summary["success"].items() if needs_memory(rows.values(), chance)]
     for task, success in summary["success"].items():
         if any(counts["episodes"] for counts in success.values()):
             plots.append(run_dir / f"success-{task}.png")
             success_plot(success, chance, plots[-1])
+            if task in with_memory:
+                plots.append(run_dir / f"completion-{task}.png")
+                completion_plot(success, chance, plots[-1])
     if summary["history"]:
         plots.append(run_dir / "learning.png")
         learning_plot(summary["history"], plots[-1])
@@ -138,7 +170,8 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], chance: float | None
     )
     page = templates.get_template("report.html").render(
         summary=summary,
-        success={task: list(_rows(success)) for task, success in summary["success"].items()},
+        success={task: _rows(success) for task, success in summary["success"].items()},
+        with_memory=with_memory,
         plots={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
         phases={name: _duration(length) for name, length in summary["phases"].items()},
         total=_duration(seconds),
@@ -150,19 +183,42 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], chance: float | None
     return report
 
 
-def _rows(success: Success) -> Iterator[dict[str, Any]]:
-    """Counts with rate and interval, by ascending context length."""
-    for length, counts in sorted((int(length), counts) for length, counts in success.items()):
-        successes, episodes = counts["successes"], counts["episodes"]
-        low, high = wilson_interval(successes, episodes)
-        yield {
-            "context_length": length,
-            "successes": successes,
-            "episodes": episodes,
-            "rate": successes / episodes if episodes else math.nan,
-            "low": low,
-            "high": high,
-        }
+def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[dict[str, Rate]]:
+    """Lay out the context lengths that have episodes; returns the rates of each."""
+    rows = {length: row for length, row in _rows(success).items() if row["success"].of}
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
+        axes.annotate(
+            "chance",
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, -5),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=GREY,
+        )
+    axes.set_xticks(range(len(rows)), [str(length) for length in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.5)
+    axes.set_xlabel("context length $T_o$ (observations that the policy sees)")
+    return list(rows.values())
+
+
+def _draw_rates(axes: "Axes", series: Sequence[Rate], color: str, label: str, shift: float = 0.0) -> None:
+    """One rate over the context lengths, with its interval."""
+    points = [(position + shift, rate) for position, rate in enumerate(series) if rate.of]
+    positions, shares = [position for position, _ in points], [rate.share for _, rate in points]
+    reach = [[abs(rate.interval[side] - rate.share) for _, rate in points] for side in (0, 1)]
+    axes.plot(positions, shares, color=color, linewidth=1.6, alpha=0.45, zorder=2)
+    axes.errorbar(
+        positions, shares, reach, fmt="o", color=color, markersize=7, elinewidth=2, capsize=4, label=label
+    )
+
+
+def _rows(success: Success) -> dict[int, dict[str, Rate]]:
+    """The rates of each context length, ascending."""
+    ascending = sorted((int(length), counts) for length, counts in success.items())
+    return {length: rates(counts) for length, counts in ascending}
 
 
 def _figure() -> "tuple[Figure, Axes]":

@@ -17,9 +17,10 @@ from replay.errors import EpisodeError
 SOURCES: Final = ("demo", "rollout", "dagger", "import")
 """Where an episode came from."""
 
-OUTCOMES: Final = ("success", "wrong", "failure")
-"""How an episode ended. `wrong`: the manipulation was completed, but at a place that memory would have
-ruled out, so that forgetting can be told from clumsiness. Only `success` counts as success."""
+OUTCOMES: Final = ("success", "wrong", "failure", "invalid")
+"""How an episode ended. `success`: the manipulation was completed, at the right place. `wrong`: completed,
+but at a place that memory would have ruled out, so that forgetting can be told from clumsiness. `invalid`:
+the simulator diverged, which says nothing of the policy; such an episode is kept, but never trained on."""
 
 DTYPES: Final = ("float32", "uint8")
 OBSERVATION_PREFIX: Final = "observation."

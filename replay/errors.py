@@ -6,6 +6,7 @@ ReplayError
 ├── StoreError          the store refused or cannot do what was asked
 │   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
 │   └── StoreFull           no room within the byte budget, and nothing that may be evicted
+├── DatasetError        a file of episodes that is not what it should be
 └── UnknownEpisode      no committed episode has this id
 """
 
@@ -32,6 +33,10 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The byte budget is used up and nothing may be evicted."""
+
+
+class DatasetError(ReplayError):
+    """A file of episodes is missing, damaged, or does not fit the task; the message names file and field."""
 
 
 class UnknownEpisode(ReplayError):

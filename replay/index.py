@@ -1,4 +1,4 @@
-"""What a reader knows of the store's contents: ids and lengths by source, kept up to date by differences."""
+"""What a reader knows of the store's contents: ids by source, kept up to date by differences."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,12 +8,13 @@ from replay.sampling import Stratum
 
 
 class Index:
-    """Ids and lengths of all committed episodes, as of the last `apply`."""
+    """All committed episodes and how many steps of each may be drawn, as of the last `apply`."""
 
     def __init__(self, shards: int) -> None:
         self.clocks = [0] * shards
         """Per shard, the time up to which its changes are known."""
-        self._lengths: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
+        self._steps: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
+        """By source and id: how many steps may be drawn."""
         self._strata: dict[str, Stratum] = {}
 
     def apply(self, shard: int, reply: Sequence[object]) -> None:
@@ -29,27 +30,26 @@ class Index:
         for source, entries in zip(SOURCES, indices, strict=True):
             assert isinstance(entries, list)
             for entry in entries:
-                id, length = entry.decode().split(":")
-                self._lengths[source][id] = int(length)
+                id, steps = entry.decode().split(":")
+                self._steps[source][id] = int(steps)
             if entries:
                 self._strata.pop(source, None)
 
     def forget(self, id: str) -> None:
         """Leave out an episode that is no longer there."""
-        for source, lengths in self._lengths.items():
-            if lengths.pop(id, None) is not None:
+        for source, steps in self._steps.items():
+            if steps.pop(id, None) is not None:
                 self._strata.pop(source, None)
 
     def strata(self) -> Mapping[str, Stratum]:
         """What `sampling.draw` draws from, one stratum per source."""
         for source in SOURCES:
             if source not in self._strata:
-                self._strata[source] = Stratum.of(self._lengths[source])
+                self._strata[source] = Stratum.of(self._steps[source])
         return self._strata
 
     def _clear(self, shard: int) -> None:
         shards = len(self.clocks)
-        for source, lengths in self._lengths.items():
-            kept = {id: length for id, length in lengths.items() if shard_of(id, shards) != shard}
-            self._lengths[source] = kept
+        for source, steps in self._steps.items():
+            self._steps[source] = {id: n for id, n in steps.items() if shard_of(id, shards) != shard}
         self._strata.clear()

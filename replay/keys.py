@@ -47,7 +47,7 @@ def episodes(tag: str) -> str:
 
 
 def index(tag: str, source: str) -> str:
-    """Sorted set of one source: `<id>:<length>`, scored by the time of its commit."""
+    """Sorted set of one source: `<id>:<steps that may be drawn>`, scored by the time of its commit."""
     return f"{tag}:index:{source}"
 
 

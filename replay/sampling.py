@@ -17,17 +17,17 @@ class Stratum:
 
     ids: Sequence[str]
     ends: NDArray[np.int64]
-    """(E,) number of steps up to and including each episode."""
+    """(E,) number of steps that may be drawn, up to and including each episode."""
 
     @staticmethod
-    def of(lengths: Mapping[str, int]) -> "Stratum":
-        """From the length, in steps, of every episode."""
-        ids = sorted(lengths)
-        return Stratum(ids, np.cumsum([lengths[id] for id in ids], dtype=np.int64))
+    def of(steps: Mapping[str, int]) -> "Stratum":
+        """From how many steps of every episode may be drawn: its length, or 0 if it is invalid."""
+        ids = sorted(steps)
+        return Stratum(ids, np.cumsum([steps[id] for id in ids], dtype=np.int64))
 
     @property
     def steps(self) -> int:
-        """Steps of all episodes together."""
+        """Steps that may be drawn, of all episodes together."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
 
@@ -46,7 +46,7 @@ def shares(strata: Mapping[str, Stratum], mix: Mapping[str, float]) -> dict[str,
 
     Raises:
         ValueError: the mix names an unknown source, or its shares are not all finite and >= 0, one above 0.
-        StoreError: no source with a positive share has an episode.
+        StoreError: no source with a positive share has a step to draw.
     """
     if unknown := sorted(mix.keys() - set(SOURCES)):
         raise ValueError(f"mix names unknown sources {unknown}; there are {', '.join(SOURCES)}")

@@ -93,7 +93,9 @@ while stored + size > budget do stored = stored - evict(oldest()) end
 redis.call('HSET', KEYS[4], chunks - 1, ARGV[9])
 redis.call('PERSIST', KEYS[4])
 redis.call('HSET', episodes, ARGV[1], ARGV[3])
-redis.call('ZADD', KEYS[5], tick(), ARGV[1] .. ':' .. length)
+-- An invalid episode is listed, with no step that may be drawn.
+local drawable = ARGV[5] == 'invalid' and 0 or length
+redis.call('ZADD', KEYS[5], tick(), ARGV[1] .. ':' .. drawable)
 count('live:' .. ARGV[4], 1, length, size)
 redis.call('HINCRBY', totals, 'bytes', size)
 count('ever:' .. ARGV[4] .. ':' .. ARGV[5], 1, length, size)

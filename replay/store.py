@@ -124,6 +124,20 @@ class EpisodeStore:
         )
         return EpisodeWriter(meta, self.spec(meta.task), token, self._config, sink)
 
+    def add(self, episode: Episode) -> bool:
+        """Write a whole episode of a registered task.
+
+        Returns:
+            False if one of this id was there already.
+
+        Raises:
+            ReplayError: as the writer does.
+        """
+        writer = self.writer(episode.meta)
+        for row in range(episode.length):
+            writer.append({name: array[row] for name, array in episode.arrays.items()})
+        return writer.commit(episode.outcome)
+
     def _put_chunk(self, id: str, token: str, number: int, chunk: bytes) -> None:
         tag = self._tag(id)
         names = [keys.episodes(tag), keys.chunks(tag, id, token)]

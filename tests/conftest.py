@@ -11,8 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
+from numcodecs import Blosc
 
+from actors.tasks import push_t
 from cluster.ray_auth import choose_ray_auth
 
 # Before any test imports Ray.
@@ -28,6 +32,37 @@ sys.argv[0] = "longview"
 from cluster.cli import main
 main()
 """
+
+
+LENGTHS = (30, 12, 45, 12, 1, 20)
+"""Of the episodes of `push_t_buffer`, in steps."""
+
+
+@pytest.fixture(scope="session")
+def push_t_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A replay buffer of Push-T, chunked and compressed as the published one: at random the disc is sent to
+    where the block is, or anywhere."""
+    env, rng = push_t.PushT(), np.random.default_rng(0)
+    states, actions = [], []
+    for seed, length in enumerate(LENGTHS):
+        env.reset(seed=seed)
+        for step in range(length):
+            agent, block = env.simulator.agent, env.simulator.block
+            states.append((*agent.position, *block.position, block.angle % (2 * np.pi)))
+            if step % 5 == 0:
+                target = rng.choice((np.array(block.position), rng.uniform(0, 512, 2))).astype(np.float32)
+            actions.append(target)
+            env.step(target)
+    path = tmp_path_factory.mktemp("push_t") / "replay.zarr"
+    buffer = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, rows in {
+        "data/state": np.array(states, np.float32),
+        "data/action": np.array(actions),
+        "meta/episode_ends": np.cumsum(LENGTHS),
+    }.items():
+        chunks = (16, *rows.shape[1:])
+        buffer.create_array(name, data=rows, chunks=chunks, compressors=Blosc("zstd", 5, Blosc.BITSHUFFLE))
+    return path
 
 
 class Longview:

@@ -9,5 +9,7 @@ Importing this package registers them with gymnasium, so either of these makes o
 from gymnasium import register
 
 register("longview/Counting-v0", entry_point="actors.tasks.counting:make")
+register("longview/GraspAndReturn-v0", entry_point="actors.tasks.grasp_and_return:make")
 register("longview/Lift-v0", entry_point="actors.tasks.lift:make")
+register("longview/PushT-v0", entry_point="actors.tasks.push_t:make")
 register("longview/ReturnPoint-v0", entry_point="actors.tasks.return_point:make")

@@ -1,20 +1,17 @@
 """robosuite's Lift: a Panda arm lifts a cube from a table. Needs no memory; everything that matters is seen.
 
 Panda with robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, 20 Hz; observed
-are the state keys that robomimic calls low-dim. Nothing is rendered.
+are the state keys that robomimic calls low-dim.
 """
 
-import logging
-import os
-from importlib import import_module
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
-from actors.task import Action, Environment, Expert, Observation, action_space, observation_space
+from actors.task import Action, Environment, Expert
+from actors.tasks.arm import ROBOT_STATE, ArmEnv, ArmTask, Vector, settings
 from replay.episode import ArraySpec, TaskSpec
 
 METRES, RADIANS = 0.05, 0.5
@@ -27,15 +24,12 @@ HOVER = 0.08
 """Height above the cube, in metres, at which the expert approaches it from the side."""
 OPEN = 0.07
 """Distance of the fingers, in metres, above which the gripper counts as open."""
+CUBE = ("cube_pos", "cube_quat", "gripper_to_cube_pos")
+"""robosuite's observables that make up `object`."""
 
 spec = TaskSpec(
     name="lift",
-    observation={
-        "robot0_eef_pos": ArraySpec((3,), low=-2.0, high=2.0),
-        "robot0_eef_quat": ArraySpec((4,), low=-1.0, high=1.0),
-        "robot0_gripper_qpos": ArraySpec((2,), low=-0.1, high=0.1),
-        "object": ArraySpec((10,), low=-2.0, high=2.0),
-    },
+    observation={**ROBOT_STATE, "object": ArraySpec((10,), low=-2.0, high=2.0)},
     action=ArraySpec((7,), low=-1.0, high=1.0),
     control_hz=20.0,
     max_steps=120,
@@ -43,48 +37,25 @@ spec = TaskSpec(
     demonstrations=50,
 )
 
-Vector = NDArray[np.float64]
 
-
-class Lift(gymnasium.Env[Observation, Action]):
+class Lift(ArmEnv):
     """The environment; actions are displacement (3), rotation vector (3) and gripper (open < 0 < close)."""
 
-    observation_space = observation_space(spec)
-    action_space = action_space(spec)
+    def build(self, robosuite: ModuleType) -> Any:
+        return robosuite.make("Lift", **settings(self.task.spec))
 
-    def __init__(self) -> None:
-        self.simulator = _simulator()
+    def samplers(self) -> Sequence[Any]:
+        return [self.simulator.placement_initializer]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        # Start joints are drawn from the one, the cube's pose from the other.
-        self.simulator.rng = self.simulator.placement_initializer.rng = self.np_random
-        self._step = 0
-        return _observe(self.simulator.reset()), {}
+    def act(self, action: Vector) -> None:
+        self.arm.step(action[:3], action[3:6], action[6])
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        if not np.isfinite(action).all():
-            raise ValueError(f"action must be finite, not {action}")
-        observed = self.simulator.step(action)[0]
-        lifted = bool(self.simulator._check_success())
-        self._step += 1
-        late = self._step >= spec.max_steps and not lifted
-        info = {"outcome": "success" if lifted else "failure"} if lifted or late else {}
-        return _observe(observed), float(lifted), lifted, late, info
+    def state(self) -> dict[str, Vector]:
+        sensed = self.sense((*ROBOT_STATE, *CUBE))
+        return sensed | {"object": np.concatenate([sensed.pop(name) for name in CUBE])}
 
-    def close(self) -> None:
-        self.simulator.close()
-
-
-def make() -> Environment:
-    """A new simulator.
-
-    Raises:
-        ImportError: robosuite, or the system library that it needs, is not installed.
-    """
-    return Lift()
+    def outcome(self) -> str | None:
+        return "success" if self.simulator._check_success() else None
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
@@ -132,43 +103,5 @@ def _upright(cube_axes: Vector) -> Vector:
     return np.array(((-sine, cosine, 0.0), (cosine, sine, 0.0), (0.0, 0.0, -1.0)))
 
 
-def _observe(observed: dict[str, Vector]) -> Observation:
-    theirs = observed | {"object": observed["object-state"]}
-    return {key: theirs[key].astype(np.float32) for key in spec.observation}
-
-
-def _simulator() -> Any:
-    return _robosuite().make(
-        "Lift",
-        robots="Panda",
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        renderer="mujoco",
-        control_freq=spec.control_hz,
-        ignore_done=True,
-        hard_reset=False,
-        # The cube's size is drawn only here: the same in all simulators, or equal seeds would differ.
-        seed=0,
-    )
-
-
-def _robosuite() -> ModuleType:
-    # On import it warns of extras that we do not use, and sets MUJOCO_GL, with which processes started from
-    # this one could not import mujoco where there is no EGL.
-    logging.getLogger("robosuite_logs").addFilter(_is_error)
-    renderer = os.environ.get("MUJOCO_GL")
-    try:
-        return import_module("robosuite")
-    except ImportError as error:
-        if "libGL" not in str(error):
-            raise
-        hint = f"task lift: robosuite cannot be imported ({error}); install the system package libgl1"
-        raise ImportError(hint) from error
-    finally:
-        if renderer is None:
-            os.environ.pop("MUJOCO_GL", None)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+task = ArmTask(spec, Lift, expert)
+make = task.make

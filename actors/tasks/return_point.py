@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.task import Action, Environment, Expert, Observation, action_space, observation_space
 from replay.episode import ArraySpec, TaskSpec
@@ -35,6 +36,8 @@ LIFT_DRIFT = 0.04
 """Sideways drift on the lift, standard deviation per step: it forgets the entry within a few steps."""
 END = 1.0
 """The upper lane ends here; to arrive is to decide."""
+PICTURE = 256
+"""Pixels a side of what `render` shows."""
 
 spec = TaskSpec(
     name="return_point",
@@ -54,7 +57,9 @@ class ReturnPoint(gymnasium.Env[Observation, Action]):
     observation_space = observation_space(spec)
     action_space = action_space(spec)
 
-    def __init__(self) -> None:
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": spec.control_hz}
         self.x = self.y = 0.0
         self.side = 1
         self._origins = np.random.default_rng()
@@ -96,13 +101,17 @@ class ReturnPoint(gymnasium.Env[Observation, Action]):
         info = {"outcome": "success" if right else "wrong" if arrived else "failure"}
         return self._observe(), float(right), arrived, late, info if arrived or late else {}
 
+    def render(self) -> Any:
+        """A picture of the scene, (H, W, 3) of uint8; green is the side to return to."""
+        return _draw(self.x, self.y, self.side)
+
     def _observe(self) -> Observation:
         return {"position": np.array((self.x, self.y), np.float32)}
 
 
-def make() -> Environment:
+def make(render_mode: str | None = None) -> Environment:
     """A new point."""
-    return ReturnPoint()
+    return ReturnPoint(render_mode)
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
@@ -121,6 +130,32 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
         return np.clip(np.array(toward, np.float32), -1, 1)
 
     return act
+
+
+def _draw(x: float, y: float, side: int) -> NDArray[np.uint8]:
+    across, up = np.meshgrid(np.linspace(-1.4, 1.4, PICTURE), np.linspace(1.9, -0.9, PICTURE))
+    pixel = 2.8 / PICTURE
+    picture = np.full((PICTURE, PICTURE, 3), (250, 249, 246), np.float64)
+
+    def paint(colour: tuple[int, int, int], distance: NDArray[np.float64]) -> None:
+        """Where the distance to a shape's edge is negative, smoothly."""
+        cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
+        picture[:] += cover * (np.array(colour) - picture)
+
+    def box(cx: float, cy: float, width: float, height: float) -> NDArray[np.float64]:
+        inside: NDArray[np.float64] = np.maximum(np.abs(across - cx) - width, np.abs(up - cy) - height)
+        return inside
+
+    lift = float(np.interp(y, (HALF_LANE, 1 - HALF_LANE), (0, 1)))
+    paint((232, 228, 218), box(0, 0.5, HALF_LIFT, 0.5 + HALF_LANE))
+    for lane in (0, 1):
+        paint((205, 212, 222), box(0, lane, 1.2, HALF_LANE))
+    for lane in (0, 1):
+        paint((120, 184, 138), box(side * 1.1, lane, 0.1, HALF_LANE))
+    paint((70, 78, 92), box(0, lift - HALF_LANE, HALF_LIFT, 0.02))
+    paint((255, 255, 255), np.hypot(across - x, up - y) - 0.075)
+    paint((206, 66, 56), np.hypot(across - x, up - y) - 0.06)
+    return picture.round().astype(np.uint8)
 
 
 def _clip(value: float, limit: float) -> float:

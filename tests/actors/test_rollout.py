@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
-from actors.task import load_task
+from actors.task import Task, load_task
 from replay.episode import EpisodeMeta
 
 TASK = load_task("counting")
@@ -70,7 +70,11 @@ def assignments(count: int, **kwargs: Any) -> list[Assignment]:
 
 
 def play(
-    todo: list[Assignment], policy: Policy | None, simulators: int = 4, clock: Clock | None = None
+    todo: list[Assignment],
+    policy: Policy | None,
+    simulators: int = 4,
+    clock: Clock | None = None,
+    task: Task = TASK,
 ) -> tuple[list[EpisodeEnd], list[Notes]]:
     notes: list[Notes] = []
 
@@ -79,8 +83,8 @@ def play(
         return notes[-1]
 
     ends = rollout(
-        TASK,
-        [TASK.make() for _ in range(simulators)],
+        task,
+        [task.make() for _ in range(simulators)],
         todo,
         policy=policy,
         context_length=4,
@@ -186,3 +190,25 @@ def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
 def test_a_policy_is_missed_where_one_is_needed() -> None:
     with pytest.raises(ValueError, match="needs a policy"):
         play(assignments(1), None)
+
+
+@pytest.mark.parametrize("simulators", [1, 3, 50])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_an_episode_that_ends_badly_is_the_only_one_to_end(
+    fragile: Any, simulators: int, beta: float
+) -> None:
+    clock, seeds = Clock(), range(0, 80, 2)
+    todo = [Assignment(EpisodeMeta(f"demo.{seed}", "fragile", seed, "demo"), beta) for seed in seeds]
+    ends, notes = play(todo, Zero(), simulators, clock, fragile)
+    assert sorted(end.meta.seed for end in ends) == list(seeds)
+    for end in ends:
+        case = fragile.case(end.meta.seed)
+        assert (end.outcome, end.steps, end.committed) == (case.outcome, case.steps, case.steps > 0)
+        assert end.refusal == ("action[0] is refused: 0.0" if case.event == "action refused" else None)
+    for note in notes:
+        case = fragile.case(note.meta.seed)
+        assert [step["observation.count"] for step in note.steps] == list(range(case.steps))
+        assert all(np.isfinite(step["reward"]) for step in note.steps)
+        assert (note.outcome, note.aborted) == ((case.outcome, False) if case.steps else ("", True))
+    simulated = [case.steps + case.event.endswith("not finite") for case in map(fragile.case, seeds)]
+    assert clock.steps == sum(simulated)

@@ -1,12 +1,15 @@
 """An actor's orders, against a real store and a real hub."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.config import ActorsConfig
-from actors.task import load_task
+from actors.task import Task, load_task
 from actors.worker import PURPOSES, Order, Worker, episode_seed
 from cluster.services import redis_server
 from monitoring.hub import Hub
@@ -25,8 +28,8 @@ def store(tmp_path: Path) -> Iterator[EpisodeStore]:
         store.close()
 
 
-def make_worker(store: EpisodeStore, hub: Hub) -> Worker:
-    return Worker(TASK, ActorsConfig(simulators=4), 7, "actor-0", 8, store, hub.report)
+def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK) -> Worker:
+    return Worker(task, ActorsConfig(simulators=4), 7, "actor-0", 8, store, hub.report)
 
 
 def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
@@ -58,3 +61,39 @@ def test_no_seed_is_both_trained_on_and_evaluated() -> None:
     assert len(seeds["demo"]) == len(seeds["evaluation"]) == 2000
     assert all(seed % 2 for seed in seeds["evaluation"])
     assert episode_seed(3, "demo", 1) != episode_seed(4, "demo", 1)
+
+
+def test_bad_ends_are_counted_and_kept_out_of_training(
+    store: EpisodeStore, fragile: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.register(fragile.spec)
+    hub, order = Hub(), Order("demo", first=0, count=40, beta=1.0)
+    worker = make_worker(store, hub, fragile)
+    assert hub.snapshot()["longview_invalid_episodes_total"] == {("fragile",): 0}
+    cases = [fragile.case(episode_seed(7, "demo", index)) for index in range(40)]
+    recorded = Counter(case.outcome for case in cases if case.steps)
+    assert len(recorded) == 3
+    assert worker.work(order, None).outcomes == recorded
+
+    metrics = hub.snapshot()
+    invalid = sum(case.outcome == "invalid" for case in cases)
+    refused = sum(case.event == "action refused" for case in cases)
+    assert metrics["longview_invalid_episodes_total"] == {("fragile",): invalid}
+    assert metrics["longview_refused_actions_total"] == {("fragile",): refused}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{refused} actions refused, the first: action[0] is refused" in message
+    committed = {outcome: count.episodes for (_, outcome), count in store.stats().committed.items()}
+    assert committed == recorded
+
+    segments = store.sample({"demo": 1.0}, 2000, 0, 0, np.random.default_rng(0))
+    drawn = {segment.meta.id for segment in segments}
+    assert drawn == {id for id in store.ids("demo") if store.read(id).outcome != "invalid"}
+    # What was recorded is not asked for again, whatever its outcome.
+    assert worker.work(order, None).outcomes == {}
+
+
+def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any) -> None:
+    result = make_worker(store, Hub(), fragile).work(Order("evaluation", 0, 40, 1, beta=1.0), None)
+    cases = [fragile.case(episode_seed(7, "evaluation", index)) for index in range(40)]
+    assert result.outcomes == Counter(case.outcome for case in cases)
+    assert store.ids() == []

@@ -42,11 +42,18 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["demo", "learner.policy={widths: [32, 64], future_actions: 13}"], ["T_p 15", "divisible by 2"]),
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
+        (["demo", "--task", "push_t"], ["push_t has no expert", "demonstrations=PATH"]),
+        (["demo", "--task", "push_t", "demonstrations=absent"], ["there is no folder absent"]),
+        (["demo", "demonstrations=7"], ["demonstrations: input should be a valid string, not 7"]),
         (["demo", "--resume", "nothing"], ["no run 'nothing'"]),
         (["launch"], ["give a config file, or --resume RUN"]),
         (["launch", "absent.yaml"], ["cannot read config absent.yaml"]),
         (["evaluate", "absent"], ["absent is no checkpoint"]),
         (["evaluate", "absent", "--context", "1,x"], ["--context takes numbers"]),
+        (["collect", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
+        (["collect", "push_t"], ["task push_t has no expert"]),
+        (["collect", "lift", "--episodes", "0"], ["--episodes"]),
+        (["collect", "lift", "--resume", "nothing"], ["no run 'nothing'"]),
         (["status"], ["no run in runs/"]),
         (["stop", "nothing"], ["no run 'nothing'"]),
         (["nonsense"], ["No such command"]),
@@ -80,13 +87,15 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
     assert "--resume mine" in output
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["launch"], ["evaluate"], ["store", "stats"], ["stop"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"], ["stop"]]
+)
 def test_help_has_examples_and_fits_80_columns(tmp_path: Path, command: list[str]) -> None:
     code, output = run(tmp_path, *command, "--help", COLUMNS="80")
     assert code == 0
     assert "Usage" in output
     assert max(len(line) for line in output.splitlines()) <= 80
-    if command in (["demo"], ["launch"], ["evaluate"], ["store", "stats"]):
+    if command in (["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"]):
         assert f"longview {' '.join(command)} " in output.replace("Usage: longview", "")
 
 

@@ -29,7 +29,7 @@ def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path
     assert config.learner.policy.widths == (16, 32)
 
 
-@pytest.mark.parametrize("task", ["return_point", "lift"])
+@pytest.mark.parametrize("task", ["return_point", "lift", "push_t"])
 def test_presets_are_valid(task: str) -> None:
     assert read_config(preset_file(task), [], task=task).task == task
 

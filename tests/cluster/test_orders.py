@@ -110,6 +110,25 @@ def test_the_last_evaluation_replaces_all_other_work() -> None:
     assert orders.idle
 
 
+def test_an_evaluation_tells_completion_from_memory_and_leaves_out_the_invalid() -> None:
+    orders = make(**{"actors.episodes_per_version": 0, "evaluation.context_lengths": [8]})
+    orders.published(100)
+    given = drain(orders)
+    assert [order.count for order in given] == [8, 2]
+    assert orders.finish(given[0], Result({"success": 3, "wrong": 2, "invalid": 3}, 80)) is None
+    evaluation = orders.finish(given[1], Result({"failure": 1, "invalid": 1}, 20))
+    assert evaluation is not None
+    assert evaluation.to_dict() == {
+        "version": 100,
+        "context_length": 8,
+        "successes": 3,
+        "completed": 5,
+        "episodes": 6,
+        "outcomes": {"success": 3, "wrong": 2, "invalid": 4, "failure": 1},
+        "steps": 100,
+    }
+
+
 def test_results_of_a_replaced_round_are_ignored() -> None:
     orders = make(**{"actors.episodes_per_version": 0})
     orders.published(100)

@@ -82,6 +82,7 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert summary["seed"] == 5
     success = summary["success"]["return_point"]
     assert {length: counts["episodes"] for length, counts in success.items()} == {"1": 8, "8": 8}
+    assert all(counts["successes"] <= counts["completed"] <= 8 for counts in success.values())
     assert 60 in {row["version"] for row in summary["history"]}
     sources = {row["source"] for row in summary["episodes"]}
     assert sources == {"demo", "dagger"}
@@ -118,11 +119,17 @@ def test_metrics_and_status_of_a_run_under_way_and_its_clean_end(longview: Any, 
     process = longview.start("launch", config, "name=watched", *LONG)
     run = run_of(longview, "watched")
     longview.wait_for(run.evaluations)
+    evaluated = ("return_point", "1")
     metrics = longview.wait_for(
-        lambda: (found := read_metrics(run.state()["metrics"]))["longview_evaluation_episodes"] and found
+        lambda: (
+            evaluated in (found := read_metrics(run.state()["metrics"]))["longview_evaluation_episodes"]
+            and found
+        )
     )
     assert metrics["longview_episodes_total"]["return_point", "demo", "success"] == DEMONSTRATIONS
-    assert metrics["longview_evaluation_episodes"]["return_point", "1"] == 4
+    assert metrics["longview_evaluation_episodes"][evaluated] == 4
+    assert 0 <= metrics["longview_evaluation_completed"][evaluated] <= 4
+    assert metrics["longview_invalid_episodes_total"] == {("return_point",): 0}
     for name in ("env_steps_total", "loss", "samples_trained_total", "policy_version", "staleness_max"):
         assert metrics[f"longview_{name}"], name
     for name in ("store_bytes", "store_episodes", "actor_restarts_total", "actor_seconds_total"):

@@ -27,6 +27,17 @@ def test_expert_actions_count_as_actions(returning: list[Episode]) -> None:
     assert measure([episode], SPEC)["action"][1].tolist() == [7.0, 7.0]
 
 
+def test_invalid_episodes_do_not_widen_the_ranges(returning: list[Episode]) -> None:
+    first = returning[0]
+    wild = {name: array + 100 for name, array in first.arrays.items()}
+    diverged = Episode(first.meta, "invalid", wild)
+    low, high = measure([diverged, first], SPEC)["observation.position"]
+    positions = first.arrays["observation.position"]
+    assert (low.tolist(), high.tolist()) == (positions.min(axis=0).tolist(), positions.max(axis=0).tolist())
+    with pytest.raises(ValueError, match="no episodes"):
+        measure([diverged], SPEC)
+
+
 def test_constant_dimensions_are_centred_and_not_stretched() -> None:
     normalizer = Normalizer(2)
     normalizer.fit((np.array([5.0, 0.0], np.float32), np.array([5.0, 4.0], np.float32)))

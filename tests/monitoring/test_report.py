@@ -1,11 +1,19 @@
 import base64
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from monitoring.report import learning_plot, success_plot, wilson_interval, write_report
+from monitoring.report import (
+    completion_plot,
+    learning_plot,
+    rates,
+    success_plot,
+    wilson_interval,
+    write_report,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -43,16 +51,20 @@ def test_wilson_refuses_impossible_counts(successes: int) -> None:
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
-    counts = {1: 50, 8: 61, 64: 97}
+    counts = {
+        length: {"successes": successes, "completed": completed, "episodes": 100}
+        for length, successes, completed in ((1, 50, 97), (8, 61, 98), (64, 97, 98))
+    }
     return {
         "run": "night <1>",
         "task": "return_point",
         "seed": 17,
-        "success": {"return_point": {str(t): {"successes": k, "episodes": 100} for t, k in counts.items()}},
+        "chance": 0.5,
+        "success": {"return_point": {str(length): row for length, row in counts.items()}},
         "policy_version": 12000,
         "history": [
-            {"version": version, "context_length": length, "successes": successes, "episodes": 100}
-            for length, successes in counts.items()
+            {"version": version, "context_length": length, **row}
+            for length, row in counts.items()
             for version in (6000, 12000)
         ],
         "phases": {"collect": 30.0, "train": 3690.0},
@@ -63,13 +75,14 @@ def summary() -> dict[str, Any]:
 
 
 def test_the_report_is_one_file_that_holds_everything(tmp_path: Path, summary: dict[str, Any]) -> None:
-    page = write_report(tmp_path, summary, chance=0.5).read_text()
+    page = write_report(tmp_path, summary).read_text()
     assert "night &lt;1&gt;" in page
     assert "night <1>" not in page
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "64 97% 92% – 99% 97 / 100" in text
     assert "1 50% 40% – 60% 50 / 100" in text
     assert text.index("8 61%") < text.index("64 97%")
+    assert "1 97% 92% – 99% 97 / 100 52% 42% – 61% 50 / 97" in text
     for expected in (
         "return_point · finished · policy version 12,000 · seed 17",
         "train 1:01:30",
@@ -80,7 +93,8 @@ def test_the_report_is_one_file_that_holds_everything(tmp_path: Path, summary: d
         assert expected in text
     embedded = [base64.b64decode(png) for png in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert embedded == [
-        (tmp_path / name).read_bytes() for name in ("success-return_point.png", "learning.png")
+        (tmp_path / name).read_bytes()
+        for name in ("success-return_point.png", "completion-return_point.png", "learning.png")
     ]
     assert all(png.startswith(PNG) for png in embedded)
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -97,11 +111,12 @@ def test_a_run_that_stopped_before_its_first_evaluation_has_a_report(
 
 
 def test_a_context_length_without_episodes_is_shown_as_such(tmp_path: Path, summary: dict[str, Any]) -> None:
-    nothing = {"successes": 0, "episodes": 0}
+    nothing = {"successes": 0, "completed": 0, "episodes": 0}
     summary["success"]["return_point"]["32"] = nothing
     summary["history"].append({"version": 6000, "context_length": 32, **nothing})
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(tmp_path, summary).read_text()))
-    assert "32 – – 0" in text
+    assert "32 – – 0 " in text
+    assert "32 – – 0 – – 0 " in text
     summary["success"]["return_point"] = {"1": nothing}
     summary["history"] = []
     assert "<img" not in write_report(tmp_path, summary).read_text()
@@ -113,7 +128,29 @@ def test_plots_are_pngs_and_differ_with_their_data(tmp_path: Path, summary: dict
     for chance in (None, 0.5):
         success_plot(success, chance, tmp_path / "plot.png")
         pictures.append((tmp_path / "plot.png").read_bytes())
+    completion_plot(success, 0.5, tmp_path / "plot.png")
+    pictures.append((tmp_path / "plot.png").read_bytes())
     learning_plot(summary["history"], tmp_path / "plot.png")
     pictures.append((tmp_path / "plot.png").read_bytes())
     assert all(picture.startswith(PNG) for picture in pictures)
-    assert len(set(pictures)) == 3
+    assert len(set(pictures)) == 4
+
+
+def test_completion_is_left_out_where_it_is_success(tmp_path: Path, summary: dict[str, Any]) -> None:
+    for row in summary["success"]["return_point"].values():
+        row["completed"] = row["successes"]
+    assert "Contextual" in write_report(tmp_path, summary).read_text()
+    page = write_report(tmp_path, summary | {"chance": None}).read_text()
+    assert "Contextual" not in page
+    assert page.count("<img") == 2
+
+
+def test_contextual_success_is_of_those_completed() -> None:
+    found = rates({"successes": 3, "completed": 4, "episodes": 12})
+    assert {name: rate.share for name, rate in found.items()} == {
+        "success": 0.25,
+        "completed": pytest.approx(1 / 3),
+        "contextual": 0.75,
+    }
+    assert found["contextual"].interval == wilson_interval(3, 4)
+    assert math.isnan(rates({"successes": 0, "completed": 0, "episodes": 5})["contextual"].share)

@@ -107,12 +107,17 @@ def write(begin: Begin, step: Step) -> Callable[..., str]:
     """Writes and commits an episode whose steps count up from `first`; returns its id."""
 
     def write(
-        store: EpisodeStore, number: int, length: int = 10, source: str = "rollout", first: int = 0
+        store: EpisodeStore,
+        number: int,
+        length: int = 10,
+        source: str = "rollout",
+        first: int = 0,
+        outcome: str = "success",
     ) -> str:
         writer = begin(store, number, source)
         for row in range(length):
             writer.append(step(first + row))
-        assert writer.commit("success")
+        assert writer.commit(outcome)
         return episode_id(source, "walk", number)
 
     return write

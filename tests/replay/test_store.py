@@ -112,7 +112,7 @@ def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
     store = connect()
     expected: dict[tuple[str, str], Count] = {}
     for number in range(24):
-        source, outcome = SOURCES[number % 4], OUTCOMES[number % 3]
+        source, outcome = SOURCES[number % 4], OUTCOMES[number // 4 % 4]
         writer = begin(store, number, source)
         for row in range(number + 1):
             writer.append(step(row))
@@ -360,6 +360,28 @@ def test_samples_follow_from_contents_and_generator(connect: Connect, write: Any
     assert all((a.arrays["reward"] == b.arrays["reward"]).all() for a, b in zip(first, again, strict=True))
     probability = {segment.meta.source: segment.probability for segment in first}
     assert probability == {"demo": pytest.approx(0.25 / 10), "rollout": pytest.approx(0.75 / 16)}
+
+
+def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any) -> None:
+    store, mix = connect(shards=1), {"rollout": 1.0}
+    ids = [write(store, number, outcome="invalid" if number in (0, 2) else "wrong") for number in range(4)]
+    assert store.ids() == ids
+    assert [store.read(id).outcome for id in ids] == ["invalid", "wrong", "invalid", "wrong"]
+    segments = store.sample(mix, 200, 0, 0, np.random.default_rng(0))
+    assert {(segment.meta.id, segment.now) for segment in segments} == {
+        (ids[number], now) for number in (1, 3) for now in range(10)
+    }
+    assert {segment.probability for segment in segments} == {1 / 20}
+    # It gives way like any other.
+    small = connect(byte_budget=sizes(store))
+    write(small, 4)
+    assert small.ids() == [*ids[1:], episode_id("rollout", "walk", 4)]
+
+
+def test_a_store_of_invalid_episodes_has_nothing_to_draw(connect: Connect, write: Any) -> None:
+    write(store := connect(), 0, outcome="invalid")
+    with pytest.raises(StoreError, match="no episodes to draw from"):
+        store.sample({"rollout": 1.0}, 1, 0, 0, np.random.default_rng(0))
 
 
 def test_an_empty_store_says_so(connect: Connect) -> None:

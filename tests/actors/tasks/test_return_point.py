@@ -101,6 +101,23 @@ def test_the_wrong_side_is_wrong(play: Callable[..., Any]) -> None:
     assert (played.outcome, played.terminated, sum(played.rewards)) == ("wrong", True, 0.0)
 
 
+def test_the_picture_shows_where_it_is_and_where_home_is() -> None:
+    env = return_point.make(render_mode="rgb_array")
+    for seed in range(4):
+        x, y = env.reset(seed=seed)[0]["position"]
+        picture = np.asarray(env.render()).astype(int)
+        assert picture.shape == (256, 256, 3)
+        red, green = np.moveaxis(picture, -1, 0)[:2]
+        rows, columns = np.nonzero((red > 180) & (green < 100))
+        np.testing.assert_allclose((columns.mean(), rows.mean()), _pixel(x, y), atol=2)
+        assert _pixel(np.sign(x), 0)[0] == pytest.approx(np.nonzero(green > red + 30)[1].mean(), abs=15)
+
+
+def _pixel(x: float, y: float) -> tuple[float, float]:
+    """Column and row of a position."""
+    return 128 + 91 * x, 128 - 91 * (y - 0.5)
+
+
 def test_standing_still_ends_at_the_time_limit_as_failure() -> None:
     env = return_point.make()
     env.reset(seed=0)

@@ -14,7 +14,12 @@ import actors.tasks  # noqa: F401  (registers them with gymnasium)
 from actors.task import Environment, UnknownTask, load_task, task_names
 from replay.episode import validate_step
 
-IDS = {"counting": "Counting", "lift": "Lift", "return_point": "ReturnPoint"}
+IDS = {
+    "counting": "Counting",
+    "grasp_and_return": "GraspAndReturn",
+    "lift": "Lift",
+    "return_point": "ReturnPoint",
+}
 
 
 @pytest.fixture(params=sorted(IDS), scope="module")

@@ -1,0 +1,284 @@
+"""What the tasks with a robot arm share: a robosuite simulator as a gymnasium environment, stepped fast."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from types import ModuleType
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.config import CamerasConfig
+from actors.task import (
+    Action,
+    Environment,
+    Expert,
+    Observation,
+    action_space,
+    checked_action,
+    observation_space,
+)
+from replay.episode import ArraySpec, TaskSpec
+
+Vector = NDArray[np.float64]
+
+DIVERGED = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")
+"""MuJoCo's warnings of a state that is not finite or far too large; it starts over from such a state."""
+SURFACE = np.array((0.0, 0.0, 0.8))
+"""Middle of the table's surface in the world; x points away from the robot, y to its left."""
+DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
+"""Orientation (columns) of a hand that points down and closes its fingers along y."""
+PICTURE = ("agentview", 256)
+"""Camera, and pixels a side, of what `render` shows."""
+
+ROBOT_STATE = {
+    "robot0_eef_pos": ArraySpec((3,), low=-2.0, high=2.0),
+    "robot0_eef_quat": ArraySpec((4,), low=-1.0, high=1.0),
+    "robot0_gripper_qpos": ArraySpec((2,), low=-0.1, high=0.1),
+}
+"""What robomimic's low-dimensional data sets have of the arm."""
+
+
+@dataclass(frozen=True)
+class ArmTask:
+    """A task whose simulator is an `ArmEnv`; see `actors.task.Task`."""
+
+    spec: TaskSpec
+    environment: "type[ArmEnv]"
+    expert: Callable[[Environment, np.random.Generator], Expert]
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+
+    def make(self, render_mode: str | None = None) -> Environment:
+        """A new simulator.
+
+        Raises:
+            ImportError: robosuite, or a system library that it needs, is missing or of the wrong version.
+            RendererError: pictures are wanted, and nothing here can render them.
+        """
+        return self.environment(self, render_mode)
+
+    def with_cameras(self, cameras: CamerasConfig) -> "ArmTask":
+        """The task with `<camera>_image`, (size, size, 3) of uint8, among its observations."""
+        image = ArraySpec((cameras.size, cameras.size, 3), "uint8", 0, 255)
+        seen = {**self.spec.observation, **{f"{name}_image": image for name in cameras.names}}
+        return replace(self, spec=replace(self.spec, observation=seen), cameras=cameras)
+
+
+class ArmEnv(gymnasium.Env[Observation, Action]):
+    """One simulator. A task's own class builds it, and says what is seen, done and decided in it."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium declares it so)
+
+    posture: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, task: ArmTask, render_mode: str | None = None) -> None:
+        self.task, self.render_mode = task, render_mode
+        self.observation_space, self.action_space = observation_space(task.spec), action_space(task.spec)
+        self.metadata = {**self.metadata, "render_fps": round(task.spec.control_hz)}
+        self.simulator = self.build(import_robosuite())
+
+        import mujoco
+
+        # Its own way is to write a file into the working folder; `diverged` asks its counters instead.
+        mujoco.set_mju_user_warning(lambda message: None)
+        self.origins = np.random.default_rng()
+        """Where what a policy has to remember is drawn from; nothing else is, so nothing else tells of it."""
+        self._renderers: dict[tuple[int, str], Any] = {}
+
+    def build(self, robosuite: ModuleType) -> Any:
+        """A robosuite environment."""
+        raise NotImplementedError
+
+    def samplers(self) -> Sequence[Any]:
+        """What draws in the simulator's reset, apart from the robot's start joints."""
+        return ()
+
+    def place(self) -> None:
+        """Arrange what a new episode starts with; the robot is reset already."""
+
+    def act(self, action: Vector) -> None:
+        """One control step."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Vector]:
+        """What is observed, images aside."""
+        raise NotImplementedError
+
+    def outcome(self) -> str | None:
+        """How the episode has ended; None while it goes on."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset to an episode that follows from the seed."""
+        from actors.tasks.osc import Arm
+
+        super().reset(seed=seed)
+        if seed is not None:
+            self.origins = np.random.default_rng((seed, 1))
+        for drawing in (self.simulator, *self.samplers()):
+            drawing.rng = self.np_random
+        self.simulator.reset()
+        self.arm = Arm(self.simulator, **self.posture)
+        self.place()
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One control step.
+
+        Raises:
+            ActionError: the action is not finite, or out of range.
+        """
+        action = checked_action(self.task.spec, action)
+        try:
+            self.act(action.astype(np.float64))
+            diverged = self.diverged()
+        except np.linalg.LinAlgError:  # no torques for such a state
+            diverged = True
+        self.steps += 1
+        outcome = "invalid" if diverged else self.outcome()
+        late = self.steps >= self.task.spec.max_steps and outcome is None
+        info = {"outcome": "failure" if late else outcome} if late or outcome else {}
+        return self._observe(), float(outcome == "success"), outcome is not None, late, info
+
+    def render(self) -> Any:
+        """A picture of the scene, (H, W, 3) of uint8."""
+        name, size = PICTURE
+        return self._picture(name, size, "full")
+
+    def close(self) -> None:
+        """Free the simulator and its renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self.simulator.close()
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's."""
+        return self.simulator.sim.data._data
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's."""
+        return self.simulator.sim.model._model
+
+    def diverged(self) -> bool:
+        """Whether MuJoCo has had to start over since the reset."""
+        import mujoco
+
+        return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
+
+    def sense(self, names: Iterable[str]) -> dict[str, Vector]:
+        """Some of robosuite's own observables, now; those that follow from others come after them."""
+        sensed: dict[str, Any] = {}
+        for name in names:
+            sensed[name] = self.simulator._observables[name]._sensor(sensed)
+        return sensed
+
+    def _observe(self) -> Observation:
+        cameras = self.task.cameras
+        images = {
+            f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
+        }
+        return {key: value.astype(np.float32) for key, value in self.state().items()} | images
+
+    def _picture(self, camera: str, size: int, quality: str) -> Any:
+        from actors.tasks.render import Renderer
+
+        if (size, quality) not in self._renderers:
+            self._renderers[size, quality] = Renderer(self.model, size, quality)
+        return self._renderers[size, quality].render(self.data, camera)
+
+
+class TableEnv(ArmEnv):
+    """A scene of our own: a `Table` to build, positions relative to the middle of its surface, and actions
+    of displacement (3) and gripper (open < 0 < close) under which the hand keeps pointing down.
+
+    Were the hand free to turn, it would arrive from different sides in different postures, and so remember.
+    """
+
+    posture: ClassVar[dict[str, float]] = {"posture_kp": 100.0}
+
+    def put(self, item: Any, position: Sequence[float], yaw: float = 0.0) -> None:
+        """Place an object, at rest."""
+        pose = (*np.add(position, SURFACE), np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+        self.simulator.sim.data.set_joint_qpos(item.joints[0], np.array(pose))
+        self.simulator.sim.forward()
+
+    def act(self, action: Vector) -> None:
+        # The gripper moves by a fifth of its range in a step of 1/20 s; ours take twice as long.
+        self.simulator.robots[0].gripper["right"].format_action(action[3:])
+        self.arm.step_towards(action[:3], DOWN, action[3])
+
+    @property
+    def hand(self) -> Vector:
+        """Position of the place between the finger tips (3,)."""
+        position: Vector = self.arm.hand - SURFACE
+        return position
+
+    @property
+    def width(self) -> float:
+        """Distance of the fingers, in metres, up to 0.08."""
+        return finger_distance(self.simulator)
+
+    def position(self, item: Any) -> Vector:
+        """Of an object's centre (3,)."""
+        position: Vector = self.data.body(item.root_body).xpos - SURFACE
+        return position
+
+
+def finger_distance(simulator: Any) -> float:
+    """Of a Panda's gripper, in metres, up to 0.08."""
+    one, other = (
+        simulator.sim.data.get_joint_qpos(name) for name in simulator.robots[0].gripper["right"].joints
+    )
+    return float(one - other)
+
+
+def settings(spec: TaskSpec) -> dict[str, Any]:
+    """Arguments of robosuite's environments, its own tasks as well as ours: no rendering, fast resets."""
+    return {
+        "robots": "Panda",
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "renderer": "mujoco",
+        "control_freq": spec.control_hz,
+        "ignore_done": True,
+        "hard_reset": False,
+        # Sizes of objects are drawn only here: the same in all simulators, or equal seeds would differ.
+        "seed": 0,
+    }
+
+
+def import_robosuite() -> ModuleType:
+    """robosuite, without what its import does to this process and to those started from it.
+
+    Raises:
+        ImportError: it cannot be imported; the message says what to install.
+    """
+    # On import it warns of extras that we do not use, and sets MUJOCO_GL, with which processes started from
+    # this one could not import mujoco where there is no EGL.
+    logging.getLogger("robosuite_logs").addFilter(_is_error)
+    renderer = os.environ.get("MUJOCO_GL")
+    try:
+        return import_module("robosuite")
+    except ImportError as error:
+        if "libGL" not in str(error):
+            raise
+        hint = f"robosuite cannot be imported ({error}); install the system package libgl1"
+        raise ImportError(hint) from error
+    finally:
+        if renderer is None:
+            os.environ.pop("MUJOCO_GL", None)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -1,0 +1,158 @@
+"""Bring a cube from its pad to the middle, let go, rise, and return it to the pad that it came from.
+
+        left pad  y = +0.16      middle  y = 0      right pad  y = -0.16
+           [cube] ------ 1 ----->  (mark)
+           [cube] <----- 2 ------  (mark)
+
+The pads look alike, and while the arm is busy in the middle nothing tells which one it was: the hand's
+orientation is held by the environment, the start posture is random, and the cube is put down anywhere on
+the mark. After "Grasp-and-Return" of arXiv 2606.16447.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from actors.task import Action, Environment, Expert
+from actors.tasks.arm import ArmTask, TableEnv, Vector, settings
+from replay.episode import ArraySpec, TaskSpec
+
+PAD_Y = 0.16
+"""Distance of the pads from the middle, in metres."""
+PAD = 0.05
+"""Half a side of a pad; a cube whose centre is above it lies on it."""
+MARK = 0.03
+"""Radius of the mark in the middle."""
+CUBE = 0.02
+"""Half a side of the cube."""
+SPREAD = 0.02
+"""The cube starts up to this far from its pad's centre, in x and y."""
+YAW = 0.1
+"""And is turned up to this much, in radians."""
+RISEN = 0.08
+"""Height of the hand above the cube's centre from which the cube counts as left alone."""
+LIFTED = 0.005
+"""Height above the table from which the cube is in the air."""
+OPEN = 0.07
+"""Distance of the fingers from which the gripper counts as open."""
+
+METRES = 0.05
+"""What the controller makes of a full action, per step, if the arm could follow at once."""
+GAIN = 1.5
+"""The expert asks for this multiple of what is missing."""
+NEAR, THERE = 0.01, 0.007
+"""How close the hand must be to the cube to grasp it, and the cube to its goal to be let go."""
+CARRY = 0.08
+"""Height at which the hand approaches and the cube is carried."""
+SLANT = 0.02
+"""How far from its goal, in metres, the cube is when it begins to come down."""
+REST = 0.012
+"""How far from the middle of mark or pad the expert puts the cube down, in x and y."""
+
+spec = TaskSpec(
+    name="grasp_and_return",
+    observation={
+        "hand_pos": ArraySpec((3,), low=-1.0, high=1.0),
+        "gripper": ArraySpec((1,), low=0.0, high=0.1),
+        "cube_pos": ArraySpec((3,), low=-1.0, high=1.0),
+    },
+    action=ArraySpec((4,), low=-1.0, high=1.0),
+    control_hz=10.0,
+    max_steps=120,
+    context_lengths=(4, 8, 16, 20, 24, 48),
+    demonstrations=100,
+    chance=0.5,
+)
+
+
+class GraspAndReturn(TableEnv):
+    """The environment. `visited` once the cube was left alone on the mark."""
+
+    def build(self, robosuite: ModuleType) -> Any:
+        from robosuite.models.objects import BoxObject
+
+        from actors.tasks.table import Mark, Table
+
+        self.cube = BoxObject("cube", size=(CUBE,) * 3, rgba=(0.8, 0.1, 0.1, 1.0), density=500.0)
+        pads = [
+            Mark(name, "box", (PAD, PAD), (0.0, y), (0.25, 0.35, 0.6, 1.0))
+            for name, y in (("left_pad", PAD_Y), ("right_pad", -PAD_Y))
+        ]
+        mark = Mark("mark", "cylinder", (MARK,), (0.0, 0.0), (0.9, 0.75, 0.2, 1.0))
+        return Table([self.cube], [*pads, mark], settings(self.task.spec))
+
+    def place(self) -> None:
+        self.side = -1 if self.origins.random() < 0.5 else 1
+        self.visited = False
+        x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
+        yaw = self.np_random.uniform(-YAW, YAW)
+        self.put(self.cube, (x, self.side * PAD_Y + y, CUBE), yaw)
+
+    def state(self) -> dict[str, Vector]:
+        return {
+            "hand_pos": self.hand,
+            "gripper": np.array([self.width]),
+            "cube_pos": self.position(self.cube),
+        }
+
+    def outcome(self) -> str | None:
+        x, y, z = self.position(self.cube)
+        put_down = z < CUBE + LIFTED and self.width > OPEN
+        if put_down and np.hypot(x, y) < MARK and self.hand[2] - z > RISEN:
+            self.visited = True
+        if self.visited and put_down and max(abs(x), abs(abs(y) - PAD_Y)) < PAD:
+            return "success" if y * self.side > 0 else "wrong"
+        return None
+
+
+def expert(env: Environment, rng: np.random.Generator) -> Expert:
+    """Knows the side. Where it puts the cube down is its own choice, the same whatever the side."""
+    scene = env.unwrapped
+    assert isinstance(scene, GraspAndReturn)
+    on_mark, on_pad = rng.uniform(-REST, REST, (2, 2))
+    angle = rng.uniform(0, 2 * np.pi)
+    slant = SLANT * np.array((np.cos(angle), np.sin(angle)))
+    gripper = scene.simulator.robots[0].gripper["right"]
+
+    def act() -> Action:
+        cube = scene.position(scene.cube)
+        grasped = scene.simulator._check_grasp(gripper=gripper, object_geoms=scene.cube)
+        goal = np.add(on_pad, (0.0, scene.side * PAD_Y)) if scene.visited else on_mark
+        return _action(scene.hand, scene.width, cube, grasped, goal, slant)
+
+    return act
+
+
+def _action(hand: Vector, width: float, cube: Vector, grasped: bool, goal: Vector, slant: Vector) -> Action:
+    """What brings the cube at `cube` (3,) to `goal` (2,), and leaves it there.
+
+    It comes down along a slope from `goal + slant`: the last thing that the arm does is to move in a
+    direction that has nothing to do with where it came from.
+    """
+    raised = min(1.0, max(0.0, cube[2] - CUBE) / CARRY)
+    lying, there = cube[2] < CUBE + LIFTED, float(np.hypot(*(goal - cube[:2]))) < THERE
+    to_goal, to_cube = goal + raised * slant - cube[:2], cube - hand
+    aside = float(np.hypot(to_cube[0], to_cube[1]))
+    if lying and there:
+        # Let go, then rise.
+        return _full((0.0, 0.0, 0.1 if width > OPEN else 0.0), -1.0)
+    if grasped:
+        # Up, across, down: as high as it is far from the goal, and not dragged away from where it lay.
+        far = float(np.hypot(*to_goal))
+        height = CUBE + min(CARRY, max(0.0, 2 * (far - THERE)))
+        across = to_goal * (raised if far > 2 * SLANT else 1.5)
+        return _full((*across, height - cube[2]), 1.0)
+    near = max(aside, abs(to_cube[2])) < (NEAR if width > OPEN else 2 * NEAR)
+    if not near:
+        to_cube[2] += min(max(0.0, 3 * (aside - NEAR / 2)), CARRY)
+    return _full(to_cube, 1.0 if near else -1.0)
+
+
+def _full(move: Sequence[float] | Vector, grip: float) -> Action:
+    return np.clip((*(GAIN * np.asarray(move) / METRES), grip), -1.0, 1.0).astype(np.float32)
+
+
+task = ArmTask(spec, GraspAndReturn, expert)
+make = task.make

@@ -1,0 +1,176 @@
+"""Operational space control of robosuite's arms, without robosuite's Python between two physics steps.
+
+robosuite computes the torques of a control step's 25 or 50 physics steps in Python, which takes several times
+as long as the physics. This is the same law (OSC_POSE with deltas in the base frame, fixed impedance,
+uncoupled; Khatib 1987, doi 10.1109/JRA.1987.1087068), compiled, on the same model and data.
+
+Legend: J joints of the arm, V degrees of freedom of the whole model.
+"""
+
+from typing import Any
+
+import mujoco
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from robosuite.utils.transform_utils import axisangle2quat, quat2mat
+
+Vector = NDArray[np.float64]
+
+POSTURE_KP = 10.0
+"""robosuite's stiffness of the pull towards the start posture, where the hand's motion leaves freedom."""
+
+
+class Arm:
+    """The only robot of a robosuite environment; a step leaves the simulator as `environment.step` does.
+
+    Make a new one after every reset, as robosuite does with its controllers.
+    """
+
+    def __init__(self, environment: Any, posture_kp: float = POSTURE_KP) -> None:
+        robot = environment.robots[0]
+        controller, grip = robot.part_controllers["right"], robot.part_controllers["right_gripper"]
+        self._model, self._data = environment.sim.model._model, environment.sim.data._data
+        self._substeps = int(environment.control_timestep / environment.model_timestep)
+        self._site = self._model.site(controller.ref_name).id
+        self.hand = self._data.site_xpos[self._site]
+        """Position of the grip site in the world, in metres (3,): a view that follows the simulation."""
+        self.axes = self._data.site_xmat[self._site].reshape(3, 3)
+        """Its orientation (3, 3), columns: a view."""
+        self._base_axes = np.array(controller.origin_ori)
+        self._span = np.array(controller.output_max)
+        self._gripper, self._grip_limits = robot.gripper["right"], (grip.actuator_min, grip.actuator_max)
+        self._arm_motors = np.array(robot._ref_actuators_indexes_dict["right"])
+        self._grip_motors = np.array(robot._ref_actuators_indexes_dict["right_gripper"])
+        self._limits = self._model.actuator_ctrlrange[self._arm_motors].T.copy()
+        size, freedoms = self._model.nv, np.array(controller.qvel_index)
+        self._mass_VV, self._jacobian_6V = np.zeros((size, size)), np.zeros((6, size))
+        # robosuite opens the fingers after its controller has read the inertia, which it reads again only
+        # after the first torques.
+        self._first_mass: Vector | None = controller.mass_matrix
+        self._block = np.ix_(freedoms, freedoms)
+        self._fixed = (
+            np.array(controller.qpos_index),
+            freedoms,
+            np.array(controller.initial_joint),
+            controller.kp,
+            controller.kd,
+            posture_kp,
+        )
+
+    def step(self, move: Vector, turn: Vector, grip: float) -> None:
+        """One control step, by deltas as robosuite has them.
+
+        Args:
+            move: displacement of the hand (3,), as a share in [-1, 1] of what the controller spans.
+            turn: rotation vector (3,), likewise.
+            grip: open < 0 < close.
+        """
+        mujoco.mj_step1(self._model, self._data)
+        rotation = quat2mat(axisangle2quat(turn * self._span[3:]))
+        self._run(move, self._base_axes @ rotation @ self._base_axes.T @ self.axes, grip)
+
+    def step_towards(self, move: Vector, axes: Vector, grip: float) -> None:
+        """One control step, with an absolute goal `axes` (3, 3) for the hand's orientation."""
+        mujoco.mj_step1(self._model, self._data)
+        self._run(move, axes, grip)
+
+    def _run(self, move: Vector, goal_axes: Vector, grip: float) -> None:
+        """Of the substeps, the first half of the first has been made."""
+        model, data = self._model, self._data
+        low, high = self._grip_limits
+        share = self._gripper.format_action(np.array([grip]))
+        data.ctrl[self._grip_motors] = 0.5 * (high + low) + 0.5 * (high - low) * share
+        goal = self.hand + self._base_axes @ (move * self._span[:3])
+        for substep in range(self._substeps):
+            if substep:
+                mujoco.mj_step1(model, data)
+            mujoco.mj_jacSite(model, data, self._jacobian_6V[:3], self._jacobian_6V[3:], self._site)
+            mujoco.mj_fullM(model, self._mass_VV, data.qM)
+            if self._first_mass is not None:
+                self._mass_VV[self._block], self._first_mass = self._first_mass, None
+            wanted = torques(
+                self._mass_VV,
+                self._jacobian_6V,
+                data.qpos,
+                data.qvel,
+                data.qfrc_bias,
+                self.hand,
+                self.axes,
+                goal,
+                goal_axes,
+                *self._fixed,
+            )
+            data.ctrl[self._arm_motors] = np.clip(wanted, *self._limits)
+            mujoco.mj_step2(model, data)
+
+
+@numba.njit(cache=True)
+def torques(
+    mass_VV: Vector,
+    jacobian_6V: Vector,
+    positions: Vector,
+    velocity_V: Vector,
+    bias_V: Vector,
+    hand: Vector,
+    axes: Vector,
+    goal: Vector,
+    goal_axes: Vector,
+    position_indices: NDArray[np.int64],
+    freedoms: NDArray[np.int64],
+    home: Vector,
+    kp: Vector,
+    kd: Vector,
+    posture_kp: float,
+) -> Vector:
+    """Torques (J,) that pull the hand towards its goal and, as far as that leaves freedom, the joints home.
+
+    Args:
+        mass_VV: joint-space inertia.
+        jacobian_6V: of the hand: translation, then rotation.
+        positions: of all joints.
+        velocity_V: of all joints.
+        bias_V: gravity, Coriolis and centrifugal forces.
+        hand: position of the hand (3,).
+        axes: its orientation (3, 3), columns.
+        goal: where the hand should be (3,).
+        goal_axes: and how oriented (3, 3).
+        position_indices: where in `positions` the arm's joints are (J,).
+        freedoms: where among V they are (J,).
+        home: posture to return to (J,).
+        kp: stiffness (6,).
+        kd: damping (6,).
+        posture_kp: stiffness of the pull home; it is critically damped.
+    """
+    joints = len(freedoms)
+    mass, jacobian, posture = np.empty((joints, joints)), np.empty((6, joints)), np.empty(joints)
+    for row in range(joints):
+        error = home[row] - positions[position_indices[row]]
+        posture[row] = posture_kp * error - 2 * np.sqrt(posture_kp) * velocity_V[freedoms[row]]
+        for column in range(joints):
+            mass[row, column] = mass_VV[freedoms[row], freedoms[column]]
+        for axis in range(6):
+            jacobian[axis, row] = jacobian_6V[axis, freedoms[row]]
+
+    pull = np.empty(6)
+    pull[:3] = goal - hand
+    pull[3:] = 0.0
+    for column in range(3):  # half the sum of the cross products of the axes
+        x, y, z = axes[:, column]
+        goal_x, goal_y, goal_z = goal_axes[:, column]
+        pull[3] += 0.5 * (y * goal_z - z * goal_y)
+        pull[4] += 0.5 * (z * goal_x - x * goal_z)
+        pull[5] += 0.5 * (x * goal_y - y * goal_x)
+    pull = kp * pull - kd * (jacobian_6V @ velocity_V)
+
+    # Each of translation and rotation is given the inertia that it would have alone.
+    mobility = jacobian @ np.linalg.solve(mass, jacobian.T.copy())
+    wrench = np.empty(6)
+    wrench[:3] = np.linalg.solve(mobility[:3, :3].copy(), pull[:3].copy())
+    wrench[3:] = np.linalg.solve(mobility[3:, 3:].copy(), pull[3:].copy())
+    # The pull home, M a, less what of it would move the hand: J^T (J M^-1 J^T)^-1 J a.
+    wrench -= np.linalg.solve(mobility, jacobian @ posture)
+    motion = jacobian.T @ wrench + mass @ posture
+    for row in range(joints):
+        motion[row] += bias_V[freedoms[row]]
+    return motion

@@ -1,0 +1,228 @@
+"""Pictures of MuJoCo scenes without a display: by a GPU where there is one, else by the CPU.
+
+MuJoCo's own Renderer settles its backend when mujoco is first imported, by an environment variable with which
+child processes may then fail to import it; and freeing one deletes what another draws with. So only what is
+below that is used here: a GL context, a scene, a framebuffer.
+"""
+
+import atexit
+import ctypes
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import mujoco
+
+QUALITIES: dict[str, dict[str, int]] = {"fast": {"offsamples": 0, "shadowsize": 0}, "full": {}}
+"""What differs from the model's own settings: samples per pixel, and the shadow map's pixels a side."""
+COLLISION_GROUP = 0
+"""Group of the geoms that robosuite's models have for collisions alone."""
+BACKENDS = ("egl", "osmesa", "glfw")
+"""What MUJOCO_GL may name; the last needs a display."""
+INSTALL = "install the system packages libegl1 and libgl1, or libosmesa6"
+
+
+class RendererError(RuntimeError):
+    """What was asked for cannot be rendered, or nothing can be; the message says what to do."""
+
+
+class Renderer:
+    """Renders one model at one size, in the thread that made it. Those of equal models share what is costly
+    (meshes and textures: some 200 MB); it is freed with the last of them, or at exit."""
+
+    def __init__(self, model: "mujoco.MjModel", size: int, quality: str = "fast") -> None:
+        """
+        Args:
+            model: what to render.
+            size: pixels a side.
+            quality: `full` has shadows, reflections and smooth edges; `fast` has none and takes a quarter of
+                the time on a CPU.
+
+        Raises:
+            RendererError: there is no such quality, or this machine cannot render.
+        """
+        import mujoco
+
+        if quality not in QUALITIES:
+            raise RendererError(f"quality must be one of {', '.join(QUALITIES)}, not {quality!r}")
+        self._model, self._size = model, size
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = quality == "full"
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[COLLISION_GROUP] = 0
+        visual = model.vis
+        framebuffer = _settings(visual.global_, offheight=size, offwidth=size)
+        with framebuffer, _settings(visual.quality, **QUALITIES[quality]):
+            self._canvas: _Canvas | None = _canvas(model, size)
+
+    def render(self, data: "mujoco.MjData", camera: str) -> NDArray[np.uint8]:
+        """The model in this state, (size, size, 3), as the camera of that name sees it.
+
+        Raises:
+            RendererError: the model has no such camera.
+        """
+        import mujoco
+
+        assert self._canvas is not None, "closed"
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if view.fixedcamid < 0:
+            known = ", ".join(self._model.camera(index).name for index in range(self._model.ncam))
+            raise RendererError(f"the model has no camera {camera!r}, only {known or 'none'}")
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
+        return self._canvas.draw(self._scene, self._size)
+
+    def close(self) -> None:
+        """Give up what is shared; harmless if that has been done."""
+        self._canvas = None
+
+
+class _Canvas:
+    """A GL context that holds a model's meshes and textures, and a framebuffer."""
+
+    def __init__(self, model: "mujoco.MjModel", size: int) -> None:
+        import mujoco
+
+        self._open = False
+        backend = _backend()
+        try:
+            with _private_environment():
+                self._context = import_module(f"mujoco.{backend}").GLContext(size, size)
+            self._context.make_current()
+            self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # mujoco, OpenGL and ctypes each raise their own
+            raise RendererError(f"cannot render by {backend} ({error}); {INSTALL}") from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._target)
+        self._open = True
+
+    def draw(self, scene: "mujoco.MjvScene", size: int) -> NDArray[np.uint8]:
+        """A picture of the scene, (size, size, 3)."""
+        import mujoco
+
+        pixels, image = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
+        self._context.make_current()
+        mujoco.mjr_render(pixels, scene, self._target)
+        mujoco.mjr_readPixels(image, None, pixels, self._target)
+        return image[::-1].copy()  # OpenGL counts rows from below
+
+    def close(self) -> None:
+        """Free everything; harmless if that has been done."""
+        if self._open:
+            self._open = False
+            # OpenGL frees by name, in whichever context is current.
+            self._context.make_current()
+            self._target.free()
+            self._context.free()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # collected by another thread, while the context is current in its own
+            self.close()
+
+
+_canvases: WeakValueDictionary[bytes, _Canvas] = WeakValueDictionary()
+"""By everything that went into one: the model with its settings."""
+
+
+def _canvas(model: "mujoco.MjModel", size: int) -> _Canvas:
+    import mujoco
+
+    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, content)
+    key = hashlib.blake2b(content.data).digest()
+    canvas = _canvases.get(key)
+    if canvas is None:
+        canvas = _canvases[key] = _Canvas(model, size)
+        # Anew each time: it has to run before the exit handler by which mujoco ends EGL.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    return canvas
+
+
+def _close_all() -> None:
+    for canvas in list(_canvases.values()):
+        canvas.close()
+
+
+def egl_device(visible: str | None, gpus: int, process: int) -> str | None:
+    """The GPU to render on, as MUJOCO_EGL_DEVICE_ID; None leaves the choice to mujoco: the first that works.
+
+    EGL does not heed CUDA_VISIBLE_DEVICES, so unless told otherwise every process renders on the first GPU.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES; None if it is not set.
+        gpus: how many this machine has.
+        process: any number that differs between processes; it spreads them over the GPUs.
+    """
+    ids = [str(index) for index in range(gpus)]
+    if visible is not None:
+        ids = [index for index in visible.split(",") if index in ids]  # a UUID says nothing to EGL
+    return ids[process % len(ids)] if ids else None
+
+
+@cache
+def _backend() -> str:
+    """Chosen once: OpenGL cannot change its mind within a process."""
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    if asked:
+        if asked not in BACKENDS:
+            raise RendererError(f"MUJOCO_GL must be one of {', '.join(BACKENDS)} to render, not {asked!r}")
+        return asked
+    if _has_egl_device():
+        return "egl"
+    with suppress(OSError):
+        ctypes.CDLL("libOSMesa.so.8")
+        return "osmesa"
+    raise RendererError(f"cannot render without EGL or OSMesa: {INSTALL}")
+
+
+def _has_egl_device() -> bool:
+    with suppress(OSError, AttributeError):
+        egl = ctypes.CDLL("libEGL.so.1")
+        egl.eglGetProcAddress.restype = ctypes.c_void_p
+        if address := egl.eglGetProcAddress(b"eglQueryDevicesEXT"):
+            count = ctypes.c_int()
+            query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address)
+            return bool(query(0, None, ctypes.byref(count))) and count.value > 0
+    return False
+
+
+@contextmanager
+def _settings(part: Any, **values: int) -> Iterator[None]:
+    """Change a part of a model's settings for as long as the context lasts."""
+    before = {name: getattr(part, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(part, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(part, name, value)
+
+
+@contextmanager
+def _private_environment() -> Iterator[None]:
+    """Tell EGL the device, and keep what mujoco tells OpenGL from child processes, which may need another."""
+    before = dict(os.environ)
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    device = egl_device(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, os.getpid())
+    if device is not None:
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", device)
+    try:
+        yield
+    finally:
+        for name in ("MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM"):
+            if name not in before:
+                os.environ.pop(name, None)

@@ -1,0 +1,117 @@
+"""`longview collect`: a task's expert demonstrates it, in this process; without Ray, without a policy."""
+
+import sys
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from actors.task import Environment, Task, load_task
+from actors.tasks.render import RendererError
+from actors.worker import Order, Worker
+from cluster import summary
+from cluster.config import ConfigError, RunConfig, without_password
+from cluster.progress import Progress
+from cluster.runs import Run, create_run
+from cluster.services import redis_server
+from cluster.view import console, store_table
+from monitoring.film import Film, write_sheet, write_video
+from replay.episode import ACTION, Episode
+from replay.errors import StoreError
+from replay.store import EpisodeStore
+
+SHOWN = 8
+"""How many episodes are shown: the first ones."""
+
+
+def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path | None) -> None:
+    """Bring a run's demonstrations to their number, and show the first ones.
+
+    Args:
+        config: the run's.
+        run: its folder, if it exists. Demonstrations that are in its store are not collected again.
+        video: where they are shown as mp4.
+        sheet: where they are shown as a contact sheet, a PNG.
+
+    Raises:
+        ConfigError: the task has no expert, or it is to be shown and cannot be.
+    """
+    task = load_task(config.task)
+    if task.expert is None:
+        raise ConfigError(f"task {config.task} has no expert to demonstrate it")
+    stage = _stage(task) if video or sheet else None
+    for file in (video, sheet):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if run is None:
+        run = create_run(config)
+    else:
+        run.lock()
+    progress = Progress(run, config, task.spec, history=run.evaluations())
+    status = "failed"
+    try:
+        with ExitStack() as services:
+            url = config.replay.url or services.enter_context(redis_server(run.path / "redis"))
+            store = EpisodeStore.connect(url, run.name, config.replay)
+            services.callback(store.close)
+            store.register(task.spec)
+            run.write_state(store=without_password(url))
+            _demonstrate(progress, task, store)
+            if stage is not None:
+                films = [_replay(stage, store.read(id)) for id in store.ids("demo")[:SHOWN]]
+                if video:
+                    write_video(video, films, task.spec.control_hz)
+                if sheet:
+                    write_sheet(sheet, films, task.spec.control_hz)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        print(f"go on with it by: longview collect {config.task} --resume {run.name}", file=sys.stderr)
+        raise
+    finally:
+        progress.enter(status)
+        summary.write(run, summary.summarize(progress, status))
+
+
+def _demonstrate(progress: Progress, task: Task, store: EpisodeStore) -> None:
+    config, outcomes = progress.config, Counter[str]()
+    # One simulator: more of them in a process do not make more steps.
+    actors = replace(config.actors, simulators=1)
+    worker = Worker(task, actors, config.seed, "collect", 1, store, lambda _: None)
+    progress.enter("collect")
+    try:
+        for index in track(range(progress.wanted), "collecting", console=console, transient=True):
+            outcomes.update(worker.work(Order("demo", index, 1, beta=1.0), None).outcomes)
+    finally:
+        with suppress(StoreError):  # what ended it matters more
+            progress.stats = store.stats()
+    new = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "none, all were there"
+    console.print(f"new demonstrations: {new}")
+    console.print(store_table(store.stats()))
+    console.print(str(progress.run.path), soft_wrap=True)
+
+
+def _stage(task: Task) -> Environment:
+    """A simulator that renders; one that does not is found out before anything is collected."""
+    try:
+        env = task.make(render_mode="rgb_array")
+        if "rgb_array" not in env.metadata["render_modes"]:
+            raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
+        env.reset(seed=0)
+        env.render()
+    except (ImportError, RendererError) as error:
+        raise ConfigError(f"task {task.spec.name} cannot be shown: {error}") from None
+    return env
+
+
+def _replay(env: Environment, episode: Episode) -> Film:
+    """Frames of a stored episode: its seed and its actions make it happen again."""
+    env.reset(seed=episode.meta.seed)
+    frames: list[Any] = [env.render()]
+    for action in episode.arrays[ACTION]:
+        env.step(action)
+        frames.append(env.render())
+    return frames

@@ -1,0 +1,192 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr as format
+
+from actors.tasks import push_t
+from learner.config import Horizon
+from learner.windows import build
+from replay.datasets import zarr
+from replay.episode import Episode, validate_episode
+from replay.errors import DatasetError
+from replay.store import EpisodeStore
+
+SPEC = push_t.spec
+
+
+@pytest.fixture
+def damaged(push_t_buffer: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return Path(shutil.copytree(push_t_buffer, tmp_path / "copy.zarr"))
+
+
+def read(path: Path) -> list[Episode]:
+    return list(zarr.episodes(path, SPEC, push_t.ZARR))
+
+
+def test_episodes_are_those_of_the_buffer(push_t_buffer: Path) -> None:
+    buffer = format.open_group(push_t_buffer, mode="r")
+    ends = [0, *buffer["meta/episode_ends"][:]]
+    found = read(push_t_buffer)
+    assert [episode.length for episode in found] == list(np.diff(ends))
+    for index, (episode, (start, end)) in enumerate(zip(found, pairwise(ends), strict=True)):
+        validate_episode(episode, SPEC)
+        meta = episode.meta
+        assert (meta.id, meta.seed, meta.source) == (f"import.push_t.{index:09d}", index, "import")
+        assert episode.outcome == "success"
+        np.testing.assert_array_equal(episode.arrays["action"], buffer["data/action"][start:end])
+        np.testing.assert_array_equal(
+            episode.arrays["observation.agent_position"], buffer["data/state"][start:end, :2]
+        )
+        np.testing.assert_array_equal(episode.arrays["reward"], [0.0] * (end - start - 1) + [1.0])
+
+
+def test_what_is_read_is_what_the_simulator_shows_before_each_action(push_t_buffer: Path) -> None:
+    env = push_t.PushT()
+    for episode in read(push_t_buffer):
+        observation, _ = env.reset(seed=episode.meta.seed)
+        for row, action in enumerate(episode.arrays["action"]):
+            for key, seen in observation.items():
+                np.testing.assert_allclose(episode.arrays[f"observation.{key}"][row], seen, atol=1e-3)
+            observation = env.step(action)[0]
+
+
+def test_arrays_are_found_by_their_own_names(tmp_path: Path) -> None:
+    spec = replace(SPEC, observation={"agent_position": SPEC.observation["agent_position"]})
+    buffer = format.open_group(tmp_path / "plain.zarr", mode="w", zarr_format=2)
+    rows = np.arange(14.0).reshape(7, 2)
+    for name, array in {"data/agent_position": rows, "data/action": rows + 1}.items():
+        buffer.create_array(name, data=array)
+    buffer.create_array("meta/episode_ends", data=np.array((3, 7)))
+    first, second = zarr.episodes(tmp_path / "plain.zarr", spec, {})
+    np.testing.assert_array_equal(first.arrays["observation.agent_position"], rows[:3])
+    np.testing.assert_array_equal(second.arrays["action"], rows[3:] + 1)
+    assert second.arrays["action"].dtype == np.float32
+
+
+def test_one_episode_is_read_at_a_time(damaged: Path) -> None:
+    """What comes before the damage is there already, so nothing behind it has been read."""
+    state = format.open_group(damaged, mode="r+")["data/state"]
+    state[state.shape[0] - 1, 0] = np.nan
+    found = zarr.episodes(damaged, SPEC, push_t.ZARR)
+    assert len([next(found) for _ in range(5)]) == 5
+    with pytest.raises(DatasetError, match=r"episode 5 \(steps 100 to 119\): data/state holds values that"):
+        next(found)
+
+
+def test_actions_stay_with_their_observations_in_store_and_windows(
+    push_t_buffer: Path, connect: Callable[..., EpisodeStore]
+) -> None:
+    store = connect(chunk_steps=7)
+    store.register(SPEC)
+    episodes = {episode.meta.id: episode for episode in read(push_t_buffer)}
+    for episode in episodes.values():
+        assert store.add(episode)
+        assert not store.add(episode)
+    assert store.ids("import") == sorted(episodes)
+    horizon = Horizon(context=4, past=2, future=6, execute=4)
+    segments = store.sample({"import": 1.0}, 300, 3, horizon.after, np.random.default_rng(0))
+    batch = build(segments, horizon, 4)
+    for index, segment in enumerate(segments):
+        arrays, now = episodes[segment.meta.id].arrays, segment.now
+        for key, seen in batch.observation.items():
+            for age in range(min(4, now + 1)):
+                expected = arrays[f"observation.{key}"][now - age]
+                np.testing.assert_array_equal(seen[index, -1 - age], expected)
+        steps = now + np.arange(-2, 6)
+        inside = (steps >= 0) & (steps < segment.episode_length)
+        np.testing.assert_array_equal(batch.target_BT[index], inside)
+        np.testing.assert_array_equal(batch.action_BTA[index, inside], arrays["action"][steps[inside]])
+
+
+def put(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Replaces an array by what follows from it."""
+
+    def damage(path: Path) -> None:
+        buffer = format.open_group(path, mode="r+")
+        rows = change(buffer[name][:])
+        buffer.create_array(name, data=rows, overwrite=True)
+
+    return damage
+
+
+def with_value(value: float) -> Callable[[Any], Any]:
+    def change(rows: Any) -> Any:
+        rows[35, 1] = value
+        return rows
+
+    return change
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    """Leaves so many bytes of a file."""
+
+    def damage(path: Path) -> None:
+        file = path / name
+        file.write_bytes(file.read_bytes()[:size])
+
+    return damage
+
+
+def junk(path: Path) -> None:
+    file = path / "data/action/2.0"
+    file.write_bytes(file.read_bytes()[:16] + b"\xff" * (file.stat().st_size - 16))
+
+
+def group(path: Path) -> None:
+    format.open_group(path, mode="r+").create_group("data/action", overwrite=True)
+
+
+CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no folder": (shutil.rmtree, "is no zarr group of format 2"),
+    "no group": (lambda path: (path / ".zgroup").unlink(), "is no zarr group of format 2"),
+    "no array": (lambda path: shutil.rmtree(path / "data/action"), "there is no array data/action"),
+    "no ends": (lambda path: shutil.rmtree(path / "meta"), "there is no array meta/episode_ends"),
+    "not an array": (group, "there is no array data/action"),
+    "metadata": (cut("data/action/.zarray", 40), r"data/action/\.zarray is damaged"),
+    "missing chunk": (lambda path: (path / "data/state/3.0").unlink(), "data/state has 7 of its 8 chunks"),
+    "short chunk": (cut("data/action/2.0", 60), "data/action: chunk 2.0 is damaged or cut short, 60 bytes"),
+    "empty chunk": (cut("data/action/2.0", 0), "data/action: chunk 2.0 is damaged or cut short, 0 bytes"),
+    "short ends": (cut("meta/episode_ends/0", 20), "meta/episode_ends: chunk 0 is damaged or cut short"),
+    "junk": (junk, r"episode 1 \(steps 30 to 41\): data/action cannot be read"),
+    "wide action": (
+        put("data/action", lambda rows: np.repeat(rows, 2, axis=1)),
+        r"data/action is \[30, 4\], which gives no action of \[30, 2\]",
+    ),
+    "narrow state": (
+        put("data/state", lambda rows: rows[:, :4]),
+        r"data/state is \[30, 4\], which gives no observation.keypoints of \[30, 9, 2\]",
+    ),
+    "flat state": (put("data/state", lambda rows: rows[:, 0]), r"data/state is \[30\], which gives no"),
+    "too few rows": (
+        put("data/state", lambda rows: rows[:100]),
+        r"data/state is \[100, 5\], but meta/episode_ends end at 120",
+    ),
+    "not a number": (
+        put("data/action", with_value(np.nan)),
+        "episode 1 .* data/action holds values that are",
+    ),
+    "infinite": (put("data/state", with_value(np.inf)), "episode 1 .* data/state holds values that are not"),
+    "out of range": (
+        put("data/action", with_value(600)),
+        r"episode 1 .* data/action must lie in \[0, 512\], not .* to 600",
+    ),
+    "no episodes": (put("meta/episode_ends", lambda ends: ends[:0]), "episode_ends must be whole numbers"),
+    "ends in disorder": (put("meta/episode_ends", lambda ends: ends[::-1]), "whole numbers that ascend"),
+    "ends that are none": (put("meta/episode_ends", lambda ends: ends + 0.5), "whole numbers that ascend"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_found_and_named(damaged: Path, case: str) -> None:
+    damage, message = CASES[case]
+    damage(damaged)
+    with pytest.raises(DatasetError, match=message) as raised:
+        read(damaged)
+    assert str(damaged) in str(raised.value)
