@@ -22,6 +22,9 @@ class CamerasConfig:
             raise ValueError(f"actors.cameras.quality must be fast or full, not {self.quality!r}")
 
 
+NO_CAMERAS = CamerasConfig()
+
+
 @dataclass(frozen=True)
 class ActorsConfig:
     """How many simulators there are, and what they collect."""
@@ -38,12 +41,16 @@ class ActorsConfig:
     episodes_per_version: int = 32
     """Episodes to collect with a published version, labelled by the expert (DAgger) where there is one. A
     version that comes while the last one's are still being collected gets none; 0 collects none at all."""
+    cameras: CamerasConfig = NO_CAMERAS
+    recycle: int = 500
+    """Episodes after which an actor that renders is replaced by a new process: OpenGL has been seen to abort
+    old ones. One that renders nothing lives as long as the run."""
     beta_until: float = 0.5
     """Share of training after which the expert no longer takes over in collected episodes. Before, beta, the
     chance that a decision is the expert's, falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "simulators"):
+        for name in ("count", "simulators", "recycle"):
             if getattr(self, name) < 1:
                 raise ValueError(f"actors.{name} must be at least 1, not {getattr(self, name)}")
         if self.demonstrations is not None and self.demonstrations < 1:

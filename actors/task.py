@@ -12,12 +12,13 @@ and it may import its simulator inside `make` only: specs are read where no simu
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.config import NO_CAMERAS, CamerasConfig
 from replay.episode import ArraySpec, TaskSpec
 
 Observation = dict[str, NDArray[Any]]
@@ -35,6 +36,10 @@ class UnknownTask(ValueError):
     """No installed task has this name; the message lists those that exist."""
 
 
+class SimulatorError(RuntimeError):
+    """A simulator cannot be made on this machine; the message says what to do about it."""
+
+
 class ActionError(ValueError):
     """An action that the task does not accept. It ends its episode, not the actor."""
 
@@ -46,7 +51,11 @@ class Task(Protocol):
     spec: TaskSpec
 
     def make(self, render_mode: str | None = None) -> Environment:
-        """A new simulator instance; with `rgb_array` its `render` returns a picture, (H, W, 3) of uint8."""
+        """A new simulator instance; with `rgb_array` its `render` returns a picture, (H, W, 3) of uint8.
+
+        Raises:
+            SimulatorError: this machine lacks something that it needs.
+        """
 
     @property
     def expert(self) -> Callable[[Environment, np.random.Generator], Expert] | None:
@@ -59,14 +68,32 @@ def task_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
 
 
-def load_task(name: str) -> Task:
-    """The installed task of that name.
+@runtime_checkable
+class FilmedTask(Task, Protocol):
+    """A task that can also be seen."""
+
+    def with_cameras(self, cameras: CamerasConfig) -> Task:
+        """The task whose observations have `<camera>_image`, (size, size, 3) of uint8, besides the state.
+
+        Raises:
+            ValueError: it has no such camera.
+        """
+
+
+def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
+    """The installed task of that name, seen through these cameras.
 
     Raises:
         UnknownTask: there is none.
+        ValueError: it has no such cameras.
     """
     for entry in entry_points(group=ENTRY_POINTS, name=name):
-        return cast(Task, entry.load())
+        task = cast(Task, entry.load())
+        if not cameras.names:
+            return task
+        if not isinstance(task, FilmedTask):
+            raise ValueError(f"task {name} has no cameras: leave actors.cameras.names empty")
+        return task.with_cameras(cameras)
     near = get_close_matches(name, task_names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")

@@ -54,6 +54,8 @@ class Result:
     outcomes: Mapping[str, int]
     """Episodes by outcome: of an evaluation all, else those that are now in the store and were not before."""
     steps: int
+    worn: bool = False
+    """The actor has rendered so much that another process should take its place."""
 
 
 def episode_seed(run_seed: int, purpose: str, index: int) -> int:
@@ -83,7 +85,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.envs = [self.task.make() for _ in range(self.config.simulators)]
-        self._clock, self._sent = Clock(), Clock()
+        self._clock, self._sent, self._episodes = Clock(), Clock(), 0
         for name in ("longview_invalid_episodes_total", "longview_refused_actions_total"):
             self.totals.add(name, 0, task=self.task.spec.name)  # to be seen before the first one happens
         self._send()
@@ -121,7 +123,8 @@ class Worker:
         self._send()
         if refusals:
             log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
-        return Result(outcomes, self._clock.steps - before)
+        worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
+        return Result(outcomes, self._clock.steps - before, worn)
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
         expert = order.purpose in ("demo", "dagger")
@@ -140,6 +143,7 @@ class Worker:
 
     def _count(self, order: Order, end: EpisodeEnd, outcomes: Counter[str]) -> None:
         task = self.task.spec.name
+        self._episodes += 1
         if order.purpose == "evaluation" or end.committed:
             outcomes[end.outcome] += 1
             labels = {"task": task, "source": order.purpose, "outcome": end.outcome}

@@ -46,12 +46,17 @@ class Row:
         return median(self.samples)
 
 
-def arguments(description: str) -> Namespace:
-    """The command line's `quick` and `json`."""
+def parser(description: str) -> ArgumentParser:
+    """Takes `--quick` and `--json`; a benchmark may add its own."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="rougher figures, within two minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str) -> Namespace:
+    """The command line of a benchmark that has no options of its own."""
+    return parser(description).parse_args()
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -54,6 +54,7 @@ def _explained(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from actors.task import SimulatorError
         from cluster.config import ConfigError
         from cluster.runs import RunError
         from cluster.services import ServiceError
@@ -63,7 +64,7 @@ def _explained(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except (ConfigError, RunError) as error:
             _fail(error, USAGE)
-        except (ReplayError, ServiceError, OSError) as error:
+        except (ReplayError, ServiceError, SimulatorError, OSError) as error:
             _fail(error, FAILED)
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
@@ -143,11 +144,13 @@ def _resume(name: str, settings: list[str], address: str | None) -> None:
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:
-    from cluster.config import refuse_missing_demonstrations
+    from cluster.preflight import refuse_unsimulated, refuse_untrainable
     from cluster.runs import create_run, refuse_port_in_use
 
-    refuse_missing_demonstrations(config)
+    refuse_untrainable(config)
     refuse_port_in_use(config.monitoring)
+    if address is None:
+        refuse_unsimulated(config)
     if run is None:
         run = create_run(config)
     else:

@@ -10,7 +10,6 @@ from typing import Any
 from rich.progress import track
 
 from actors.task import Environment, Task, load_task
-from actors.tasks.render import RendererError
 from actors.worker import Order, Worker
 from cluster import summary
 from cluster.config import ConfigError, RunConfig, without_password
@@ -37,9 +36,10 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
         sheet: where they are shown as a contact sheet, a PNG.
 
     Raises:
-        ConfigError: the task has no expert, or it is to be shown and cannot be.
+        ConfigError: the task has no expert, or it is to be shown and draws no pictures.
+        SimulatorError: this machine lacks what the task needs.
     """
-    task = load_task(config.task)
+    task = load_task(config.task, config.actors.cameras)
     if task.expert is None:
         raise ConfigError(f"task {config.task} has no expert to demonstrate it")
     stage = _stage(task) if video or sheet else None
@@ -96,14 +96,11 @@ def _demonstrate(progress: Progress, task: Task, store: EpisodeStore) -> None:
 
 def _stage(task: Task) -> Environment:
     """A simulator that renders; one that does not is found out before anything is collected."""
-    try:
-        env = task.make(render_mode="rgb_array")
-        if "rgb_array" not in env.metadata["render_modes"]:
-            raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
-        env.reset(seed=0)
-        env.render()
-    except (ImportError, RendererError) as error:
-        raise ConfigError(f"task {task.spec.name} cannot be shown: {error}") from None
+    env = task.make(render_mode="rgb_array")
+    if "rgb_array" not in env.metadata["render_modes"]:
+        raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
+    env.reset(seed=0)
+    env.render()
     return env
 
 

@@ -104,22 +104,6 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     return _with_password(_checked(config))
 
 
-def refuse_missing_demonstrations(config: RunConfig) -> None:
-    """Fail now rather than after everything has started.
-
-    Raises:
-        ConfigError: there is nothing to start from.
-    """
-    if config.demonstrations is not None:
-        if not Path(config.demonstrations).is_dir():
-            raise ConfigError(f"demonstrations: there is no folder {config.demonstrations}")
-    elif load_task(config.task).expert is None:
-        raise ConfigError(
-            f"task {config.task} has no expert: give a folder of human demonstrations, a zarr replay buffer, "
-            "as demonstrations=PATH"
-        )
-
-
 def preset_file(task: str) -> Path | None:
     """The settings that `longview demo` uses for a task, if it has any of its own."""
     file = PRESETS / f"{task}.yaml"
@@ -212,7 +196,7 @@ def _checked(config: RunConfig) -> RunConfig:
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
         )
     try:
-        spec = load_task(config.task).spec
+        spec = load_task(config.task, config.actors.cameras).spec
         longest = config.learner.policy.horizon(spec).context
     except ValueError as error:  # UnknownTask is one
         raise ConfigError(str(error)) from None

@@ -63,6 +63,8 @@ class Dispatcher:
                 self._failed(actor, error)
             else:
                 self._failures[actor] = 0
+                if result.worn:
+                    ray.kill(actor, no_restart=False)
                 yield order, result
             self._idle.append(actor)
 

@@ -15,6 +15,7 @@ from cluster.config import ConfigError, RunConfig, read_config
 from cluster.dispatch import Dispatcher
 from cluster.launch import ray_cluster, start_actors
 from cluster.orders import Orders
+from cluster.preflight import refuse_unsimulated
 from cluster.view import console, success_table
 from monitoring.report import COUNTS
 from replay.episode import TaskSpec
@@ -43,7 +44,7 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
     config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
-    spec, longest = load_task(config.task).spec, policy.horizon.context
+    spec, longest = load_task(config.task, config.actors.cameras).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
         raise ConfigError(
             f"--task {spec.name}: its observations and actions are not those of {policy.spec.name}, which "
@@ -52,6 +53,7 @@ def evaluate_checkpoint(
     chosen = tuple(sorted(set(lengths or (t for t in policy.spec.context_lengths if t <= longest))))
     if chosen[0] < 1 or chosen[-1] > longest:
         raise ConfigError(f"--context {list(chosen)}: this policy takes context lengths from 1 to {longest}")
+    refuse_unsimulated(config)
     evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
     config = replace(config, evaluation=evaluation)
     step = re.search(r"\d+", file.parent.name)

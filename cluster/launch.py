@@ -50,7 +50,7 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     logging.basicConfig(
         filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
     )
-    task = load_task(config.task)
+    task = load_task(config.task, config.actors.cameras)
     progress = Progress(run, config, task.spec, history=run.evaluations())
     status, code = "failed", 1
     try:

@@ -73,7 +73,7 @@ class RolloutActor:
         self._version: int | None = None
         self._simulators = config.actors.simulators
         self._worker = Worker(
-            task=load_task(config.task),
+            task=load_task(config.task, config.actors.cameras),
             config=config.actors,
             run_seed=config.seed,
             name=name,
@@ -153,7 +153,7 @@ class LearnerRank:
         from learner.train import train
 
         episodes = EpisodeStore.connect(*store, config.replay)
-        spec = load_task(config.task).spec
+        spec = load_task(config.task, config.actors.cameras).spec
         reporter = _LearnerReporter(f"rank-{self._rank}", config, max(steps(checkpoints), default=0))
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device)

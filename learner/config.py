@@ -89,10 +89,8 @@ class PolicyConfig:
         """The horizons for one task.
 
         Raises:
-            ValueError: T_p does not fit the UNet's downsampling, or an observation is an image.
+            ValueError: T_p does not fit the UNet's downsampling.
         """
-        images = [key for key, array in spec.observation.items() if array.dtype == "uint8"]
-        _require(not images, f"task {spec.name}: observations {images} are uint8, policies take float32 ones")
         context = self.context_length or spec.context_lengths[-1]
         past = context - 1 if self.past_actions == "all" else min(self.past_actions, context - 1)
         positions, factor = past + self.future_actions, 2 ** (len(self.widths) - 1)
@@ -116,12 +114,18 @@ class CurriculumConfig:
     full: float = 0.7
     """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
     Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""
+    shorter: Literal["uniform", "log"] = "uniform"
+    """How shorter ones are drawn; `log` gives every doubling of the length the same share."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "progressive", "sprinkle")
         _require(
             self.kind in kinds,
             f"learner.curriculum.kind must be one of {', '.join(kinds)}, not {self.kind!r}",
+        )
+        _require(
+            self.shorter in ("uniform", "log"),
+            f"learner.curriculum.shorter must be uniform or log, not {self.shorter!r}",
         )
         _require(0 < self.ramp <= 1, f"learner.curriculum.ramp must be in (0, 1], not {self.ramp}")
         _require(0 <= self.full <= 1, f"learner.curriculum.full must be in [0, 1], not {self.full}")

@@ -5,27 +5,37 @@ import numpy as np
 from learner.config import CurriculumConfig
 
 
-def length(config: CurriculumConfig, seed: int, step: int, total_steps: int, longest: int) -> int:
-    """T_o of one training step, in 1..longest.
+def length(
+    config: CurriculumConfig, seed: int, step: int, total_steps: int, longest: int, shortest: int = 1
+) -> int:
+    """T_o of one training step, in shortest..longest.
 
     With u, v uniform in [0, 1) from the stream (seed, step):
 
         fixed        T_o = longest
-        sprinkle     T_o = reach              if u < full, else 1 + floor(v * reach)
+        sprinkle     T_o = reach   if u < full, else a shorter one
         progressive  the same
 
-    where reach, the longest T_o so far, is `longest` for sprinkle and, for progressive, grows linearly
-    over the first `ramp` of the training: ceil(longest * min(1, (step + 1) / (ramp * total_steps))).
-    After variable-history training, arXiv 2606.16447.
+        uniform      a shorter one = shortest + floor(v * (reach + 1 - shortest))
+        log          a shorter one = floor(shortest * ((reach + 1) / shortest) ** v)
+
+    where reach, the longest T_o so far, is `longest` for sprinkle and, for progressive, grows linearly over
+    the first `ramp` of the training: ceil(longest * min(1, (step + 1) / (ramp * total_steps))), but is no
+    less than `shortest`. After variable-history training, arXiv 2606.16447.
 
     Args:
         step: counted from 0.
         total_steps: length of the whole training.
         longest: the longest T_o the policy is trained for.
+        shortest: the shortest one.
     """
     if config.kind == "fixed":
         return longest
     progress = min(1.0, (step + 1) / (config.ramp * total_steps)) if config.kind == "progressive" else 1.0
-    reach = int(np.ceil(longest * progress))
+    reach = max(shortest, int(np.ceil(longest * progress)))
     u, v = np.random.default_rng((seed, step)).random(2)
-    return reach if u < config.full else 1 + int(v * reach)
+    if u < config.full:
+        return reach
+    if config.shorter == "uniform":
+        return shortest + int(v * (reach + 1 - shortest))
+    return int(shortest * ((reach + 1) / shortest) ** v)

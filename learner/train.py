@@ -102,7 +102,8 @@ def train(
 
     def prepare(step: int) -> Batch:
         longest = policy.horizon.context
-        length = curriculum.length(config.curriculum, seed, step, config.steps, longest)
+        shortest = min(spec.context_lengths[0], longest)
+        length = curriculum.length(config.curriculum, seed, step, config.steps, longest, shortest)
         segments = draw(step, length - 1, policy.horizon.after, config.batch_size)
         return build(segments, policy.horizon, length)
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar
@@ -12,12 +12,13 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.config import CamerasConfig
+from actors.config import NO_CAMERAS, CamerasConfig
 from actors.task import (
     Action,
     Environment,
     Expert,
     Observation,
+    SimulatorError,
     action_space,
     checked_action,
     observation_space,
@@ -26,12 +27,35 @@ from replay.episode import ArraySpec, TaskSpec
 
 Vector = NDArray[np.float64]
 
+MUJOCO = ((3, 3), (3, 10))
+"""The versions that robosuite 1.5 works with, the last one excluded."""
+INSTALL = "pip install 'robosuite==1.5.2' 'mujoco>=3.3,<3.10'"
+
 DIVERGED = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")
 """MuJoCo's warnings of a state that is not finite or far too large; it starts over from such a state."""
 SURFACE = np.array((0.0, 0.0, 0.8))
 """Middle of the table's surface in the world; x points away from the robot, y to its left."""
 DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
 """Orientation (columns) of a hand that points down and closes its fingers along y."""
+CAMERAS = (
+    "agentview",
+    "birdview",
+    "frontview",
+    "sideview",
+    "robot0_eye_in_hand",
+    "robot0_robotview",
+)
+"""robosuite's, and so all that `<camera>_image` may be of."""
+RADIANS = 0.5
+"""What robosuite's controller makes of a full rotation, per step, if the arm could follow at once."""
+GAIN = 2.0
+"""At 20 Hz experts ask for this multiple of what is missing: the arm covers about a fifth of it in a step."""
+NEAR = 0.012
+"""From this close to what it reaches for, in metres, an expert closes the gripper."""
+HOVER = 0.08
+"""Height above that, in metres, at which it comes from the side."""
+OPEN = 0.07
+"""Distance of the fingers, in metres, above which the gripper counts as open."""
 PICTURE = ("agentview", 256)
 """Camera, and pixels a side, of what `render` shows."""
 
@@ -50,19 +74,23 @@ class ArmTask:
     spec: TaskSpec
     environment: "type[ArmEnv]"
     expert: Callable[[Environment, np.random.Generator], Expert]
-    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    cameras: CamerasConfig = NO_CAMERAS
 
     def make(self, render_mode: str | None = None) -> Environment:
         """A new simulator.
 
         Raises:
-            ImportError: robosuite, or a system library that it needs, is missing or of the wrong version.
-            RendererError: pictures are wanted, and nothing here can render them.
+            SimulatorError: robosuite, a library that it needs or a renderer is missing, or too old or new.
         """
         return self.environment(self, render_mode)
 
     def with_cameras(self, cameras: CamerasConfig) -> "ArmTask":
         """The task with `<camera>_image`, (size, size, 3) of uint8, among its observations."""
+        unknown = sorted(set(cameras.names) - set(CAMERAS))
+        if unknown:
+            raise ValueError(
+                f"task {self.spec.name} has no cameras {', '.join(unknown)}: it has {', '.join(CAMERAS)}"
+            )
         image = ArraySpec((cameras.size, cameras.size, 3), "uint8", 0, 255)
         seen = {**self.spec.observation, **{f"{name}_image": image for name in cameras.names}}
         return replace(self, spec=replace(self.spec, observation=seen), cameras=cameras)
@@ -74,12 +102,20 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium declares it so)
 
     posture: ClassVar[dict[str, float]] = {}
+    """What `Arm` is to do differently from robosuite."""
 
     def __init__(self, task: ArmTask, render_mode: str | None = None) -> None:
         self.task, self.render_mode = task, render_mode
         self.observation_space, self.action_space = observation_space(task.spec), action_space(task.spec)
         self.metadata = {**self.metadata, "render_fps": round(task.spec.control_hz)}
-        self.simulator = self.build(import_robosuite())
+        robosuite = import_robosuite()
+        try:
+            self.simulator = self.build(robosuite)
+        except (OSError, ValueError) as error:  # of files, and MuJoCo's of what is in them
+            raise SimulatorError(
+                f"task {task.spec.name}: robosuite cannot build its scene ({str(error).splitlines()[0]}); "
+                "reinstall robosuite, its files may be damaged"
+            ) from error
 
         import mujoco
 
@@ -197,13 +233,54 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
         return self._renderers[size, quality].render(self.data, camera)
 
 
-class TableEnv(ArmEnv):
-    """A scene of our own: a `Table` to build, positions relative to the middle of its surface, and actions
-    of displacement (3) and gripper (open < 0 < close) under which the hand keeps pointing down.
+class RobosuiteEnv(ArmEnv):
+    """One of robosuite's own tasks.
 
-    Were the hand free to turn, it would arrive from different sides in different postures, and so remember.
+    Actions are displacement (3), rotation vector (3) and gripper (open < 0 < close), the first two as shares
+    in [-1, 1] of what robosuite's controller makes of them.
     """
 
+    robosuite_name: ClassVar[str]
+    """What robosuite calls the task."""
+
+    def build(self, robosuite: ModuleType) -> Any:
+        return robosuite.make(self.robosuite_name, **settings(self.task.spec))
+
+    def samplers(self) -> Sequence[Any]:
+        return [self.simulator.placement_initializer]
+
+    def act(self, action: Vector) -> None:
+        self.arm.step(action[:3], action[3:6], action[6])
+
+    def outcome(self) -> str | None:
+        return "success" if self.simulator._check_success() else None
+
+    def towards(self, move: Vector, yaw: float, grip: float) -> Action:
+        """The action that an expert takes for the hand to move on by `move` (3,), in metres, and to point
+        down, with fingers that close along the y axis of what is turned by `yaw`."""
+        sine, cosine = np.sin(yaw), np.cos(yaw)
+        goal = np.array(((-sine, cosine, 0.0), (cosine, sine, 0.0), (0.0, 0.0, -1.0)))
+        turn = 0.5 * np.cross(self.arm.axes, goal, axis=0).sum(axis=1)
+        shares = GAIN * np.concatenate((move / self.arm.span, turn / RADIANS))
+        return np.clip((*shares, grip), -1.0, 1.0).astype(np.float32)
+
+    @property
+    def yaw(self) -> float:
+        """Of the hand, as `towards` has it."""
+        return float(np.arctan2(-self.arm.axes[0, 0], self.arm.axes[1, 0]))
+
+
+class TableEnv(ArmEnv):
+    """A scene of our own: a `Table` to build, and positions relative to the middle of its surface.
+
+    An action is a place for the hand to go to (3), within the workspace, and the gripper (open < 0 < close).
+    The hand keeps pointing down: were it free to turn, it would arrive from different sides in different
+    postures, and so remember.
+    """
+
+    workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.0, 0.15), (0.25, 0.25, 0.15))
+    """Middle, and half of the size, in metres, of what actions from -1 to 1 span."""
+    # So stiff that the elbow has forgotten within a second where the hand came from.
     posture: ClassVar[dict[str, float]] = {"posture_kp": 100.0}
 
     def put(self, item: Any, position: Sequence[float], yaw: float = 0.0) -> None:
@@ -213,9 +290,17 @@ class TableEnv(ArmEnv):
         self.simulator.sim.forward()
 
     def act(self, action: Vector) -> None:
+        middle, half = self.workspace
+        move = (middle + half * action[:3] - self.hand) / self.arm.span
         # The gripper moves by a fifth of its range in a step of 1/20 s; ours take twice as long.
         self.simulator.robots[0].gripper["right"].format_action(action[3:])
-        self.arm.step_towards(action[:3], DOWN, action[3])
+        self.arm.step_towards(np.clip(move, -1, 1), DOWN, action[3])
+
+    def towards(self, move: Vector, grip: float) -> Action:
+        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        middle, half = self.workspace
+        goal = self.hand + np.clip(move, -self.arm.span, self.arm.span)
+        return np.clip((*((goal - middle) / half), grip), -1, 1).astype(np.float32)
 
     @property
     def hand(self) -> Vector:
@@ -233,6 +318,27 @@ class TableEnv(ArmEnv):
         position: Vector = self.data.body(item.root_body).xpos - SURFACE
         return position
 
+    def velocity(self, item: Any) -> Vector:
+        """Of an object's centre (3,), in metres per second."""
+        velocity: Vector = self.simulator.sim.data.get_joint_qvel(item.joints[0])[:3]
+        return velocity
+
+
+class ToolEnv(TableEnv):
+    """A table at which the closed gripper is the tool: actions are only a place for the hand to go to (3)."""
+
+    def act(self, action: Vector) -> None:
+        super().act(np.append(action, 1.0))
+
+    def go(self, move: Vector) -> Action:
+        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        return self.towards(move, 1.0)[:3]
+
+    def start_at(self, place: Vector, steps: int) -> None:
+        """Move the hand to where it is to be when the episode starts."""
+        for _ in range(steps):
+            self.act(self.go(place - self.hand).astype(np.float64))
+
 
 def finger_distance(simulator: Any) -> float:
     """Of a Panda's gripper, in metres, up to 0.08."""
@@ -240,6 +346,20 @@ def finger_distance(simulator: Any) -> float:
         simulator.sim.data.get_joint_qpos(name) for name in simulator.robots[0].gripper["right"].joints
     )
     return float(one - other)
+
+
+def reach(offset: Vector, width: float) -> tuple[Vector, float]:
+    """Where to move (3,) and how to grip (open < 0 < close) to grasp something from above.
+
+    Args:
+        offset: from the hand to where it is to grasp (3,), in metres.
+        width: distance of the fingers.
+    """
+    aside = float(np.hypot(offset[0], offset[1]))
+    # Once it closes it goes on within a wider range: the width of the gripper is all the memory it needs.
+    near = max(aside, abs(offset[2])) < (NEAR if width > OPEN else 2 * NEAR)
+    above = 0.0 if near else min(max(0.0, 3 * (aside - NEAR / 2)), HOVER)
+    return np.add(offset, (0.0, 0.0, above)), 1.0 if near else -1.0
 
 
 def settings(spec: TaskSpec) -> dict[str, Any]:
@@ -262,19 +382,20 @@ def import_robosuite() -> ModuleType:
     """robosuite, without what its import does to this process and to those started from it.
 
     Raises:
-        ImportError: it cannot be imported; the message says what to install.
+        SimulatorError: it cannot be imported; the message says what to install.
     """
     # On import it warns of extras that we do not use, and sets MUJOCO_GL, with which processes started from
     # this one could not import mujoco where there is no EGL.
     logging.getLogger("robosuite_logs").addFilter(_is_error)
     renderer = os.environ.get("MUJOCO_GL")
     try:
+        installed = import_module("mujoco").__version__
+        if not MUJOCO[0] <= tuple(int(part) for part in installed.split(".")[:2]) < MUJOCO[1]:
+            raise SimulatorError(f"robosuite does not work with mujoco {installed}; {INSTALL}")
         return import_module("robosuite")
     except ImportError as error:
-        if "libGL" not in str(error):
-            raise
-        hint = f"robosuite cannot be imported ({error}); install the system package libgl1"
-        raise ImportError(hint) from error
+        hint = "install the system package libgl1" if "libGL" in str(error) else INSTALL
+        raise SimulatorError(f"robosuite cannot be imported ({error}); {hint}") from error
     finally:
         if renderer is None:
             os.environ.pop("MUJOCO_GL", None)

@@ -9,7 +9,6 @@ orientation is held by the environment, the start posture is random, and the cub
 the mark. After "Grasp-and-Return" of arXiv 2606.16447.
 """
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,24 +30,32 @@ SPREAD = 0.02
 """The cube starts up to this far from its pad's centre, in x and y."""
 YAW = 0.1
 """And is turned up to this much, in radians."""
-RISEN = 0.08
+RISEN = 0.06
 """Height of the hand above the cube's centre from which the cube counts as left alone."""
 LIFTED = 0.005
 """Height above the table from which the cube is in the air."""
 OPEN = 0.07
 """Distance of the fingers from which the gripper counts as open."""
 
-METRES = 0.05
-"""What the controller makes of a full action, per step, if the arm could follow at once."""
 GAIN = 1.5
 """The expert asks for this multiple of what is missing."""
-NEAR, THERE = 0.01, 0.007
-"""How close the hand must be to the cube to grasp it, and the cube to its goal to be let go."""
-CARRY = 0.08
-"""Height at which the hand approaches and the cube is carried."""
+NEAR, THERE = 0.01, 0.004
+"""How close the hand must be to the cube to grasp it, and the cube to its goal to be lowered."""
+STILL = 0.025
+"""Speed of the cube, in metres per second, below which it is let go: not in passing."""
+ON_MARK, ON_PAD = 0.028, 0.035
+"""How far from the middle of mark or pad a cube that lies there may lie."""
+CARRY, CARRY_BACK = 0.1, 0.03
+"""Heights at which the cube is carried. They differ, and the hand rises along another line than the one along
+which it comes down again, so that a single frame shows whether the cube is on its way there or back."""
+RETREAT = np.array((-0.03, 0.0, 0.05))
+"""Direction, and with the gain the speed, in which the hand leaves the cube."""
+LINGER = 3
+"""Steps for which it goes on with that once the cube counts as left alone: who imitates it turns back now and
+then a little too soon, and must have got far enough by then."""
 SLANT = 0.02
 """How far from its goal, in metres, the cube is when it begins to come down."""
-REST = 0.012
+REST = 0.018
 """How far from the middle of mark or pad the expert puts the cube down, in x and y."""
 
 spec = TaskSpec(
@@ -60,7 +67,7 @@ spec = TaskSpec(
     },
     action=ArraySpec((4,), low=-1.0, high=1.0),
     control_hz=10.0,
-    max_steps=120,
+    max_steps=150,
     context_lengths=(4, 8, 16, 20, 24, 48),
     demonstrations=100,
     chance=0.5,
@@ -68,7 +75,7 @@ spec = TaskSpec(
 
 
 class GraspAndReturn(TableEnv):
-    """The environment. `visited` once the cube was left alone on the mark."""
+    """The environment. The cube has been left `alone` on the mark for so many steps."""
 
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import BoxObject
@@ -85,10 +92,15 @@ class GraspAndReturn(TableEnv):
 
     def place(self) -> None:
         self.side = -1 if self.origins.random() < 0.5 else 1
-        self.visited = False
+        self.alone = 0
         x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)
         self.put(self.cube, (x, self.side * PAD_Y + y, CUBE), yaw)
+
+    @property
+    def visited(self) -> bool:
+        """Whether the cube may be returned."""
+        return self.alone > 0
 
     def state(self) -> dict[str, Vector]:
         return {
@@ -101,7 +113,7 @@ class GraspAndReturn(TableEnv):
         x, y, z = self.position(self.cube)
         put_down = z < CUBE + LIFTED and self.width > OPEN
         if put_down and np.hypot(x, y) < MARK and self.hand[2] - z > RISEN:
-            self.visited = True
+            self.alone += 1
         if self.visited and put_down and max(abs(x), abs(abs(y) - PAD_Y)) < PAD:
             return "success" if y * self.side > 0 else "wrong"
         return None
@@ -119,39 +131,49 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     def act() -> Action:
         cube = scene.position(scene.cube)
         grasped = scene.simulator._check_grasp(gripper=gripper, object_geoms=scene.cube)
-        goal = np.add(on_pad, (0.0, scene.side * PAD_Y)) if scene.visited else on_mark
-        return _action(scene.hand, scene.width, cube, grasped, goal, slant)
+        back = scene.alone > LINGER
+        place = np.array((0.0, scene.side * PAD_Y if back else 0.0))
+        goal = place + (on_pad if back else on_mark)
+        off, speed = np.hypot(*(cube[:2] - place)), np.hypot(*scene.velocity(scene.cube)[:2])
+        there = bool(off < (ON_PAD if back else ON_MARK) and speed < STILL)
+        height = CARRY_BACK if back else CARRY
+        move, grip = _move(scene.hand, scene.width, cube, grasped, there, goal, slant, height)
+        return scene.towards(GAIN * move, grip)
 
     return act
 
 
-def _action(hand: Vector, width: float, cube: Vector, grasped: bool, goal: Vector, slant: Vector) -> Action:
-    """What brings the cube at `cube` (3,) to `goal` (2,), and leaves it there.
+def _move(
+    hand: Vector,
+    width: float,
+    cube: Vector,
+    grasped: bool,
+    there: bool,
+    goal: Vector,
+    slant: Vector,
+    carry: float,
+) -> tuple[Vector, float]:
+    """How to move the hand (3,) and its gripper to bring the cube at `cube` (3,) to `goal` (2,) and leave it.
 
     It comes down along a slope from `goal + slant`: the last thing that the arm does is to move in a
     direction that has nothing to do with where it came from.
     """
-    raised = min(1.0, max(0.0, cube[2] - CUBE) / CARRY)
-    lying, there = cube[2] < CUBE + LIFTED, float(np.hypot(*(goal - cube[:2]))) < THERE
+    raised = min(1.0, max(0.0, cube[2] - CUBE) / carry)
     to_goal, to_cube = goal + raised * slant - cube[:2], cube - hand
     aside = float(np.hypot(to_cube[0], to_cube[1]))
-    if lying and there:
+    if there and cube[2] < CUBE + LIFTED:
         # Let go, then rise.
-        return _full((0.0, 0.0, 0.1 if width > OPEN else 0.0), -1.0)
+        return RETREAT if width > OPEN else np.zeros(3), -1.0
     if grasped:
         # Up, across, down: as high as it is far from the goal, and not dragged away from where it lay.
         far = float(np.hypot(*to_goal))
-        height = CUBE + min(CARRY, max(0.0, 2 * (far - THERE)))
+        height = CUBE + min(carry, max(0.0, 2 * (far - THERE)))
         across = to_goal * (raised if far > 2 * SLANT else 1.5)
-        return _full((*across, height - cube[2]), 1.0)
+        return np.array((*across, height - cube[2])), 1.0
     near = max(aside, abs(to_cube[2])) < (NEAR if width > OPEN else 2 * NEAR)
     if not near:
         to_cube[2] += min(max(0.0, 3 * (aside - NEAR / 2)), CARRY)
-    return _full(to_cube, 1.0 if near else -1.0)
-
-
-def _full(move: Sequence[float] | Vector, grip: float) -> Action:
-    return np.clip((*(GAIN * np.asarray(move) / METRES), grip), -1.0, 1.0).astype(np.float32)
+    return to_cube, 1.0 if near else -1.0
 
 
 task = ArmTask(spec, GraspAndReturn, expert)

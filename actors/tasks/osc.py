@@ -38,7 +38,9 @@ class Arm:
         self.axes = self._data.site_xmat[self._site].reshape(3, 3)
         """Its orientation (3, 3), columns: a view."""
         self._base_axes = np.array(controller.origin_ori)
-        self._span = np.array(controller.output_max)
+        self._turn_span = np.array(controller.output_max[3:])
+        self.span = np.array(controller.output_max[:3])
+        """How far from the hand its goal may be, in metres (3,)."""
         self._gripper, self._grip_limits = robot.gripper["right"], (grip.actuator_min, grip.actuator_max)
         self._arm_motors = np.array(robot._ref_actuators_indexes_dict["right"])
         self._grip_motors = np.array(robot._ref_actuators_indexes_dict["right_gripper"])
@@ -67,7 +69,7 @@ class Arm:
             grip: open < 0 < close.
         """
         mujoco.mj_step1(self._model, self._data)
-        rotation = quat2mat(axisangle2quat(turn * self._span[3:]))
+        rotation = quat2mat(axisangle2quat(turn * self._turn_span))
         self._run(move, self._base_axes @ rotation @ self._base_axes.T @ self.axes, grip)
 
     def step_towards(self, move: Vector, axes: Vector, grip: float) -> None:
@@ -81,7 +83,7 @@ class Arm:
         low, high = self._grip_limits
         share = self._gripper.format_action(np.array([grip]))
         data.ctrl[self._grip_motors] = 0.5 * (high + low) + 0.5 * (high - low) * share
-        goal = self.hand + self._base_axes @ (move * self._span[:3])
+        goal = self.hand + self._base_axes @ (move * self.span)
         for substep in range(self._substeps):
             if substep:
                 mujoco.mj_step1(model, data)

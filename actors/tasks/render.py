@@ -20,6 +20,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.task import SimulatorError
+
 if TYPE_CHECKING:
     import mujoco
 
@@ -32,7 +34,7 @@ BACKENDS = ("egl", "osmesa", "glfw")
 INSTALL = "install the system packages libegl1 and libgl1, or libosmesa6"
 
 
-class RendererError(RuntimeError):
+class RendererError(SimulatorError):
     """What was asked for cannot be rendered, or nothing can be; the message says what to do."""
 
 

@@ -1,13 +1,11 @@
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from actors.task import load_task
 from learner.config import CurriculumConfig, Horizon, LearnerConfig, PolicyConfig
-from replay.episode import ArraySpec
 
 SPEC = load_task("return_point").spec
 
@@ -35,12 +33,6 @@ def test_positions_that_do_not_fit_the_unet_are_named(config: PolicyConfig, valu
     with pytest.raises(ValueError, match="T_p") as caught:
         config.horizon(SPEC)
     assert all(value in str(caught.value) for value in values)
-
-
-def test_images_are_refused() -> None:
-    spec = replace(SPEC, observation={"camera": ArraySpec((8, 8, 3), "uint8")})
-    with pytest.raises(ValueError, match="camera"):
-        PolicyConfig().horizon(spec)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,6 +29,23 @@ def test_draws_follow_the_written_formula(kind: str) -> None:
         reach = 64 if kind == "sprinkle" else math.ceil(64 * min(1, (step + 1) / 500))
         u, v = np.random.default_rng((9, step)).random(2)
         assert length(config, 9, step, 1000, 64) == (reach if u < 0.8 else 1 + math.floor(v * reach))
+
+
+@pytest.mark.parametrize(
+    ("shorter", "formula"),
+    [("uniform", lambda v: 4 + math.floor(v * 45)), ("log", lambda v: math.floor(4 * (49 / 4) ** v))],
+)
+def test_shorter_ones_follow_the_written_formula(shorter: str, formula: Callable[[float], int]) -> None:
+    config = CurriculumConfig("sprinkle", full=0.0, shorter=shorter)  # type: ignore[arg-type]
+    got = [length(config, 9, step, 1000, 48, shortest=4) for step in range(1000)]
+    assert got == [formula(np.random.default_rng((9, step)).random(2)[1]) for step in range(1000)]
+    assert set(got) == set(range(4, 49))
+    assert (sum(4 <= T_o < 14 for T_o in got) > 400) == (shorter == "log")
+
+
+def test_a_ramp_starts_at_the_shortest() -> None:
+    config = CurriculumConfig("progressive", ramp=1.0, full=0.5)
+    assert {length(config, 0, step, 1000, 48, shortest=4) for step in range(50)} == {4}
 
 
 def test_sprinkle_is_full_four_times_in_five_and_reaches_every_length() -> None:

@@ -15,10 +15,13 @@ from actors.task import Environment, UnknownTask, load_task, task_names
 from replay.episode import validate_step
 
 IDS = {
+    "count_scoops": "CountScoops",
     "counting": "Counting",
     "grasp_and_return": "GraspAndReturn",
     "lift": "Lift",
+    "push_and_return": "PushAndReturn",
     "return_point": "ReturnPoint",
+    "square": "Square",
 }
 
 
@@ -43,7 +46,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         UnknownTask, match=r"'return_pont': installed are .*lift.*; did you mean return_point\?"
     ):
         load_task("return_pont")
-    with pytest.raises(UnknownTask, match=r"return_point$"):
+    with pytest.raises(UnknownTask, match=r"square$"):
         load_task("zzz")
 
 

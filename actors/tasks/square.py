@@ -1,0 +1,88 @@
+"""robosuite's NutAssemblySquare: a Panda arm puts a square nut around a peg. Needs no memory.
+
+Panda with robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, 20 Hz; observed
+are the state keys that robomimic calls low-dim. `object` is ordered as robosuite 1.5 has it; relative to the
+hand, its nut is where it is now, while robosuite's own is where it was seen last.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from actors.task import Action, Environment, Expert
+from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, finger_distance, reach
+from replay.episode import ArraySpec, TaskSpec
+
+HANDLE = 0.06
+"""How far from the nut's middle, in metres, the expert grasps it."""
+TOP, CARRY = 0.1, 0.14
+"""Heights above the peg's middle, in metres: the peg ends at the one, the nut is carried at the other."""
+ALIGNED, TURNED = 0.004, 0.1
+"""How far off, in metres and radians, the nut may be to be lowered; twice that once it is around the peg."""
+POSE = ("SquareNut_pos", "SquareNut_quat")
+RELATIVE = ("SquareNut_to_robot0_eef_pos", "SquareNut_to_robot0_eef_quat")
+"""robosuite's observables that make up `object`: first these, which follow from the others, then those."""
+
+spec = TaskSpec(
+    name="square",
+    observation={**ROBOT_STATE, "object": ArraySpec((14,), low=-2.0, high=2.0)},
+    action=ArraySpec((7,), low=-1.0, high=1.0),
+    control_hz=20.0,
+    max_steps=400,
+    context_lengths=(1, 2, 5, 10, 12, 16, 20),
+    demonstrations=50,
+)
+
+
+class Square(RobosuiteEnv):
+    """The environment."""
+
+    robosuite_name = "NutAssemblySquare"
+
+    def samplers(self) -> Sequence[Any]:
+        # The initializer itself draws nothing, but hands over to one for each nut.
+        return list(self.simulator.placement_initializer.samplers.values())
+
+    def state(self) -> dict[str, Vector]:
+        sensed = self.sense((*ROBOT_STATE, "world_pose_in_gripper", *POSE, *RELATIVE))
+        nut = np.concatenate([sensed[name] for name in (*RELATIVE, *POSE)])
+        return {name: sensed[name] for name in ROBOT_STATE} | {"object": nut}
+
+
+def expert(env: Environment, rng: np.random.Generator) -> Expert:
+    """Grasps the handle, lifts, turns, carries and lowers; each follows from the simulator's state alone."""
+    scene = env.unwrapped
+    assert isinstance(scene, Square)
+    simulator = scene.simulator
+    gripper, nut = simulator.robots[0].gripper["right"], simulator.nuts[0]
+
+    def act() -> Action:
+        body, peg = scene.data.body(nut.root_body), scene.data.body("peg1").xpos
+        axes = body.xmat.reshape(3, 3)
+        yaw = float(np.arctan2(axes[1, 0], axes[0, 0]))
+        if simulator._check_grasp(gripper=gripper, object_geoms=nut):
+            move, turn = _carry(body.xpos - peg, yaw)
+            return scene.towards(move, scene.yaw + turn, 1.0)
+        move, grip = reach(body.xpos + HANDLE * axes[:, 0] - scene.arm.hand, finger_distance(simulator))
+        # Of both ways to hold it the nearer one, but rather with an untwisted wrist.
+        return scene.towards(move, yaw + np.pi * np.round((scene.yaw / 2 - yaw) / np.pi), grip)
+
+    return act
+
+
+def _carry(nut: Vector, yaw: float) -> tuple[Vector, float]:
+    """Where to move (3,) and how far to turn the nut at `nut` (3,), relative to the peg's middle."""
+    # Of the four ways around the peg all but one: with the handle away from the robot it is out of reach.
+    inward = yaw % (2 * np.pi) - np.pi
+    turn = np.pi / 2 * np.clip(np.round(inward / (np.pi / 2)), -1, 1) - inward
+    slack = 2 if nut[2] < TOP else 1
+    if np.hypot(nut[0], nut[1]) < slack * ALIGNED and abs(turn) < slack * TURNED:
+        return -nut, turn
+    # Up, then across.
+    raised = min(1.0, max(0.0, (nut[2] - TOP) / (CARRY - TOP)))
+    return np.array((*(-raised * nut[:2]), CARRY - nut[2])), turn
+
+
+task = ArmTask(spec, Square, expert)
+make = task.make

@@ -1,0 +1,223 @@
+"""What one frame tells of what a policy has to remember, while it has to remember it.
+
+Episodes of the expert, or of a policy, are lined up at the moment when the task turns to memory: an object
+was left alone in the middle, a scoop was completed. From the last frame that gives the answer away to the
+decision classifiers try to tell it from single frames and, as a control, from the history a policy may see.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Row, finish, machine, parser, results
+from numpy.typing import NDArray
+from rich.progress import track
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from actors.config import CamerasConfig
+from actors.task import load_task
+from cluster.config import preset_file, read_config
+from learner.policy import policy_from_bytes
+from learner.session import PolicySession
+from monitoring.report import wilson_interval
+
+TARGETS = {"told_by_one_frame": "<= 10", "told_by_history": ">= 99"}
+CAMERAS = CamerasConfig(("agentview", "robot0_eye_in_hand"))
+FOLDS = 5
+POOL = 7
+"""Pixels a side that become one before images are classified."""
+COMPONENTS = 30
+"""Principal components of the images."""
+
+Features = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What has to be remembered in one task, and when."""
+
+    asked: Callable[[Any], int]
+    """Of the environment: how often the task has turned to memory so far."""
+    answer: Callable[[Any], int]
+    """And what must be known then."""
+    answers: int
+    """How many there are, equally likely."""
+    window: range
+    """Steps since then: from the last frame that gives the answer away to the decision."""
+    often: int = 1
+    """In how many of its turns an episode is asked."""
+
+
+QUESTIONS = {
+    "grasp_and_return": Question(lambda env: env.visited, lambda env: env.side, 2, range(0, 18)),
+    "push_and_return": Question(lambda env: env.visited, lambda env: env.origin, 5, range(-42, 1, 3)),
+    "count_scoops": Question(lambda env: env.scoops, lambda env: env.scoops, 2, range(-7, 1), often=2),
+}
+
+
+@dataclass
+class Frame:
+    """One step, with what a policy sees and what it does not."""
+
+    seen: Mapping[str, NDArray[Any]]
+    joints: Features
+
+
+@dataclass
+class Turn:
+    """An episode, at one of the moments when it turned to memory."""
+
+    episode: int
+    frames: Sequence[Frame]
+    now: int
+    answer: int
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--task", choices=list(QUESTIONS), action="append", help="by default all")
+    arguments.add_argument("--policy", type=Path, help="a policy.safetensors to roll out; else the expert")
+    arguments.add_argument(
+        "--images", action="store_true", help="also classify what the cameras see: minutes"
+    )
+    options = arguments.parse_args()
+    where = machine(quick=options.quick, policy=options.policy and str(options.policy), images=options.images)
+    rows = []
+    for name in options.task or QUESTIONS:
+        turns = list(collect(name, 400 if options.quick else 1000, options.policy, options.images))
+        rows += told(name, QUESTIONS[name], turns)
+    finish(results(where, rows, {}), TARGETS, options.json)
+
+
+def collect(name: str, episodes: int, policy_file: Path | None, images: bool) -> Iterator[Turn]:
+    """Roll episodes out; those that never come to the question ask nothing."""
+    task = load_task(name, CAMERAS if images else CamerasConfig())
+    question, noise = QUESTIONS[name], read_config(preset_file(name), [], task=name).actors.noise
+    policy = None if policy_file is None else policy_from_bytes(policy_file.read_bytes())
+    env: Any = task.make()
+    for episode in track(range(episodes), name, transient=True):
+        rng = np.random.default_rng((episode, 0))
+        observation, _ = env.reset(seed=2 * episode)
+        choose = by_expert(task, env, rng, noise) if policy is None else by_policy(policy, rng)
+        frames, moments = [], []
+        ended = False
+        while not ended:
+            frames.append(Frame(observation, env.data.qpos[:7].copy()))
+            before = question.asked(env)
+            observation, _, terminated, truncated, _ = env.step(choose(observation))
+            ended = terminated or truncated
+            if question.asked(env) > before and len(moments) < question.often:
+                moments.append((len(frames), question.answer(env)))
+        for now, answer in moments:
+            yield Turn(episode, frames, now, answer)
+    env.close()
+
+
+def by_expert(task: Any, env: Any, rng: np.random.Generator, noise: float) -> Callable[[Any], Any]:
+    """The expert, disturbed as in demonstrations."""
+    act = task.expert(env, rng)
+
+    def choose(_: Any) -> Any:
+        label = act()
+        return np.clip(label + noise * rng.standard_normal(label.shape), -1, 1).astype(np.float32)
+
+    return choose
+
+
+def by_policy(policy: Any, rng: np.random.Generator) -> Callable[[Any], Any]:
+    """A policy at its longest context."""
+    session, queue, frames, executed, fresh = PolicySession(policy, 1), [], [], [], [True]
+
+    def choose(observation: Any) -> Any:
+        frames.append({key: observation[key] for key in policy.spec.observation})
+        if not queue:
+            new = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+            past = np.reshape(executed, (len(executed), *policy.spec.action.shape)).astype(np.float32)
+            queue.extend(session.act([0], [new], [past], np.array(fresh), policy.horizon.context, rng)[0])
+            frames.clear()
+            executed.clear()
+            fresh[0] = False
+        executed.append(queue.pop(0))
+        return executed[-1]
+
+    return choose
+
+
+def told(name: str, question: Question, turns: Sequence[Turn]) -> list[Row]:
+    """How well each kind of frame tells the answer, at the worst of the steps: the upper end of the 95 %
+    interval, in points above chance."""
+    chance, worst = 100 / question.answers, dict[str, float]()
+    for offset in question.window:
+        at = [turn for turn in turns if 0 <= turn.now + offset < len(turn.frames)]
+        for kind, features in single(at, offset).items():
+            upper = max(100 * accuracy(model, features, at)[1] for model in models())
+            worst[kind] = max(worst.get(kind, 0.0), upper - chance)
+    steps = f"{question.window[0]}..{question.window[-1]}"
+    rows = [Row("told_by_one_frame", f"{name} {steps}, {kind}", "points", [x]) for kind, x in worst.items()]
+    decision = question.window[-1]
+    at = [turn for turn in turns if turn.now + decision < len(turn.frames)]
+    depth = load_task(name).spec.context_lengths[-1]
+    history = np.stack([past(turn, turn.now + decision, depth) for turn in at])
+    best = max(100 * accuracy(model, history, at)[0] for model in models())
+    return [*rows, Row("told_by_history", f"{name}, the last {depth} frames", "%", [best])]
+
+
+def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
+    """Features of one frame each, (turns, ...) by kind."""
+    frames = [turn.frames[turn.now + offset] for turn in turns]
+    features = {
+        "observation": np.stack([state(frame) for frame in frames]),
+        "joint angles": np.stack([frame.joints for frame in frames]),
+        "elapsed time": np.array([[turn.now + offset] for turn in turns], float),
+    }
+    for key in frames[0].seen:
+        if key.endswith("_image"):
+            features[key] = np.stack([pooled(frame.seen[key]) for frame in frames])
+    return features
+
+
+def state(frame: Frame) -> Features:
+    """What is observed, images aside, and where things are relative to the hand."""
+    values = [value for key, value in sorted(frame.seen.items()) if not key.endswith("_image")]
+    hand = frame.seen["hand_pos"]
+    return np.concatenate([*values, *(value - hand for value in values if value.shape == hand.shape)])
+
+
+def pooled(image: NDArray[np.uint8]) -> Features:
+    """A smaller grey image, flat."""
+    size = image.shape[0] // POOL
+    return image.reshape(size, POOL, size, POOL, 3).mean(axis=(1, 3, 4)).ravel()
+
+
+def past(turn: Turn, now: int, depth: int) -> Features:
+    """The last `depth` observations, the first one of the episode repeated before its start."""
+    return np.concatenate([state(turn.frames[max(0, now - age)]) for age in range(depth)])
+
+
+def models() -> tuple[Any, Any]:
+    """Nearest neighbours, and a line."""
+    return KNeighborsClassifier(15), LogisticRegression(max_iter=300)
+
+
+def accuracy(model: Any, features: Features, turns: Sequence[Turn]) -> tuple[float, float]:
+    """Cross-validated, no episode on both sides; with the upper end of its interval."""
+    answers, episodes = (np.array([getattr(turn, name) for turn in turns]) for name in ("answer", "episode"))
+    steps = [StandardScaler(), model]
+    if features.shape[1] > COMPONENTS:
+        steps.insert(1, PCA(COMPONENTS))
+    guesses = cross_val_predict(
+        make_pipeline(*steps), features, answers, groups=episodes, cv=GroupKFold(FOLDS)
+    )
+    right = int((guesses == answers).sum())
+    return right / len(answers), wilson_interval(right, len(answers))[1]
+
+
+if __name__ == "__main__":
+    main()
