@@ -75,7 +75,7 @@ spec = TaskSpec(
 
 
 class GraspAndReturn(TableEnv):
-    """The environment. The cube has been left `alone` on the mark for so many steps."""
+    """The environment. So many steps `since` the cube was left alone on the mark."""
 
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import BoxObject
@@ -92,7 +92,7 @@ class GraspAndReturn(TableEnv):
 
     def place(self) -> None:
         self.side = -1 if self.origins.random() < 0.5 else 1
-        self.alone = 0
+        self.since = 0
         x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)
         self.put(self.cube, (x, self.side * PAD_Y + y, CUBE), yaw)
@@ -100,7 +100,7 @@ class GraspAndReturn(TableEnv):
     @property
     def visited(self) -> bool:
         """Whether the cube may be returned."""
-        return self.alone > 0
+        return self.since > 0
 
     def state(self) -> dict[str, Vector]:
         return {
@@ -112,8 +112,8 @@ class GraspAndReturn(TableEnv):
     def outcome(self) -> str | None:
         x, y, z = self.position(self.cube)
         put_down = z < CUBE + LIFTED and self.width > OPEN
-        if put_down and np.hypot(x, y) < MARK and self.hand[2] - z > RISEN:
-            self.alone += 1
+        if self.visited or (put_down and np.hypot(x, y) < MARK and self.hand[2] - z > RISEN):
+            self.since += 1
         if self.visited and put_down and max(abs(x), abs(abs(y) - PAD_Y)) < PAD:
             return "success" if y * self.side > 0 else "wrong"
         return None
@@ -131,7 +131,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     def act() -> Action:
         cube = scene.position(scene.cube)
         grasped = scene.simulator._check_grasp(gripper=gripper, object_geoms=scene.cube)
-        back = scene.alone > LINGER
+        back = scene.since > LINGER
         place = np.array((0.0, scene.side * PAD_Y if back else 0.0))
         goal = place + (on_pad if back else on_mark)
         off, speed = np.hypot(*(cube[:2] - place)), np.hypot(*scene.velocity(scene.cube)[:2])

@@ -70,7 +70,7 @@ spec = TaskSpec(
 class PushAndReturn(ToolEnv):
     """The environment; actions are places for the hand, the closed gripper is the tool.
 
-    The puck has been left `alone` on the mark for so many steps, and was `brought` close to it for so many.
+    So many steps `since` the puck was left alone on the mark, and since it was `brought` close to it.
     """
 
     workspace = ((MIDDLE[0], MIDDLE[1], 0.09), (0.22, 0.22, 0.075))
@@ -90,29 +90,27 @@ class PushAndReturn(ToolEnv):
 
     def place(self) -> None:
         self.origin = int(self.origins.integers(len(SLOTS)))
-        self.brought = self.alone = 0
+        self.brought = self.since = 0
         self.put(self.puck, (*(SLOTS[self.origin] + self.np_random.uniform(-SPREAD, SPREAD, 2)), PUCK[1]))
         self.start_at(self.np_random.uniform(*START), steps=20)
 
     @property
     def visited(self) -> bool:
         """Whether the puck may be returned."""
-        return self.alone > 0
+        return self.since > 0
 
     def state(self) -> dict[str, Vector]:
         return {"hand_pos": self.hand, "puck_pos": self.position(self.puck)}
 
     def outcome(self) -> str | None:
         puck = self.position(self.puck)
-        away = self.hand - puck
-        if away[2] < RISEN or np.hypot(*away[:2]) > ABOVE:
-            return None
+        away, aside = self.hand - puck, float(np.hypot(*(puck[:2] - MIDDLE)))
+        alone = bool(away[2] > RISEN and np.hypot(*away[:2]) < ABOVE)
         distances = np.hypot(*(SLOTS - puck[:2]).T)
-        if self.visited and distances.min() < SLOT:
+        if self.visited and alone and distances.min() < SLOT:
             return "success" if distances.argmin() == self.origin else "wrong"
-        aside = float(np.hypot(*(puck[:2] - MIDDLE)))
-        self.brought += aside < BESIDE
-        self.alone += aside < MARK
+        self.brought += self.brought > 0 or (alone and aside < BESIDE)
+        self.since += self.visited or (alone and aside < MARK)
         return None
 
 
@@ -124,7 +122,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     beside = MIDDLE + rng.uniform(*ASIDE) * np.array((np.cos(angle), np.sin(angle)))
 
     def act() -> Action:
-        back, brought = scene.alone > LINGER, scene.brought > LINGER
+        back, brought = scene.since > LINGER, scene.brought > LINGER
         goal = SLOTS[scene.origin] if back else MIDDLE if brought else beside
         pace = SLOW if brought and not back else PACE
         move = _move(scene.hand, scene.position(scene.puck), goal, pace)

@@ -72,7 +72,7 @@ def test_it_may_find_the_puck_anywhere(env: Environment) -> None:
     for seed, visited in enumerate((False, False, True, True)):
         env.reset(seed=seed)
         expert = task.expert(env, np.random.default_rng(seed))
-        scene.alone = int(visited)
+        scene.since = int(visited)
         scene.put(scene.puck, (*(MIDDLE + 0.8 * RING * np.random.default_rng(seed).uniform(-1, 1, 2)), 0.02))
         while True:
             _, _, terminated, truncated, info = env.step(expert())

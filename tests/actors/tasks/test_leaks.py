@@ -1,0 +1,24 @@
+"""Memory is needed: what a single frame tells, on a smaller sample than the table in docs/tasks.md."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "leaks.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["grasp_and_return", "push_and_return", "count_scoops"])
+def test_one_frame_tells_little_and_the_history_everything(task: str, tmp_path: Path) -> None:
+    file = tmp_path / "leaks.json"
+    subprocess.run([sys.executable, BENCHMARK, "--quick", "--task", task, "--json", file], check=True)
+    rows = json.loads(file.read_text())["rows"]
+    frames = {row["case"]: row["value"] for row in rows if row["measure"] == "told_by_one_frame"}
+    history = [row["value"] for row in rows if row["measure"] == "told_by_history"]
+    assert len(frames) == 3
+    # 400 episodes give wider intervals than 1000, and the worst of many steps and classifiers counts.
+    assert max(frames.values()) <= 15, frames
+    assert min(history) >= 98
