@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt install.sh
 	./install.sh $(VENV) --constraint constraints.txt
 	@touch $@
 
-demo: install  ## Collect, train, evaluate and report on this machine: five minutes.
+demo: install  ## Collect, train, evaluate and report on this machine: a quarter of an hour.
 	$(VENV)/bin/longview demo
 
 test: install lint  ## Run the tests.

@@ -82,7 +82,7 @@ def _fail(error: Exception, code: int) -> None:
 @_explained
 def demo(
     settings: Settings = None,
-    task: Annotated[str, typer.Option(help="The task to learn.")] = "return_point",
+    task: Annotated[str, typer.Option(help="The task to learn.")] = "grasp_and_return",
     resume: Resume = None,
 ) -> None:
     """Collect, train, evaluate and report on this machine, with everything embedded.
@@ -90,6 +90,8 @@ def demo(
     Examples:
 
         longview demo
+
+        longview demo --task return_point
 
         longview demo --task lift actors.count=4
 

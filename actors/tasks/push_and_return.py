@@ -47,7 +47,7 @@ BEHIND = 0.075
 LANE = 0.012
 """It pushes as long as it is this close to the line along which the puck is to move."""
 LINGER = 3
-"""Steps for which it goes on rising once the puck counts as left alone: who imitates it turns away now and then
+"""Steps for which it goes on rising once the puck counts as left alone: who imitates it turns away at times
 a little too soon, and must have got far enough by then."""
 THERE = 0.008
 """How close to its goal the puck must be to be left."""
