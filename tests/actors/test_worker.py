@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.config import ActorsConfig
+from actors.config import ActorsConfig, CamerasConfig
 from actors.task import Task, load_task
 from actors.worker import PURPOSES, Order, Worker, episode_seed
 from cluster.services import redis_server
@@ -97,3 +97,10 @@ def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any
     cases = [fragile.case(episode_seed(7, "evaluation", index)) for index in range(40)]
     assert result.outcomes == Counter(case.outcome for case in cases)
     assert store.ids() == []
+
+
+@pytest.mark.parametrize(("cameras", "worn"), [(("agentview",), [False, True]), ((), [False, False])])
+def test_only_an_actor_that_renders_wears_out(cameras: tuple[str, ...], worn: list[bool]) -> None:
+    config = ActorsConfig(simulators=1, cameras=CamerasConfig(cameras, size=16), recycle=2)
+    worker = Worker(load_task("lift", config.cameras), config, 0, "actor-0", 1, None, lambda _: None)
+    assert [worker.work(Order("demo", index, 1, beta=1.0), None).worn for index in range(2)] == worn

@@ -108,3 +108,10 @@ def test_a_missing_libgl_names_the_package(tmp_path: Path) -> None:
     )
     assert out.returncode == 1
     assert "install the system package libgl1" in out.stderr.splitlines()[-1]
+
+
+def test_a_mujoco_that_robosuite_does_not_work_with_is_named() -> None:
+    script = "import mujoco; mujoco.__version__ = '3.10.0'; from actors.tasks import lift; lift.make()"
+    out = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert out.returncode == 1
+    assert "robosuite does not work with mujoco 3.10.0; pip install" in out.stderr.splitlines()[-1]
