@@ -82,7 +82,7 @@ def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> 
 
 def test_a_name_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    code, output = run(tmp_path, "demo", "name=mine")
+    code, output = run(tmp_path, "demo", "--task", "return_point", "name=mine")
     assert code == 2
     assert "--resume mine" in output
 
