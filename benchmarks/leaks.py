@@ -179,7 +179,8 @@ def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
     }
     for key in frames[0].seen:
         if key.endswith("_image"):
-            features[key] = np.stack([pooled(frame.seen[key]) for frame in frames])
+            pixels = np.stack([pooled(frame.seen[key]) for frame in frames])
+            features[key] = PCA(COMPONENTS).fit_transform(pixels)
     return features
 
 
@@ -209,11 +210,8 @@ def models() -> tuple[Any, Any]:
 def accuracy(model: Any, features: Features, turns: Sequence[Turn]) -> tuple[float, float]:
     """Cross-validated, no episode on both sides; with the upper end of its interval."""
     answers, episodes = (np.array([getattr(turn, name) for turn in turns]) for name in ("answer", "episode"))
-    steps = [StandardScaler(), model]
-    if features.shape[1] > COMPONENTS:
-        steps.insert(1, PCA(COMPONENTS))
     guesses = cross_val_predict(
-        make_pipeline(*steps), features, answers, groups=episodes, cv=GroupKFold(FOLDS)
+        make_pipeline(StandardScaler(), model), features, answers, groups=episodes, cv=GroupKFold(FOLDS)
     )
     right = int((guesses == answers).sum())
     return right / len(answers), wilson_interval(right, len(answers))[1]
