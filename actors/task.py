@@ -121,7 +121,9 @@ def checked_action(spec: TaskSpec, action: Action) -> Action:
     if action.shape != spec.action.shape:
         raise ActionError(f"task {spec.name}: action must have shape {spec.action.shape}, not {action.shape}")
     low, high = spec.action.low, spec.action.high
-    refused = np.flatnonzero(~((action >= low) & (action <= high)))
+    if all(low <= value <= high for value in action.tolist()):  # for so few ten times as fast as numpy
+        return action
+    refused = np.flatnonzero(~((action >= low) & (action <= high)))  # by limits as float32 has them
     if refused.size:
         index = int(refused[0])
         raise ActionError(

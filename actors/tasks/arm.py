@@ -2,6 +2,7 @@
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -96,13 +97,13 @@ class ArmTask:
         return replace(self, spec=replace(self.spec, observation=seen), cameras=cameras)
 
 
-class ArmEnv(gymnasium.Env[Observation, Action]):
+class ArmEnv(gymnasium.Env[Observation, Action], ABC):
     """One simulator. A task's own class builds it, and says what is seen, done and decided in it."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium declares it so)
 
-    posture: ClassVar[dict[str, float]] = {}
-    """What `Arm` is to do differently from robosuite."""
+    posture_kp: ClassVar[float] = 10.0
+    """Stiffness of the pull to the start posture, where the hand's motion leaves freedom: robosuite's."""
 
     def __init__(self, task: ArmTask, render_mode: str | None = None) -> None:
         self.task, self.render_mode = task, render_mode
@@ -111,7 +112,7 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
         robosuite = import_robosuite()
         try:
             self.simulator = self.build(robosuite)
-        except (OSError, ValueError) as error:  # of files, and MuJoCo's of what is in them
+        except (OSError, SyntaxError, ValueError) as error:  # of files; XML's, MuJoCo's of what is in them
             raise SimulatorError(
                 f"task {task.spec.name}: robosuite cannot build its scene ({str(error).splitlines()[0]}); "
                 "reinstall robosuite, its files may be damaged"
@@ -125,9 +126,9 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
         """Where what a policy has to remember is drawn from; nothing else is, so nothing else tells of it."""
         self._renderers: dict[tuple[int, str], Any] = {}
 
+    @abstractmethod
     def build(self, robosuite: ModuleType) -> Any:
         """A robosuite environment."""
-        raise NotImplementedError
 
     def samplers(self) -> Sequence[Any]:
         """What draws in the simulator's reset, apart from the robot's start joints."""
@@ -136,17 +137,17 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
     def place(self) -> None:
         """Arrange what a new episode starts with; the robot is reset already."""
 
+    @abstractmethod
     def act(self, action: Vector) -> None:
         """One control step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, Vector]:
         """What is observed, images aside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outcome(self) -> str | None:
         """How the episode has ended; None while it goes on."""
-        raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -160,7 +161,7 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
         for drawing in (self.simulator, *self.samplers()):
             drawing.rng = self.np_random
         self.simulator.reset()
-        self.arm = Arm(self.simulator, **self.posture)
+        self.arm = Arm(self.simulator, self.posture_kp)
         self.place()
         self.steps = 0
         return self._observe(), {}
@@ -204,6 +205,13 @@ class ArmEnv(gymnasium.Env[Observation, Action]):
     def model(self) -> Any:
         """MuJoCo's."""
         return self.simulator.sim.model._model
+
+    @property
+    def width(self) -> float:
+        """Distance of the fingers, in metres, up to 0.08."""
+        joints = self.simulator.robots[0].gripper["right"].joints
+        one, other = (self.simulator.sim.data.get_joint_qpos(name) for name in joints)
+        return float(one - other)
 
     def diverged(self) -> bool:
         """Whether MuJoCo has had to start over since the reset."""
@@ -281,7 +289,7 @@ class TableEnv(ArmEnv):
     workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.0, 0.15), (0.25, 0.25, 0.15))
     """Middle, and half of the size, in metres, of what actions from -1 to 1 span."""
     # So stiff that the elbow has forgotten within a second where the hand came from.
-    posture: ClassVar[dict[str, float]] = {"posture_kp": 100.0}
+    posture_kp: ClassVar[float] = 100.0
 
     def put(self, item: Any, position: Sequence[float], yaw: float = 0.0) -> None:
         """Place an object, at rest."""
@@ -307,11 +315,6 @@ class TableEnv(ArmEnv):
         """Position of the place between the finger tips (3,)."""
         position: Vector = self.arm.hand - SURFACE
         return position
-
-    @property
-    def width(self) -> float:
-        """Distance of the fingers, in metres, up to 0.08."""
-        return finger_distance(self.simulator)
 
     def position(self, item: Any) -> Vector:
         """Of an object's centre (3,)."""
@@ -340,26 +343,21 @@ class ToolEnv(TableEnv):
             self.act(self.go(place - self.hand).astype(np.float64))
 
 
-def finger_distance(simulator: Any) -> float:
-    """Of a Panda's gripper, in metres, up to 0.08."""
-    one, other = (
-        simulator.sim.data.get_joint_qpos(name) for name in simulator.robots[0].gripper["right"].joints
-    )
-    return float(one - other)
-
-
-def reach(offset: Vector, width: float) -> tuple[Vector, float]:
+def reach(offset: Vector, width: float, near: float = NEAR, hover: float = HOVER) -> tuple[Vector, float]:
     """Where to move (3,) and how to grip (open < 0 < close) to grasp something from above.
 
     Args:
         offset: from the hand to where it is to grasp (3,), in metres.
         width: distance of the fingers.
+        near: from this close, in metres, it grasps.
+        hover: height above that, in metres, at which it comes from the side.
     """
     aside = float(np.hypot(offset[0], offset[1]))
     # Once it closes it goes on within a wider range: the width of the gripper is all the memory it needs.
-    near = max(aside, abs(offset[2])) < (NEAR if width > OPEN else 2 * NEAR)
-    above = 0.0 if near else min(max(0.0, 3 * (aside - NEAR / 2)), HOVER)
-    return np.add(offset, (0.0, 0.0, above)), 1.0 if near else -1.0
+    if max(aside, abs(offset[2])) < (near if width > OPEN else 2 * near):
+        return offset, 1.0
+    above = min(max(0.0, 3 * (aside - near / 2)), hover)
+    return np.add(offset, (0.0, 0.0, above)), -1.0
 
 
 def settings(spec: TaskSpec) -> dict[str, Any]:

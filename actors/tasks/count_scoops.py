@@ -25,7 +25,7 @@ BOWL, RADIUS = (0.0, -0.02), 0.07
 """Its middle and its radius, in metres."""
 BUTTON, REACH = (0.0, -0.2), 0.03
 """Its middle, and how far from that a press still counts."""
-DEPTH, RIM = 0.045, 0.1
+DEPTH, RIM = 0.05, 0.09
 """A scoop is the hand below the one height, then above the other, in the bowl both times."""
 PRESSED = 0.05
 """Height of the hand below which it presses the button."""
@@ -34,9 +34,9 @@ START = ((-0.05, 0.06), (0.05, 0.42))
 
 GAIN = 1.5
 """The expert asks for this multiple of what is missing."""
-SLOW = 0.0053
-"""And at most this many metres of it on its way to the bowl; the arm covers about two thirds in a step."""
-FLOOR, HOVER = 0.03, 0.14
+SLOW, STEADY = 0.003, 0.006
+"""And at most this many metres of it on its way to the bowl, and through it; the arm covers two thirds."""
+FLOOR, HOVER = 0.035, 0.12
 """Heights at which the expert sweeps through the bowl and moves above it."""
 SWEEP = 0.02
 """How far from the bowl's middle, in x, the expert goes in and comes out."""
@@ -50,7 +50,7 @@ spec = TaskSpec(
     observation={"hand_pos": ArraySpec((3,), low=-1.0, high=1.0)},
     action=ArraySpec((3,), low=-1.0, high=1.0),
     control_hz=10.0,
-    max_steps=200,
+    max_steps=300,
     context_lengths=(1, 8, 16, 32, 64, 92),
     demonstrations=100,
     # A scoop is the last with probability p, the same after each: p (1 - p) is at most this.
@@ -106,13 +106,13 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     def act() -> Action:
         spot = spots[min(scene.scoops + scene.under, SCOOPS)]
         if scene.under:
-            move, slowly = _leg(scene, spot - sweep, FLOOR, HOVER), True
+            move, pace = _leg(scene, spot - sweep, FLOOR, HOVER), STEADY
         elif scene.scoops < SCOOPS:
-            move, slowly = _leg(scene, spot + sweep, HOVER, FLOOR), scene.aside(BOWL) > RADIUS
+            pace = SLOW if scene.aside(BOWL) > RADIUS else np.inf
+            move = _leg(scene, spot + sweep, HOVER, FLOOR)
         else:
-            move, slowly = _leg(scene, np.array(BUTTON), HOVER, PRESSED - NEAR), False
-        if slowly:
-            move[:2] *= min(1.0, SLOW / np.hypot(*move[:2]))
+            move, pace = _leg(scene, np.array(BUTTON), HOVER, PRESSED - NEAR), np.inf
+        move[:2] *= min(1.0, pace / np.hypot(*move[:2]))
         return scene.go(GAIN * move)
 
     return act

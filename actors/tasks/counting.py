@@ -9,7 +9,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from actors.task import Action, Environment, Expert, Observation, action_space, observation_space
+from actors.task import (
+    Action,
+    Environment,
+    Expert,
+    Observation,
+    action_space,
+    checked_action,
+    observation_space,
+)
 from replay.episode import ArraySpec, TaskSpec
 
 LENGTHS = (3, 41)
@@ -42,7 +50,7 @@ class Counting(gymnasium.Env[Observation, Action]):
         return self._observe(), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        right = float(action[0]) == self.count
+        right = float(checked_action(spec, action)[0]) == self.count
         self._right &= right
         self.count += 1
         ended = self.count >= self._end

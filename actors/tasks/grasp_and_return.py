@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ArmTask, TableEnv, Vector, settings
+from actors.tasks.arm import OPEN, ArmTask, TableEnv, Vector, reach, settings
 from replay.episode import ArraySpec, TaskSpec
 
 PAD_Y = 0.16
@@ -34,8 +34,6 @@ RISEN = 0.06
 """Height of the hand above the cube's centre from which the cube counts as left alone."""
 LIFTED = 0.005
 """Height above the table from which the cube is in the air."""
-OPEN = 0.07
-"""Distance of the fingers from which the gripper counts as open."""
 
 GAIN = 1.5
 """The expert asks for this multiple of what is missing."""
@@ -159,8 +157,7 @@ def _move(
     direction that has nothing to do with where it came from.
     """
     raised = min(1.0, max(0.0, cube[2] - CUBE) / carry)
-    to_goal, to_cube = goal + raised * slant - cube[:2], cube - hand
-    aside = float(np.hypot(to_cube[0], to_cube[1]))
+    to_goal = goal + raised * slant - cube[:2]
     if there and cube[2] < CUBE + LIFTED:
         # Let go, then rise.
         return RETREAT if width > OPEN else np.zeros(3), -1.0
@@ -170,10 +167,7 @@ def _move(
         height = CUBE + min(carry, max(0.0, 2 * (far - THERE)))
         across = to_goal * (raised if far > 2 * SLANT else 1.5)
         return np.array((*across, height - cube[2])), 1.0
-    near = max(aside, abs(to_cube[2])) < (NEAR if width > OPEN else 2 * NEAR)
-    if not near:
-        to_cube[2] += min(max(0.0, 3 * (aside - NEAR / 2)), CARRY)
-    return to_cube, 1.0 if near else -1.0
+    return reach(cube - hand, width, NEAR, CARRY)
 
 
 task = ArmTask(spec, GraspAndReturn, expert)

@@ -7,7 +7,7 @@ are the state keys that robomimic calls low-dim.
 import numpy as np
 
 from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, finger_distance, reach
+from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
 from replay.episode import ArraySpec, TaskSpec
 
 UP = 0.08
@@ -46,7 +46,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     def act() -> Action:
         cube = scene.data.body(simulator.cube.root_body)
         grasped = simulator._check_grasp(gripper=gripper, object_geoms=simulator.cube)
-        move, grip = reach(cube.xpos - scene.arm.hand, finger_distance(simulator))
+        move, grip = reach(cube.xpos - scene.arm.hand, scene.width)
         if grasped:
             move, grip = np.array((0.0, 0.0, UP)), 1.0
         # Along the cube's faces, turned the least.

@@ -17,9 +17,6 @@ from robosuite.utils.transform_utils import axisangle2quat, quat2mat
 
 Vector = NDArray[np.float64]
 
-POSTURE_KP = 10.0
-"""robosuite's stiffness of the pull towards the start posture, where the hand's motion leaves freedom."""
-
 
 class Arm:
     """The only robot of a robosuite environment; a step leaves the simulator as `environment.step` does.
@@ -27,7 +24,7 @@ class Arm:
     Make a new one after every reset, as robosuite does with its controllers.
     """
 
-    def __init__(self, environment: Any, posture_kp: float = POSTURE_KP) -> None:
+    def __init__(self, environment: Any, posture_kp: float) -> None:
         robot = environment.robots[0]
         controller, grip = robot.part_controllers["right"], robot.part_controllers["right_gripper"]
         self._model, self._data = environment.sim.model._model, environment.sim.data._data

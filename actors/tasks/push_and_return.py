@@ -31,14 +31,14 @@ SPREAD = 0.01
 """The puck starts up to this far from its slot's middle, in x and y."""
 RISEN, ABOVE = 0.07, 0.03
 """The puck is left alone with the hand this high above its centre, or higher, and this close in x and y."""
-START = ((-0.1, -0.04, 0.1), (-0.02, 0.04, 0.16))
+START = ((-0.17, -0.08, 0.1), (-0.05, 0.08, 0.16))
 """Corners of where the hand starts."""
 
 GAIN = 1.5
 """The expert asks for this multiple of what is missing."""
-PACE, SLOW = 0.018, 0.006
+PACE, SLOW = 0.022, 0.01
 """And at most this many metres of it, in x and y; and of a push onto the mark."""
-ASIDE = (0.04, 0.06)
+ASIDE = (0.035, 0.055)
 """How far from the middle of the mark the expert leaves the puck at first."""
 FLOOR, HOVER = 0.02, 0.13
 """Heights at which the hand pushes, and at which it passes over the puck."""
@@ -49,7 +49,7 @@ LANE = 0.012
 LINGER = 3
 """Steps for which it goes on rising once the puck counts as left alone: who imitates it turns away at times
 a little too soon, and must have got far enough by then."""
-THERE = 0.008
+THERE = 0.009
 """How close to its goal the puck must be to be left."""
 
 spec = TaskSpec(

@@ -21,7 +21,15 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import Action, Environment, Expert, Observation, action_space, observation_space
+from actors.task import (
+    Action,
+    Environment,
+    Expert,
+    Observation,
+    action_space,
+    checked_action,
+    observation_space,
+)
 from replay.episode import ArraySpec, TaskSpec
 
 SPEED = 0.08
@@ -80,10 +88,8 @@ class ReturnPoint(gymnasium.Env[Observation, Action]):
         return self._observe(), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        ax, ay = action.tolist()
-        if not math.isfinite(ax + ay):
-            raise ValueError(f"action must be finite, not {action}")
-        dx, dy = SPEED * min(max(ax, -1.0), 1.0), SPEED * min(max(ay, -1.0), 1.0)
+        ax, ay = checked_action(spec, action).tolist()
+        dx, dy = SPEED * ax, SPEED * ay
         if HALF_LANE < self.y < 1 - HALF_LANE:
             self.x = _clip(self.x + dx + self._drift[self._step], HALF_LIFT)
             self.y += min(dy, self._rise)

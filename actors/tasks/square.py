@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, finger_distance, reach
+from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
 from replay.episode import ArraySpec, TaskSpec
 
 HANDLE = 0.06
@@ -64,7 +64,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
         if simulator._check_grasp(gripper=gripper, object_geoms=nut):
             move, turn = _carry(body.xpos - peg, yaw)
             return scene.towards(move, scene.yaw + turn, 1.0)
-        move, grip = reach(body.xpos + HANDLE * axes[:, 0] - scene.arm.hand, finger_distance(simulator))
+        move, grip = reach(body.xpos + HANDLE * axes[:, 0] - scene.arm.hand, scene.width)
         # Of both ways to hold it the nearer one, but rather with an untwisted wrist.
         return scene.towards(move, yaw + np.pi * np.round((scene.yaw / 2 - yaw) / np.pi), grip)
 

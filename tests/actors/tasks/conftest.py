@@ -1,14 +1,16 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from actors.task import Environment, Observation, Task
+from actors.task import Environment, Observation, Task, load_task
 
 
 class Played(NamedTuple):
-    """One episode of a task's expert."""
+    """One episode of a task's expert, or of random actions where it has none."""
 
     observations: list[Observation]
     """What was seen before every step, and at the end: one more than there are steps."""
@@ -16,25 +18,43 @@ class Played(NamedTuple):
     outcome: str
     terminated: bool
 
+    def end(self) -> str:
+        """How and where it ended, to the last bit."""
+        last = np.concatenate([array.ravel() for array in self.observations[-1].values()])
+        return f"{self.outcome} after {len(self.rewards)} steps at {last.tobytes().hex()}"
+
 
 @pytest.fixture(scope="session")
 def play() -> Callable[..., Played]:
-    return _play
+    return play_episode
 
 
-def _play(task: Task, env: Environment, seed: int, noise: float = 0.0) -> Played:
+def play_episode(task: Task, env: Environment, seed: int, noise: float = 0.0) -> Played:
     rng = np.random.default_rng((seed, 2))
     observation, info = env.reset(seed=seed)
-    assert task.expert is not None
-    expert = task.expert(env, rng)
+    space = task.spec.action
+    act = task.expert(env, rng) if task.expert else lambda: rng.uniform(space.low, space.high, space.shape)
     observations, rewards = [observation], []
     terminated = truncated = False
     while not (terminated or truncated):
         assert "outcome" not in info
-        right = expert()
+        right = act()
         action = right + noise * rng.standard_normal(right.shape, np.float32)
-        action = np.clip(action, task.spec.action.low, task.spec.action.high).astype(np.float32)
+        action = np.clip(action, space.low, space.high).astype(np.float32)
         observation, reward, terminated, truncated, info = env.step(action)
         observations.append(observation)
         rewards.append(float(reward))
     return Played(observations, rewards, info["outcome"], terminated)
+
+
+@pytest.fixture(scope="session")
+def simulators() -> Iterator[Callable[[str], Environment]]:
+    """One of each task, shared by all tests: an episode follows from its seed, whatever came before."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(closing(load_task(name).make())))
+
+
+@pytest.fixture
+def env(request: pytest.FixtureRequest, simulators: Callable[[str], Environment]) -> Environment:
+    """A simulator of what the test's module calls `task`."""
+    return simulators(request.module.task.spec.name)

@@ -13,8 +13,7 @@ BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "leaks.py"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "known"),
-    # A line through 400 episodes of 80 frames finds one of five slots less well than one of two answers.
-    [("grasp_and_return", 98), ("push_and_return", 60), ("count_scoops", 98)],
+    [("grasp_and_return", 98), ("push_and_return", 97), ("count_scoops", 98)],
 )
 def test_one_frame_tells_little_and_the_history_much(task: str, known: float, tmp_path: Path) -> None:
     file = tmp_path / "leaks.json"
@@ -23,6 +22,6 @@ def test_one_frame_tells_little_and_the_history_much(task: str, known: float, tm
     frames = {row["case"]: row["value"] for row in rows if row["measure"] == "told_by_one_frame"}
     history = [row["value"] for row in rows if row["measure"] == "told_by_history"]
     assert len(frames) == 3
-    # 400 episodes give wider intervals than 1000, and the worst of many steps and classifiers counts.
+    # 400 episodes give wider intervals than 2000, and the worst of many steps and classifiers counts.
     assert max(frames.values()) <= 15, frames
     assert min(history) >= known

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.tasks import lift
-from actors.tasks.arm import import_robosuite, settings
+from actors.tasks.arm import ArmEnv, import_robosuite, settings
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def both(stock: Any, ours: Any, seed: int) -> Any:
 
     reset(stock, seed)
     reset(ours, seed)
-    return Arm(ours)
+    return Arm(ours, ArmEnv.posture_kp)
 
 
 def distance(stock: Any, ours: Any) -> float:
@@ -77,7 +77,7 @@ def test_an_absolute_orientation_is_held(ours: Any) -> None:
     from actors.tasks.osc import Arm
 
     reset(ours, 4)
-    arm, rng = Arm(ours), np.random.default_rng(4)
+    arm, rng = Arm(ours, ArmEnv.posture_kp), np.random.default_rng(4)
     for _ in range(60):
         arm.step_towards(rng.uniform(-1, 1, 3) * (1, 1, 0.2), DOWN, -1.0)
     for _ in range(20):

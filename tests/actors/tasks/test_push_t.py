@@ -3,14 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import zarr
-from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
-from actors.task import ActionError, Environment, load_task
+from actors.task import Environment
 from actors.tasks import push_t
 
 PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
@@ -38,18 +36,6 @@ def put_block(env: push_t.PushT, x: float, y: float, angle: float) -> None:
     simulator.agent.position = (30.0, 30.0)
     simulator.block.angle = angle
     simulator.block.position = (x, y)
-
-
-@pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend:UserWarning")
-def test_it_is_a_gymnasium_environment() -> None:
-    env = gymnasium.make("actors.tasks:longview/PushT-v0", render_mode="rgb_array")
-    check_env(env.unwrapped)
-    env.close()
-
-
-def test_it_is_installed_and_has_no_expert() -> None:
-    assert load_task("push_t").spec == push_t.spec
-    assert load_task("push_t").expert is None
 
 
 def test_the_same_seed_gives_the_same_trajectory_whatever_came_before(env: push_t.PushT) -> None:
@@ -103,22 +89,6 @@ def test_a_block_that_covers_its_outline_is_success(
     _, reward, terminated, truncated, info = env.step(np.array((30, 30), np.float32))
     assert (reward, terminated, truncated) == (float(outcome is not None), outcome is not None, False)
     assert info.get("outcome") == outcome
-
-
-def test_doing_nothing_ends_at_the_time_limit_as_failure(env: push_t.PushT) -> None:
-    stay = env.reset(seed=0)[0]["agent_position"]
-    for step in range(1, push_t.spec.max_steps + 1):
-        _, reward, terminated, truncated, info = env.step(stay)
-        assert (reward, terminated) == (0.0, False)
-        assert truncated == (step == push_t.spec.max_steps)
-    assert info == {"outcome": "failure"}
-
-
-@pytest.mark.parametrize("action", [(np.nan, 1), (1, np.inf), (-1, 1), (1, 513)])
-def test_an_action_out_of_range_is_refused(env: push_t.PushT, action: tuple[float, float]) -> None:
-    env.reset(seed=0)
-    with pytest.raises(ActionError, match="task push_t"):
-        env.step(np.array(action, np.float32))
 
 
 def test_pictures_show_the_state_alone() -> None:

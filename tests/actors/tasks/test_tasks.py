@@ -1,8 +1,11 @@
 """What every task that comes with Longview must do."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,8 +14,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import actors.tasks  # noqa: F401  (registers them with gymnasium)
-from actors.task import Environment, UnknownTask, load_task, task_names
-from replay.episode import validate_step
+from actors.task import ActionError, Environment, UnknownTask, checked_action, load_task, task_names
+from replay.episode import ArraySpec, validate_step
 
 IDS = {
     "count_scoops": "CountScoops",
@@ -20,21 +23,42 @@ IDS = {
     "grasp_and_return": "GraspAndReturn",
     "lift": "Lift",
     "push_and_return": "PushAndReturn",
+    "push_t": "PushT",
     "return_point": "ReturnPoint",
     "square": "Square",
 }
 
 
-@pytest.fixture(params=sorted(IDS), scope="module")
+@pytest.fixture(params=sorted(IDS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def env(name: str, simulators: Callable[[str], Environment]) -> Environment:
+    return simulators(name)
+
+
 @pytest.fixture(scope="module")
-def env(name: str) -> Iterator[Environment]:
-    env = load_task(name).make()
-    yield env
-    env.close()
+def elsewhere() -> dict[str, str]:
+    """How an episode of each task ends in another process, with a simulator that has seen no other."""
+    script = f"""
+import runpy
+from actors.task import load_task
+play = runpy.run_path({str(Path(__file__).with_name("conftest.py"))!r})["play_episode"]
+for name in {sorted(IDS)}:
+    task = load_task(name)
+    print(name, play(task, task.make(), seed=3, noise=0.1).end(), sep=":")
+"""
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert not out.stderr
+    return dict(line.split(":") for line in out.stdout.splitlines())
+
+
+def middle(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """An action that every task accepts."""
+    space = load_task(name).spec.action
+    return np.full(space.shape, (space.low + space.high) / 2, np.float32)
 
 
 def test_all_are_installed() -> None:
@@ -58,18 +82,15 @@ def test_it_is_a_gymnasium_environment(name: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_episode_and_another_another(
-    name: str, env: Environment, play: Callable[..., Any]
+    name: str, env: Environment, play: Callable[..., Any], elsewhere: dict[str, str]
 ) -> None:
     task = load_task(name)
     first = play(task, env, seed=3, noise=0.1)
     other = play(task, env, seed=4, noise=0.1)
     again = play(task, env, seed=3, noise=0.1)
-    fresh_env = task.make()
-    fresh = play(task, fresh_env, seed=3, noise=0.1)
-    fresh_env.close()
-    for played in (again, fresh):
-        assert played.outcome == first.outcome
-        np.testing.assert_array_equal(_flat(played.observations), _flat(first.observations))
+    assert again.outcome == first.outcome
+    np.testing.assert_array_equal(_flat(again.observations), _flat(first.observations))
+    assert first.end() == elsewhere[name]
     assert not np.array_equal(_flat(other.observations)[0], _flat(first.observations)[0])
 
 
@@ -79,14 +100,50 @@ def test_an_episode_without_a_seed_is_another_one(env: Environment) -> None:
 
 
 def test_steps_fit_the_spec(name: str, env: Environment, play: Callable[..., Any]) -> None:
-    spec = load_task(name).spec
+    task = load_task(name)
+    spec = task.spec
     assert spec.name == name
-    for observation in play(load_task(name), env, seed=5).observations:
+    for observation in play(task, env, seed=5).observations:
         assert env.observation_space.contains(observation)
         step = {f"observation.{key}": array for key, array in observation.items()}
         validate_step(
             step | {"action": np.zeros(spec.action.shape, np.float32), "reward": np.float32(0)}, spec
         )
+
+
+@pytest.mark.parametrize("name", sorted(IDS.keys() - {"counting"}))  # which has an end of its own
+def test_doing_nothing_ends_at_the_time_limit_as_failure(name: str, env: Environment) -> None:
+    env.reset(seed=0)
+    max_steps, nothing = load_task(name).spec.max_steps, middle(name)
+    for step in range(1, max_steps + 1):
+        _, reward, terminated, truncated, info = env.step(nothing)
+        assert (reward, terminated, truncated) == (0.0, False, step == max_steps)
+    assert info == {"outcome": "failure"}
+
+
+def test_a_bad_action_is_refused_by_name_and_value(name: str, env: Environment) -> None:
+    env.reset(seed=0)
+    space = load_task(name).spec.action
+    span, last = space.high - space.low, space.shape[0] - 1
+    for bad in (np.nan, np.inf, -np.inf, space.high + span, space.low - span):
+        action = middle(name)
+        action[last] = bad
+        message = f"task {name}: action[{last}] must be in [{space.low:g}, {space.high:g}], not {bad}"
+        with pytest.raises(ActionError, match=re.escape(message)):
+            env.step(action)
+    with pytest.raises(ActionError, match=re.escape(f"must have shape ({last + 1},), not ({last + 2},)")):
+        env.step(np.append(middle(name), np.float32(0)))
+    env.step(middle(name))
+
+
+def test_what_is_clipped_to_the_range_is_accepted() -> None:
+    """Also where the limits, as float32 has them, lie a little outside."""
+    spec = replace(load_task("lift").spec, action=ArraySpec((2,), low=-0.1, high=0.7))
+    clipped = np.array((-5, 5), np.float32).clip(spec.action.low, spec.action.high)
+    assert clipped[0] < -0.1
+    assert checked_action(spec, clipped) is clipped
+    with pytest.raises(ActionError):
+        checked_action(spec, np.nextafter(clipped, np.float32(9), dtype=np.float32))
 
 
 def test_the_specs_need_no_simulator() -> None:
@@ -102,4 +159,4 @@ assert not loaded, loaded
 
 
 def _flat(observations: list[dict[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.stack([np.concatenate(list(observation.values())) for observation in observations])
+    return np.stack([np.concatenate([array.ravel() for array in seen.values()]) for seen in observations])
