@@ -36,8 +36,9 @@ from learner import curriculum
 from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
 from learner.normalize import measure
 from learner.policy import DiffusionPolicy, policy_to_bytes
+from learner.progress import Progress
 from learner.session import PolicySession
-from learner.train import Progress, train
+from learner.train import train
 from monitoring.hub import Hub
 from replay.config import StoreConfig
 from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, episode_id
@@ -316,7 +317,7 @@ def training(
             draw=lambda step, before, after, count: episodes.sample(
                 config.mix, count, before, after, np.random.default_rng((seed, 0, step))
             ),
-            ranges=lambda: measure((episodes.read(id) for id in episodes.ids("demo")), RETURN_POINT.spec),
+            statistics=lambda: measure((episodes.read(id) for id in episodes.ids("demo")), RETURN_POINT.spec),
             publish=lambda version, weights: None,
             report=report,
             should_stop=lambda: False,

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.progress import track
 
-from actors.task import Environment, Task, load_task
+from actors.task import Environment, Task
 from actors.worker import Order, Worker
 from cluster import summary
-from cluster.config import ConfigError, RunConfig, without_password
+from cluster.config import ConfigError, RunConfig, task_of, without_password
 from cluster.progress import Progress
 from cluster.runs import Run, create_run
 from cluster.services import redis_server
@@ -39,7 +39,7 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
         ConfigError: the task has no expert, or it is to be shown and draws no pictures.
         SimulatorError: this machine lacks what the task needs.
     """
-    task = load_task(config.task, config.actors.cameras)
+    task = task_of(config)
     if task.expert is None:
         raise ConfigError(f"task {config.task} has no expert to demonstrate it")
     stage = _stage(task) if video or sheet else None
@@ -81,9 +81,10 @@ def _demonstrate(progress: Progress, task: Task, store: EpisodeStore) -> None:
     # One simulator: more of them in a process do not make more steps.
     actors = replace(config.actors, simulators=1)
     worker = Worker(task, actors, config.seed, "collect", 1, store, lambda _: None)
+    wanted = config.demonstration_count(task.spec)
     progress.enter("collect")
     try:
-        for index in track(range(progress.wanted), "collecting", console=console, transient=True):
+        for index in track(range(wanted), "collecting", console=console, transient=True):
             outcomes.update(worker.work(Order("demo", index, 1, beta=1.0), None).outcomes)
     finally:
         with suppress(StoreError):  # what ended it matters more

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from actors.config import ActorsConfig, EvaluationConfig
-from actors.task import load_task
+from actors.task import Task, load_task
 from learner.config import LearnerConfig
 from replay.config import StoreConfig
 from replay.episode import TaskSpec
@@ -75,7 +75,7 @@ class RunConfig:
         return self.evaluation.context_lengths or spec.context_lengths
 
     def demonstration_count(self, spec: TaskSpec) -> int:
-        """Demonstrations to start from, if there are so many."""
+        """Demonstrations to train on, if there are so many."""
         return self.actors.demonstrations or spec.demonstrations
 
 
@@ -102,6 +102,16 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from None
     return _with_password(_checked(config))
+
+
+def task_of(config: RunConfig) -> Task:
+    """The run's task, seen through its cameras.
+
+    Raises:
+        UnknownTask: there is none of that name.
+        ValueError: it has no such cameras.
+    """
+    return load_task(config.task, config.actors.cameras)
 
 
 def preset_file(task: str) -> Path | None:
@@ -196,8 +206,12 @@ def _checked(config: RunConfig) -> RunConfig:
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
         )
     try:
-        spec = load_task(config.task, config.actors.cameras).spec
+        spec = task_of(config).spec
         longest = config.learner.policy.horizon(spec).context
+        config.learner.policy.normalization(spec)
+        config.learner.policy.crops(spec)
+        config.learner.curriculum.check(longest)
+        config.learner.windows(spec)
     except ValueError as error:  # UnknownTask is one
         raise ConfigError(str(error)) from None
     too_long = [length for length in config.context_lengths(spec) if length > longest]

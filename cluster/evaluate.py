@@ -10,8 +10,7 @@ from typing import Any
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from actors.task import load_task
-from cluster.config import ConfigError, RunConfig, read_config
+from cluster.config import ConfigError, RunConfig, read_config, task_of
 from cluster.dispatch import Dispatcher
 from cluster.launch import ray_cluster, start_actors
 from cluster.orders import Orders
@@ -44,7 +43,7 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
     config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
-    spec, longest = load_task(config.task, config.actors.cameras).spec, policy.horizon.context
+    spec, longest = task_of(config).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
         raise ConfigError(
             f"--task {spec.name}: its observations and actions are not those of {policy.spec.name}, which "

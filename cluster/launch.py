@@ -14,9 +14,9 @@ from typing import Any
 
 import ray
 
-from actors.task import Task, load_task
+from actors.task import Task
 from cluster import summary
-from cluster.config import ConfigError, RunConfig, without_password
+from cluster.config import ConfigError, RunConfig, task_of, without_password
 from cluster.dispatch import Dispatcher, RunFailed
 from cluster.orders import Orders
 from cluster.progress import Progress
@@ -50,7 +50,7 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     logging.basicConfig(
         filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
     )
-    task = load_task(config.task, config.actors.cameras)
+    task = task_of(config)
     progress = Progress(run, config, task.spec, history=run.evaluations())
     status, code = "failed", 1
     try:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from actors.task import load_task
-from cluster.config import ConfigError, RunConfig
+from cluster.config import ConfigError, RunConfig, task_of
 
 
 def refuse_untrainable(config: RunConfig) -> None:
@@ -12,7 +11,7 @@ def refuse_untrainable(config: RunConfig) -> None:
     Raises:
         ConfigError: no.
     """
-    task = load_task(config.task, config.actors.cameras)
+    task = task_of(config)
     if config.demonstrations is not None:
         if not Path(config.demonstrations).is_dir():
             raise ConfigError(f"demonstrations: there is no folder {config.demonstrations}")
@@ -32,6 +31,6 @@ def refuse_unsimulated(config: RunConfig) -> None:
     Raises:
         SimulatorError: no; it says what is missing.
     """
-    env = load_task(config.task, config.actors.cameras).make()
+    env = task_of(config).make()
     env.reset(seed=0)
     env.close()

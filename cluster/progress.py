@@ -42,8 +42,9 @@ class Progress:
 
     @property
     def wanted(self) -> int:
-        """Demonstrations to start from."""
-        return self.config.demonstration_count(self.spec)
+        """Demonstrations to start from; an expert gives those to validate on, too."""
+        held_out = self.config.learner.validation_episodes if self.config.demonstrations is None else 0
+        return self.config.demonstration_count(self.spec) + held_out
 
     def enter(self, phase: str) -> None:
         """Go on to the next phase."""

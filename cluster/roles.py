@@ -3,21 +3,24 @@
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import ray
 
-from actors.task import load_task
 from actors.worker import Order, Result, Worker
-from cluster.config import RunConfig
+from cluster.config import RunConfig, task_of
 from monitoring.hub import Hub, Snapshot, Totals, encode_report
 from replay.store import EpisodeStore
 
 Handle = Any
 """A handle on a Ray actor; Ray does not type them."""
 
+POSITIONS = 64
+"""Future positions that are told apart in metrics."""
 
 HUB = "hub"
 """Name under which every other role finds the metrics hub. Not by handle: an actor whose constructor was
@@ -73,7 +76,7 @@ class RolloutActor:
         self._version: int | None = None
         self._simulators = config.actors.simulators
         self._worker = Worker(
-            task=load_task(config.task, config.actors.cameras),
+            task=task_of(config),
             config=config.actors,
             run_seed=config.seed,
             name=name,
@@ -153,8 +156,11 @@ class LearnerRank:
         from learner.train import train
 
         episodes = EpisodeStore.connect(*store, config.replay)
-        spec = load_task(config.task, config.actors.cameras).spec
+        spec = task_of(config).spec
         reporter = _LearnerReporter(f"rank-{self._rank}", config, max(steps(checkpoints), default=0))
+        unseen = held_out(episodes, config.learner.validation_episodes)
+        episodes.hold_out(unseen)
+        seen = [id for source in ("demo", "import") for id in episodes.ids(source) if id not in unseen]
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device)
         try:
@@ -169,9 +175,8 @@ class LearnerRank:
                     after,
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
-                ranges=lambda: measure(
-                    (episodes.read(id) for source in ("demo", "import") for id in episodes.ids(source)), spec
-                ),
+                statistics=lambda: measure(map(episodes.read, seen), spec),
+                validation=[episode for id in unseen if (episode := episodes.read(id)).outcome != "invalid"],
                 publish=board.publish.remote,
                 report=reporter.report,
                 should_stop=self._stop.is_set,
@@ -189,6 +194,24 @@ class LearnerRank:
     def stop(self) -> None:
         """Have `train` save and return."""
         self._stop.set()
+
+
+def held_out(store: EpisodeStore, count: int) -> list[str]:
+    """Ids of the episodes to validate on: the last `count` demonstrations, as an expert has given so many
+    more, and the last imported ones, unless that were half of them."""
+    if not count:
+        return []
+    imported = store.ids("import")
+    return store.ids("demo")[-count:] + (imported[-count:] if len(imported) > 2 * count else [])
+
+
+def by_position(loss: Mapping[int, float]) -> dict[str, float]:
+    """Losses by steps from now on as a metric's series, of which there are few: those of past steps are
+    averaged, and so are those from `POSITIONS - 1` steps on."""
+    series: dict[str, list[float]] = {}
+    for offset, value in loss.items():
+        series.setdefault("past" if offset < 0 else str(min(offset, POSITIONS - 1)), []).append(value)
+    return {position: fmean(values) for position, values in series.items()}
 
 
 class _LearnerReporter:
@@ -211,6 +234,13 @@ class _LearnerReporter:
         totals.set("longview_out_of_range_ratio", progress.out_of_range)
         for length, loss in progress.loss_by_context.items():
             totals.set("longview_loss", loss, context_length=length)
+        for position, loss in by_position(progress.loss_by_position).items():
+            totals.set("longview_loss_by_position", loss, position=position)
+        for length, loss in progress.validation_loss_by_context.items():
+            totals.set("longview_validation_loss", loss, context_length=length)
+        for length, error in progress.action_error_by_context.items():
+            totals.set("longview_action_error_ratio", error, context_length=length)
+        totals.add("longview_validation_seconds_total", progress.validation_s)
         self._send()
 
     def _send(self) -> None:

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from actors.task import load_task
-from cluster.config import public_config
+from cluster.config import public_config, task_of
 from cluster.progress import Progress
 from cluster.runs import Run, write_atomically
 from cluster.view import console, metrics_success, metrics_table, success_table
@@ -70,7 +69,7 @@ def show_status(run: Run, *, as_json: bool) -> None:
         console.print(f"[bold]{run.name}[/bold] is under way; metrics: {url}", soft_wrap=True)
         console.print(metrics_table(metrics))
         if rows := metrics_success(metrics):
-            chance = load_task(run.config.task).spec.chance
+            chance = task_of(run.config).spec.chance
             console.print(success_table(rows, "newest evaluated weights", chance))
         return
     file = run.path / "summary.json"

@@ -13,6 +13,7 @@ def length(
     With u, v uniform in [0, 1) from the stream (seed, step):
 
         fixed        T_o = longest
+        lengths      T_o = the smallest of `lengths` up to which lies more than u of their weights' sum
         sprinkle     T_o = reach   if u < full, else a shorter one
         progressive  the same
 
@@ -27,13 +28,17 @@ def length(
         step: counted from 0.
         total_steps: length of the whole training.
         longest: the longest T_o the policy is trained for.
-        shortest: the shortest one.
+        shortest: the shortest one that is drawn; `lengths` names its own.
     """
     if config.kind == "fixed":
         return longest
+    u, v = np.random.default_rng((seed, step)).random(2)
+    if config.kind == "lengths":
+        lengths = sorted(config.lengths)
+        share = np.cumsum([config.lengths[length] for length in lengths])
+        return lengths[int(np.searchsorted(share / share[-1], u, side="right"))]
     progress = min(1.0, (step + 1) / (config.ramp * total_steps)) if config.kind == "progressive" else 1.0
     reach = max(shortest, int(np.ceil(longest * progress)))
-    u, v = np.random.default_rng((seed, step)).random(2)
     if u < config.full:
         return reach
     if config.shorter == "uniform":

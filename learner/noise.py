@@ -1,10 +1,12 @@
 """Diffusion: the schedule, noising and the sampler. Pure functions; shapes are (B, ...)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from learner.config import Prediction
 
 
 def squared_cosine(steps: int) -> Tensor:
@@ -29,21 +31,36 @@ def add_noise(clean: Tensor, noise: Tensor, step_B: Tensor, signal: Tensor) -> T
     return power.sqrt() * clean + (1 - power).sqrt() * noise
 
 
-def ddim(predict: Callable[[Tensor, int], Tensor], noise: Tensor, signal: Tensor, count: int) -> Tensor:
-    """Denoise within [-1, 1], deterministically, in `count` equal strides. DDIM with eta 0, arXiv 2010.02502.
+def strides(steps: int, count: int) -> list[int]:
+    """Diffusion steps to sample at: `count` of them, of which `steps` is a multiple, evenly down to 0."""
+    return list(range(steps - steps // count, -1, -(steps // count)))
+
+
+def ddim(
+    predict: Callable[[Tensor, int], Tensor],
+    noise: Tensor,
+    signal: Tensor,
+    steps: Sequence[int],
+    prediction: Prediction,
+    bounds: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Denoise deterministically. DDIM with eta 0, arXiv 2010.02502.
 
     Args:
-        predict: the noise in a noisy input at a diffusion step.
+        predict: takes a noisy input and the index of one of `steps`; gives what `prediction` says.
         noise: standard normal; where to start.
-        signal: of `squared_cosine`; its length is a multiple of `count`.
-        count: evaluations of `predict`.
+        signal: of `squared_cosine`.
+        steps: descending, to 0.
+        bounds: smallest and largest value of a sample, of a shape that fits `noise`.
     """
-    stride = len(signal) // count
-    powers = signal.tolist()
+    powers = [*signal[list(steps)].tolist(), 1.0]
     x = noise
-    for step in range(len(signal) - stride, -1, -stride):
-        power, next_power = powers[step], powers[step - stride] if step else 1.0
-        epsilon = predict(x, step)
-        clean = ((x - (1 - power) ** 0.5 * epsilon) / power**0.5).clamp(-1, 1)
-        x = next_power**0.5 * clean + (1 - next_power) ** 0.5 * epsilon
+    for index in range(len(steps)):
+        power, next_power = powers[index : index + 2]
+        told = predict(x, index)
+        if prediction == "epsilon":
+            epsilon, clean = told, (x - (1 - power) ** 0.5 * told) / power**0.5
+        else:
+            epsilon, clean = (x - power**0.5 * told) / (1 - power) ** 0.5, told
+        x = next_power**0.5 * clean.clamp(*bounds) + (1 - next_power) ** 0.5 * epsilon
     return x

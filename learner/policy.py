@@ -1,9 +1,11 @@
 """A diffusion policy: observations of the last T_o steps -> T_p actions.
 
-Legend: B batch, S observed steps (T_o), T action positions (T_p), A action dimensions, D frame dimensions.
+Legend: B batch, S observed steps (T_o), T action positions (T_p), A action dimensions, F frames, D dimensions
+of a frame's state, E token size.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,16 +16,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional
 
 from learner.config import PolicyConfig
-from learner.denoisers.unet import Context, UNet
+from learner.denoisers import make
 from learner.encoder import FrameEncoder
-from learner.noise import add_noise, ddim, squared_cosine
-from learner.normalize import Normalizer, Range, join, out_of_range
+from learner.noise import add_noise, ddim, squared_cosine, strides
+from learner.normalize import Normalizer, Statistics
 from learner.windows import Batch
 from replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
 
-FORMAT = "longview-policy-1"
+FORMAT = "longview-policy-2"
 
 
 class DiffusionPolicy(nn.Module):
@@ -38,59 +41,94 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: PolicyConfig, spec: TaskSpec) -> None:
         super().__init__()
         self.config, self.spec, self.horizon = config, spec, config.horizon(spec)
-        self.keys = sorted(spec.observation)
-        frame_size = sum(int(np.prod(spec.observation[key].shape)) for key in self.keys)
+        self.normalization = config.normalization(spec)
+        crops = config.crops(spec)
+        self.cameras, self.vectors = list(crops), sorted(spec.observation.keys() - crops.keys())
+        state_size = sum(math.prod(spec.observation[key].shape) for key in self.vectors)
         action_size = spec.action.shape[0]
-        self.frames, self.actions = Normalizer(frame_size), Normalizer(action_size)
-        self.encoder = FrameEncoder(frame_size, config.token_size)
-        self.denoiser = UNet(config, action_size)
+        self.states, self.actions = Normalizer(state_size), Normalizer(action_size)
+        self.encoder = FrameEncoder(config, state_size, list(crops.values()))
+        self.denoiser = make(config, self.horizon, action_size)
         self.register_buffer("signal", squared_cosine(config.diffusion_steps), persistent=False)
 
-    def fit(self, ranges: Mapping[str, Range]) -> None:
-        """Take over the ranges of the data, as `normalize.measure` returns them."""
-        self.frames.fit(join(ranges, (OBSERVATION_PREFIX + key for key in self.keys)))
-        self.actions.fit(ranges[ACTION])
+    def fit(self, statistics: Mapping[str, Statistics]) -> None:
+        """Take over the statistics of the data, as `normalize.measure` returns them."""
+        kinds = self.normalization
+        self.states.fit([(statistics[OBSERVATION_PREFIX + key], kinds[key]) for key in self.vectors])
+        self.actions.fit([(statistics[ACTION], kinds[ACTION])])
 
-    def loss(self, batch: Batch, noise_BTA: Tensor, step_B: Tensor) -> Tensor:
-        """Squared error of the predicted noise, (B,): the mean over each sample's target positions.
+    def loss(self, batch: Batch, noise_BTA: Tensor, step_B: Tensor, shift_F2: Tensor | None = None) -> Tensor:
+        """Squared error of what is predicted, by position: (B, T), 0 where there is no target.
 
         Args:
             noise_BTA: standard normal.
             step_B: diffusion steps, in 0..diffusion_steps - 1.
+            shift_F2: as `tokens` takes it.
         """
         seen_BS, target_BT = self.tensor(batch.seen_BS), self.tensor(batch.target_BT)
         clean_BTA = self.actions(self.tensor(batch.action_BTA))
         noisy_BTA = add_noise(clean_BTA, noise_BTA, step_B, self.signal)
-        context = self.context(batch.observation, seen_BS)
+        token_FE = self.tokens(batch.observation, shift_F2)
+        token_BSE = functional.embedding(self.tensor(batch.frame_BS), token_FE)
+        context = self.denoiser.context(token_BSE, seen_BS)
         predicted_BTA = self.denoiser(noisy_BTA * self.open(seen_BS), step_B, context)
-        error_BT: Tensor = (predicted_BTA - noise_BTA).square().mean(dim=2) * target_BT
-        return error_BT.sum(dim=1) / target_BT.sum(dim=1)
+        wanted_BTA = noise_BTA if self.config.prediction == "epsilon" else clean_BTA
+        error_BT: Tensor = (predicted_BTA - wanted_BTA).square().mean(dim=2) * target_BT
+        return error_BT
 
     def sample(
-        self, observation: Mapping[str, NDArray[Any]], seen_BS: NDArray[np.bool_], noise_BTA: NDArray[Any]
+        self, token_BSE: Tensor, seen_BS: NDArray[np.bool_], noise_NTA: NDArray[Any]
     ) -> NDArray[np.float32]:
-        """Actions (B, T_p, A) in the data's units: past ones, oldest first, then those from now on.
+        """Actions (N, T_p, A) in the data's units: past ones, oldest first, then those from now on.
 
         Args:
-            observation: (B, S, ...) by key, oldest first, the last row is now.
+            token_BSE: of the observed steps, oldest first, the last one is now.
             seen_BS: where there is an observation.
-            noise_BTA: standard normal; the actions are a function of it.
+            noise_NTA: standard normal; the actions are a function of it. As many samples for each of the B,
+                one after the other.
         """
         seen = self.tensor(seen_BS)
-        context, open_BT1 = self.context(observation, seen), self.open(seen)
+        samples = len(noise_NTA) // len(seen)
+        steps = strides(self.config.diffusion_steps, self.config.sampling_steps)
+        denoise = self.denoiser.sampler(self.denoiser.context(token_BSE, seen), steps, samples)
+        open_NT1 = self.open(seen).repeat_interleave(samples, dim=0)
 
-        def predict(noisy_BTA: Tensor, step: int) -> Tensor:
-            step_B = torch.full((len(noisy_BTA),), step, device=noisy_BTA.device)
-            predicted_BTA: Tensor = self.denoiser(noisy_BTA * open_BT1, step_B, context)
-            return predicted_BTA
+        def predict(noisy_NTA: Tensor, index: int) -> Tensor:
+            return denoise(noisy_NTA * open_NT1, index)
 
-        noise = self.tensor(noise_BTA.astype(np.float32))
-        action_BTA = ddim(predict, noise, self.signal, self.config.sampling_steps)
-        return self.actions.invert(action_BTA).cpu().numpy()
+        noise = self.tensor(noise_NTA.astype(np.float32))
+        bounds = (self.actions.low, self.actions.high)
+        action_NTA = ddim(predict, noise, self.signal, steps, self.config.prediction, bounds)
+        return self.actions.invert(action_NTA).cpu().numpy()
 
-    def context(self, observation: Mapping[str, NDArray[Any]], seen_BS: Tensor) -> Context:
-        """What the denoiser attends to, from observations (B, S, ...) by key."""
-        return self.denoiser.context(self.encoder(self.normal_frames(observation)), seen_BS)
+    def closest(
+        self, action_BNTA: NDArray[np.float32], executed_BPA: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Which of N samples comes closest to the past as it was, by mean squared error, normalised: (B,).
+
+        Self-verification of arXiv 2505.09561.
+
+        Args:
+            executed_BPA: the past actions; where they are NaN, they do not count. Without any, the first
+                sample is taken.
+        """
+        distance_BNPA = action_BNTA[:, :, : self.horizon.past] - executed_BPA[:, None]
+        error_BNPA = np.square(distance_BNPA / self.actions.scale.cpu().numpy())
+        closest_B: NDArray[np.int64] = np.nansum(error_BNPA, axis=(2, 3)).argmin(axis=1)
+        return closest_B
+
+    def tokens(self, observation: Mapping[str, NDArray[Any]], shift_F2: Tensor | None = None) -> Tensor:
+        """Tokens (F, E) of frames (F, ...) by key.
+
+        Args:
+            shift_F2: where each frame's crop lies, in [0, 1), as `encoder.crop` takes it; None: the centre.
+        """
+        state_FD = self.normal_states(observation)
+        images = [self.tensor(observation[key]) for key in self.cameras]
+        if shift_F2 is None:
+            shift_F2 = state_FD.new_full((len(state_FD), 2), 0.5)
+        token_FE: Tensor = self.encoder(state_FD, images, shift_F2)
+        return token_FE
 
     def open(self, seen_BS: Tensor) -> Tensor:
         """Which positions the denoiser may look at: past ones as far as they were seen, and the future."""
@@ -100,24 +138,30 @@ class DiffusionPolicy(nn.Module):
         known_BT = nn.functional.pad(known_BS, padding, value=False)
         return nn.functional.pad(known_BT, (0, future), value=True).unsqueeze(2)
 
-    def normal_frames(self, observation: Mapping[str, NDArray[Any]]) -> Tensor:
-        """Observations concatenated in the order of `keys` and normalised: (B, S, D)."""
-        frames = torch.cat([self.tensor(observation[key]).flatten(2) for key in self.keys], dim=2)
-        normal: Tensor = self.frames(frames)
-        return normal
+    def normal_states(self, observation: Mapping[str, NDArray[Any]]) -> Tensor:
+        """What frames (F, ...) by key hold besides images, normalised, in the order of the keys: (F, D)."""
+        frames = len(next(iter(observation.values())))
+        states = [self.tensor(observation[key]).float().reshape(frames, -1) for key in self.vectors]
+        normal_FD: Tensor = self.states(torch.cat([self.signal.new_empty(frames, 0), *states], dim=1))
+        return normal_FD
 
     def out_of_range(self, batch: Batch) -> float:
-        """Share of the observed values that lie outside of the ranges taken over in `fit`."""
-        values = self.normal_frames(batch.observation)[self.tensor(batch.seen_BS)]
-        return float(out_of_range(values)) / values.numel()
+        """Share of the observed values that lie outside of what was measured, images left out."""
+        values = self.normal_states(batch.observation)
+        return float(self.states.out_of_range(values)) / max(1, values.numel())
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """On the policy's device."""
         return torch.from_numpy(array).to(self.signal.device)
 
 
+def mean_loss(error_BT: Tensor, target_BT: Tensor) -> Tensor:
+    """Mean over each window's targets, then over windows."""
+    return (error_BT.sum(dim=1) / target_BT.sum(dim=1)).mean()
+
+
 def policy_to_bytes(policy: DiffusionPolicy) -> bytes:
-    """Weights, ranges, config and task, as safetensors with JSON metadata."""
+    """Weights, statistics, config and task, as safetensors with JSON metadata."""
     about = {"policy": asdict(policy.config), "task": policy.spec.to_dict()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()}
     return save(tensors, metadata={FORMAT: json.dumps(about)})
@@ -127,7 +171,8 @@ def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Diffus
     """Inverse of `policy_to_bytes`; the policy is in evaluation mode.
 
     Raises:
-        ValueError: these are not the bytes of a policy, or they are damaged.
+        ValueError: these are not the bytes of a policy, or they are damaged, or config, task or weights do
+            not fit this version of the program or each other.
     """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -135,7 +180,10 @@ def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Diffus
         tensors = load(data)
     except (ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"not a policy of format {FORMAT} ({len(data)} bytes): {error!r}") from error
-    config = PolicyConfig(**{**about["policy"], "widths": tuple(about["policy"]["widths"])})
-    policy = DiffusionPolicy(config, TaskSpec.from_dict(about["task"]))
-    policy.load_state_dict(tensors)
+    try:
+        config = PolicyConfig(**{**about["policy"], "widths": tuple(about["policy"]["widths"])})
+        policy = DiffusionPolicy(config, TaskSpec.from_dict(about["task"]))
+        policy.load_state_dict(tensors)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"a policy that does not fit this version of the program: {error}") from error
     return policy.eval().to(device)

@@ -41,6 +41,20 @@ def from_first(checkpoint: Checkpoint | None, world: int, device: str) -> Checkp
     return unpack(data)
 
 
+def from_all(data: bytes, world: int, device: str) -> list[bytes]:
+    """What each rank gave, in their order, on every rank."""
+    if world == 1:
+        return [data]
+    size = torch.tensor(len(data), device=device)
+    sizes = [torch.empty_like(size) for _ in range(world)]
+    dist.all_gather(sizes, size)
+    longest = max(int(size) for size in sizes)
+    content = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8).to(device)
+    contents = [torch.empty_like(content) for _ in range(world)]
+    dist.all_gather(contents, content)
+    return [found.cpu().numpy().tobytes()[: int(size)] for found, size in zip(contents, sizes, strict=True)]
+
+
 def any_of(flag: bool, world: int, device: str) -> bool:
     """True on every rank as soon as it is on one."""
     if world == 1:

@@ -1,58 +1,29 @@
 """The training loop."""
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
-from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learner import checkpoint, curriculum, ranks
+from learner import checkpoint, ranks
+from learner.compiled import compile_denoiser
 from learner.config import LearnerConfig
-from learner.normalize import Range
-from learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
-from learner.windows import Batch, build
-from replay.episode import Segment, TaskSpec
-
-Draw = Callable[[int, int, int, int], list[Segment]]
-"""(step, before, after, count) -> `count` segments with `before` steps before and `after` steps after their
-now. Given the same store contents, a function of the step (and of the rank), so that a resumed run draws
-the same. Called from another thread, some steps ahead."""
+from learner.normalize import Statistics
+from learner.policy import DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
+from learner.progress import Lap, Progress, Taken
+from learner.recipe import Draw, Recipe
+from learner.validation import validate
+from learner.windows import Batch
+from replay.episode import Episode, TaskSpec, difference
 
 AHEAD = 3
 """Batches prepared in advance."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How training stands; losses, wait and gradient are those since the last report."""
-
-    step: int
-    """Steps done, those before a resume included."""
-    samples: int
-    """Windows trained on in all, over all ranks."""
-    loss: float
-    loss_by_context: Mapping[int, float]
-    """By the task's own context lengths: each counts the steps up to it, above the next shorter one."""
-    learning_rate: float
-    gradient_norm: float
-    """Largest, before clipping."""
-    data_wait_s: float
-    """Time that the loop stood still for want of a batch."""
-    out_of_range: float
-    """Share of the newest batch's observed values outside of the normaliser's ranges."""
-
-
-class TrainingDiverged(ArithmeticError):
-    """Loss or gradient are not finite. Nothing of it was published or saved."""
 
 
 def train(
@@ -61,11 +32,12 @@ def train(
     *,
     seed: int,
     draw: Draw,
-    ranges: Callable[[], Mapping[str, Range]],
+    statistics: Callable[[], Mapping[str, Statistics]],
     publish: Callable[[int, bytes], None],
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     checkpoints: Path,
+    validation: Sequence[Episode] = (),
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
@@ -77,20 +49,24 @@ def train(
 
     Args:
         draw: this rank's windows.
-        ranges: of the normaliser (`normalize.measure`); asked once, on rank 0, by a run that starts afresh.
+        statistics: of the data (`normalize.measure`); asked once, on rank 0, by a run that starts afresh.
         publish: takes version and bytes of the averaged policy; rank 0 only, as is `report`.
         should_stop: asked after every step; one rank that says so stops all.
         checkpoints: directory; used by rank 0 only.
+        validation: episodes that are never drawn; the published policies are validated on them, by rank 0.
 
     Returns:
         The averaged policy, which is also the one published and saved last.
 
     Raises:
-        TrainingDiverged: the loss is not finite any more.
-        ValueError: the checkpoint found is of another policy configuration or task.
+        TrainingDiverged: the loss is not finite any more; a file beside the checkpoints tells of the step.
+        RuntimeError: it is to be compiled, and there is no C++ compiler.
+        ValueError: the config does not fit the task, or the checkpoint found is of another policy
+            configuration or task.
     """
+    recipe = Recipe(config, spec, seed, rank, draw)
     torch.set_float32_matmul_precision("high")
-    found = _start(config, spec, seed, ranges, checkpoints) if rank == 0 else None
+    found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
     average = policy_from_bytes(start.policy, device)
     policy = deepcopy(average).train()
@@ -99,22 +75,15 @@ def train(
     optimizer = torch.optim.AdamW([weights], betas=config.betas, weight_decay=config.weight_decay, fused=True)
     if start.training:
         _restore(start.training, weights, optimizer)
+    if config.compile:
+        compile_denoiser(policy, recipe, range(start.step, config.steps))
 
-    def prepare(step: int) -> Batch:
-        longest = policy.horizon.context
-        shortest = min(spec.context_lengths[0], longest)
-        length = curriculum.length(config.curriculum, seed, step, config.steps, longest, shortest)
-        segments = draw(step, length - 1, policy.horizon.after, config.batch_size)
-        return build(segments, policy.horizon, length)
-
-    step, lap = start.step, Lap()
+    step, lap = start.step, Lap(policy.horizon, checkpoints, rank, world, device)
     if rank == 0 and start.training:
         publish(step, start.policy)
-    for batch in lap.timed(prepared(prepare, range(step, config.steps))):
-        torch.manual_seed(_stream(seed, rank, step))
-        noise_BTA = torch.randn(batch.action_BTA.shape, device=device)
-        step_B = torch.randint(config.policy.diffusion_steps, (batch.size,), device=device)
-        loss = policy.loss(batch, noise_BTA, step_B).mean()
+    for batch in lap.timed(prepared(recipe.batch, range(step, config.steps))):
+        error_BT, target_BT = recipe.error(policy, batch, step), policy.tensor(batch.target_BT)
+        loss = mean_loss(error_BT, target_BT)
         gradients.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         ranks.average(gradients, world)
@@ -122,17 +91,17 @@ def train(
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.step()
         averaged_weights.data.lerp_(weights.data, 1 - ema_decay(config, step))
-        lap.add(batch.length, loss.detach(), norm)
 
         step += 1
+        taken = Taken(step, recipe.length(step - 1), batch.episodes)
+        lap.add(taken, error_BT, target_BT, loss, norm)
         last = ranks.any_of(should_stop(), world, device) or step == config.steps
         publishing = last or step % config.publish_every == 0
         saving = last or step % config.checkpoint_every == 0
-        if publishing or saving or step % config.report_every == 0:
+        reporting = publishing or saving or step % config.report_every == 0
+        if reporting:
             samples, rate = step * world * config.batch_size, optimizer.param_groups[0]["lr"]
             progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
-            if rank == 0:
-                report(progress)
         if rank == 0 and (publishing or saving):
             data = policy_to_bytes(average)
             if publishing:
@@ -140,6 +109,10 @@ def train(
             if saving:
                 training = {"weights": weights.data, **optimizer.state_dict()["state"][0]}
                 checkpoint.save(checkpoints, step, data, training, asdict(config), config.keep_checkpoints)
+        if rank == 0 and reporting:
+            if publishing and validation:
+                progress = replace(progress, **validate(average, validation, seed))
+            report(progress)
         if last:
             break
     return average
@@ -186,68 +159,11 @@ def prepared(prepare: Callable[[int], Batch], steps: range) -> Generator[Batch, 
             pool.shutdown(cancel_futures=True)
 
 
-class Lap:
-    """What happened since the last report. Losses stay on their device until then: reading one waits."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self._losses, self._norms = defaultdict[int, list[Tensor]](list), list[Tensor]()
-        self._wait_s = 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the time spent waiting for them counts."""
-        while True:
-            start = perf_counter()
-            batch = next(batches, None)
-            self._wait_s += perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, length: int, loss: Tensor, norm: Tensor) -> None:
-        """One step of context length `length`."""
-        self._losses[length].append(loss)
-        self._norms.append(norm)
-
-    def finish(
-        self, step: int, samples: int, rate: float, out_of_range: float, grid: Sequence[int]
-    ) -> Progress:
-        """The report, after which a new lap begins.
-
-        Raises:
-            TrainingDiverged: a loss or a gradient was not finite.
-        """
-        losses = {length: torch.stack(some).tolist() for length, some in self._losses.items()}
-        norm, wait_s = max(torch.stack(self._norms).tolist()), self._wait_s
-        by_context = defaultdict[int, list[float]](list)
-        for length, some in losses.items():
-            by_context[min((g for g in grid if g >= length), default=length)] += some
-        mean = fmean(chain.from_iterable(losses.values()))
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"loss {mean} and gradient norm {norm} in the steps up to {step}: the data may hold extreme "
-                f"values, or the learning rate ({rate:.2g} now) is too high"
-            )
-        self._clear()
-        return Progress(
-            step,
-            samples,
-            mean,
-            {g: fmean(some) for g, some in sorted(by_context.items())},
-            rate,
-            norm,
-            wait_s,
-            out_of_range,
-        )
-
-
 def _start(
     config: LearnerConfig,
     spec: TaskSpec,
     seed: int,
-    ranges: Callable[[], Mapping[str, Range]],
+    statistics: Callable[[], Mapping[str, Statistics]],
     checkpoints: Path,
 ) -> checkpoint.Checkpoint:
     """The newest checkpoint, or the untrained policy as one."""
@@ -255,14 +171,15 @@ def _start(
     if found is None:
         torch.manual_seed(seed)
         policy = DiffusionPolicy(config.policy, spec)
-        policy.fit(ranges())
+        policy.fit(statistics())
         return checkpoint.Checkpoint(0, policy_to_bytes(policy), {}, {})
     policy = policy_from_bytes(found.policy)
-    for what, saved, asked in (("policy", policy.config, config.policy), ("task", policy.spec, spec)):
-        if saved != asked:
-            raise ValueError(
-                f"checkpoint {found.step} in {checkpoints} has another {what}: {saved}, not {asked}"
-            )
+    saved = {"learner.policy": asdict(policy.config), "task": policy.spec.to_dict()}
+    if differing := difference(saved, {"learner.policy": asdict(config.policy), "task": spec.to_dict()}):
+        name, was, now = differing
+        raise ValueError(
+            f"{checkpoints} cannot be gone on from: {name} is {was} in the checkpoint and {now} now"
+        )
     return found
 
 
@@ -271,7 +188,3 @@ def _restore(training: dict[str, Tensor], weights: nn.Parameter, optimizer: torc
     groups = optimizer.state_dict()["param_groups"]
     weights.data.copy_(training["weights"])
     optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
-
-
-def _stream(seed: int, rank: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0])

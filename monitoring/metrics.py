@@ -111,6 +111,31 @@ CATALOGUE = {
             merge="last",
         ),
         Metric(
+            "longview_loss_by_position",
+            "gauge",
+            "mean squared error",
+            "Training loss by the position of the action: how many steps from now on, or past",
+            ("position",),
+            merge="last",
+        ),
+        Metric(
+            "longview_validation_loss",
+            "gauge",
+            "mean squared error",
+            "Loss of the newest published policy on episodes that are not trained on",
+            ("context_length",),
+            merge="last",
+        ),
+        Metric(
+            "longview_action_error_ratio",
+            "gauge",
+            "ratio",
+            "Mean distance of the newest published policy's actions from the right ones, as a share of their "
+            "range, on episodes that are not trained on",
+            ("context_length",),
+            merge="last",
+        ),
+        Metric(
             "longview_out_of_range_ratio",
             "gauge",
             "ratio",
@@ -125,6 +150,12 @@ CATALOGUE = {
             "counter",
             "seconds",
             "Time that learner ranks waited for data",
+        ),
+        Metric(
+            "longview_validation_seconds_total",
+            "counter",
+            "seconds",
+            "Time that validating published policies took",
         ),
         # store and roles
         Metric("longview_store_bytes", "gauge", "bytes", "Size of all stored chunks", merge="last"),

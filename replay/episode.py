@@ -159,6 +159,19 @@ class Segment:
     arrays: Mapping[str, Array] = field(repr=False)
 
 
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first entry, in the order of keys, in which two nested mappings differ: its key, dotted, and what
+    each has there, `absent` where that is nothing. None if they are equal."""
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            if below := difference(was, now):
+                return f"{key}.{below[0]}", *below[1:]
+        elif was != now:
+            return key, was, now
+    return None
+
+
 def validate_step(step: Mapping[str, Array], spec: TaskSpec) -> None:
     """Check one step (arrays without time axis) against a task.
 

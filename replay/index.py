@@ -1,6 +1,6 @@
 """What a reader knows of the store's contents: ids by source, kept up to date by differences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from replay.episode import SOURCES
 from replay.keys import shard_of
@@ -15,6 +15,7 @@ class Index:
         """Per shard, the time up to which its changes are known."""
         self._steps: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
         """By source and id: how many steps may be drawn."""
+        self._held_out: set[str] = set()
         self._strata: dict[str, Stratum] = {}
 
     def apply(self, shard: int, reply: Sequence[object]) -> None:
@@ -41,11 +42,17 @@ class Index:
             if steps.pop(id, None) is not None:
                 self._strata.pop(source, None)
 
+    def hold_out(self, ids: Iterable[str]) -> None:
+        """Let no step of these episodes be drawn, whether they are known already or not."""
+        self._held_out |= set(ids)
+        self._strata.clear()
+
     def strata(self) -> Mapping[str, Stratum]:
         """What `sampling.draw` draws from, one stratum per source."""
         for source in SOURCES:
             if source not in self._strata:
-                self._strata[source] = Stratum.of(self._steps[source])
+                steps = self._steps[source].items()
+                self._strata[source] = Stratum.of({id: 0 if id in self._held_out else n for id, n in steps})
         return self._strata
 
     def _clear(self, shard: int) -> None:

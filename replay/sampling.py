@@ -21,7 +21,7 @@ class Stratum:
 
     @staticmethod
     def of(steps: Mapping[str, int]) -> "Stratum":
-        """From how many steps of every episode may be drawn: its length, or 0 if it is invalid."""
+        """From how many steps of every episode may be drawn: its length; 0 if it is invalid or held out."""
         ids = sorted(steps)
         return Stratum(ids, np.cumsum([steps[id] for id in ids], dtype=np.int64))
 

@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from replay.codec import (
     join_chunks,
 )
 from replay.config import StoreConfig
-from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, TaskSpec
+from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, TaskSpec, difference
 from replay.errors import CodecError, StoreError, StoreFull, UnknownEpisode
 from replay.index import Index
 from replay.sampling import cut, draw
@@ -81,10 +81,10 @@ class EpisodeStore:
         packed = encode_spec(spec)
         key = keys.tasks(self._namespace)
         self._call(f"registering task {spec.name}", lambda: self._redis.hsetnx(key, spec.name, packed))
-        known = self.spec(spec.name)
-        if known != spec:
+        if differing := difference(self.spec(spec.name).to_dict(), spec.to_dict()):
+            name, known, new = differing
             raise StoreError(
-                f"task {spec.name} is registered with {_difference(known.to_dict(), spec.to_dict())}: "
+                f"task {spec.name} is registered with {name} = {known}, not {new}: "
                 "use another namespace, or another name for the task"
             )
 
@@ -250,6 +250,11 @@ class EpisodeStore:
                         self._index.forget(drawn.id)
             return segments
 
+    def hold_out(self, ids: Iterable[str]) -> None:
+        """Draw no step of these episodes from now on; they can still be read."""
+        with self._lock:
+            self._index.hold_out(ids)
+
     def _cached(self, id: str) -> Episode:
         episode = self._cache.get(id)
         if episode is None:
@@ -291,14 +296,3 @@ class EpisodeStore:
                 return replies
 
         return list(self._call(doing, run))
-
-
-def _difference(known: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """The first entry in which two nested mappings differ, for a person."""
-    for key in sorted(known.keys() | new.keys()):
-        old_value, new_value = known.get(key), new.get(key)
-        if isinstance(old_value, Mapping) and isinstance(new_value, Mapping) and old_value != new_value:
-            return _difference(old_value, new_value, f"{prefix}{key}.")
-        if old_value != new_value:
-            return f"{prefix}{key} = {old_value}, not {new_value}"
-    raise AssertionError("no difference")

@@ -11,7 +11,7 @@ from actors.task import load_task
 from actors.worker import Order, Worker
 from cluster.services import redis_server
 from learner.config import PolicyConfig
-from learner.windows import Batch, build
+from learner.windows import Batch, build, nows
 from monitoring.hub import Hub
 from replay.config import StoreConfig
 from replay.store import EpisodeStore
@@ -31,7 +31,7 @@ class CheckingLearner:
         age_S = np.arange(1 - batch.length, 1)
         step_BS, step_BT = now_B[:, None] + age_S, now_B[:, None] + self.offset_T
         np.testing.assert_array_equal(batch.seen_BS, step_BS >= 0)
-        seen = batch.observation["count"][..., 0] == first_B[:, None] + step_BS
+        seen = batch.observation["count"][batch.frame_BS, 0] == first_B[:, None] + step_BS
         assert (seen | ~batch.seen_BS).all(), "an observed step is not the one it should be"
         inside = (step_BT >= 0) & (step_BT < length_B[:, None]) & (self.offset_T > -batch.length)
         np.testing.assert_array_equal(batch.target_BT, inside)
@@ -57,7 +57,7 @@ def test_every_window_holds_the_steps_it_should(tmp_path: Path, past: int | str)
         for length in (1, 2, 8, 33, 64):
             segments = store.sample({"demo": 1.0}, 100, length - 1, horizon.after, rng)
             learner.feed(
-                build(segments, horizon, length),
+                build(segments, TASK.spec, horizon, length, nows(segments, 1, rng)),
                 np.array([segment.now for segment in segments]),
                 np.array([segment.episode_length for segment in segments]),
                 np.array([first[segment.meta.id] for segment in segments]),

@@ -45,6 +45,8 @@ def test_presets_are_valid(task: str) -> None:
         ("task=return_pint", "unknown task 'return_pint'.*did you mean return_point"),
         ("evaluation.context_lengths=[1, 128]", r"context_lengths \[128\] are longer.*64"),
         ("learner.curriculum.kind=random", "learner.curriculum.kind"),
+        ("learner.curriculum={kind: lengths, lengths: {8: 1, 65: 2}}", r"in 1\.\.64, .* not \[65\]"),
+        ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
         ("name=a/b", "name must be a plain folder name, not 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),
@@ -67,6 +69,13 @@ def test_a_file_that_is_no_config(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ConfigError, match="is not YAML"):
         read_config(tmp_path / "broken.yaml")
+
+
+def test_lengths_of_a_curriculum_are_numbers_in_a_file_too(tmp_path: Path) -> None:
+    config = read_config(None, ["learner.curriculum={kind: lengths, lengths: {1: 1, 64: 0.5}}"])
+    assert config.learner.curriculum.lengths == {1: 1.0, 64: 0.5}
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
 
 
 def test_what_is_written_reads_back_equal_and_holds_no_password(

@@ -3,11 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from actors.task import load_task
 from cluster.config import read_config
 from cluster.progress import Progress
 from cluster.runs import Run
 from cluster.summary import summarize
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ([], 58),
+        (["actors.demonstrations=20", "learner.validation_episodes=3"], 23),
+        (["learner.validation_episodes=0"], 50),
+        (["demonstrations=human.zarr"], 50),
+    ],
+)
+def test_an_expert_also_demonstrates_what_is_validated_on(
+    tmp_path: Path, settings: list[str], wanted: int
+) -> None:
+    progress = Progress(Run(tmp_path), read_config(None, settings), load_task("return_point").spec)
+    assert progress.wanted == wanted
 
 
 def evaluation(version: int, length: int, **outcomes: int) -> dict[str, Any]:

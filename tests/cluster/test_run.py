@@ -16,7 +16,7 @@ from monitoring.hub import read_metrics
 SMALL = """
 task: return_point
 seed: 5
-actors: {count: 2, simulators: 8, demonstrations: 30, episodes_per_version: 16}
+actors: {count: 2, simulators: 8, demonstrations: 26, episodes_per_version: 16}
 learner:
   steps: 60
   warmup: 5
@@ -24,11 +24,13 @@ learner:
   publish_every: 20
   checkpoint_every: 20
   report_every: 5
+  validation_episodes: 4
   policy: {widths: [16, 32], token_size: 32}
 evaluation: {episodes: 4, final_episodes: 8, context_lengths: [1, 8]}
 """
 LONG = ("learner.steps=100000", "learner.checkpoint_every=50", "learner.publish_every=50")
 DEMONSTRATIONS = 30
+"""To train on, and to validate on."""
 
 
 @pytest.fixture
@@ -132,6 +134,11 @@ def test_metrics_and_status_of_a_run_under_way_and_its_clean_end(longview: Any, 
     assert metrics["longview_invalid_episodes_total"] == {("return_point",): 0}
     for name in ("env_steps_total", "loss", "samples_trained_total", "policy_version", "staleness_max"):
         assert metrics[f"longview_{name}"], name
+    lengths = {(str(length),) for length in (1, 8, 16, 24, 32, 48, 64)}
+    assert metrics["longview_validation_loss"].keys() == lengths
+    assert metrics["longview_action_error_ratio"].keys() == lengths
+    assert metrics["longview_validation_seconds_total"][()] > 0
+    assert metrics["longview_loss_by_position"].keys() >= {("0",), ("9",)}
     for name in ("store_bytes", "store_episodes", "actor_restarts_total", "actor_seconds_total"):
         assert metrics[f"longview_{name}"], name
     code, output = longview("status")

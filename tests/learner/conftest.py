@@ -1,6 +1,7 @@
 """Episodes of real tasks in memory, and a tiny policy that trains in seconds."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ from actors.task import Task, load_task
 from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
 from learner.normalize import measure
 from learner.policy import DiffusionPolicy
-from learner.train import Draw
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Episode, EpisodeMeta, Segment
+from learner.recipe import Draw
+from replay.episode import (
+    ACTION,
+    EXPERT_ACTION,
+    OBSERVATION_PREFIX,
+    REWARD,
+    ArraySpec,
+    Episode,
+    EpisodeMeta,
+    Segment,
+    TaskSpec,
+)
 
 TINY = PolicyConfig(
     future_actions=14,
@@ -59,7 +70,8 @@ def collect(task: Task, seed: int, noise: float) -> Episode:
     ended = False
     while not ended:
         label = expert()
-        action = (label + noise * rng.standard_normal(label.shape)).astype(np.float32)
+        noisy = label + noise * rng.standard_normal(label.shape)
+        action = noisy.clip(task.spec.action.low, task.spec.action.high).astype(np.float32)
         row = {OBSERVATION_PREFIX + key: value for key, value in observation.items()}
         observation, reward, terminated, truncated, info = env.step(action)
         rows.append(row | {ACTION: action, EXPERT_ACTION: label, REWARD: np.float32(reward)})
@@ -97,9 +109,39 @@ def returning() -> list[Episode]:
     return [collect(load_task("return_point"), seed, noise=0.1) for seed in range(12)]
 
 
+@pytest.fixture(scope="session")
+def looking_spec() -> TaskSpec:
+    """return_point, with two cameras."""
+    spec = load_task("return_point").spec
+    images = {f"{side}_image": ArraySpec((40, 44, 3), "uint8", 0, 255) for side in ("left", "right")}
+    return replace(spec, observation={**spec.observation, **images})
+
+
+@pytest.fixture(scope="session")
+def looking(returning: list[Episode], looking_spec: TaskSpec) -> list[Episode]:
+    """Episodes whose cameras show noise, so that no two images are alike."""
+    rng = np.random.default_rng(0)
+    return [
+        replace(episode, arrays={
+            **episode.arrays,
+            **{
+                OBSERVATION_PREFIX + key: rng.integers(0, 256, (episode.length, *array.shape), np.uint8)
+                for key, array in looking_spec.observation.items()
+                if array.dtype == "uint8"
+            },
+        })
+        for episode in returning[:4]
+    ]  # fmt: skip
+
+
 @pytest.fixture(name="cut")
 def cut_fixture() -> Callable[[Episode, int, int, int], Segment]:
     return cut
+
+
+@pytest.fixture(name="drawer")
+def drawer_fixture() -> Callable[[list[Episode], int], Draw]:
+    return drawer
 
 
 @pytest.fixture
@@ -125,7 +167,7 @@ def arguments(returning: list[Episode], tmp_path: Path) -> dict[str, Any]:
         "spec": spec,
         "seed": 3,
         "draw": drawer(returning, seed=3),
-        "ranges": lambda: measure(returning, spec),
+        "statistics": lambda: measure(returning, spec),
         "publish": lambda version, data: None,
         "report": lambda progress: None,
         "should_stop": lambda: False,

@@ -1,11 +1,22 @@
+import itertools
+import math
 import subprocess
 import sys
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, get_args
 
 import pytest
 
 from actors.task import load_task
-from learner.config import CurriculumConfig, Horizon, LearnerConfig, PolicyConfig
+from learner.config import (
+    SIZES,
+    Architecture,
+    CurriculumConfig,
+    Horizon,
+    LearnerConfig,
+    PolicyConfig,
+)
+from replay.episode import ArraySpec
 
 SPEC = load_task("return_point").spec
 
@@ -35,6 +46,51 @@ def test_positions_that_do_not_fit_the_unet_are_named(config: PolicyConfig, valu
     assert all(value in str(caught.value) for value in values)
 
 
+def test_only_the_unets_downsample() -> None:
+    assert PolicyConfig(widths=(8, 8), future_actions=15, architecture="dit").horizon(SPEC).positions == 17
+
+
+def test_a_size_sets_what_is_not_given() -> None:
+    """And what was made of it is complete: read back, it is the same."""
+    assert PolicyConfig() == PolicyConfig(size="tiny", widths=(32,), depth=3, camera_width=16)
+    paper = PolicyConfig(size="paper", dropout=0.0, heads=2)
+    assert (paper.widths, paper.token_size, paper.camera_width) == ((256, 512, 1024), 256, 64)
+    assert (paper.dropout, paper.heads) == (0.0, 2)
+    assert PolicyConfig(**asdict(paper)) == paper
+    assert None not in {**asdict(paper), "context_length": 1}.values()
+
+
+def test_every_size_fits_every_architecture() -> None:
+    for size, architecture in itertools.product(SIZES, get_args(Architecture)):
+        config = PolicyConfig(size=size, architecture=architecture)
+        assert asdict(config).items() >= SIZES[size].items()
+        config.horizon(SPEC)
+
+
+def test_normalization_follows_the_names_unless_told_otherwise() -> None:
+    keys = {"hand_quat": ArraySpec((4,)), "hand": ArraySpec((3,)), "image": ArraySpec((84, 84, 3), "uint8")}
+    spec = replace(SPEC, observation=keys)
+    assert PolicyConfig().normalization(spec) == {
+        "hand_quat": "identity",
+        "hand": "min_max",
+        "action": "min_max",
+    }
+    told = PolicyConfig(normalize={"hand_quat": "mean_std", "action": "identity"}).normalization(spec)
+    assert told == {"hand_quat": "mean_std", "hand": "min_max", "action": "identity"}
+    for key in ("image", "hnd"):
+        with pytest.raises(ValueError, match=rf"\['{key}'\] .* which has hand_quat, hand, action"):
+            PolicyConfig(normalize={key: "identity"}).normalization(spec)
+
+
+def test_crops_are_a_share_of_the_images_sides() -> None:
+    cameras = {"b": ArraySpec((96, 128, 3), "uint8"), "a": ArraySpec((40, 40, 3), "uint8")}
+    spec = replace(SPEC, observation={**SPEC.observation, **cameras})
+    assert list(PolicyConfig().crops(spec).items()) == [("a", (36, 36)), ("b", (86, 115))]
+    assert PolicyConfig().crops(SPEC) == {}
+    with pytest.raises(ValueError, match=r"crop 0\.8 leaves 32 x 32 pixels of a, there must be 33"):
+        PolicyConfig(crop=0.8).crops(spec)
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "named"),
     [
@@ -45,8 +101,29 @@ def test_positions_that_do_not_fit_the_unet_are_named(config: PolicyConfig, valu
         (PolicyConfig, {"past_actions": "some"}, "past_actions .* not 'some'"),
         (PolicyConfig, {"context_length": 0}, "context_length .* not 0"),
         (PolicyConfig, {"dropout": 1.0}, r"dropout .* not 1\.0"),
+        (PolicyConfig, {"size": "huge"}, "size must be one of tiny, small, paper, not 'huge'"),
+        (PolicyConfig, {"architecture": "unet"}, "unet_cross, unet_film, dit, not 'unet'"),
+        (PolicyConfig, {"prediction": "v"}, "prediction must be one of epsilon, sample, not 'v'"),
+        (
+            PolicyConfig,
+            {"normalize": {"hand": "max"}},
+            r"normalize\.hand must be one of min_max, .* not 'max'",
+        ),
+        (PolicyConfig, {"architecture": "dit", "token_size": 30}, "token_size 30 must be .* heads 4"),
+        (PolicyConfig, {"depth": 0}, "depth must be positive, not 0"),
+        (PolicyConfig, {"crop": 1.2}, r"crop must be in \(0, 1\], not 1\.2"),
+        (PolicyConfig, {"camera_width": 24}, "camera_width must be a multiple of 16.* not 24"),
+        (PolicyConfig, {"candidates": 5, "past_actions": 0}, "candidates 5 .* past_actions must not be 0"),
         (CurriculumConfig, {"kind": "random"}, "not 'random'"),
         (CurriculumConfig, {"ramp": 0.0}, r"ramp .* not 0\.0"),
+        (CurriculumConfig, {"kind": "lengths"}, r"lengths are {} and kind is 'lengths'"),
+        (CurriculumConfig, {"kind": "lengths", "lengths": {1: -1, 2: 2}}, "0 or more"),
+        (CurriculumConfig, {"kind": "lengths", "lengths": {1: 0}}, "positive sum"),
+        (CurriculumConfig, {"kind": "lengths", "lengths": {1: math.inf}}, "positive sum"),
+        (CurriculumConfig, {"lengths": {1: 1}}, "kind is 'progressive'.*others none"),
+        (LearnerConfig, {"windows_per_segment": 0}, "windows_per_segment must be at least 1, not 0"),
+        (LearnerConfig, {"precision": "float16"}, "precision must be float32 or bfloat16, not 'float16'"),
+        (LearnerConfig, {"validation_episodes": -1}, "validation_episodes .* -1"),
         (LearnerConfig, {"warmup": 10, "steps": 10}, "warmup 10 .*steps 10"),
         (LearnerConfig, {"mix": {"demos": 1.0}}, r"\['demos'\]"),
         (LearnerConfig, {"mix": {"demo": 0.0}}, "positive sum"),
@@ -56,3 +133,15 @@ def test_positions_that_do_not_fit_the_unet_are_named(config: PolicyConfig, valu
 def test_wrong_values_are_named(kind: type, values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         kind(**values)
+
+
+def test_windows_per_segment_follow_the_cameras() -> None:
+    seeing = replace(SPEC, observation={**SPEC.observation, "eye": ArraySpec((84, 84, 3), "uint8")})
+    assert (LearnerConfig().windows(SPEC), LearnerConfig().windows(seeing)) == (1, 8)
+    assert LearnerConfig(windows_per_segment=4).windows(seeing) == 4
+    for spec, config in (
+        (seeing, LearnerConfig(batch_size=60)),
+        (SPEC, LearnerConfig(batch_size=60, windows_per_segment=8)),
+    ):
+        with pytest.raises(ValueError, match="batch_size 60 is not a multiple of windows_per_segment 8"):
+            config.windows(spec)

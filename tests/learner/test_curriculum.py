@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -52,6 +53,28 @@ def test_sprinkle_is_full_four_times_in_five_and_reaches_every_length() -> None:
     got = lengths(CurriculumConfig("sprinkle", full=0.8), total=4000)
     assert 0.77 < got.count(64) / len(got) < 0.83
     assert set(got) == set(range(1, 65))
+
+
+def test_lengths_follow_their_weights() -> None:
+    weights = {64: 2.0, 1: 0.0, 8: 5.0, 3: 1.0, 20: 0.0}
+    got = lengths(CurriculumConfig("lengths", lengths=weights), total=4000)
+    for step in range(0, 4000, 7):
+        u = np.random.default_rng((5, step)).random()
+        assert got[step] == (3 if u < 1 / 8 else 8 if u < 6 / 8 else 64)
+    counts, expected = Counter(got), {3: 500, 8: 2500, 64: 1000}
+    assert counts.keys() == expected.keys()
+    # The chance that chi-square exceeds this with two degrees of freedom is 0.1 %.
+    assert sum((counts[T_o] - n) ** 2 / n for T_o, n in expected.items()) < 13.8
+
+
+def test_one_length_is_that_length() -> None:
+    assert set(lengths(CurriculumConfig("lengths", lengths={7: 0.1}))) == {7}
+
+
+def test_lengths_that_a_policy_does_not_take_are_named() -> None:
+    config = CurriculumConfig("lengths", lengths={0: 1, 8: 1, 64: 1, 65: 0})
+    with pytest.raises(ValueError, match=r"must lie in 1\.\.64, the longest T_o, not \[0, 65\]"):
+        config.check(64)
 
 
 def test_seeds_differ() -> None:

@@ -1,5 +1,6 @@
 """Two ranks in plain processes, over gloo; what each does is in two_ranks.py."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,21 @@ def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path
     straight = (out / "straight-0").read_bytes()
     assert (out / "resumed-0").read_bytes() == straight
     assert (out / "resumed-1").read_bytes() == straight
+
+
+def test_what_each_rank_says_all_hear(out: Path) -> None:
+    for rank in (0, 1):
+        assert (out / f"said-{rank}").read_bytes() == b"rank 0 says |rank 1 says so "
+
+
+def test_losses_are_those_of_all_ranks(out: Path) -> None:
+    for rank in (0, 1):
+        assert json.loads((out / f"reported-{rank}").read_text()) == [2.0, 2.0, 3.0]
+
+
+def test_a_bad_episode_of_one_rank_ends_all_and_is_named(out: Path) -> None:
+    file = out / "diverged" / "diverged-step-5.json"
+    for rank in (0, 1):
+        assert str(file) in (out / f"diverged-{rank}").read_text()
+    assert json.loads(file.read_text())["episodes"] == ["demo.return_point.0", "demo.return_point.7"]
+    assert checkpoint.steps(out / "diverged") == []

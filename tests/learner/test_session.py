@@ -1,13 +1,19 @@
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from learner.config import Architecture, LearnerConfig
+from learner.normalize import Statistics, measure
 from learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
 from learner.session import PolicySession
-from replay.episode import Episode
+from learner.train import train
+from replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
 
 Array = NDArray[Any]
 
@@ -23,27 +29,76 @@ class Play:
         frames, executed = [], []
         for slot, count, new in zip(slots, counts, fresh, strict=True):
             start = 0 if new else self.step[slot]
-            arrays = self.episodes[slot].arrays
             self.step[slot] = start + count
-            frames.append({"position": arrays["observation.position"][start : start + count]})
-            executed.append(arrays["action"][max(start - 1, 0) : start + count - 1])
+            frames.append(self.frames(slot, start, start + count))
+            executed.append(self.episodes[slot].arrays["action"][max(start - 1, 0) : start + count - 1])
         rng = np.random.default_rng(seed)
         return self.session.act(slots, frames, executed, np.array(fresh), T_o, rng)
 
+    def frames(self, slot: int, start: int, end: int) -> dict[str, Array]:
+        arrays = self.episodes[slot].arrays
+        return {
+            name.removeprefix(OBSERVATION_PREFIX): array[start:end]
+            for name, array in arrays.items()
+            if name.startswith(OBSERVATION_PREFIX)
+        }
 
-def expected(policy: DiffusionPolicy, histories: list[Array], T_o: int, seed: int = 0) -> Array:
-    """The same decision straight from the policy: one simulator at a time, whole history."""
-    noise = np.random.default_rng(seed).standard_normal((len(histories), policy.horizon.positions, 2))
-    actions = []
-    for history, noise_TA in zip(histories, noise, strict=True):
-        context = history[-T_o:][None]
-        with torch.inference_mode():
-            sample = policy.sample(
-                {"position": context}, np.ones(context.shape[:2], np.bool_), noise_TA[None]
-            )
-        actions.append(sample[0, policy.horizon.past :][: policy.horizon.execute])
-    clipped: Array = np.clip(np.stack(actions), -1, 1)
+    def history(self, slot: int) -> dict[str, Array]:
+        """What a slot has seen so far."""
+        return self.frames(slot, 0, self.step[slot])
+
+
+def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, noise: Array) -> Array:
+    """Straight from the policy: every frame of every context encoded anew, zeros where there is none."""
+    known = [min(T_o, len(next(iter(history.values())))) for history in histories]
+    length = max(known)
+    frames = {
+        key: np.zeros((len(known), length, *array.shape), array.dtype)
+        for key, array in policy.spec.observation.items()
+    }
+    for row, history in enumerate(histories):
+        for key, array in history.items():
+            frames[key][row, length - known[row] :] = array[-known[row] :]
+    seen_BS = np.arange(-length, 0) >= -np.array(known)[:, None]
+    with torch.inference_mode():
+        token_FE = policy.tokens({key: array.reshape(-1, *array.shape[2:]) for key, array in frames.items()})
+        return policy.sample(token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
+
+
+def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
+    """The same decisions without a session."""
+    horizon = policy.horizon
+    noise = np.random.default_rng(seed).standard_normal((len(histories), horizon.positions, 2))
+    now = slice(horizon.past, horizon.past + horizon.execute)
+    clipped: Array = np.clip(samples(policy, histories, T_o, noise)[:, now], -1, 1)
     return clipped
+
+
+def shaken(policy: DiffusionPolicy) -> DiffusionPolicy:
+    """A copy with other weights, none of them zero, as if trained."""
+    other = policy_from_bytes(policy_to_bytes(policy))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+@contextmanager
+def encoded(policy: DiffusionPolicy) -> Iterator[list[int]]:
+    """How many frames each call of the policy's encoder is given."""
+    counts: list[int] = []
+    hook = policy.encoder.register_forward_hook(
+        lambda module, arguments, token_FE: counts.append(len(token_FE))
+    )
+    yield counts
+    hook.remove()
+
+
+def repeated(episode: Episode, times: int) -> Episode:
+    return replace(
+        episode, arrays={name: np.concatenate((rows,) * times) for name, rows in episode.arrays.items()}
+    )
 
 
 @pytest.fixture
@@ -51,57 +106,105 @@ def play(policy: DiffusionPolicy, returning: list[Episode]) -> Play:
     return Play(PolicySession(policy, slots=3), returning[:3])
 
 
-def positions(play: Play, slot: int, end: int) -> Array:
-    return play.episodes[slot].arrays["observation.position"][:end]
-
-
-@pytest.mark.parametrize("T_o", [1, 8, 64])
-def test_histories_of_different_length_decide_as_each_alone(
-    play: Play, policy: DiffusionPolicy, T_o: int
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("cameras", [False, True])
+def test_decisions_are_those_of_encoding_all_that_was_seen(
+    policy: DiffusionPolicy,
+    returning: list[Episode],
+    looking: list[Episode],
+    looking_spec: TaskSpec,
+    architecture: Architecture,
+    cameras: bool,
 ) -> None:
-    play.act([0, 1, 2], [1, 1, 1], [True] * 3, T_o)
-    play.act([0, 2], [8, 8], [False] * 2, T_o)
-    actions = play.act([2, 0, 1], [8, 2, 1], [False, False, True], T_o)
-    histories = [positions(play, 2, 17), positions(play, 0, 11), positions(play, 1, 1)]
-    assert actions.shape == (3, 8, 2)
-    np.testing.assert_allclose(actions, expected(policy, histories, T_o), rtol=0, atol=1e-4)
+    """Histories of different length and age, resets, and new weights in the middle of episodes."""
+    config = replace(policy.config, architecture=architecture, context_length=24)
+    made = DiffusionPolicy(config, looking_spec if cameras else policy.spec)
+    made.fit(measure(looking, made.spec))
+    policies = {0: shaken(made), 250: shaken(shaken(made))}
+    play = Play(PolicySession(policies[0], slots=3), looking[:3] if cameras else returning[:3])
+    for slots, counts, fresh, T_o, new_weights in (
+        ([0, 1, 2], [1, 1, 4], [True, True, True], 24, False),
+        ([0, 2], [8, 8], [False, False], 24, False),
+        ([2, 0, 1], [8, 3, 2], [False, False, True], 8, False),
+        ([0, 1, 2], [8, 8, 8], [False, False, False], 1, False),
+        ([0, 1, 2], [2, 8, 8], [False, False, False], 24, False),
+        ([0, 1], [2, 8], [False, False], 4, True),
+        ([1, 2, 0], [1, 1, 1], [False, True, False], 24, False),
+        ([2, 0], [8, 8], [False, False], 24, False),
+    ):
+        if new_weights:
+            play.session.load(250, policies[250])
+        acting = policies[play.session.version]
+        actions = play.act(slots, counts, fresh, T_o)
+        histories = [play.history(slot) for slot in slots]
+        np.testing.assert_allclose(actions, expected(acting, histories, T_o), rtol=0, atol=1e-5)
+        assert np.abs(actions - expected(shaken(acting), histories, T_o)).max() > 1e-2
+    assert play.session.version == 250
+
+
+def test_histories_of_different_length_decide_as_each_alone(play: Play, policy: DiffusionPolicy) -> None:
+    play.act([0, 1, 2], [1, 1, 20], [True] * 3, 64)
+    noise_BTA = np.random.default_rng(0).standard_normal((3, policy.horizon.positions, 2))
+    actions = play.act([2, 0, 1], [8, 2, 1], [False, False, True], 64)
+    for slot, noise, action in zip([2, 0, 1], noise_BTA, actions, strict=True):
+        alone = samples(policy, [play.history(slot)], 64, noise[None])[0, 2:10].clip(-1, 1)
+        np.testing.assert_allclose(action, alone, rtol=0, atol=1e-4)
 
 
 def test_history_is_as_long_as_the_longest_context(play: Play, policy: DiffusionPolicy) -> None:
-    first = play.episodes[0]
-    arrays = {name: np.concatenate((array,) * 4) for name, array in first.arrays.items()}
-    play.episodes[0] = Episode(first.meta, first.outcome, arrays)
-    play.act([0], [1], [True], 64)
-    for _ in range(11):
-        actions = play.act([0], [8], [False], 64)
-    np.testing.assert_allclose(
-        actions, expected(policy, [positions(play, 0, 89)[-64:]], 64), rtol=0, atol=1e-4
-    )
+    play.episodes = [repeated(episode, 4) for episode in play.episodes]
+    with encoded(policy) as counts:
+        play.act([0], [1], [True], 64)
+        for _ in range(11):
+            actions = play.act([0], [8], [False], 64)
+        assert counts == [1] + 11 * [8]
+        np.testing.assert_allclose(actions, expected(policy, [play.history(0)], 64), rtol=0, atol=1e-5)
+        counts.clear()
+        actions = play.act([0], [100], [True], 64)
+        assert counts == [64], "frames that are older than any context were encoded"
+    np.testing.assert_allclose(actions, expected(policy, [play.history(0)], 64), rtol=0, atol=1e-5)
 
 
-def test_reset_forgets_one_slot_only(play: Play, policy: DiffusionPolicy) -> None:
-    play.act([0, 1], [20, 20], [True, True], 16)
-    actions = play.act([0, 1], [3, 3], [True, False], 16)
-    histories = [positions(play, 0, 3), positions(play, 1, 23)]
-    np.testing.assert_allclose(actions, expected(policy, histories, 16), rtol=0, atol=1e-4)
+def test_every_frame_is_encoded_once_and_all_slots_together(play: Play, policy: DiffusionPolicy) -> None:
+    with encoded(policy) as counts:
+        play.act([0, 1, 2], [1, 2, 3], [True] * 3, 1)
+        play.act([0, 2], [8, 4], [False] * 2, 64)
+        play.act([0, 1], [3, 9], [True, False], 16)
+    assert counts == [6, 12, 12]
 
 
-def test_new_weights_take_over_with_the_old_history(play: Play, policy: DiffusionPolicy) -> None:
-    play.act([0], [10], [True], 16)
-    newer = policy_from_bytes(policy_to_bytes(policy))
+def test_new_weights_encode_anew_what_is_needed_when_it_is(play: Play, policy: DiffusionPolicy) -> None:
+    play.act([0, 1], [20, 30], [True, True], 64)
+    newer = shaken(policy)
+    with encoded(policy) as old, encoded(newer) as counts:
+        play.session.load(250, newer)
+        assert counts == []
+        play.act([0], [2], [False], 8)
+        play.act([0], [2], [False], 16)
+        play.act([0], [1], [False], 64)
+        play.act([0, 1], [1, 4], [False, False], 6)
+        assert counts == [8, 8, 9, 7]
+        assert old == []
+
+
+def test_weights_that_diverged_leave_nothing_behind(play: Play, policy: DiffusionPolicy) -> None:
+    broken = shaken(policy)
     with torch.no_grad():
-        for parameter in newer.parameters():
-            parameter.mul_(1.1)
-    play.session.load(250, newer)
-    assert play.session.version == 250
-    actions = play.act([0], [2], [False], 16)
-    np.testing.assert_allclose(actions, expected(newer, [positions(play, 0, 12)], 16), rtol=0, atol=1e-4)
+        broken.encoder.layers[0].weight.fill_(float("nan"))
+    play.session.load(250, broken)
+    assert np.isnan(play.act([0, 1], [20, 20], [True, True], 16)).all()
+    play.session.load(251, policy)
+    actions = play.act([0, 1], [3, 3], [True, False], 16)
+    np.testing.assert_allclose(
+        actions, expected(policy, [play.history(0), play.history(1)], 16), rtol=0, atol=1e-5
+    )
 
 
 def test_actions_are_those_of_the_generator_and_within_the_range(
     policy: DiffusionPolicy, returning: list[Episode]
 ) -> None:
-    policy.actions.fit((np.full(2, -3, np.float32), np.full(2, 3, np.float32)))
+    low, high = np.full(2, -3, np.float32), np.full(2, 3, np.float32)
+    policy.actions.fit([(Statistics(low, high, 0 * low, high), "min_max")])
     one, same, other = (
         Play(PolicySession(policy, 1), returning).act([0], [4], [True], 8, seed) for seed in (1, 1, 2)
     )
@@ -118,6 +221,107 @@ def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> No
         act([0], [frames], [np.zeros((0, 2), np.float32)], np.array([True]), 65, rng)
     with pytest.raises(ValueError, match="slot 1: 5 executed actions do not fit 3 new frames"):
         act([1], [frames], [np.zeros((5, 2), np.float32)], np.array([False]), 8, rng)
+    with pytest.raises(ValueError, match=r"slot 1: executed actions are \[3\], expected \[2\]"):
+        act([1], [frames], [np.zeros((3, 3), np.float32)], np.array([False]), 8, rng)
     shorter = DiffusionPolicy(type(policy.config)(context_length=8), policy.spec)
     with pytest.raises(ValueError, match=r"version 7 does not fit the session: .*context=8"):
         play.session.load(7, shorter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left_image": None}, r"left_image is missing, expected uint8\[4, 40, 44, 3\]"),
+        ({"position": np.zeros((4, 3), "f4")}, r"position is float32\[4, 3\], expected float32\[4, 2\]"),
+        ({"position": np.zeros((3, 2), "f4")}, r"position is float32\[3, 2\], expected float32\[4, 2\]"),
+        ({"position": np.zeros((4, 2))}, r"position is float64\[4, 2\], expected float32\[4, 2\]"),
+        ({"right_image": np.zeros((4, 40, 44, 3), "f4")}, r"right_image is float32.*, expected uint8"),
+        ({"position": np.array([[0, 0], [0, 0], [0, np.nan], [0, 0]], "f4")},
+         r"position is not finite in new frame 2 of 4"),
+    ],
+)  # fmt: skip
+def test_a_frame_that_is_not_as_the_task_says_is_refused_and_nothing_remembered(
+    policy: DiffusionPolicy,
+    looking: list[Episode],
+    looking_spec: TaskSpec,
+    change: dict[str, Array | None],
+    message: str,
+) -> None:
+    seeing = DiffusionPolicy(replace(policy.config, context_length=8), looking_spec)
+    seeing.fit(measure(looking, looking_spec))
+    play = Play(PolicySession(seeing, slots=2), looking[:2])
+    play.act([0, 1], [3, 3], [True, True], 8)
+    good = [play.frames(slot, 3, 7) for slot in (0, 1)]
+    bad = {key: array for key, array in {**good[1], **change}.items() if array is not None}
+    executed = [episode.arrays["action"][2:6] for episode in play.episodes]
+    with pytest.raises(ValueError, match=f"^slot 1: {message}"):
+        play.session.act([0, 1], [good[0], bad], executed, np.zeros(2, np.bool_), 8, np.random.default_rng(0))
+    actions = play.act([0, 1], [4, 4], [False, False], 8)
+    histories = [play.history(0), play.history(1)]
+    np.testing.assert_allclose(actions, expected(seeing, histories, 8), rtol=0, atol=1e-5)
+
+
+# Self-verification
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_samples_of_one_context_are_those_of_a_context_each(
+    policy: DiffusionPolicy, returning: list[Episode], architecture: Architecture
+) -> None:
+    made = DiffusionPolicy(replace(policy.config, architecture=architecture), policy.spec)
+    made = shaken(made)
+    token_BSE = torch.randn(3, 12, made.config.token_size, generator=torch.Generator().manual_seed(0))
+    seen_BS = np.arange(12) >= np.array([[0], [11], [5]])
+    noise_NTA = np.random.default_rng(0).standard_normal((12, made.horizon.positions, 2))
+    with torch.inference_mode():
+        together = made.sample(token_BSE, seen_BS, noise_NTA)
+        alone = made.sample(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_NTA)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    assert np.abs(together[0] - together[4]).max() > 1e-2
+
+
+@pytest.mark.parametrize(("T_o", "past"), [(16, 2), (2, 1), (1, 0)])
+def test_the_candidate_that_is_kept_is_the_one_closest_to_what_was_executed(
+    tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], T_o: int, past: int
+) -> None:
+    config = replace(tiny, policy=replace(tiny.policy, candidates=5))
+    policy = train(config, **arguments)
+    actions_of_all = np.concatenate([episode.arrays["action"] for episode in returning])
+    half_range = (actions_of_all.max(axis=0) - actions_of_all.min(axis=0)) / 2
+    play, chosen = Play(PolicySession(policy, 2), returning[:2]), set()
+    for number in range(6):
+        actions = play.act([0, 1], [6, 1] if number == 0 else [4, 3], [number == 0] * 2, T_o, seed=number)
+        noise = np.random.default_rng(number).standard_normal((10, policy.horizon.positions, 2))
+        histories = [play.history(0), play.history(1)]
+        candidates = samples(policy, histories, T_o, noise).reshape(2, 5, -1, 2)
+        for slot in (0, 1):
+            now, known = play.step[slot] - 1, min(past, play.step[slot] - 1)
+            executed = play.episodes[slot].arrays["action"][now - known : now]
+            told = candidates[slot, :, 2 - known : 2]
+            errors = (((told - executed) / half_range) ** 2).sum(axis=(1, 2))
+            kept = errors.argmin()
+            np.testing.assert_allclose(actions[slot], candidates[slot, kept, 2:10].clip(-1, 1), atol=1e-5)
+            assert np.ptp(errors) > 1e-3 if known else kept == 0
+            chosen.add(kept)
+    assert chosen > {0} if past else chosen == {0}
+
+
+def test_one_candidate_is_the_sample_as_it_is(play: Play, policy: DiffusionPolicy) -> None:
+    actions = play.act([0, 1], [9, 9], [True, True], 64)
+    assert (actions == expected(policy, [play.history(0), play.history(1)], 64)).all()
+
+
+def test_actions_that_were_not_told_do_not_count(policy: DiffusionPolicy) -> None:
+    config = replace(policy.config, candidates=5)
+    verifying = DiffusionPolicy(config, policy.spec)
+    verifying.load_state_dict(policy.state_dict())
+    frames = {"position": np.zeros((3, 2), np.float32)}
+
+    def act(executed: Array) -> Array:
+        session = PolicySession(verifying, 1)
+        return session.act([0], [frames], [executed], np.array([True]), 8, np.random.default_rng(0))
+
+    noise = np.random.default_rng(0).standard_normal((5, policy.horizon.positions, 2))
+    candidates = samples(policy, [frames] * 5, 8, noise)
+    for executed, kept in ((candidates[3, :2], 3), (candidates[4, :2], 4), (candidates[4, :0], 0)):
+        np.testing.assert_allclose(act(executed)[0], candidates[kept, 2:10].clip(-1, 1), rtol=0, atol=1e-5)

@@ -1,10 +1,12 @@
 """One rank of test_ranks.py, as a plain process: two_ranks.py ADDRESS RANK WORLD OUT"""
 
 import itertools
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from conftest import TINY, TINY_TRAINING, collect, cut, drawer
@@ -12,21 +14,24 @@ from safetensors.torch import save_file
 
 from actors.task import load_task
 from learner import ranks
+from learner.config import Horizon
 from learner.normalize import measure
-from learner.policy import DiffusionPolicy, policy_to_bytes
+from learner.policy import DiffusionPolicy, mean_loss, policy_to_bytes
+from learner.progress import Lap, Taken, TrainingDiverged
 from learner.train import flatten, train
 from learner.windows import build
+from replay.episode import Segment
 
 TASK = load_task("return_point")
 EPISODES = [collect(TASK, seed, noise=0.1) for seed in range(8)]
-RANGES = measure(EPISODES, TASK.spec)
+STATISTICS = measure(EPISODES, TASK.spec)
 
 
 def gradients(rank: int, world: int) -> torch.Tensor:
     """Of 8 windows, of which each rank has its share; without dropout."""
     torch.manual_seed(0)
     policy = DiffusionPolicy(TINY, TASK.spec).eval()
-    policy.fit(RANGES)
+    policy.fit(STATISTICS)
     _, gradient = flatten(policy)
     noise_BTA, step_B = torch.randn(8, policy.horizon.positions, 2), torch.randint(20, (8,))
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
@@ -34,8 +39,10 @@ def gradients(rank: int, world: int) -> torch.Tensor:
     segments = [
         cut(episode, i if i % 2 else episode.length - 2 * i - 1, 7, 13) for i, episode in enumerate(EPISODES)
     ]
-    batch = build(segments[mine], policy.horizon, 8)
-    policy.loss(batch, noise_BTA[mine], step_B[mine]).mean().backward()  # type: ignore[no-untyped-call]
+    now_GW = np.array([[segment.now] for segment in segments[mine]])
+    batch = build(segments[mine], TASK.spec, policy.horizon, 8, now_GW)
+    error_BT = policy.loss(batch, noise_BTA[mine], step_B[mine])
+    mean_loss(error_BT, torch.from_numpy(batch.target_BT)).backward()  # type: ignore[no-untyped-call]
     ranks.average(gradient, world)
     return gradient
 
@@ -49,9 +56,10 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
         TASK.spec,
         seed=3,
         draw=drawer(EPISODES, seed=10 + rank),
-        ranges=lambda: RANGES,
+        statistics=lambda: STATISTICS,
         publish=lambda version, data: published.append(version),
         report=lambda progress: published.append(progress.step),
+        validation=EPISODES[:1],
         should_stop=lambda: next(asked) == stop_after and rank == world - 1,
         checkpoints=folder,
         rank=rank,
@@ -59,6 +67,46 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
     )
     assert bool(published) == (rank == 0)
     return policy_to_bytes(policy)
+
+
+def reported(rank: int, world: int, folder: Path) -> list[float]:
+    """Losses in all, now and a step later, where rank 0 has one target now and rank 1 has one at both."""
+    lap = Lap(Horizon(context=1, past=0, future=2, execute=1), folder, rank, world, "cpu")
+    target_BT = torch.tensor([[True, rank == 1]])
+    error_BT = target_BT * torch.tensor(1.0 + 2 * rank)
+    lap.add(Taken(1, 1, ()), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5))
+    progress = lap.finish(step=1, samples=2, rate=0.1, out_of_range=0.0, grid=(1,))
+    return [progress.loss, *progress.loss_by_position.values()]
+
+
+def diverged(rank: int, world: int, folder: Path) -> str:
+    """How a training ends in which the last rank comes upon a bad episode at its fifth step."""
+
+    def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
+        bad = step == 4 and rank == world - 1
+        episode = EPISODES[7] if bad else EPISODES[rank]
+        segments = drawer([episode], seed=rank)(step, before, after, count)
+        for segment in segments if bad else ():
+            segment.arrays["expert_action"][:] = np.inf
+        return segments
+
+    try:
+        train(
+            TINY_TRAINING,
+            TASK.spec,
+            seed=3,
+            draw=draw,
+            statistics=lambda: STATISTICS,
+            publish=lambda version, data: None,
+            report=lambda progress: None,
+            should_stop=lambda: False,
+            checkpoints=folder,
+            rank=rank,
+            world=world,
+        )
+    except TrainingDiverged as error:
+        return str(error)
+    return "it did not diverge"
 
 
 def main(address: str, rank: int, world: int, out: Path) -> None:
@@ -70,6 +118,10 @@ def main(address: str, rank: int, world: int, out: Path) -> None:
         (out / f"straight-{rank}").write_bytes(trained(rank, world, out / "straight"))
         trained(rank, world, out / "resumed", stop_after=13)
         (out / f"resumed-{rank}").write_bytes(trained(rank, world, out / "resumed"))
+        parts = ranks.from_all(f"rank {rank} says {'so ' * rank}".encode(), world, "cpu")
+        (out / f"said-{rank}").write_bytes(b"|".join(parts))
+        (out / f"reported-{rank}").write_text(json.dumps(reported(rank, world, out)))
+        (out / f"diverged-{rank}").write_text(diverged(rank, world, out / "diverged"))
         dist.destroy_process_group()
 
 

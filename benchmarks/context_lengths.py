@@ -1,0 +1,267 @@
+"""Success over context length: policies trained at one T_o each against one policy trained at many.
+
+A cell is one training and its evaluation. Finished cells stand in a file, a line each, and are not done
+again: an interrupted study goes on where it was, and processes with different seeds share the work.
+"""
+
+import json
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from common import Row, finish, machine, parser, results
+from rich.console import Console
+
+from actors.config import ActorsConfig
+from actors.task import Task
+from actors.worker import Order, Worker
+from cluster.config import RunConfig, preset_file, read_config, task_of
+from cluster.services import redis_server
+from learner.config import LearnerConfig
+from learner.normalize import measure
+from learner.policy import DiffusionPolicy
+from learner.session import PolicySession
+from learner.train import train
+from monitoring.hub import Hub
+from monitoring.report import Rate
+from replay.config import StoreConfig
+from replay.store import EpisodeStore
+
+GRIDS = {"return_point": (1, 8, 32, 48, 64), "grasp_and_return": (4, 16, 24, 48)}
+"""Context lengths that are compared."""
+SETTINGS = {
+    "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
+    "grasp_and_return": (),
+}
+JOINT = ("progressive", "sprinkle")
+SIMULATORS, EVALUATED = 50, 200
+TARGETS = {"joint_over_specialists": "<= 0.35", "joint_minus_specialists": ">= -5"}
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    task: str
+    architecture: str
+    demonstrations: int
+    curriculum: str
+    context_length: int
+    """The longest that it trains at; with `fixed` the only one."""
+    seed: int
+
+
+Found = dict[Cell, dict[str, Any]]
+"""Of finished cells: `seconds` of processor time that training took (processes side by side do not disturb
+it), and `outcomes` by context length, as a text."""
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--task", choices=list(GRIDS), default="return_point")
+    arguments.add_argument("--architectures", nargs="+", default=["unet_cross", "unet_film", "dit"])
+    arguments.add_argument("--scales", nargs="+", type=float, default=[1.0], help="of the demonstrations")
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--cells", type=Path, default=Path("context_lengths.jsonl"), metavar="FILE")
+    arguments.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of all that is in the file")
+    arguments.add_argument("overrides", nargs="*", metavar="key=value")
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    base = read_config(preset_file(options.task), settings(options), task=options.task)
+    where = machine(task=options.task, steps=base.learner.steps, batch_size=base.learner.batch_size)
+    cells = list(planned(options, base))
+    done = finished(options.cells)
+    console = Console()
+    for number, cell in enumerate(cells, start=1):
+        if cell not in done:
+            console.print(f"{number} of {len(cells)}: {cell}", highlight=False)
+            done[cell] = run(cell, base, 20 if options.quick else EVALUATED)
+            with options.cells.open("a") as file:
+                file.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
+    found = {cell: done[cell] for cell in cells}
+    if options.plot:
+        plot(found, options.plot)
+    finish(results(where, rows(found), ratios(found)), TARGETS, options.json)
+
+
+def settings(options: Namespace) -> list[str]:
+    """What the study changes in the task's preset."""
+    quick = ["learner.steps=60", "learner.warmup=10"] if options.quick else []
+    return [*SETTINGS[options.task], *quick, *options.overrides]
+
+
+def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
+    """The cells, seed by seed, so that a table is whole as soon as possible."""
+    grid = GRIDS[options.task][:: 2 if options.quick else 1]
+    count = base.demonstration_count(task_of(base).spec)
+    for seed, scale, architecture in product(options.seeds, options.scales, options.architectures):
+        cell = partial(Cell, options.task, architecture, round(scale * count))
+        for kind in JOINT:
+            yield cell(kind, grid[-1], seed)
+        for length in grid:
+            yield cell("fixed", length, seed)
+
+
+def finished(file: Path) -> Found:
+    """Cells that are done already. A last line that was cut off counts for nothing."""
+    done = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        done[Cell(*entry.pop("cell"))] = entry
+    return done
+
+
+def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
+    """Train and evaluate one cell."""
+    policy = replace(base.learner.policy, architecture=cell.architecture, context_length=cell.context_length)
+    curriculum = replace(base.learner.curriculum, kind=cell.curriculum)
+    config = replace(base.learner, policy=policy, curriculum=curriculum)
+    task = task_of(base)
+    with demonstrated(task, base.actors, cell) as store:
+        started = time.process_time()
+        trained = training(task, store, config, cell.seed)
+        seconds = time.process_time() - started
+    lengths = [cell.context_length] if cell.curriculum == "fixed" else GRIDS[cell.task]
+    return {
+        "seconds": seconds,
+        "outcomes": {str(length): evaluated(task, trained, length, episodes) for length in lengths},
+    }
+
+
+@contextmanager
+def demonstrated(task: Task, actors: ActorsConfig, cell: Cell) -> Iterator[EpisodeStore]:
+    """A store with a seed's own demonstrations."""
+    with TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
+        store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
+        store.register(task.spec)
+        worker = Worker(task, actors, cell.seed, "actor-0", 1, store, Hub().report)
+        worker.work(Order("demo", 0, cell.demonstrations, beta=1.0), None)
+        yield store
+
+
+def training(task: Task, store: EpisodeStore, config: LearnerConfig, seed: int) -> DiffusionPolicy:
+    """As a learner rank does it."""
+    with TemporaryDirectory() as checkpoints:
+        return train(
+            config,
+            task.spec,
+            seed=seed,
+            draw=lambda step, before, after, count: store.sample(
+                config.mix, count, before, after, np.random.default_rng((seed, 0, step))
+            ),
+            statistics=lambda: measure(map(store.read, store.ids("demo")), task.spec),
+            publish=lambda version, weights: None,
+            report=lambda progress: None,
+            should_stop=lambda: False,
+            checkpoints=Path(checkpoints),
+        )
+
+
+def evaluated(task: Task, policy: DiffusionPolicy, length: int, episodes: int) -> Mapping[str, int]:
+    """Outcomes of episodes at one context length, the same episodes for all."""
+    worker = Worker(
+        task, ActorsConfig(simulators=SIMULATORS), 0, "actor-0", policy.horizon.execute, None, Hub().report
+    )
+    order = Order("evaluation", 0, episodes, length, version=0)
+    return worker.work(order, PolicySession(policy, SIMULATORS)).outcomes
+
+
+def rows(found: Found) -> list[Row]:
+    """Success in percent and time of training, a sample a seed; and what a joint training loses or wins."""
+    made = []
+    for group, cells in by_seed(found).items():
+        entries = [found[cell] for cell in cells]
+        name = f"{group.architecture}, N {group.demonstrations}, {group.curriculum}"
+        made.append(Row("training", f"{name} {group.context_length}", "s", [e["seconds"] for e in entries]))
+        for length in entries[0]["outcomes"]:
+            samples = [100 * success(entry["outcomes"][length]).share for entry in entries]
+            made.append(Row("success", f"{name}, T_o {length}", "%", samples))
+        if group.curriculum in JOINT:
+            samples = [100 * min(ahead(found, cell)) for cell in cells]
+            made.append(Row("joint_minus_specialists", f"{name}, its worst T_o", "points", samples))
+    return made
+
+
+def ratios(found: Found) -> dict[str, float]:
+    """Time of one progressive training over those at each length together, the mean over the seeds."""
+    shares = [
+        entry["seconds"] / sum(found[other]["seconds"] for other in specialists(found, cell))
+        for cell, entry in found.items()
+        if (cell.architecture, cell.curriculum) == ("unet_cross", "progressive")
+    ]
+    return {"joint_over_specialists": mean(shares)} if shares else {}
+
+
+def by_seed(found: Found) -> dict[Cell, list[Cell]]:
+    """Cells that differ in their seed only, together."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in found:
+        groups.setdefault(cell._replace(seed=0), []).append(cell)
+    return groups
+
+
+def specialists(found: Found, joint: Cell) -> list[Cell]:
+    """The trainings at one length each that a joint one is compared with."""
+    alike = [cell for cell in found if cell.curriculum == "fixed"]
+    return [cell for cell in alike if joint._replace(curriculum=cell[3], context_length=cell[4]) == cell]
+
+
+def ahead(found: Found, joint: Cell) -> list[float]:
+    """By how much a joint training's success exceeds that of each length's own."""
+    return [
+        success(found[joint]["outcomes"][length]).share - success(outcomes).share
+        for cell in specialists(found, joint)
+        for length, outcomes in found[cell]["outcomes"].items()
+    ]
+
+
+def success(outcomes: Mapping[str, int]) -> Rate:
+    """Of all episodes."""
+    return Rate(outcomes.get("success", 0), sum(outcomes.values()))
+
+
+def plot(found: Found, file: Path) -> None:
+    """Success over context length, a panel an architecture; all seeds together, Wilson intervals."""
+    from matplotlib.figure import Figure
+
+    architectures = list(dict.fromkeys(cell.architecture for cell in found))
+    figure = Figure(figsize=(4 * len(architectures), 3.6), layout="constrained")
+    panels: Sequence[Any] = figure.subplots(1, len(architectures), sharey=True, squeeze=False)[0]
+    lengths = sorted({length for entry in found.values() for length in entry["outcomes"]}, key=int)
+    for axes, architecture in zip(panels, architectures, strict=True):
+        for shift, kind in zip((-0.08, 0.0, 0.08), ("fixed", *JOINT), strict=True):
+            some = [entry for cell, entry in found.items() if cell[1] == architecture and cell[3] == kind]
+            series = [pooled(some, length) for length in lengths]
+            share = np.array([rate.share for rate in series])
+            ends = np.array([rate.interval for rate in series]).T
+            places = np.arange(len(lengths)) + shift
+            axes.errorbar(places, share, abs(ends - share), label=kind, marker="o", capsize=3)
+        axes.set(title=architecture, xlabel="context length T_o", ylim=(0, 1.02))
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("success")
+    panels[-1].legend(loc="lower right")
+    figure.savefig(file, dpi=130)
+
+
+def pooled(entries: Sequence[dict[str, Any]], length: str) -> Rate:
+    """Success of all seeds' episodes at one context length."""
+    counts = sum((Counter(entry["outcomes"].get(length)) for entry in entries), Counter[str]())
+    return success(counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Crops and padding. That a step follows from seed, rank and step alone is seen in test_train."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learner.config import Architecture, CurriculumConfig, LearnerConfig
+from learner.normalize import measure
+from learner.policy import DiffusionPolicy
+from learner.recipe import Draw, Recipe, padded
+from learner.windows import Batch
+from replay.episode import Episode, TaskSpec
+
+
+class Watched(DiffusionPolicy):
+    """Remembers the crops that it was asked for."""
+
+    shift_F2: Tensor | None = None
+
+    def loss(self, batch: Batch, noise_BTA: Tensor, step_B: Tensor, shift_F2: Tensor | None = None) -> Tensor:
+        self.shift_F2 = shift_F2
+        return super().loss(batch, noise_BTA, step_B, shift_F2)
+
+
+def test_all_frames_of_a_segment_are_cropped_alike(
+    tiny: LearnerConfig, looking: list[Episode], looking_spec: TaskSpec, drawer: Callable[..., Draw]
+) -> None:
+    config = replace(tiny, windows_per_segment=2, batch_size=8, curriculum=CurriculumConfig("fixed"))
+    config = replace(config, policy=replace(tiny.policy, context_length=3))
+    recipe = Recipe(config, looking_spec, 0, 0, drawer(looking, seed=0))
+    policy = Watched(config.policy, looking_spec)
+    policy.fit(measure(looking, looking_spec))
+    shifts = []
+    for step in (5, 6, 5):
+        batch = recipe.batch(step)
+        recipe.error(policy, batch, step)
+        assert policy.shift_F2 is not None
+        assert 0 <= policy.shift_F2.min() < policy.shift_F2.max() < 1
+        by_segment = [policy.shift_F2[torch.from_numpy(batch.segment_F == segment)] for segment in range(4)]
+        assert all((shift_F2 == shift_F2[0]).all() for shift_F2 in by_segment)
+        shifts.append(torch.stack([shift_F2[0] for shift_F2 in by_segment]))
+        assert len(shifts[-1].unique()) == 8
+    assert torch.equal(shifts[0], shifts[2])
+    assert not torch.equal(shifts[0], shifts[1])
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 20, 64, 92])
+def test_padded_lengths_are_few_and_near(
+    tiny: LearnerConfig, arguments: dict[str, Any], longest: int
+) -> None:
+    config = replace(
+        tiny,
+        policy=replace(tiny.policy, context_length=longest, widths=(8,)),
+        curriculum=CurriculumConfig("sprinkle", full=0.0),
+        steps=5000,
+    )
+    recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
+    pairs = {(recipe.length(step), recipe.padded_length(step)) for step in range(config.steps)}
+    assert {length for length, _ in pairs} == set(range(1, longest + 1))
+    assert all(length <= place <= min(longest, 1.5 * length) for length, place in pairs)
+    lengths = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+    assert {place for _, place in pairs} == {min(length, longest) for length in lengths}
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_padding_changes_nothing(
+    tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], architecture: Architecture
+) -> None:
+    config = replace(tiny, policy=replace(tiny.policy, architecture=architecture, dropout=0.0))
+    recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(config.policy, arguments["spec"])
+    policy.fit(measure(returning, arguments["spec"]))
+    for step in (0, 10):
+        batch = recipe.batch(step)
+        wider = padded(batch, batch.length + 5)
+        assert wider.length == batch.length + 5
+        np.testing.assert_array_equal(wider.target_BT, batch.target_BT)
+        error, same = (recipe.error(policy, some, step) for some in (batch, wider))
+        torch.testing.assert_close(error, same, rtol=1e-4, atol=1e-5)

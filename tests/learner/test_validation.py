@@ -1,0 +1,71 @@
+"""Validation against the same, done window by window."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from learner.policy import DiffusionPolicy
+from learner.validation import validate
+from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
+
+
+def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning: list[Episode]) -> None:
+    """Of two episodes and three context lengths; the second episode without an expert's labels."""
+    labelled, other = returning[:2]
+    arrays = {name: array for name, array in other.arrays.items() if name != EXPERT_ACTION}
+    episodes, horizon = [labelled, replace(other, arrays=arrays)], policy.horizon
+    found = validate(policy, episodes, seed=5)
+    assert found["validation_s"] > 0
+    assert list(found["action_error_by_context"]) == [1, 8, 16, 24, 32, 48, 64]
+
+    noise_BTA = np.random.default_rng(5).standard_normal((64, horizon.positions, 2), np.float32)
+    for length in (1, 8, 64):
+        errors: list[float] = []
+        for number, noise_TA in enumerate(noise_BTA):
+            episode = episodes[number // 32]
+            now = int((number % 32 + 0.5) / 32 * episode.length)
+            first = max(0, now + 1 - length)
+            frames = {
+                key: episode.arrays[OBSERVATION_PREFIX + key][first : now + 1]
+                for key in policy.spec.observation
+            }
+            with torch.inference_mode():
+                token_1SE = policy.tokens(frames)[None]
+                seen_1S = np.ones((1, now + 1 - first), np.bool_)
+                (action_TA,) = policy.sample(token_1SE, seen_1S, noise_TA[None])
+            wanted = episode.arrays.get(EXPERT_ACTION, episode.arrays[ACTION])[now : now + horizon.execute]
+            action = action_TA[horizon.past :][: len(wanted)].clip(-1, 1)
+            errors += np.abs(action - wanted).mean(axis=1).tolist()
+        assert found["action_error_by_context"][length] == pytest.approx(np.mean(errors) / 2, rel=1e-4)
+
+
+def test_it_can_be_compared_from_one_time_to_the_next(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    def values(seed: int) -> list[object]:
+        return list(validate(policy, returning[:3], seed).values())[:2]
+
+    first, state = values(1), torch.get_rng_state()
+    torch.manual_seed(99)
+    assert values(1) == first
+    assert values(2) != first
+    torch.set_rng_state(state)
+    values(1)
+    assert torch.equal(torch.get_rng_state(), state), "the randomness of training is another"
+
+
+def test_a_shorter_policy_and_many_short_episodes(policy: DiffusionPolicy, returning: list[Episode]) -> None:
+    short = DiffusionPolicy(replace(policy.config, context_length=8), policy.spec).eval()
+    short.load_state_dict(policy.state_dict())
+    brief = [
+        replace(episode, arrays={name: array[:length] for name, array in episode.arrays.items()})
+        for episode in returning
+        for length in range(1, 8)
+    ]
+    assert len(brief) > 64
+    found = validate(short, brief, seed=0)
+    assert list(found["validation_loss_by_context"]) == [1, 8]
+    assert np.isfinite([*found["validation_loss_by_context"].values()]).all()
+    assert found["validation_loss_by_context"][1] != found["validation_loss_by_context"][8]

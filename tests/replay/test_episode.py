@@ -1,0 +1,19 @@
+from typing import Any
+
+import pytest
+
+from replay.episode import difference
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ({"a": 1, "b": {"c": (2, 3)}}, {"a": 1, "b": {"c": (2, 3)}}, None),
+        ({"a": 1, "b": {"c": 2, "d": 4}}, {"a": 1, "b": {"c": 3, "d": 5}}, ("b.c", 2, 3)),
+        ({"a": {"b": {"c": None}}}, {"a": {"b": {}}}, ("a.b.c", None, "absent")),
+        ({"a": 1}, {"a": {"b": 1}}, ("a", 1, {"b": 1})),
+        ({}, {"z": 1, "y": 2}, ("y", "absent", 2)),
+    ],
+)
+def test_the_first_difference_is_named(old: Any, new: Any, found: Any) -> None:
+    assert difference(old, new) == found
