@@ -64,6 +64,7 @@ class Dispatcher:
             else:
                 self._failures[actor] = 0
                 if result.worn:
+                    log.info("an actor has rendered for long enough, and is replaced by a new process")
                     ray.kill(actor, no_restart=False)
                 yield order, result
             self._idle.append(actor)

@@ -6,7 +6,7 @@ from cluster.config import ConfigError, RunConfig, task_of
 
 
 def refuse_untrainable(config: RunConfig) -> None:
-    """Is there anything to learn from, and can a policy take it in?
+    """Is there anything to learn from?
 
     Raises:
         ConfigError: no.
@@ -20,9 +20,6 @@ def refuse_untrainable(config: RunConfig) -> None:
             f"task {config.task} has no expert: give a folder of human demonstrations, a zarr replay buffer, "
             "as demonstrations=PATH"
         )
-    images = [key for key, array in task.spec.observation.items() if array.dtype == "uint8"]
-    if images:
-        raise ConfigError(f"policies take float32 observations, and {', '.join(images)} are uint8")
 
 
 def refuse_unsimulated(config: RunConfig) -> None:

@@ -75,6 +75,29 @@ def assert_nothing_is_left(longview: Any) -> None:
     longview.wait_for(lambda: not longview.processes(), 15)
 
 
+SEEING = """
+task: lift
+actors:
+  {count: 1, simulators: 2, demonstrations: 4, episodes_per_version: 0, recycle: 2, cameras: {names: [agentview], size: 40}}
+learner:
+  {steps: 4, warmup: 1, batch_size: 8, publish_every: 4, checkpoint_every: 4, validation_episodes: 0}
+evaluation: {episodes: 0, final_episodes: 1, context_lengths: [2]}
+"""
+
+
+def test_a_run_with_a_camera_replaces_actors_that_rendered_for_long(longview: Any) -> None:
+    (longview.folder / "seeing.yaml").write_text(SEEING)
+    code, output = longview("launch", "seeing.yaml", "name=seeing")
+    assert code == 0, output
+    run = run_of(longview, "seeing")
+    assert "is replaced by a new process" in (run.path / "log.txt").read_text()
+    assert summary_of(longview, "seeing")["success"]["lift"]["2"]["episodes"] == 1
+    with open_store(run, None) as store:
+        episode = store.read(store.ids("demo")[0])
+        assert episode.arrays["observation.agentview_image"].shape == (episode.length, 40, 40, 3)
+    assert_nothing_is_left(longview)
+
+
 def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     code, output = longview("launch", config, "name=whole", "learners=2")
     assert code == 0, output
