@@ -45,7 +45,7 @@ from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, episode_id
 from replay.store import EpisodeStore
 
 SIMULATORS = 8
-"""M, where an actor is compared with its bare simulators."""
+"""M, where an actor's own overhead is measured."""
 EXECUTE = PolicyConfig().execute
 RETURN_POINT = load_task("return_point")
 LONGEST = RETURN_POINT.spec.context_lengths[-1]
@@ -98,14 +98,14 @@ def actor_overhead(url: str, quick: bool) -> list[Row]:
 
 def actor_and_bare_lift(url: str, quick: bool) -> list[Row]:
     """Steps per second of an actor with a diffusion policy, and of its simulators alone."""
-    task, hub = load_task("lift"), Hub()
+    task, hub, simulators = load_task("lift"), Hub(), ActorsConfig().simulators
     store = open_store(url, task.spec)
-    worker = make_worker(task, SIMULATORS, store, hub)
-    policy = PolicySession(untrained(task.spec), SIMULATORS)
+    worker = make_worker(task, simulators, store, hub)
+    policy = PolicySession(untrained(task.spec), simulators)
     longest = task.spec.context_lengths[-1]
     rounds = 3 if quick else 7
-    samples = actor_and_bare(worker, policy, store, longest, episodes=SIMULATORS, rounds=rounds)
-    case = f"lift, M {SIMULATORS}, T_o {longest}"
+    samples = actor_and_bare(worker, policy, store, longest, episodes=simulators, rounds=rounds)
+    case = f"lift, M {simulators}, T_o {longest}"
     rates = {side: [1 / step for step in steps] for side, steps in samples.items()}
     return [
         Row("actor_rate", case, "steps/s", rates["actor"]),
