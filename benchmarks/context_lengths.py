@@ -44,14 +44,9 @@ SETTINGS = {
     "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
     "grasp_and_return": (),
 }
-CURRICULA: dict[str, tuple[float, dict[str, Any]]] = {
-    "fixed": (1.0, {"kind": "fixed"}),
-    "progressive": (1.0, {"kind": "progressive"}),
-    "sprinkle": (1.0, {"kind": "sprinkle"}),
-    "longer": (1.5, {"kind": "progressive", "shorter": "log"}),
-}
-"""How many times the steps, and what of the curriculum. All but the first train at many lengths; the last is
-what one policy takes to be as good as each length's own."""
+CURRICULA = {"fixed": 1.0, "progressive": 1.0, "sprinkle": 1.0, "lengths": 1.6}
+"""And how many times the steps. All but the first train at many lengths; the last at those of the grid, each
+as often, for as long as one policy takes to be as good as each length's own."""
 SIMULATORS, EVALUATED = 50, 200
 TARGETS = {"joint_over_specialists": "<= 0.35", "joint_minus_specialists": ">= -5"}
 
@@ -113,7 +108,7 @@ def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
     count = base.demonstration_count(task_of(base).spec)
     for seed, scale, architecture in product(options.seeds, options.scales, options.architectures):
         cell = partial(Cell, options.task, architecture, round(scale * count))
-        for kind in ("progressive", "sprinkle", *(["longer"] if architecture == "unet_cross" else [])):
+        for kind in ("progressive", "sprinkle", *(["lengths"] if architecture == "unet_cross" else [])):
             yield cell(kind, grid[-1], seed)
         for length in grid:
             yield cell("fixed", length, seed)
@@ -134,18 +129,19 @@ def finished(file: Path) -> Found:
 def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
     """Train and evaluate one cell."""
     policy = replace(base.learner.policy, architecture=cell.architecture, context_length=cell.context_length)
-    factor, changes = CURRICULA[cell.curriculum]
-    curriculum, steps = replace(base.learner.curriculum, **changes), round(factor * base.learner.steps)
+    lengths = dict.fromkeys(GRIDS[cell.task], 1.0) if cell.curriculum == "lengths" else {}
+    curriculum = replace(base.learner.curriculum, kind=cell.curriculum, lengths=lengths)
+    steps = round(CURRICULA[cell.curriculum] * base.learner.steps)
     config = replace(base.learner, policy=policy, curriculum=curriculum, steps=steps)
     task = task_of(base)
     with demonstrated(task, base.actors, cell) as store:
         started = time.process_time()
         trained = training(task, store, config, cell.seed)
         seconds = time.process_time() - started
-    lengths = [cell.context_length] if cell.curriculum == "fixed" else GRIDS[cell.task]
+    grid = [cell.context_length] if cell.curriculum == "fixed" else GRIDS[cell.task]
     return {
         "seconds": seconds,
-        "outcomes": {str(length): evaluated(task, trained, length, episodes) for length in lengths},
+        "outcomes": {str(length): evaluated(task, trained, length, episodes) for length in grid},
     }
 
 
@@ -208,7 +204,7 @@ def ratios(found: Found) -> dict[str, float]:
     shares = [
         entry["seconds"] / sum(found[other]["seconds"] for other in specialists(found, cell))
         for cell, entry in found.items()
-        if (cell.architecture, cell.curriculum) == ("unet_cross", "longer")
+        if (cell.architecture, cell.curriculum) == ("unet_cross", "lengths")
     ]
     return {"joint_over_specialists": mean(shares)} if shares else {}
 

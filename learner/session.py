@@ -48,7 +48,9 @@ class PolicySession:
             ours, theirs = getattr(self._policy, name), getattr(policy, name)
             if ours != theirs:
                 raise ValueError(f"policy version {version} does not fit the session: {theirs}, not {ours}")
-        self.version, self._policy = version, policy.eval()
+        # Laid out as images are: convolutions would bring their weights into that order at every call.
+        policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.version, self._policy = version, policy
         self._tokens = policy.signal.new_zeros(*self._encoded.shape, policy.config.token_size)
         self._encoded[:] = False
 

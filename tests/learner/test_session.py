@@ -286,8 +286,8 @@ def test_the_candidate_that_is_kept_is_the_one_closest_to_what_was_executed(
 ) -> None:
     config = replace(tiny, policy=replace(tiny.policy, candidates=5))
     policy = train(config, **arguments)
-    actions_of_all = np.concatenate([episode.arrays["action"] for episode in returning])
-    half_range = (actions_of_all.max(axis=0) - actions_of_all.min(axis=0)) / 2
+    rows = [episode.arrays[name] for episode in returning for name in ("action", "expert_action")]
+    half_range = np.ptp(np.concatenate(rows), axis=0) / 2
     play, chosen = Play(PolicySession(policy, 2), returning[:2]), set()
     for number in range(6):
         actions = play.act([0, 1], [6, 1] if number == 0 else [4, 3], [number == 0] * 2, T_o, seed=number)
@@ -312,13 +312,11 @@ def test_one_candidate_is_the_sample_as_it_is(play: Play, policy: DiffusionPolic
 
 
 def test_actions_that_were_not_told_do_not_count(policy: DiffusionPolicy) -> None:
-    config = replace(policy.config, candidates=5)
-    verifying = DiffusionPolicy(config, policy.spec)
-    verifying.load_state_dict(policy.state_dict())
+    policy.config = replace(policy.config, candidates=5)
     frames = {"position": np.zeros((3, 2), np.float32)}
 
     def act(executed: Array) -> Array:
-        session = PolicySession(verifying, 1)
+        session = PolicySession(policy, 1)
         return session.act([0], [frames], [executed], np.array([True]), 8, np.random.default_rng(0))
 
     noise = np.random.default_rng(0).standard_normal((5, policy.horizon.positions, 2))

@@ -92,13 +92,14 @@ def test_actions_stay_with_their_observations_in_store_and_windows(
     assert store.ids("import") == sorted(episodes)
     horizon = Horizon(context=4, past=2, future=6, execute=4)
     segments = store.sample({"import": 1.0}, 300, 3, horizon.after, np.random.default_rng(0))
-    batch = build(segments, horizon, 4)
+    now_G1 = np.array([[segment.now] for segment in segments])
+    batch = build(segments, SPEC, horizon, 4, now_G1)
     for index, segment in enumerate(segments):
         arrays, now = episodes[segment.meta.id].arrays, segment.now
         for key, seen in batch.observation.items():
             for age in range(min(4, now + 1)):
                 expected = arrays[f"observation.{key}"][now - age]
-                np.testing.assert_array_equal(seen[index, -1 - age], expected)
+                np.testing.assert_array_equal(seen[batch.frame_BS[index, -1 - age]], expected)
         steps = now + np.arange(-2, 6)
         inside = (steps >= 0) & (steps < segment.episode_length)
         np.testing.assert_array_equal(batch.target_BT[index], inside)

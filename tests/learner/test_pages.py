@@ -1,0 +1,57 @@
+"""What the pages show is so."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from actors.config import CamerasConfig
+from actors.task import load_task
+from learner.config import SIZES, Architecture, PolicyConfig, Size
+from learner.policy import DiffusionPolicy, policy_to_bytes
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_loop_on_the_robots_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "robot.md").read_text(), re.DOTALL)
+    (name,) = re.findall(r'Path\("(.*?)"\)', code)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(policy_to_bytes(DiffusionPolicy(PolicyConfig(), load_task("lift").spec)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(re.findall(r"^decided in \d+ ms$", capsys.readouterr().out, re.MULTILINE)) == 5
+    assert names["actions"].shape == (8, 7)
+    assert names["robot"].unwrapped.data.time == pytest.approx(40 / 20)
+
+
+def test_the_policies_page_counts_the_weights() -> None:
+    """In millions, a column a size, for push_and_return."""
+    page = (DOCS / "policies.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert {name.strip("`"): counts for name, *counts in rows} == {
+        **{name: [millions(made(size, name).denoiser) for size in SIZES] for name in get_args(Architecture)},
+        "state": [millions(made(size).encoder) for size in SIZES],
+        "each camera": [millions(made(size, cameras=1).encoder, made(size).encoder) for size in SIZES],
+    }
+
+
+def made(size: Size, architecture: Architecture = "unet_cross", cameras: int = 0) -> DiffusionPolicy:
+    """Without memory for its weights."""
+    names = ("agentview",)[:cameras]
+    with torch.device("meta"):
+        return DiffusionPolicy(
+            PolicyConfig(architecture, size), load_task("push_and_return", CamerasConfig(names, 84)).spec
+        )
+
+
+def millions(module: nn.Module, without: nn.Module | None = None) -> str:
+    counts = [sum(weights.numel() for weights in each.parameters()) for each in (module, without) if each]
+    return f"{(counts[0] - sum(counts[1:])) / 1e6:.2f}"
