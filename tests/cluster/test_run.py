@@ -78,7 +78,8 @@ def assert_nothing_is_left(longview: Any) -> None:
 SEEING = """
 task: lift
 actors:
-  {count: 1, simulators: 2, demonstrations: 4, episodes_per_version: 0, recycle: 2, cameras: {names: [agentview], size: 40}}
+  {count: 1, simulators: 2, demonstrations: 4, episodes_per_version: 0, recycle: 2,
+   cameras: {names: [agentview], size: 40}}
 learner:
   {steps: 4, warmup: 1, batch_size: 8, publish_every: 4, checkpoint_every: 4, validation_episodes: 0}
 evaluation: {episodes: 0, final_episodes: 1, context_lengths: [2]}
