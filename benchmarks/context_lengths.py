@@ -44,7 +44,7 @@ SETTINGS = {
     "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
     "grasp_and_return": (),
 }
-CURRICULA = {"fixed": 1.0, "progressive": 1.0, "sprinkle": 1.0, "lengths": 1.6}
+CURRICULA = {"fixed": 1.0, "progressive": 1.0, "sprinkle": 1.0, "lengths": 1.3}
 """And how many times the steps. All but the first train at many lengths; the last at those of the grid, each
 as often, for as long as one policy takes to be as good as each length's own."""
 SIMULATORS, EVALUATED = 50, 200
