@@ -46,7 +46,7 @@ class Memory(nn.Module):
 
         As convolutions, because these are faster than `blocks` on CPUs, and leave each head's in one place.
         """
-        token_BES, weight_FE1 = token_BSE.transpose(1, 2), self.blocks.weight.unsqueeze(2)
+        token_BES, weight_FE1 = token_BSE.transpose(1, 2).contiguous(), self.blocks.weight.unsqueeze(2)
         maps = zip(
             torch.split(weight_FE1, self.sizes), torch.split(self.blocks.bias, self.sizes), strict=True
         )

@@ -1,0 +1,327 @@
+"""How fast policies train and decide: by architecture, context length and size, from state and from images.
+
+A decision is what a robot waits for in the middle of an episode: the frames since the last one become tokens,
+and actions are denoised. The figures are those of one call, which decides for a batch of robots.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from time import perf_counter
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from common import Row, finish, interleaved, machine, parser, ratio, results, seconds
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from actors.config import ActorsConfig
+from learner.compiled import compile_denoiser
+from learner.config import Architecture, CurriculumConfig, LearnerConfig, PolicyConfig, Size
+from learner.policy import DiffusionPolicy, mean_loss
+from learner.recipe import Draw, Recipe
+from learner.session import PolicySession
+from learner.train import flatten
+from learner.windows import Batch
+from replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, EpisodeMeta, Segment, TaskSpec
+
+LENGTHS = (1, 2, 8, 20, 48, 80)
+"""T_o."""
+LONGEST = LENGTHS[-1]
+MAIN: Architecture = "unet_cross"
+"""The one whose ratios have targets."""
+STEPS = 200
+"""Of the episode that is trained on."""
+STATE, IMAGE = ArraySpec((19,)), ArraySpec((84, 84, 3), "uint8", 0, 255)
+SPECS = {
+    kind: TaskSpec(kind, observation, ArraySpec((7,), low=-1.0, high=1.0), 20.0, STEPS, LENGTHS, 50)
+    for kind, observation in {
+        "state": {"state": STATE},
+        "images": {"state": STATE, "front": IMAGE, "wrist": IMAGE},
+    }.items()
+}
+WINDOWS = {"state": 64, "images": 16}
+"""Of a training step."""
+ROBOTS = ActorsConfig().simulators
+"""That an actor decides for at once."""
+TARGETS = {
+    "decision_80_over_2_state": "<= 1.25",
+    "decision_80_over_2_images": "<= 1.25",
+    "cached_over_reencoding": ">= 0.8",
+    "shared_over_separate_frames": ">= 5",
+}
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = options.parse_args()
+    device, quick = torch.device(chosen.device), chosen.quick
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # as the training loop does
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    where = machine(device=name, torch_threads=torch.get_num_threads(), quick=quick)
+    rows, ratios = decisions(device, quick)
+    encoded, shares = encoding(device)
+    ratios |= shares
+    shared, ratios["shared_over_separate_frames"] = sharing(device, quick)
+    rows += [*encoded, *trainings(device, quick), *shared, *([] if quick else sizes(device))]
+    finish(results(where, rows, ratios), TARGETS, chosen.json)
+
+
+# Deciding
+
+
+def decisions(device: torch.device, quick: bool) -> tuple[list[Row], dict[str, float]]:
+    """What decisions take at every context length. The ratios are the worse ones of the two batches."""
+    rows: list[Row] = []
+    ratios: dict[str, float] = {}
+    for architecture, kind, robots in product(get_args(Architecture), SPECS, (1, 64)):
+        many_images = (kind, robots) == ("images", 64)
+        if quick and (architecture != MAIN or many_images):
+            continue
+        acting = Acting(make_policy(architecture, "small", kind, device), robots)
+        sides = {f"T_o {T_o}": partial(acting.decide, T_o) for T_o in ((2, LONGEST) if quick else LENGTHS)}
+        samples = interleaved(sides, rounds=3 if many_images else 15)
+        case = f"{architecture}, small, {kind}, batch {robots}"
+        rows += [Row("decision", f"{case}, {side}", "ms", times) for side, times in samples.items()]
+        pairs = zip(samples[f"T_o {LONGEST}"], samples["T_o 2"], strict=True)
+        rows.append(Row("decision_80_over_2", case, "", [longest / short for longest, short in pairs]))
+        if architecture == MAIN:
+            name = f"decision_80_over_2_{kind}"
+            ratios[name] = max(ratios.get(name, 0.0), rows[-1].value)
+    return rows, ratios
+
+
+def encoding(device: torch.device) -> tuple[list[Row], dict[str, float]]:
+    """What tokens cost per decision at the longest context where they are kept, and where all are made anew.
+    The ratios are how many times as long the latter takes, as a share of how many times as many frames that
+    is; the one with a target is an actor's."""
+    policy = TimedEncoder(PolicyConfig(size="small"), SPECS["images"]).to(device)
+    rows, ratios = [], {}
+    for name, robots in (("cached_over_reencoding", ROBOTS), ("cached_over_reencoding_one_robot", 1)):
+        acting = Acting(policy, robots)
+        sides = {"kept": partial(policy.time, acting), "made anew": partial(policy.time, acting, anew=True)}
+        samples = interleaved(sides, rounds=15 if robots == 1 else 3)
+        case = f"{MAIN}, small, images, batch {robots}, T_o {LONGEST}"
+        rows += [Row("encoding", f"{case}, tokens {side}", "ms", times) for side, times in samples.items()]
+        ratios[name] = ratio(samples["made anew"], samples["kept"]) * policy.horizon.execute / LONGEST
+    return rows, ratios
+
+
+class TimedEncoder(DiffusionPolicy):
+    """Notes how long it last took to make tokens."""
+
+    milliseconds = 0.0
+
+    def tokens(self, *arguments: Any) -> Tensor:
+        started = perf_counter()
+        token_FE = super().tokens(*arguments)
+        token_FE.sum().item()  # waits for a GPU
+        self.milliseconds = 1000 * (perf_counter() - started)
+        return token_FE
+
+    def time(self, acting: "Acting", anew: bool = False) -> float:
+        """Of a decision at the longest context."""
+        if anew:
+            acting.session.load(0, self)  # as with new weights, no token can be kept
+        acting.decide(LONGEST)
+        return self.milliseconds
+
+
+class Acting:
+    """A batch of robots in the middle of their episodes."""
+
+    def __init__(self, policy: DiffusionPolicy, robots: int) -> None:
+        execute = policy.horizon.execute
+        self.session, self.robots = PolicySession(policy, robots), robots
+        self.frames = recorded(policy.spec, execute)
+        self.executed = np.zeros((execute, *policy.spec.action.shape), np.float32)
+        self.rng = np.random.default_rng(0)
+        self.act(1, self.executed[1:], begin=True)
+        for _ in range(LONGEST // execute):
+            self.decide(1)
+
+    def decide(self, T_o: int) -> float:
+        """Milliseconds of a decision."""
+        return 1000 * seconds(lambda: self.act(T_o, self.executed, begin=False))
+
+    def act(self, T_o: int, executed: NDArray[np.float32], begin: bool) -> None:
+        robots = self.robots
+        frames, past, reset = [self.frames] * robots, [executed] * robots, np.full(robots, begin)
+        self.session.act(range(robots), frames, past, reset, T_o, self.rng)
+
+
+# Training
+
+
+def trainings(device: torch.device, quick: bool) -> list[Row]:
+    """How fast policies train at every context length."""
+    rows = []
+    for architecture, kind in product((MAIN,) if quick else get_args(Architecture), SPECS):
+        config = LearnerConfig(PolicyConfig(architecture, "small"), batch_size=WINDOWS[kind])
+        lengths = (2, LONGEST) if quick else LENGTHS
+        sides = {f"T_o {T_o}": Training(config, kind, T_o, device).rate for T_o in lengths}
+        samples = interleaved(sides, rounds=3 if kind == "images" else 7)
+        case = f"{architecture}, small, {kind}, batch {config.batch_size}"
+        rows += [Row("training", f"{case}, {side}", "windows/s", rates) for side, rates in samples.items()]
+    return rows
+
+
+def sharing(device: torch.device, quick: bool) -> tuple[list[Row], float]:
+    """How fast policies train where windows of one place share their frames, and where each has its own."""
+    config = LearnerConfig(PolicyConfig(size="small"), batch_size=WINDOWS["images"])
+    shared, separate = (Training(config, "images", LONGEST, device, apart=apart) for apart in (False, True))
+    samples = interleaved({"shared": shared.rate, "separate": separate.rate}, rounds=3 if quick else 7)
+    case = f"{MAIN}, small, images, batch {config.batch_size}, T_o {LONGEST}"
+    rows = [Row("training", f"{case}, frames {side}", "windows/s", rates) for side, rates in samples.items()]
+    return rows, ratio(samples["shared"], samples["separate"])
+
+
+class Training:
+    """Steps of a training at one context length; every one is of another batch."""
+
+    def __init__(
+        self, config: LearnerConfig, kind: str, T_o: int, device: torch.device, apart: bool = False
+    ) -> None:
+        config = replace(config, curriculum=CurriculumConfig("lengths", lengths={T_o: 1.0}))
+        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=drawer(SPECS[kind]))
+        self.apart, self.taken = apart, 0
+        self.policy = DiffusionPolicy(config.policy, SPECS[kind]).to(device)
+        self.weights, self.gradients = flatten(self.policy)
+        self.optimizer = torch.optim.AdamW([self.weights], fused=True)
+        if config.compile:
+            compile_denoiser(self.policy, self.recipe, range(1))
+        self.rate()
+
+    def rate(self) -> float:
+        """Windows per second of the next step."""
+        batch = self.batch()
+        return batch.size / seconds(lambda: self.step(batch))
+
+    def batch(self) -> Batch:
+        """The next one."""
+        self.taken += 1
+        batch = self.recipe.batch(self.taken)
+        return one_by_one(batch) if self.apart else batch
+
+    def step(self, batch: Batch) -> None:
+        """As the training loop takes it."""
+        error_BT = self.recipe.error(self.policy, batch, self.taken)
+        loss = mean_loss(error_BT, self.policy.tensor(batch.target_BT))
+        self.gradients.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        loss.item()  # waits for a GPU
+
+    def flops(self) -> float:
+        """Of a window; what is compiled is not seen."""
+        batch = self.batch()
+        with FlopCounterMode(display=False) as counter:
+            self.step(batch)
+        return float(counter.get_total_flops()) / batch.size
+
+    def memory(self) -> float:
+        """MiB of the GPU that a step takes, weights and optimizer included."""
+        torch.cuda.reset_peak_memory_stats()
+        self.step(self.batch())
+        return torch.cuda.max_memory_allocated() / 2**20
+
+
+def one_by_one(batch: Batch) -> Batch:
+    """The same windows, each with frames of its own."""
+    seen_BS = batch.seen_BS
+    frame_F = batch.frame_BS[seen_BS]
+    return replace(
+        batch,
+        observation={key: values[frame_F] for key, values in batch.observation.items()},
+        segment_F=batch.segment_F[frame_F],
+        frame_BS=(np.cumsum(seen_BS) - 1).clip(0).reshape(seen_BS.shape),
+    )
+
+
+# Sizes
+
+
+def sizes(device: torch.device) -> list[Row]:
+    """What this machine makes of each size: decisions for one robot, and training; on a GPU also in the
+    precision that pays there."""
+    plain = LearnerConfig(batch_size=WINDOWS["images"])
+    reduced = replace(plain, precision="bfloat16")
+    variants = (plain, reduced, replace(reduced, compile=True)) if device.type == "cuda" else (plain,)
+    rows = []
+    for kind, size in product(SPECS, get_args(Size)):
+        acting = Acting(make_policy(MAIN, size, kind, device), robots=1)
+        times = [acting.decide(LONGEST) for _ in range(7)]
+        rows.append(Row("size_decision", f"{MAIN}, {size}, {kind}, batch 1, T_o {LONGEST}", "ms", times))
+        for variant in variants:
+            rows += size_training(replace(variant, policy=PolicyConfig(MAIN, size)), kind, device)
+    return rows
+
+
+def size_training(config: LearnerConfig, kind: str, device: torch.device) -> list[Row]:
+    """Training at the longest context; on a GPU also its memory, and its arithmetic as share of the peak."""
+    case = f"{MAIN}, {config.policy.size}, {kind}, batch {config.batch_size}, T_o {LONGEST}"
+    case += f", {config.precision}{', compiled' if config.compile else ''}"
+    training = Training(config, kind, LONGEST, device)
+    rates = [training.rate() for _ in range(3)]
+    rows = [Row("size_training", case, "windows/s", rates)]
+    if device.type == "cuda":
+        rows.append(Row("size_memory", case, "MiB", [training.memory()]))
+        plain = Training(replace(config, compile=False), kind, LONGEST, device)
+        share = 100 * plain.flops() / peak(device, getattr(torch, config.precision))
+        rows.append(Row("size_share_of_peak", case, "%", [share * rate for rate in rates]))
+    return rows
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large multiplication."""
+    matrix = torch.randn(8192, 8192, device=device, dtype=dtype)
+
+    def multiply() -> None:
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
+
+    return 2 * 8192**3 / min(seconds(multiply) for _ in range(9))
+
+
+# Parts
+
+
+def make_policy(architecture: Architecture, size: Size, kind: str, device: torch.device) -> DiffusionPolicy:
+    """An untrained one; how long it takes does not depend on its weights."""
+    return DiffusionPolicy(PolicyConfig(architecture, size), SPECS[kind]).to(device)
+
+
+def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
+    """Observations of consecutive steps, by key."""
+    rng = np.random.default_rng(0)
+    return {
+        key: rng.integers(256, size=(steps, *array.shape), dtype=np.uint8)
+        if array.dtype == "uint8"
+        else rng.standard_normal((steps, *array.shape), np.float32)
+        for key, array in spec.observation.items()
+    }
+
+
+def drawer(spec: TaskSpec) -> Draw:
+    """Draws from one episode, as from a store of such."""
+    meta = EpisodeMeta("demo.0", spec.name, seed=0, source="demo")
+    arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, STEPS).items()}
+    arrays[ACTION] = np.random.default_rng(1).uniform(-1, 1, (STEPS, *spec.action.shape)).astype(np.float32)
+
+    def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
+        segments = []
+        for now in np.random.default_rng(step).integers(STEPS, size=count).tolist():
+            start, end = max(0, now - before), now + after + 1
+            held = {name: rows[start:end] for name, rows in arrays.items()}
+            segments.append(Segment(meta, STEPS, start, now, 1 / STEPS, held))
+        return segments
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()
