@@ -8,7 +8,7 @@ import json
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from cluster.services import redis_server
 from learner.config import LearnerConfig
 from learner.normalize import measure
 from learner.policy import DiffusionPolicy
+from learner.progress import Progress
 from learner.session import PolicySession
 from learner.train import train
 from monitoring.hub import Hub
@@ -156,8 +157,14 @@ def demonstrated(task: Task, actors: ActorsConfig, cell: Cell) -> Iterator[Episo
         yield store
 
 
-def training(task: Task, store: EpisodeStore, config: LearnerConfig, seed: int) -> DiffusionPolicy:
-    """As a learner rank does it."""
+def training(
+    task: Task,
+    store: EpisodeStore,
+    config: LearnerConfig,
+    seed: int,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> DiffusionPolicy:
+    """Train on a store's demonstrations, as a learner rank does."""
     with TemporaryDirectory() as checkpoints:
         return train(
             config,
@@ -168,7 +175,7 @@ def training(task: Task, store: EpisodeStore, config: LearnerConfig, seed: int) 
             ),
             statistics=lambda: measure(map(store.read, store.ids("demo")), task.spec),
             publish=lambda version, weights: None,
-            report=lambda progress: None,
+            report=report,
             should_stop=lambda: False,
             checkpoints=Path(checkpoints),
         )

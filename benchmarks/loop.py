@@ -19,6 +19,7 @@ import numpy as np
 import ray
 import torch
 from common import Row, arguments, finish, interleaved, machine, ratio, results, seconds
+from context_lengths import training
 from numpy.typing import NDArray
 
 from actors.config import ActorsConfig, EvaluationConfig
@@ -34,11 +35,8 @@ from cluster.services import redis_server
 from cluster.weights import HeldWeights, WeightBoard
 from learner import curriculum
 from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
-from learner.normalize import measure
 from learner.policy import DiffusionPolicy, policy_to_bytes
-from learner.progress import Progress
 from learner.session import PolicySession
-from learner.train import train
 from monitoring.hub import Hub
 from replay.config import StoreConfig
 from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, episode_id
@@ -255,7 +253,7 @@ def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
         report_every=1,
     )
     times: list[float] = []
-    training(episodes, config, seed, report=lambda _: times.append(time.perf_counter()))
+    training(RETURN_POINT, episodes, config, seed, report=lambda _: times.append(time.perf_counter()))
     rates: dict[int, list[float]] = {length: [] for length in (1, 8, LONGEST)}
     for step, elapsed in enumerate(np.diff(times), start=1):
         length = curriculum.length(config.curriculum, seed, step, steps, LONGEST)
@@ -278,7 +276,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
 
     def trained(kind: str) -> float:
         made = policies[kind]
-        return seconds(lambda: made.append(training(episodes, configs[kind], seed=len(made))))
+        return seconds(lambda: made.append(training(RETURN_POINT, episodes, configs[kind], seed=len(made))))
 
     sides = {kind: lambda kind=kind: trained(kind) for kind in configs}
     times = interleaved(sides, rounds=3)
@@ -300,29 +298,6 @@ def success(policy: DiffusionPolicy) -> float:
     worker = make_worker(RETURN_POINT, 50, None, Hub())
     order = Order("evaluation", 0, EVALUATED, policy.horizon.context, version=0)
     return worker.work(order, PolicySession(policy, 50)).outcomes.get("success", 0) / EVALUATED
-
-
-def training(
-    episodes: EpisodeStore,
-    config: LearnerConfig,
-    seed: int,
-    report: Callable[[Progress], None] = lambda _: None,
-) -> DiffusionPolicy:
-    """Train on a store, as a learner rank does."""
-    with TemporaryDirectory() as checkpoints:
-        return train(
-            config,
-            RETURN_POINT.spec,
-            seed=seed,
-            draw=lambda step, before, after, count: episodes.sample(
-                config.mix, count, before, after, np.random.default_rng((seed, 0, step))
-            ),
-            statistics=lambda: measure((episodes.read(id) for id in episodes.ids("demo")), RETURN_POINT.spec),
-            publish=lambda version, weights: None,
-            report=report,
-            should_stop=lambda: False,
-            checkpoints=Path(checkpoints),
-        )
 
 
 # Actors in processes of their own, under Ray
