@@ -62,7 +62,7 @@ class Question:
 
 QUESTIONS = {
     "grasp_and_return": Question(lambda env: env.visited, lambda env: env.side, 2, range(0, 18)),
-    "push_and_return": Question(lambda env: env.visited, lambda env: env.origin, 5, range(-27, 4, 3)),
+    "push_and_return": Question(lambda env: env.visited, lambda env: env.origin, 5, range(-24, 4, 3)),
     "count_scoops": Question(lambda env: env.scoops, lambda env: env.scoops, 2, range(-3, 1), often=2),
 }
 

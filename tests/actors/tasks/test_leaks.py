@@ -11,6 +11,7 @@ BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "leaks.py"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("task", "known"),
     [("grasp_and_return", 98), ("push_and_return", 97), ("count_scoops", 98)],
