@@ -161,6 +161,7 @@ class LearnerRank:
         unseen = held_out(episodes, config.learner.validation_episodes)
         episodes.hold_out(unseen)
         seen = [id for source in ("demo", "import") for id in episodes.ids(source) if id not in unseen]
+        validated = unseen if self._rank == 0 else []
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device)
         try:
@@ -176,7 +177,7 @@ class LearnerRank:
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
                 statistics=lambda: measure(map(episodes.read, seen), spec),
-                validation=[episode for id in unseen if (episode := episodes.read(id)).outcome != "invalid"],
+                validation=[e for e in map(episodes.read, validated) if e.outcome != "invalid"],
                 publish=board.publish.remote,
                 report=reporter.report,
                 should_stop=self._stop.is_set,
