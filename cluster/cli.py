@@ -1,38 +1,21 @@
 """`longview`: one short function a command."""
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
+from cluster import store_cli
+from cluster.command import INTERRUPTED, AsJson, RunName, Settings, explained, group
 from cluster.ray_auth import choose_ray_auth
 
-P = ParamSpec("P")
+app = group("Train robot policies that remember: many context lengths, one set of weights.")
+app.add_typer(store_cli.app, name="store")
 
-app = typer.Typer(
-    help="Train robot policies that remember: many context lengths, one set of weights.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
-store_app = typer.Typer(help="Look into the episode store.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Config values, such as `learner.steps=3000 seed=1`."),
-]
-RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run; by default the newest.")]
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")]
 Address = Annotated[
     str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
@@ -49,37 +32,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors that a person can mend become one message and an exit code; all others keep their traceback."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from actors.task import SimulatorError
-        from cluster.config import ConfigError
-        from cluster.runs import RunError
-        from cluster.services import ServiceError
-        from replay.errors import ReplayError
-
-        try:
-            command(*args, **kwargs)
-        except (ConfigError, RunError) as error:
-            _fail(error, USAGE)
-        except (ReplayError, ServiceError, SimulatorError, OSError) as error:
-            _fail(error, FAILED)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
-    return run
-
-
-def _fail(error: Exception, code: int) -> None:
-    typer.echo(f"longview: {error}", err=True)
-    raise typer.Exit(code) from None
-
-
 @app.command()
-@_explained
+@explained
 def demo(
     settings: Settings = None,
     task: Annotated[str, typer.Option(help="The task to learn.")] = "grasp_and_return",
@@ -107,7 +61,7 @@ def demo(
 
 
 @app.command()
-@_explained
+@explained
 def launch(
     config: Annotated[
         str | None, typer.Argument(metavar="CONFIG", help="YAML file; see docs/runs.md.")
@@ -164,7 +118,7 @@ def _run(config: Any, run: Any, address: str | None) -> None:
 
 
 @app.command()
-@_explained
+@explained
 def collect(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task to demonstrate.")],
     settings: Settings = None,
@@ -199,7 +153,7 @@ def collect(
 
 
 @app.command()
-@_explained
+@explained
 def evaluate(
     checkpoint: Annotated[
         Path, typer.Argument(help="A checkpoint's folder, a run's folder, or policy.safetensors.")
@@ -209,7 +163,7 @@ def evaluate(
     context: Annotated[str | None, typer.Option(help="Context lengths, such as `1,8,64`.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per context length.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Evaluation seeds follow from it.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint at several context lengths, on seeds that no training episode has.
 
@@ -233,10 +187,10 @@ def evaluate(
 
 
 @app.command()
-@_explained
+@explained
 def status(
     run: RunName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how a run is doing: its metrics while it is under way, else its summary."""
     from cluster.runs import open_run
@@ -246,7 +200,7 @@ def status(
 
 
 @app.command()
-@_explained
+@explained
 def stop(
     run: RunName = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the run to save and end.")] = 60.0,
@@ -265,32 +219,6 @@ def stop(
             raise RunError(f"{found.name} has not ended within {timeout:g} s; give it more by --timeout")
         time.sleep(0.1)
     typer.echo(f"{found.name} has stopped; `--resume {found.name}` goes on with it")
-
-
-@store_app.command()
-@_explained
-def stats(
-    run: RunName = None,
-    url: Annotated[str | None, typer.Option(help="The store's Redis; by default the run's own.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Count what is in a run's episode store, by source and outcome.
-
-    Examples:
-
-        longview store stats
-
-        longview store stats my_run --url redis://store:6379 --json
-    """
-    from cluster.runs import open_run, open_store
-    from cluster.view import console, plain_stats, store_table
-
-    with open_store(open_run(run), url) as store:
-        counts = store.stats()
-    if as_json:
-        typer.echo(json.dumps(plain_stats(counts)))
-    else:
-        console.print(store_table(counts))
 
 
 if __name__ == "__main__":
