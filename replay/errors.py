@@ -15,7 +15,7 @@ class ReplayError(Exception):
     """Base of all errors of the episode store."""
 
 
-class EpisodeError(ReplayError):
+class EpisodeError(ReplayError, ValueError):
     """An episode, step or segment breaks its contract; the message names key, expected and found."""
 
 

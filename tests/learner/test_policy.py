@@ -312,6 +312,7 @@ def test_other_bytes_are_refused(policy: DiffusionPolicy, damage: Callable[[byte
         ("policy", {"widths": [8]}, r"denoiser\."),
         ("policy", {"normalize": {"hand": "identity"}}, r"normalize: \['hand'\]"),
         ("task", {"gravity": 1}, "gravity"),
+        ("task", {"context_lengths": [4, 2]}, "must ascend"),
         ("task", {"action": {"dtype": "float32"}}, "shape"),
         ("task", {"action": {"shape": [3], "dtype": "float32", "low": -1, "high": 1}}, r"actions\.centre"),
     ],
