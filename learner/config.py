@@ -39,14 +39,16 @@ class Horizon:
 
 SIZES: Final[Mapping[str, Mapping[str, Any]]] = {
     "tiny": {
-        "widths": (32,), "token_size": 32, "heads": 4, "dropout": 0.0, "depth": 3, "camera_width": 16,
+        "widths": (32,), "token_size": 32, "heads": 4, "heads_per_key": 1, "dropout": 0.0, "depth": 3,
+        "camera_width": 16,
     },
     "small": {
-        "widths": (64, 128), "token_size": 128, "heads": 4, "dropout": 0.0, "depth": 4, "camera_width": 32,
+        "widths": (64, 128), "token_size": 128, "heads": 4, "heads_per_key": 4, "dropout": 0.0, "depth": 4,
+        "camera_width": 32,
     },
     "paper": {
-        "widths": (256, 512, 1024), "token_size": 256, "heads": 8, "dropout": 0.1, "depth": 8,
-        "camera_width": 64,
+        "widths": (256, 512, 1024), "token_size": 256, "heads": 8, "heads_per_key": 1, "dropout": 0.1,
+        "depth": 8, "camera_width": 64,
     },
 }  # fmt: skip
 """What the fields of a PolicyConfig are that were not given. `tiny` learns low-dimensional tasks on a CPU in
@@ -67,7 +69,7 @@ class PolicyConfig:
     """A 1-D UNet over actions that attends to one token per observed step, or that is scaled and shifted by
     all of them; or a transformer."""
     size: Size = "tiny"
-    """Sets widths, token_size, heads, dropout, depth and camera_width where they are not given."""
+    """Sets widths, token_size, heads, heads_per_key, dropout, depth and camera_width where not given."""
     context_length: int | None = None
     """Longest T_o; none: the longest of the task's own list."""
     past_actions: int | Literal["all"] = 2
@@ -85,6 +87,8 @@ class PolicyConfig:
     """dit: blocks."""
     heads: int = AS_SIZE
     """unet_cross, dit: of the attention."""
+    heads_per_key: int = AS_SIZE
+    """Heads that share keys and values of the context: the more, the cheaper long contexts are."""
     dropout: float = AS_SIZE
     """0.1 is published, for policies a thousand times the size of `tiny`."""
     token_size: int = AS_SIZE
@@ -114,7 +118,7 @@ class PolicyConfig:
             if getattr(self, name) is AS_SIZE:
                 object.__setattr__(self, name, value)
         _positive(self, "future_actions", "execute", "kernel", "groups", "depth", "heads", "token_size")
-        _positive(self, "camera_width", "diffusion_steps", "sampling_steps", "candidates")
+        _positive(self, "heads_per_key", "camera_width", "diffusion_steps", "sampling_steps", "candidates")
         _require(
             self.context_length is None or self.context_length >= 1,
             f"learner.policy.context_length must be at least 1, not {self.context_length}",
@@ -149,6 +153,10 @@ class PolicyConfig:
         for key, kind in self.normalize.items():
             _one_of(f"normalize.{key}", kind, Normalization)
         _require(len(self.widths) > 0, "learner.policy.widths must name at least one level")
+        _require(
+            self.heads % self.heads_per_key == 0,
+            f"learner.policy.heads {self.heads} must be a multiple of heads_per_key {self.heads_per_key}",
+        )
         if self.architecture == "dit":
             _require(
                 self.token_size % self.heads == 0,

@@ -1,7 +1,10 @@
 """Attention to tokens whose keys and values are made for all blocks of a network at once.
 
-Legend: B batch, S tokens, T action positions, C channels, E token size, H heads, D channels per head,
-N batch times heads, F keys and values of all blocks.
+Several heads may share keys and values (grouped-query attention, arXiv 2305.13245): they ask as if they were one
+with more positions.
+
+Legend: B batch, S tokens, T action positions, C channels, E token size, G groups of heads that share keys and
+values, D channels per head, Q queries of a group, N batch times groups, F keys and values of all blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from learner.config import PolicyConfig
 from learner.denoisers.denoiser import placed
 
 Attend = Callable[[Tensor], Tensor]
@@ -20,10 +24,10 @@ Attend = Callable[[Tensor], Tensor]
 class Memory(nn.Module):
     """What blocks of these widths attend to, each by keys and values of its own."""
 
-    def __init__(self, size: int, heads: int, widths: Sequence[int]) -> None:
+    def __init__(self, config: PolicyConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.heads = heads
-        self.sizes = [width for width in widths for _ in ("keys", "values")]
+        size, self.groups = config.token_size, config.heads // config.heads_per_key
+        self.sizes = [width // config.heads_per_key for width in widths for _ in ("keys", "values")]
         self.project = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
         self.blocks = unit_scale(nn.Linear(size, sum(self.sizes)))
@@ -37,14 +41,14 @@ class Memory(nn.Module):
         """For each block, in training: to what `blocks` makes of tokens. The bias is that of the logits."""
         parts = torch.split(memory_BSF, self.sizes, dim=2)
         return [
-            partial(attend, key_BSC=key, value_BSC=value, bias_BS=bias_BS, heads=self.heads)
+            partial(attend, key_BSC=key, value_BSC=value, bias_BS=bias_BS, groups=self.groups)
             for key, value in zip(parts[::2], parts[1::2], strict=True)
         ]
 
     def kept(self, token_BSE: Tensor) -> list[Tensor]:
         """Keys and values (B, C, S), block by block, of tokens that are attended to many times.
 
-        As convolutions, because these are faster than `blocks` on CPUs, and leave each head's in one place.
+        As convolutions, because these are faster than `blocks` on CPUs, and leave each group's in one place.
         """
         token_BES, weight_FE1 = token_BSE.transpose(1, 2).contiguous(), self.blocks.weight.unsqueeze(2)
         maps = zip(
@@ -55,37 +59,44 @@ class Memory(nn.Module):
     def attends_kept(self, kept: Sequence[Tensor], bias_BS: Tensor) -> list[Attend]:
         """For each block, in acting: to what `kept` has made. No copies, however long the context is, nor
         for several samples, which ask as if they were one with more positions."""
-        bias_N1S = bias_BS.repeat_interleave(self.heads, dim=0).unsqueeze(1)
+        bias_N1S = bias_BS.repeat_interleave(self.groups, dim=0).unsqueeze(1)
         key_NDS = [part.view(len(bias_N1S), -1, part.shape[2]) for part in kept]
         return [
-            partial(attend_kept, key_NDS=key, value_NDS=value, bias_N1S=bias_N1S, heads=self.heads)
+            partial(attend_kept, key_NDS=key, value_NDS=value, bias_N1S=bias_N1S, groups=self.groups)
             for key, value in zip(key_NDS[::2], key_NDS[1::2], strict=True)
         ]
 
 
 def attend(
-    query_BTC: Tensor, key_BSC: Tensor, value_BSC: Tensor, heads: int, bias_BS: Tensor | None = None
+    query_BTC: Tensor, key_BSC: Tensor, value_BSC: Tensor, groups: int, bias_BS: Tensor | None = None
 ) -> Tensor:
     """What queries hear, (B, T, C). The bias is that of the logits, the same for all queries."""
-    query_BHTD, key_BHSD, value_BHSD = (split_heads(part, heads) for part in (query_BTC, key_BSC, value_BSC))
+    key_BGSD, value_BGSD = (grouped(part, groups) for part in (key_BSC, value_BSC))
+    query_BGQD = grouped(query_BTC, groups).reshape(*key_BGSD.shape[:2], -1, key_BGSD.shape[3])
     bias_B11S = None if bias_BS is None else bias_BS[:, None, None]
-    heard_BHTD = functional.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, bias_B11S)
-    return heard_BHTD.transpose(1, 2).flatten(2)
+    heard_BGQD = functional.scaled_dot_product_attention(query_BGQD, key_BGSD, value_BGSD, bias_B11S)
+    return ungrouped(heard_BGQD, query_BTC)
 
 
 def attend_kept(
-    query_BTC: Tensor, key_NDS: Tensor, value_NDS: Tensor, bias_N1S: Tensor, heads: int
+    query_BTC: Tensor, key_NDS: Tensor, value_NDS: Tensor, bias_N1S: Tensor, groups: int
 ) -> Tensor:
-    samples_together = query_BTC.reshape(len(key_NDS) // heads, -1, query_BTC.shape[2])
-    query_NTD = split_heads(samples_together, heads).flatten(0, 1)
-    logit_NTS = torch.baddbmm(bias_N1S, query_NTD, key_NDS, alpha=query_NTD.shape[2] ** -0.5)
-    heard_NTD = torch.bmm(logit_NTS.softmax(dim=2), value_NDS.transpose(1, 2))
-    return torch.unflatten(heard_NTD, 0, (-1, heads)).transpose(1, 2).reshape(query_BTC.shape)
+    samples_together = query_BTC.reshape(len(key_NDS) // groups, -1, query_BTC.shape[2])
+    query_NQD = grouped(samples_together, groups).reshape(len(key_NDS), -1, key_NDS.shape[1])
+    logit_NQS = torch.baddbmm(bias_N1S, query_NQD, key_NDS, alpha=query_NQD.shape[2] ** -0.5)
+    heard_NQD = torch.bmm(logit_NQS.softmax(dim=2), value_NDS.transpose(1, 2))
+    return ungrouped(torch.unflatten(heard_NQD, 0, (-1, groups)), query_BTC)
 
 
-def split_heads(x_BSC: Tensor, heads: int) -> Tensor:
-    """(B, S, C) -> (B, H, S, D)."""
-    return torch.unflatten(x_BSC, 2, (heads, -1)).transpose(1, 2)
+def grouped(x_BSC: Tensor, groups: int) -> Tensor:
+    """(B, S, C) -> (B, G, S, C / G)."""
+    return torch.unflatten(x_BSC, 2, (groups, -1)).transpose(1, 2)
+
+
+def ungrouped(heard_BGQD: Tensor, query_BTC: Tensor) -> Tensor:
+    """What each group's queries hear, as the queries (B, T, C) were."""
+    batch, groups, width = len(heard_BGQD), heard_BGQD.shape[1], query_BTC.shape[2]
+    return heard_BGQD.reshape(batch, groups, -1, width // groups).transpose(1, 2).reshape(query_BTC.shape)
 
 
 def unit_scale(linear: nn.Linear) -> nn.Linear:

@@ -54,7 +54,7 @@ class CrossAttention(Conditioning):
     def __init__(self, config: PolicyConfig, horizon: Horizon, widths: Sequence[int]) -> None:
         super().__init__(config, horizon, widths)
         self.step = StepEmbedding(config.token_size)
-        self.memory = Memory(config.token_size, config.heads, widths)
+        self.memory = Memory(config, widths)
 
     @staticmethod
     def layer(config: PolicyConfig, width: int) -> nn.Module:

@@ -32,7 +32,7 @@ class DiT(Denoiser):
         self.blocks = nn.ModuleList(Block(size, config.heads, config.dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
         self.out = nn.Linear(size, action_size)
-        self.memory = Memory(size, config.heads, [size] * depth)
+        self.memory = Memory(config, [size] * depth)
         self.step = nn.Sequential(StepEmbedding(size), nn.SiLU())
         self.modulation = nn.Linear(size, (9 * depth + 2) * size)
         nn.init.zeros_(self.modulation.weight)

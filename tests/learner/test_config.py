@@ -109,6 +109,7 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
             {"normalize": {"hand": "max"}},
             r"normalize\.hand must be one of min_max, .* not 'max'",
         ),
+        (PolicyConfig, {"heads": 3, "heads_per_key": 2}, "heads 3 must be a multiple of heads_per_key 2"),
         (PolicyConfig, {"architecture": "dit", "token_size": 30}, "token_size 30 must be .* heads 4"),
         (PolicyConfig, {"depth": 0}, "depth must be positive, not 0"),
         (PolicyConfig, {"crop": 1.2}, r"crop must be in \(0, 1\], not 1\.2"),

@@ -1,4 +1,4 @@
-"""What holds for every architecture."""
+"""What holds for every architecture, and whether heads share keys and values or not."""
 
 from typing import Any, get_args
 
@@ -16,10 +16,12 @@ SMALL: dict[str, Any] = {"widths": (8, 16), "groups": 2, "heads": 2, "token_size
 STEP_B = torch.tensor([0, 50, 99])
 
 
-@pytest.fixture(params=get_args(Architecture))
+@pytest.fixture(params=[(kind, 1) for kind in get_args(Architecture)] + [("unet_cross", 2), ("dit", 2)])
 def untrained(request: pytest.FixtureRequest) -> Denoiser:
     torch.manual_seed(0)
-    return make(PolicyConfig(architecture=request.param, **SMALL), HORIZON, A).eval()
+    architecture, heads_per_key = request.param
+    config = PolicyConfig(architecture, heads_per_key=heads_per_key, **SMALL)
+    return make(config, HORIZON, A).eval()
 
 
 @pytest.fixture
