@@ -3,7 +3,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BENCHMARKS := $(filter-out benchmarks/common.py, $(wildcard benchmarks/*.py))
 
-.PHONY: help install demo test test-slow lint format bench constraints clean
+.PHONY: help install demo test test-slow lint kustomize manifests deploy format bench constraints clean
 
 help:  ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,16 +17,25 @@ $(INSTALLED): pyproject.toml constraints.txt install.sh
 demo: install  ## Collect, train, evaluate and report on this machine: a quarter of an hour.
 	$(VENV)/bin/longview demo
 
-test: install lint  ## Run the tests.
+test: install lint kustomize  ## Run the tests.
 	$(VENV)/bin/pytest -m "not slow"
 
-test-slow: install  ## Run the slow tests: minutes each.
+test-slow: install kustomize  ## Run the slow tests: minutes each.
 	$(VENV)/bin/pytest -m slow --timeout 3000
 
 lint: install  ## Check style and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+kustomize: install
+	-@k8s/install-kustomize.sh $(VENV)/bin
+
+manifests: install  ## Renew what Kubernetes' manifests have from elsewhere.
+	$(VENV)/bin/python -m k8s.generate
+
+deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
+	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)"
 
 format: install  ## Format the code.
 	$(VENV)/bin/ruff check --fix .

@@ -36,16 +36,40 @@ if [ "$(uname -s)" = Linux ]; then
 elif ! command -v redis-server >/dev/null; then
     missing+=(redis-server)
 fi
+
+# Debian's packages of servers would start them, now and at every boot; runs start their own.
+install_packages() {
+    local policy=/usr/sbin/policy-rc.d server
+    export DEBIAN_FRONTEND=noninteractive
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod +x $policy
+        trap "rm -f $policy" EXIT
+    fi
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return
+    for server in "$@"; do
+        case $server in redis-server | prometheus) update-rc.d "$server" disable >/dev/null 2>&1 || true ;; esac
+    done
+}
+
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "Installing system packages: ${missing[*]}"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        install_packages "${missing[@]}"
     else
         echo "System packages are missing. Install them, then call make again:" >&2
         echo "    sudo apt-get install ${missing[*]}" >&2
         exit 1
+    fi
+fi
+
+# Prometheus records a run's metrics; without it everything else works.
+if ! command -v prometheus >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing Prometheus"
+        install_packages prometheus || echo "Prometheus cannot be installed here: runs go without it" >&2
+    else
+        echo "Prometheus is not installed: runs go without it, until you call: sudo apt-get install prometheus" >&2
     fi
 fi
 

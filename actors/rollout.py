@@ -49,14 +49,24 @@ class Policy(Protocol):
         """
 
 
+class Receipt(Protocol):
+    """Of an episode that is on its way to the store."""
+
+    done: bool
+    """Whether it has arrived, or failed to."""
+
+    def result(self) -> bool:
+        """Wait until it has; false if its id was there already."""
+
+
 class Recorder(Protocol):
     """Takes one episode down; the store's writer is one."""
 
     def append(self, step: Mapping[str, Array]) -> None:
         """Add a step: every array of the task's spec, one row each."""
 
-    def commit(self, outcome: str) -> bool:
-        """Make the episode visible; false if its id was there already."""
+    def finish(self, outcome: str) -> Receipt:
+        """Have the episode made visible, without waiting for that."""
 
     def abort(self) -> None:
         """Forget the episode."""
@@ -82,8 +92,8 @@ class EpisodeEnd:
     meta: EpisodeMeta
     outcome: str
     steps: int
-    committed: bool
-    """False for an episode that was not recorded, has no steps, or was in the store already."""
+    receipt: Receipt | None
+    """None for an episode that was not recorded or has no steps."""
     refusal: str | None = None
     """Why the task refused the action that ended the episode, if that is how it ended."""
 
@@ -95,6 +105,7 @@ class Clock:
     simulator: float = 0.0
     policy: float = 0.0
     store: float = 0.0
+    waiting: float = 0.0
     steps: int = 0
 
 
@@ -284,12 +295,12 @@ def _is_finite(observation: Observation) -> bool:
 def _end(lane: _Lane, outcome: str, clock: Clock, refusal: str | None = None) -> EpisodeEnd:
     assert lane.assignment is not None
     started = time.perf_counter()
-    committed = False
+    receipt = None
     if lane.recorder is not None and lane.steps:
-        committed = lane.recorder.commit(outcome)
+        receipt = lane.recorder.finish(outcome)
     elif lane.recorder is not None:
         lane.recorder.abort()
     clock.store += time.perf_counter() - started
-    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, committed, refusal)
+    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, receipt, refusal)
     lane.assignment = lane.recorder = lane.expert = None
     return end

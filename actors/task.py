@@ -9,7 +9,7 @@ of your own adds one with
 and it may import its simulator inside `make` only: specs are read where no simulator is installed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast, runtime_checkable
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import NO_CAMERAS, CamerasConfig
+from replay.datasets.source import Columns
 from replay.episode import ArraySpec, TaskSpec
 
 Observation = dict[str, NDArray[Any]]
@@ -61,6 +62,20 @@ class Task(Protocol):
     def expert(self) -> Callable[[Environment, np.random.Generator], Expert] | None:
         """Makes the expert for the episode that an environment has just been reset to; None if the task has
         none. The generator is the source of the expert's own variety (its style, not its noise)."""
+
+
+@runtime_checkable
+class ImportedTask(Task, Protocol):
+    """A task that data sets know by other names."""
+
+    columns: Mapping[str, Columns]
+    """By format (see `replay.datasets.formats`): which of a data set's arrays each observation follows from,
+    and how, where it is not there by its own name."""
+
+
+def columns_of(task: Task) -> Mapping[str, Columns]:
+    """The task's `columns`; none if its names are those of the data sets."""
+    return task.columns if isinstance(task, ImportedTask) else {}
 
 
 def task_names() -> list[str]:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, roll
 from actors.task import Task
 from monitoring.hub import Totals, encode_report
 from replay.episode import EpisodeMeta, episode_id
+from replay.sender import Queue
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,11 @@ class Store(Protocol):
     def writer(self, meta: EpisodeMeta) -> Recorder:
         """Open an episode."""
 
-    def __contains__(self, id: str) -> bool:
-        """Whether the episode is committed."""
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of these episodes that are not committed."""
+
+    def queue(self) -> Queue:
+        """What is on its way."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.envs = [self.task.make() for _ in range(self.config.simulators)]
-        self._clock, self._sent, self._episodes = Clock(), Clock(), 0
+        self._clock, self._sent, self._episodes, self._waited = Clock(), Clock(), 0, 0.0
+        self._idle_since = time.perf_counter()
         for name in ("longview_invalid_episodes_total", "longview_refused_actions_total"):
             self.totals.add(name, 0, task=self.task.spec.name)  # to be seen before the first one happens
         self._send()
@@ -101,9 +106,11 @@ class Worker:
         if order.version is not None:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
                 self.totals.set(name, newest_version - order.version)
+        self._clock.waiting += time.perf_counter() - self._idle_since
         before = self._clock.steps
         outcomes: Counter[str] = Counter()
         refusals: list[str] = []
+        under_way: deque[EpisodeEnd] = deque()
         # Decisions depend on the order alone, so an evaluation that is repeated gives the same result.
         rng = np.random.default_rng((self.run_seed, order.version or 0, order.context_length, order.first))
         for end in rollout(
@@ -117,10 +124,19 @@ class Worker:
             rng=rng,
             clock=self._clock,
         ):
-            self._count(order, end, outcomes)
+            self._count(end)
             if end.refusal is not None:
                 refusals.append(end.refusal)
+            under_way.append(end)
+            while under_way and (under_way[0].receipt is None or under_way[0].receipt.done):
+                self._settle(order, under_way.popleft(), outcomes)
+        # An order is done when all its episodes are in the store.
+        started = time.perf_counter()
+        for end in under_way:
+            self._settle(order, end, outcomes)
+        self._clock.store += time.perf_counter() - started
         self._send()
+        self._idle_since = time.perf_counter()
         if refusals:
             log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
         worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
@@ -128,36 +144,51 @@ class Worker:
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
         expert = order.purpose in ("demo", "dagger")
-        for index in range(order.first, order.first + order.count):
+        indices = range(order.first, order.first + order.count)
+        ids = {index: episode_id(order.purpose, self.task.spec.name, index) for index in indices}
+        wanted = set(ids.values())
+        if order.purpose != "evaluation" and self.store is not None:
+            # An earlier attempt at this order may have got further than nothing.
+            wanted = set(self.store.missing(list(ids.values())))
+        for index, id in ids.items():
+            if id not in wanted:
+                continue
             meta = EpisodeMeta(
-                id=episode_id(order.purpose, self.task.spec.name, index),
+                id=id,
                 task=self.task.spec.name,
                 seed=episode_seed(self.run_seed, order.purpose, index),
                 source="rollout" if order.purpose == "evaluation" else order.purpose,
                 policy_versions=() if order.version is None else (order.version,),
                 context_length=order.context_length,
             )
-            if order.purpose != "evaluation" and self.store is not None and meta.id in self.store:
-                continue  # an earlier attempt at this order got that far
             yield Assignment(meta, beta=order.beta, noise=self.config.noise if expert else 0.0, label=expert)
 
-    def _count(self, order: Order, end: EpisodeEnd, outcomes: Counter[str]) -> None:
+    def _count(self, end: EpisodeEnd) -> None:
         task = self.task.spec.name
         self._episodes += 1
-        if order.purpose == "evaluation" or end.committed:
-            outcomes[end.outcome] += 1
-            labels = {"task": task, "source": order.purpose, "outcome": end.outcome}
-            self.totals.add("longview_episodes_total", 1, **labels)
         self.totals.add("longview_invalid_episodes_total", end.outcome == "invalid", task=task)
         self.totals.add("longview_refused_actions_total", end.refusal is not None, task=task)
         if time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._send()
 
+    def _settle(self, order: Order, end: EpisodeEnd, outcomes: Counter[str]) -> None:
+        if order.purpose == "evaluation" or (end.receipt is not None and end.receipt.result()):
+            outcomes[end.outcome] += 1
+            labels = {"task": self.task.spec.name, "source": order.purpose, "outcome": end.outcome}
+            self.totals.add("longview_episodes_total", 1, **labels)
+
     def _send(self) -> None:
         now, sent = replace(self._clock), self._sent
-        self.totals.add("longview_env_steps_total", now.steps - sent.steps, task=self.task.spec.name)
-        for part in ("simulator", "policy", "store"):
+        spec, steps = self.task.spec, now.steps - sent.steps
+        self.totals.add("longview_env_steps_total", steps, task=spec.name)
+        self.totals.add("longview_simulated_seconds_total", steps / spec.control_hz, task=spec.name)
+        for part in ("simulator", "policy", "store", "waiting"):
             spent = getattr(now, part) - getattr(sent, part)
             self.totals.add("longview_actor_seconds_total", spent, part=part)
+        if self.store is not None:
+            queue = self.store.queue()
+            self.totals.set("longview_store_queue_depth", queue.chunks)
+            self.totals.add("longview_store_backpressure_seconds_total", queue.waited_seconds - self._waited)
+            self._waited = queue.waited_seconds
         self.report(encode_report("actor", self.name, self.incarnation, self.totals))
         self._sent, self._reported_at = now, time.monotonic()

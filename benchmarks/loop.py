@@ -1,4 +1,4 @@
-"""How fast the loop runs: simulators, actors, store, learner, and the way of new weights to the actors."""
+"""How fast the loop runs: simulators, actors, learner, and the way of new weights to the actors."""
 
 # ruff: noqa: E402
 # Ray reads its authentication mode when it is imported.
@@ -8,7 +8,7 @@ choose_ray_auth(None)
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -30,7 +30,8 @@ from cluster.config import RunConfig
 from cluster.dispatch import Dispatcher
 from cluster.launch import TICK_SECONDS, ray_cluster
 from cluster.orders import Orders
-from cluster.roles import ALWAYS_BACK, HUB, Handle, MetricsHub, RolloutActor, start
+from cluster.reports import HUB
+from cluster.roles import ALWAYS_BACK, Handle, MetricsHub, RolloutActor, start
 from cluster.services import redis_server
 from cluster.weights import HeldWeights, WeightBoard
 from learner import curriculum
@@ -39,7 +40,7 @@ from learner.policy import DiffusionPolicy, policy_to_bytes
 from learner.session import PolicySession
 from monitoring.hub import Hub
 from replay.config import StoreConfig
-from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, episode_id
+from replay.episode import Episode, TaskSpec, episode_id
 from replay.store import EpisodeStore
 
 SIMULATORS = 8
@@ -66,7 +67,6 @@ def main() -> None:
         processes = across_processes(url, Path(folder) / "checkpoints", options.quick)
         overhead = actor_overhead(url, options.quick)
         lift = actor_and_bare_lift(url, options.quick)
-        throughput = store_throughput(url, options.quick)
         episodes = demonstrations(url)
         learner = learner_rate(episodes, options.quick)
         training = progressive_and_fixed(episodes, options.quick)
@@ -74,7 +74,7 @@ def main() -> None:
         "actor_over_bare_env": ratio(lift[0].samples, lift[1].samples),
         "progressive_over_fixed": ratio(training[0].samples, training[1].samples),
     }
-    rows = [*processes, *overhead, *lift, *learner, *throughput, *training]
+    rows = [*processes, *overhead, *lift, *learner, *training]
     finish(results(where, rows, ratios), TARGETS, options.json)
 
 
@@ -165,71 +165,6 @@ def spent(hub: Hub, case: str) -> list[Row]:
     ]
 
 
-# Store
-
-
-def store_throughput(url: str, quick: bool) -> list[Row]:
-    """Megabytes per second of arrays as actors give and learners get them: through compression, checksums
-    and Redis. States walk at random; images are a scene that moves, with sensor noise."""
-    state, picture = ArraySpec((32,)), ArraySpec((84, 84, 3), "uint8")
-    cases = {
-        "200 states of 32": (store_spec("states", state=state), 200),
-        "100 images of 2 x 84 x 84 x 3": (
-            store_spec("images", state=state, front=picture, wrist=picture),
-            100,
-        ),
-    }
-    rows = []
-    for case, (spec, length) in cases.items():
-        samples = written_and_read(open_store(url, spec), spec, length, rounds=9 if quick else 30)
-        rows += [Row(f"store_{side}", case, "MB/s", rates) for side, rates in samples.items()]
-    return rows
-
-
-def store_spec(name: str, **observation: ArraySpec) -> TaskSpec:
-    """A task that exists in the store only."""
-    action = ArraySpec((7,), low=-1.0, high=1.0)
-    return TaskSpec(name, observation, action, 20.0, 1000, (1,), demonstrations=1)
-
-
-def written_and_read(store: EpisodeStore, spec: TaskSpec, length: int, rounds: int) -> dict[str, list[float]]:
-    """MB/s of whole episodes into the store and out of it."""
-    steps = recording(spec, length)
-    megabytes = length * sum(array.nbytes for array in steps[0].values()) / 1e6
-    ids: list[str] = []
-
-    def write() -> None:
-        ids.append(episode_id("rollout", spec.name, len(ids)))
-        writer = store.writer(EpisodeMeta(ids[-1], spec.name, seed=0, source="rollout"))
-        for step in steps:
-            writer.append(step)
-        writer.commit("success")
-
-    write()
-    sides = {"in": write, "out": lambda: store.read(ids[-1])}
-    return interleaved({side: rate(call, megabytes) for side, call in sides.items()}, rounds)
-
-
-def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
-    """Measures a call's amount per second."""
-    return lambda: amount / seconds(call)
-
-
-def recording(spec: TaskSpec, length: int) -> list[dict[str, NDArray[Any]]]:
-    """Made-up steps of an episode that compress about as real ones do."""
-    rng = np.random.default_rng(0)
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, array in spec.arrays().items():
-        if array.dtype == "uint8":
-            scene = np.kron(rng.integers(0, 250, (12, 12, 3)), np.ones((7, 7, 1), np.int64))
-            moved = np.stack([np.roll(scene, step // 4, axis=0) for step in range(length)])
-            arrays[name] = (moved + rng.integers(0, 3, moved.shape)).astype(np.uint8)
-        else:
-            walk = 0.01 * rng.standard_normal((length, *array.shape)).cumsum(axis=0)
-            arrays[name] = walk.astype(np.float32)
-    return [{name: np.asarray(rows[step]) for name, rows in arrays.items()} for step in range(length)]
-
-
 # Learner
 
 
@@ -263,11 +198,12 @@ def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
 
 
 def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
-    """Whole trainings by the default curriculum and by the longest context throughout, with equal steps. In
-    a quick run the few steps leave more weight to what every training does once, so the two come closer."""
-    default = LearnerConfig()
+    """Whole trainings by the default curriculum and by the longest context throughout, with equal steps. As
+    with cameras, and unlike in a small policy of a few numbers, most of the time goes into the context. In a
+    quick run the few steps leave more weight to what every training does once, so the two come closer."""
+    default = LearnerConfig(PolicyConfig(token_size=256, future_actions=14), steps=1000, batch_size=128)
     if quick:
-        default = replace(default, steps=100, warmup=10)
+        default = replace(default, steps=40, warmup=10)
     configs = {
         "progressive": default,
         "fixed": replace(default, curriculum=replace(default.curriculum, kind="fixed")),
@@ -309,7 +245,7 @@ def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
     weights = policy_to_bytes(untrained(RETURN_POINT.spec))
     open_store(url, RETURN_POINT.spec).close()
     with ray_cluster(config, None):
-        hub = start(MetricsHub, "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
+        hub = start(MetricsHub, "benchmark", "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
         board = start(WeightBoard, checkpoints, **ALWAYS_BACK)
         store = (url, RETURN_POINT.spec.name)
         actors = [start(TimedActor, config, f"actor-{index}", store, num_cpus=1) for index in range(2)]

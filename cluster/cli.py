@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -68,6 +69,9 @@ def launch(
     ] = None,
     settings: Settings = None,
     resume: Resume = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Go on with the run of the config's name, if there is one.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Launch a run from a config file.
@@ -79,8 +83,11 @@ def launch(
         longview launch my_run.yaml --address auto replay.url=redis://store:6379
 
         longview launch --resume my_run
+
+        longview launch my_run.yaml --or-resume name=my_run
     """
     from cluster.config import ConfigError, read_config
+    from cluster.runs import resumable_run
 
     settings = settings or []
     if resume is not None:
@@ -88,7 +95,8 @@ def launch(
     elif config is None:
         raise ConfigError("give a config file, or --resume RUN")
     else:
-        _run(read_config(Path(config), settings), None, address)
+        wanted = read_config(Path(config), settings)
+        _run(wanted, resumable_run(wanted) if or_resume else None, address)
 
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
@@ -212,7 +220,10 @@ def stop(
     if not found.under_way():
         typer.echo(f"{found.name} is not under way")
         return
-    os.kill(found.state()["pid"], signal.SIGTERM)
+    state = found.state()
+    if state["host"] != socket.gethostname():
+        raise RunError(f"{found.name} is under way on {state['host']}: stop it there")
+    os.kill(state["pid"], signal.SIGTERM)
     deadline = time.monotonic() + timeout
     while found.under_way():
         if time.monotonic() > deadline:

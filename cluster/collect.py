@@ -54,7 +54,9 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
     status = "failed"
     try:
         with ExitStack() as services:
-            url = config.replay.url or services.enter_context(redis_server(run.path / "redis"))
+            url = config.replay.url or services.enter_context(
+                redis_server(run.path / "redis", config.replay.fsync)
+            )
             store = EpisodeStore.connect(url, run.name, config.replay)
             services.callback(store.close)
             store.register(task.spec)

@@ -43,6 +43,29 @@ class MonitoringConfig:
 
 
 @dataclass(frozen=True)
+class PlacementConfig:
+    """What the roles ask of an existing Ray cluster, beside a CPU each. A cluster of the run's own is one
+    machine, where nothing of this applies."""
+
+    actor: dict[str, float] = field(default_factory=dict)
+    """Custom resources that a rollout actor takes, such as `{actor: 1}`: nodes without them get no actors."""
+    learner: dict[str, float] = field(default_factory=dict)
+    """Custom resources that a learner rank takes."""
+    learner_gpus: int | None = None
+    """GPUs of a learner rank; by default one, if there are enough for all when training starts."""
+    autoscaled: bool = False
+    """The cluster grows when more is asked for: what it has when a run is launched is no limit."""
+
+    def __post_init__(self) -> None:
+        for role, resources in (("actor", self.actor), ("learner", self.learner)):
+            for name, amount in resources.items():
+                if amount <= 0:
+                    raise ValueError(f"placement.{role}.{name} must be positive, not {amount:g}")
+        if self.learner_gpus is not None and self.learner_gpus < 0:
+            raise ValueError(f"placement.learner_gpus must not be negative, not {self.learner_gpus}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made of. The same file serves a laptop and a cluster."""
 
@@ -52,8 +75,8 @@ class RunConfig:
     name: str | None = None
     """Name of the run's folder; by default the task and the time."""
     demonstrations: str | None = None
-    """Folder of human demonstrations to start from, a zarr replay buffer; without it the task's expert gives
-    them."""
+    """Human demonstrations to start from, in any format that `longview store import` reads; without them the
+    task's expert demonstrates."""
     learners: int = 1
     """G: learner ranks, each on a GPU of its own where there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -61,6 +84,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     replay: StoreConfig = field(default_factory=StoreConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:
         if self.learners < 1:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,19 +31,22 @@ class Dispatcher:
         self._orders = orders
         self._under_way: dict[Any, tuple[Handle, Order]] = {}
         self._failures: dict[Handle, int] = dict.fromkeys(actors, 0)
-        self.restarts = 0
+        self.restarts = Counter[str]()
+        """Actors that were started again, by cause."""
+        self.errors = 0
+        """Orders that failed without the actor's death."""
 
-    def dispatch(self, newest: int | None, weights: Callable[[int], list[Any]]) -> None:
+    def dispatch(self, newest: int | None, weights: Callable[[int], tuple[list[Any], float]]) -> None:
         """Give orders to all idle actors.
 
         Args:
             newest: the newest version.
-            weights: references to the weights of a version.
+            weights: of a version: references to its bytes, and the seconds since it was published.
         """
         while self._idle and (order := self._orders.take(newest)) is not None:
             actor = self._idle.pop(0)
-            references = [] if order.version is None else weights(order.version)
-            self._under_way[actor.work.remote(order, newest, references)] = (actor, order)
+            held, age = ([], 0.0) if order.version is None else weights(order.version)
+            self._under_way[actor.work.remote(order, newest, held, age)] = (actor, order)
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:
         """Results that have come, waiting up to `timeout` seconds for the first.
@@ -66,6 +70,7 @@ class Dispatcher:
                 if result.worn:
                     log.info("an actor has rendered for long enough, and is replaced by a new process")
                     ray.kill(actor, no_restart=False)
+                    self.restarts["worn"] += 1
                 yield order, result
             self._idle.append(actor)
 
@@ -77,8 +82,15 @@ class Dispatcher:
     def _failed(self, actor: Handle, error: Exception) -> None:
         log.warning("an actor failed: %s", error)
         if isinstance(error, RayActorError):
-            self.restarts += 1
+            self.restarts[cause_of(error)] += 1
+        else:
+            self.errors += 1
         self._failures[actor] += 1
         if self._failures[actor] >= MAX_FAILURES:
             cause = getattr(error, "cause", None) or error
             raise RunFailed(f"an actor failed {MAX_FAILURES} times in a row: {cause}") from error
+
+
+def cause_of(death: RayActorError) -> str:
+    """Why a Ray actor has to be started again: its node was taken away (`preempted`), or it just `died`."""
+    return "preempted" if death.preempted else "died"

@@ -74,7 +74,7 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
         total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
         shown = bar.add_task("", total=total)
         while not orders.idle:
-            dispatcher.dispatch(version, lambda _: [reference])
+            dispatcher.dispatch(version, lambda _: ([reference], 0.0))
             for order, result in dispatcher.collect(timeout=0.25):
                 orders.finish(order, result)
                 bar.advance(shown, order.count)

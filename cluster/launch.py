@@ -4,31 +4,29 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.task import Task
+from actors.task import Task, columns_of
 from cluster import summary
-from cluster.config import ConfigError, RunConfig, task_of, without_password
+from cluster.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
 from cluster.dispatch import Dispatcher, RunFailed
 from cluster.orders import Orders
 from cluster.progress import Progress
-from cluster.roles import ALWAYS_BACK, HUB, Handle, MetricsHub, RolloutActor, start
+from cluster.reports import HUB, DriverReporter
+from cluster.roles import ALWAYS_BACK, Handle, MetricsHub, RolloutActor, start
 from cluster.runs import Run
-from cluster.services import ServiceError, redis_server
+from cluster.services import ServiceError, prometheus_server, redis_server
 from cluster.training import Training
+from cluster.transfer import bring_in
 from cluster.view import watching
 from cluster.weights import HeldWeights, WeightBoard
-from monitoring.hub import Snapshot, Totals, encode_report
-from monitoring.report import COUNTS
-from replay.datasets import zarr
+from replay.datasets.formats import open_source
 from replay.episode import episode_id
 from replay.errors import DatasetError, StoreError
 from replay.store import EpisodeStore
@@ -36,7 +34,6 @@ from replay.store import EpisodeStore
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-REPORT_SECONDS = 1.0
 
 
 def launch(config: RunConfig, run: Run, address: str | None) -> int:
@@ -47,6 +44,8 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
         run: its folder.
         address: an existing Ray cluster; None starts one on this machine.
     """
+    if address is None:
+        config = replace(config, placement=PlacementConfig())
     logging.basicConfig(
         filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
     )
@@ -75,10 +74,13 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
 def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Progress], None]) -> None:
     config, run = progress.config, progress.run
     with ExitStack() as services:
-        url = config.replay.url or services.enter_context(redis_server(run.path / "redis"))
+        url = config.replay.url or services.enter_context(
+            redis_server(run.path / "redis", config.replay.fsync)
+        )
         store = EpisodeStore.connect(url, run.name, config.replay)
         services.callback(store.close)
         store.register(task.spec)
+        progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
@@ -86,7 +88,7 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
-        run.write_state(store=without_password(url))
+        run.write_state(store=without_password(url), prometheus=progress.prometheus)
         try:
             _supervise(progress, roles, training, store, task, show)
         finally:
@@ -147,7 +149,7 @@ def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
             "give the address of a Redis that all nodes reach as replay.url"
         )
     cpus, needed = ray.cluster_resources().get("CPU", 0), config.actors.count + config.learners
-    if cpus < needed:
+    if cpus < needed and not config.placement.autoscaled:
         raise ConfigError(
             f"actors.count {config.actors.count} + learners {config.learners} need {needed} CPUs, "
             f"this Ray cluster has {cpus:g}"
@@ -165,15 +167,17 @@ class Roles:
 
 def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Roles:
     """The roles of a run; they end with our connection to Ray."""
-    hub = start(MetricsHub, config.monitoring.host, config.monitoring.port, name=HUB, **ALWAYS_BACK)
+    monitoring = config.monitoring
+    hub = start(MetricsHub, run.name, monitoring.host, monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
     return Roles(hub, board, start_actors(config, store))
 
 
 def start_actors(config: RunConfig, store: tuple[str, str] | None) -> list[Handle]:
     """The rollout actors."""
+    options = {"num_cpus": 1, "resources": config.placement.actor, "max_restarts": -1}
     return [
-        start(RolloutActor, config, f"actor-{index}", store, num_cpus=1, max_restarts=-1)
+        start(RolloutActor, config, f"actor-{index}", store, **options)
         for index in range(config.actors.count)
     ]
 
@@ -195,12 +199,13 @@ def _supervise(
         progress.demonstrations = progress.wanted - len(missing)
     dispatcher = Dispatcher(roles.actors, orders)
     weights = HeldWeights(roles.board)
-    reporter = _Reporter(roles.hub, store, progress)
+    reporter = DriverReporter(roles.hub, store, progress)
     last_version: int | None = None
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
         dispatcher.dispatch(weights.newest, weights.of)
         for order, result in dispatcher.collect(TICK_SECONDS):
+            reporter.arrived(order, result, weights.newest)
             progress.demonstrations += sum(result.outcomes.values()) if order.purpose == "demo" else 0
             if (evaluation := orders.finish(order, result)) is not None:
                 progress.run.add_evaluation(evaluation.to_dict())
@@ -220,44 +225,10 @@ def _supervise(
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest
         progress.restarts = {"actor": dispatcher.restarts, "learner": training.restarts}
+        progress.errors = dispatcher.errors
         progress.update(reporter.report())
         show(progress)
-
-
-class _Reporter:
-    """What the driver itself knows, to the hub; what all know, back."""
-
-    def __init__(self, hub: Handle, store: EpisodeStore, progress: Progress) -> None:
-        self._hub, self._store, self._progress = hub, store, progress
-        self._incarnation = time.time_ns()
-        self._reported_at = 0.0
-        self._snapshot: Snapshot = {}
-
-    def report(self) -> Snapshot:
-        """The hub's snapshot, at most about a second old."""
-        if time.monotonic() - self._reported_at > REPORT_SECONDS:
-            self._hub.report.remote(encode_report("driver", "driver", self._incarnation, self._totals()))
-            self._snapshot, port = ray.get([self._hub.snapshot.remote(), self._hub.port.remote()])
-            # Every time: a hub that was restarted has found another port.
-            host = self._progress.config.monitoring.host
-            self._progress.run.write_state(metrics=f"http://{host}:{port}/metrics")
-            self._reported_at = time.monotonic()
-        return self._snapshot
-
-    def _totals(self) -> Totals:
-        progress, totals, stats = self._progress, Totals(), self._store.stats()
-        totals.set("longview_store_bytes", stats.total.bytes)
-        totals.set("longview_store_episodes", stats.total.episodes)
-        for role, count in progress.restarts.items():
-            totals.add("longview_actor_restarts_total", count, role=role)
-        if progress.version is not None:
-            totals.set("longview_policy_version", progress.version)
-        for row in progress.newest_round():
-            totals.set("longview_evaluation_version", row["version"])
-            labels = {"task": progress.config.task, "context_length": row["context_length"]}
-            for name in COUNTS:
-                totals.set(f"longview_evaluation_{name}", row[name], **labels)
-        return totals
+    reporter.close()
 
 
 def _next_index(store: EpisodeStore, source: str) -> int:
@@ -271,12 +242,12 @@ def _import_demonstrations(
 ) -> None:
     """Those that the store does not hold yet, so that a resumed run adds none."""
     progress.enter("collect")
-    for episode in islice(zarr.episodes(path, task.spec, getattr(task, "ZARR", {})), progress.wanted):
-        if episode.meta.id not in store:
-            store.add(episode)
+    source = open_source(path, task.spec.name, task.spec, columns_of(task))
+    for _ in bring_in(source, source.indices[: progress.wanted], store):
         progress.demonstrations += 1
         show(progress)
 
 
 def _missing_demonstrations(store: EpisodeStore, task: Task, wanted: int) -> list[int]:
-    return [index for index in range(wanted) if episode_id("demo", task.spec.name, index) not in store]
+    ids = {episode_id("demo", task.spec.name, index): index for index in range(wanted)}
+    return [ids[id] for id in store.missing(list(ids))]

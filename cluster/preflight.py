@@ -13,12 +13,12 @@ def refuse_untrainable(config: RunConfig) -> None:
     """
     task = task_of(config)
     if config.demonstrations is not None:
-        if not Path(config.demonstrations).is_dir():
-            raise ConfigError(f"demonstrations: there is no folder {config.demonstrations}")
+        if not Path(config.demonstrations).exists():
+            raise ConfigError(f"demonstrations: there is no file or folder {config.demonstrations}")
     elif task.expert is None:
         raise ConfigError(
-            f"task {config.task} has no expert: give a folder of human demonstrations, a zarr replay buffer, "
-            "as demonstrations=PATH"
+            f"task {config.task} has no expert: give human demonstrations, in a format that `longview store "
+            "import` reads, as demonstrations=PATH"
         )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +32,12 @@ class Progress:
     evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     metrics: Snapshot = field(default_factory=dict)
-    restarts: dict[str, int] = field(default_factory=dict)
-    """Ray actors that died and came back, by role."""
+    restarts: dict[str, Counter[str]] = field(default_factory=dict)
+    """Ray actors that were started again, by role and cause."""
+    errors: int = 0
+    """Orders that failed without the actor's death."""
+    prometheus: str | None = None
+    """Address of the run's own Prometheus, if it has one."""
     stats: StoreStats | None = None
     """The store's last counts."""
     _entered: float = field(default_factory=time.monotonic)

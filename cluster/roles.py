@@ -1,9 +1,10 @@
 """The Ray actors: thin shells around what the other folders do."""
 
+import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,18 +14,20 @@ import ray
 
 from actors.worker import Order, Result, Worker
 from cluster.config import RunConfig, task_of
-from monitoring.hub import Hub, Snapshot, Totals, encode_report
+from cluster.reports import Heartbeat, restarted, send
+from monitoring.hub import Hub, Reporters, Snapshot, Totals, encode_report
+from replay.episode import Episode
+from replay.errors import CodecError, UnknownEpisode
+from replay.limiter import Limiter
 from replay.store import EpisodeStore
+
+log = logging.getLogger(__name__)
 
 Handle = Any
 """A handle on a Ray actor; Ray does not type them."""
 
 POSITIONS = 64
 """Future positions that are told apart in metrics."""
-
-HUB = "hub"
-"""Name under which every other role finds the metrics hub. Not by handle: an actor whose constructor was
-given one cannot be restarted once that handle is gone."""
 
 
 def start(role: type, *arguments: Any, **options: Any) -> Handle:
@@ -38,28 +41,43 @@ def start(role: type, *arguments: Any, **options: Any) -> Handle:
     return ray.remote(**options)(role).remote(*arguments)
 
 
-ALWAYS_BACK = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-"""Options of roles that hold no work of their own: any call to them may be repeated."""
+ALWAYS_BACK = {
+    "num_cpus": 0,
+    "resources": {"node:__internal_head__": 0.001},
+    "max_restarts": -1,
+    "max_task_retries": -1,
+}
+"""Options of roles that hold no work of their own: any call to them may be repeated. They stay on Ray's head
+node, which has an address that lasts and does not leave when the cluster shrinks."""
 
 
 class MetricsHub:
     """Merges totals and serves /metrics."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._hub = Hub()
-        self._port = self._hub.serve(port, host)
-
-    def port(self) -> int:
-        """The port that is served."""
-        return self._port
+    def __init__(self, run: str, host: str, port: int) -> None:
+        self._hub = Hub(run)
+        self._host, self._port = host, port
+        self._url = ""
+        if (message := restarted("hub")) is not None:
+            self._hub.report(message)
 
     def report(self, message: bytes) -> None:
         """Take in a role's totals."""
         self._hub.report(message)
 
-    def snapshot(self) -> Snapshot:
-        """Everything merged."""
-        return self._hub.snapshot()
+    def exchange(self, kept: Reporters) -> tuple[str, Snapshot, Reporters]:
+        """Serve what the driver keeps.
+
+        Returns:
+            The URL of /metrics, everything merged, and what the driver shall keep next.
+        """
+        following = self._hub.exchange(kept)
+        if not self._url:
+            # Not before there is something to serve: to Prometheus, a hub that was restarted was away.
+            port = self._hub.serve(self._port, self._host)
+            anywhere = self._host in ("0.0.0.0", "::")
+            self._url = f"http://{ray.util.get_node_ip_address() if anywhere else self._host}:{port}/metrics"
+        return self._url, self._hub.snapshot(), following
 
 
 class RolloutActor:
@@ -74,6 +92,7 @@ class RolloutActor:
         """
         self._session: Any = None
         self._version: int | None = None
+        self._newest_used = -1
         self._simulators = config.actors.simulators
         self._worker = Worker(
             task=task_of(config),
@@ -82,19 +101,25 @@ class RolloutActor:
             name=name,
             execute=config.learner.policy.execute,
             store=None if store is None else EpisodeStore.connect(*store, config.replay),
-            report=_report if store is not None else lambda _: None,
+            report=Heartbeat().send if store is not None else lambda _: None,
         )
 
-    def work(self, order: Order, newest: int | None, weights: list[Any]) -> Result:
+    def work(self, order: Order, newest: int | None, weights: list[Any], age: float) -> Result:
         """Do an order; pulls its weights only if it does not hold them already.
 
         Args:
             order: what to do.
             newest: the newest published version.
             weights: a reference to the weights of the order's version; empty where the expert acts alone.
+            age: how many seconds ago they were published.
         """
+        started = time.perf_counter()
         if order.version is not None and order.version != self._version:
             self._load(order.version, ray.get(weights[0]))
+            if order.version > self._newest_used:
+                age += time.perf_counter() - started
+                self._worker.totals.observe("longview_publish_to_use_seconds", age)
+                self._newest_used = order.version
         return self._worker.work(order, self._session, newest or 0)
 
     def _load(self, version: int, weights: bytes) -> None:
@@ -156,7 +181,9 @@ class LearnerRank:
         from learner.train import train
 
         episodes = EpisodeStore.connect(*store, config.replay)
+        episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
+        selection = config.learner.selection(spec.name)
         reporter = _LearnerReporter(f"rank-{self._rank}", config, max(steps(checkpoints), default=0))
         unseen = held_out(episodes, config.learner.validation_episodes)
         episodes.hold_out(unseen)
@@ -170,16 +197,16 @@ class LearnerRank:
                 spec,
                 seed=config.seed,
                 draw=lambda step, before, after, count: episodes.sample(
-                    config.learner.mix,
+                    selection,
                     count,
                     before,
                     after,
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
-                statistics=lambda: measure(map(episodes.read, seen), spec),
-                validation=[e for e in map(episodes.read, validated) if e.outcome != "invalid"],
+                statistics=lambda: measure(whole(episodes, seen, spec.name), spec),
+                validation=[e for e in whole(episodes, validated, spec.name) if e.outcome != "invalid"],
                 publish=board.publish.remote,
-                report=reporter.report,
+                report=lambda progress: reporter.report(progress, limiter.waited_seconds),
                 should_stop=self._stop.is_set,
                 checkpoints=checkpoints,
                 rank=self._rank,
@@ -187,6 +214,8 @@ class LearnerRank:
                 device=self._device,
             )
         finally:
+            # Training that failed may have left a draw that waits.
+            limiter.cancelled = lambda: True
             episodes.close()
             if self._world > 1:
                 distributed.destroy_process_group()
@@ -206,6 +235,29 @@ def held_out(store: EpisodeStore, count: int) -> list[str]:
     return store.ids("demo")[-count:] + (imported[-count:] if len(imported) > 2 * count else [])
 
 
+def whole(store: EpisodeStore, ids: Iterable[str], task: str) -> Iterator[Episode]:
+    """Those of these episodes that are there, undamaged, and of this task."""
+    for id in ids:
+        try:
+            episode = store.read(id)
+        except (UnknownEpisode, CodecError) as error:
+            log.warning("episode %s is left out: %s", id, error)
+            continue
+        if episode.meta.task == task:
+            yield episode
+
+
+def limiter_of(config: RunConfig, cancelled: Callable[[], bool]) -> Limiter:
+    """When a learner rank may draw; what all of them may draw is theirs in equal parts."""
+    together, ranks = config.replay.samples_per_insert, config.learners
+    return Limiter(
+        samples_per_insert=None if together is None else together / ranks,
+        minimum_steps=config.replay.minimum_steps,
+        timeout_seconds=config.replay.limiter_seconds,
+        cancelled=cancelled,
+    )
+
+
 def by_position(loss: Mapping[int, float]) -> dict[str, float]:
     """Losses by steps from now on as a metric's series, of which there are few: those of past steps are
     averaged, and so are those from `POSITIONS - 1` steps on."""
@@ -223,18 +275,32 @@ class _LearnerReporter:
         self._incarnation = time.time_ns()
         self._totals = Totals()
         self._samples = resumed_at * config.learner.batch_size * config.learners
+        self._step = resumed_at
+        self._limited_s = 0.0
         self._totals.set("longview_learner_step", resumed_at)
         self._send()
 
-    def report(self, progress: Any) -> None:
+    def report(self, progress: Any, limited_s: float) -> None:
+        """
+        Args:
+            progress: since the last report.
+            limited_s: time that this rank's draws have waited for the limiter in all.
+        """
         totals = self._totals
+        totals.add("longview_store_limiter_wait_seconds_total", limited_s - self._limited_s)
+        self._limited_s = limited_s
         totals.add("longview_samples_trained_total", max(0, progress.samples - self._samples))
         self._samples = progress.samples
         totals.add("longview_learner_data_wait_seconds_total", progress.data_wait_s)
+        totals.observe("longview_learner_step_seconds", progress.step_s, progress.step - self._step)
+        self._step = progress.step
         totals.set("longview_learner_step", progress.step)
+        totals.set("longview_gpu_memory_bytes", progress.gpu_memory)
         totals.set("longview_out_of_range_ratio", progress.out_of_range)
         for length, loss in progress.loss_by_context.items():
             totals.set("longview_loss", loss, context_length=length)
+        for length, norm in progress.gradient_norm_by_context.items():
+            totals.set("longview_gradient_norm", norm, context_length=length)
         for position, loss in by_position(progress.loss_by_position).items():
             totals.set("longview_loss_by_position", loss, position=position)
         for length, loss in progress.validation_loss_by_context.items():
@@ -245,8 +311,4 @@ class _LearnerReporter:
         self._send()
 
     def _send(self) -> None:
-        _report(encode_report("learner", self._name, self._incarnation, self._totals))
-
-
-def _report(message: bytes) -> None:
-    ray.get_actor(HUB).report.remote(message)
+        send(encode_report("learner", self._name, self._incarnation, self._totals))

@@ -21,7 +21,7 @@ from cluster.config import ConfigError, MonitoringConfig, RunConfig, read_config
 from cluster.services import redis_server
 from replay.store import EpisodeStore
 
-ROOT = Path("runs")
+ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 POLICY = "policy.safetensors"
 
 
@@ -85,7 +85,8 @@ class Run:
             return False
 
     def state(self) -> dict[str, Any]:
-        """What the process that runs it wrote down for others: its pid, where its metrics and store are."""
+        """What the process that runs it wrote down for others: its pid and host, where its metrics and store
+        are."""
         with suppress(FileNotFoundError, ValueError):
             state: dict[str, Any] = json.loads((self.path / "run.json").read_text())
             return state
@@ -93,8 +94,8 @@ class Run:
 
     def write_state(self, **news: Any) -> None:
         """Add to what `state` reads, of this process. Never pass a URL with its password."""
-        known = self.state()
-        mine = known if known.get("pid") == os.getpid() else {"pid": os.getpid()}
+        known, me = self.state(), {"pid": os.getpid(), "host": socket.gethostname()}
+        mine = known if known.items() >= me.items() else me
         if mine | news != known:
             write_atomically(self.path / "run.json", json.dumps(mine | news, indent=2) + "\n")
 
@@ -138,16 +139,38 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     return run
 
 
+def resumable_run(config: RunConfig, root: Path = ROOT) -> Run | None:
+    """The run of the config's name, if it has been launched before.
+
+    Raises:
+        ConfigError: the config gives no name.
+    """
+    if config.name is None:
+        raise ConfigError("--or-resume needs to know the run: give it a name, in the config or as name=NAME")
+    run = Run(root / config.name)
+    if not run.path.exists():
+        return None
+    if not (run.path / "config.yaml").exists():  # its first launch was killed at once
+        write_config(config, run.path / "config.yaml")
+    return run
+
+
+def find_run(name: str, root: Path = ROOT) -> Run | None:
+    """An existing run by name or path, if there is one."""
+    for path in (root / name, Path(name)):
+        if (path / "config.yaml").exists():
+            return Run(path)
+    return None
+
+
 def open_run(name: str | None, root: Path = ROOT) -> Run:
     """An existing run: by name, by path, or the newest.
 
     Raises:
         RunError: there is none.
     """
-    if name is not None:
-        for path in (root / name, Path(name)):
-            if (path / "config.yaml").exists():
-                return Run(path)
+    if name is not None and (found := find_run(name, root)):
+        return found
     runs = sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     if name is None and runs:
         return Run(runs[-1].parent)
@@ -182,7 +205,7 @@ def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
         if url is None:
             run.lock()
             services.callback(run.unlock)
-            url = services.enter_context(redis_server(run.path / "redis"))
+            url = services.enter_context(redis_server(run.path / "redis", config.fsync))
         store = EpisodeStore.connect(url, run.name, config)
         services.callback(store.close)
         yield store

@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -10,11 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Final
 from urllib.parse import quote
+from urllib.request import ProxyHandler, build_opener
+
+import monitoring
+
+log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 60.0
 """A server may take so long until it answers, with its data loaded."""
@@ -37,12 +44,13 @@ class ServiceError(RuntimeError):
 
 
 @contextmanager
-def redis_server(data: Path) -> Iterator[str]:
+def redis_server(data: Path, fsync: str = "everysec") -> Iterator[str]:
     """A Redis of the run's own, for as long as the context lasts; yields its URL.
 
-    It listens on a unix socket in a private folder only, writes every change to `data` (synced every second),
-    and finds everything again when it is started there anew. Its log is `data`/redis.log. It ignores Ctrl-C
-    in the terminal, and stops properly when the thread that entered the context dies.
+    It listens on a unix socket in a private folder only, writes every change to `data`, synced to the disk as
+    often as `replay.fsync` says, and finds everything again when it is started there anew. Its log is
+    `data`/redis.log. It ignores Ctrl-C in the terminal, and stops properly when the thread that entered the
+    context dies.
 
     Raises:
         ServiceError: there is no redis-server, or it did not start, or another one works on this folder.
@@ -52,10 +60,10 @@ def redis_server(data: Path) -> Iterator[str]:
     folder = _private_folder()
     try:
         path = folder / "redis.sock"
-        with (data / "redis.log").open("ab") as log, _exclusive(data) as lock:
-            server = _spawn([executable, *_options(path, data)], log, keep_open=lock)
+        with (data / "redis.log").open("ab") as output, _exclusive(data, "redis-server") as lock:
+            server = _spawn([executable, *_options(path, data, fsync)], output, keep_open=lock)
         try:
-            _wait_until_ready(server, path, data / "redis.log")
+            _wait_until_ready(server, "redis-server", lambda: _answers(path), data / "redis.log")
             yield f"unix://{quote(str(path))}"
         finally:
             _stop(server)
@@ -81,11 +89,55 @@ def find_redis_server() -> str:
     )
 
 
-def _options(path: Path, data: Path) -> list[str]:
+@contextmanager
+def prometheus_server(folder: Path) -> Iterator[str | None]:
+    """A Prometheus of the run's own, for as long as the context lasts; yields its URL.
+
+    It scrapes the hub that `folder`/targets.json names, listens to this machine only, and keeps its data,
+    rules and log in `folder`. A run does not need it: None where none is installed, or it does not start.
+    """
+    with ExitStack() as services:
+        url = None
+        try:
+            if executable := shutil.which("prometheus"):
+                url = services.enter_context(_prometheus(executable, folder))
+            else:
+                log.info("no Prometheus (Debian: apt install prometheus): nothing records the metrics")
+        except (ServiceError, OSError) as error:
+            log.warning("%s", error)
+            print(f"longview: going on without Prometheus: {error}", file=sys.stderr)
+        yield url
+
+
+@contextmanager
+def _prometheus(executable: str, folder: Path) -> Iterator[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "targets.json").unlink(missing_ok=True)  # an earlier launch's hub
+    for name in ("prometheus.yml", "rules.yaml"):
+        shutil.copyfile(Path(monitoring.__file__).parent / name, folder / name)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = [
+        *("--config.file", str(folder / "prometheus.yml"), "--storage.tsdb.path", str(folder / "data")),
+        *("--storage.tsdb.retention.time", "30d", "--storage.tsdb.retention.size", "1GB"),
+        *("--web.listen-address", address, "--log.level", "warn"),
+    ]
+    logged = folder / "prometheus.log"
+    with logged.open("ab") as output, _exclusive(folder, "Prometheus") as lock:
+        server = _spawn([executable, *options], output, keep_open=lock)
+    try:
+        url = f"http://{address}"
+        _wait_until_ready(server, "Prometheus", lambda: _is_ready(url), logged)
+        yield url
+    finally:
+        _stop(server)
+
+
+def _options(path: Path, data: Path, fsync: str) -> list[str]:
     # No snapshots: the append-only file holds everything, and a proper stop syncs it.
     return [
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
-        *("--dir", str(data.resolve()), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+        *("--dir", str(data.resolve()), "--appendonly", "yes", "--appendfsync", fsync, "--save", ""),
         *("--maxmemory-policy", "noeviction"),
     ]
 
@@ -99,7 +151,7 @@ def _private_folder() -> Path:
 
 
 @contextmanager
-def _exclusive(data: Path) -> Iterator[IO[bytes]]:
+def _exclusive(data: Path, server: str) -> Iterator[IO[bytes]]:
     """Hold the folder's lock. The server inherits it, so that it lasts until the server is really gone:
     a run that is resumed right after a crash must not read files that the old server still writes."""
     with (data / "lock").open("ab") as lock:
@@ -110,32 +162,34 @@ def _exclusive(data: Path) -> Iterator[IO[bytes]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise ServiceError(f"another redis-server works on {data}: stop that run first") from None
+                    raise ServiceError(f"another {server} works on {data}: stop that run first") from None
                 time.sleep(0.05)
         yield lock
 
 
-def _spawn(command: list[str], log: IO[bytes], keep_open: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], output: IO[bytes], keep_open: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
-        stdout=log,
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=(keep_open.fileno(),),
     )
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], path: Path, log: Path) -> None:
+def _wait_until_ready(
+    server: subprocess.Popen[bytes], name: str, ready: Callable[[], bool], logged: Path
+) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(path):
+    while not ready():
         ended = server.poll() is not None
         if ended or time.monotonic() > deadline:
             what = (
                 f"ended with {server.returncode}" if ended else f"did not answer within {START_SECONDS:g} s"
             )
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise ServiceError(f"redis-server {what}; the end of {log}:\n{tail}")
+            tail = "\n".join(logged.read_text(errors="replace").splitlines()[-15:])
+            raise ServiceError(f"{name} {what}; the end of {logged}:\n{tail}")
         time.sleep(0.01)
 
 
@@ -149,6 +203,15 @@ def _answers(path: Path) -> bool:
             return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
+
+
+def _is_ready(url: str) -> bool:
+    """Whether Prometheus has loaded its data and answers."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"{url}/-/ready", timeout=1.0):
+            return True
+    except (OSError, HTTPException):
+        return False
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

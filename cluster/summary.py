@@ -30,7 +30,7 @@ def summarize(progress: Progress, status: str) -> dict[str, Any]:
             {"source": source, "outcome": outcome, "episodes": count.episodes, "steps": count.steps}
             for (source, outcome), count in committed.items()
         ],
-        "restarts": progress.restarts,
+        "restarts": {role: causes.total() - causes["worn"] for role, causes in progress.restarts.items()},
         "phases": {phase: round(seconds, 2) for phase, seconds in progress.seconds.items()},
         "history": progress.history,
         "config": public_config(progress.config),
@@ -67,6 +67,8 @@ def show_status(run: Run, *, as_json: bool) -> None:
             print(json.dumps({"run": run.name, "status": "under way", "metrics": _plain(metrics)}))
             return
         console.print(f"[bold]{run.name}[/bold] is under way; metrics: {url}", soft_wrap=True)
+        if prometheus := run.state().get("prometheus"):
+            console.print(f"Prometheus: {prometheus}", soft_wrap=True)
         console.print(metrics_table(metrics))
         if rows := metrics_success(metrics):
             chance = task_of(run.config).spec.chance

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.config import RunConfig
-from cluster.dispatch import MAX_FAILURES, RunFailed
+from cluster.dispatch import MAX_FAILURES, RunFailed, cause_of
 from cluster.roles import Handle, LearnerRank, start
 
 log = logging.getLogger(__name__)
@@ -27,16 +28,19 @@ class Training:
         self._ranks: list[Handle] = []
         self._under_way: list[Any] = []
         self._deaths: dict[int | None, int] = {}
-        self.restarts = 0
+        self.restarts = Counter[str]()
+        """By cause."""
 
     def start(self) -> None:
         """Create the ranks and have them train."""
-        world = self._config.learners
-        gpus = ray.cluster_resources().get("GPU", 0) >= world
+        world, placement = self._config.learners, self._config.placement
+        gpus = placement.learner_gpus
+        if gpus is None:
+            gpus = int(ray.cluster_resources().get("GPU", 0) >= world)
         threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
         # Two calls at a time: `stop` has to be heard while `train` runs.
-        options = {"num_cpus": 1, "num_gpus": int(gpus), "max_concurrency": 2}
-        self._ranks = [start(LearnerRank, rank, world, threads, gpus, **options) for rank in range(world)]
+        options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}
+        self._ranks = [start(LearnerRank, rank, world, threads, gpus > 0, **options) for rank in range(world)]
         address = self._ranks[0].address.remote()
         self._under_way = [
             rank.train.remote(self._config, address, self._checkpoints, self._store, self._board)
@@ -76,7 +80,7 @@ class Training:
         if isinstance(error, RayTaskError):
             raise RunFailed(f"training failed: {error.cause}") from error
         log.warning("a learner rank died, training goes on from the newest checkpoint: %s", error)
-        self.restarts += 1
+        self.restarts[cause_of(error)] += 1
         self._deaths[newest] = self._deaths.get(newest, 0) + 1
         if self._deaths[newest] >= MAX_FAILURES:
             raise RunFailed(f"learner ranks died {MAX_FAILURES} times without progress: {error}") from error

@@ -104,6 +104,10 @@ def store_table(stats: StoreStats) -> Table:
     counts = {(source, "stored now"): count for source, count in stats.stored.items() if count.episodes}
     for (source, outcome), count in (counts | dict(stats.committed)).items():
         table.add_row(source, outcome, f"{count.episodes:,}", f"{count.steps:,}", f"{count.bytes / 1e6:,.2f}")
+    if stats.quarantined:
+        table.caption = (
+            f"{stats.quarantined:,} damaged episodes are in quarantine: see `longview store verify`"
+        )
     return table
 
 
@@ -116,6 +120,7 @@ def plain_stats(stats: StoreStats) -> dict[str, Any]:
             for (source, outcome), count in stats.committed.items()
         ],
         "byte_budget": stats.byte_budget,
+        "quarantined": stats.quarantined,
     }
 
 
@@ -146,7 +151,10 @@ def _live_view(progress: Progress) -> RenderableType:
     if rows:
         parts.append(success_table(rows, "success so far", progress.spec.chance))
     return Panel(
-        Group(*parts), title=f"longview · {progress.config.task} · {progress.run.name}", expand=False
+        Group(*parts),
+        title=f"longview · {progress.config.task} · {progress.run.name}",
+        subtitle=progress.prometheus and f"Prometheus: {progress.prometheus}",
+        expand=False,
     )
 
 
@@ -160,6 +168,8 @@ class _Lines:
         now = time.monotonic()
         if progress.phase == self._phase and now - self._shown_at < PLAIN_SECONDS:
             return
+        if not self._phase and progress.prometheus is not None:
+            print(f"Prometheus: {progress.prometheus}", file=sys.stderr)
         self._shown_at, self._phase = now, progress.phase
         done, wanted = progress.done()
         rate = f"{progress.steps_per_second():,.0f}/s"

@@ -1,9 +1,12 @@
 """The weight board, which owns the newest weights so that their publisher may die; what the driver holds."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
+
+from cluster.reports import restarted, send
 
 
 class WeightBoard:
@@ -13,6 +16,8 @@ class WeightBoard:
         """Starts from the newest checkpoint, if there is one: after its own restart as after a run's."""
         self._version: int | None = None
         self._reference: Any = None
+        if (message := restarted("board")) is not None:
+            send(message)
         # Here, because it imports torch, which nothing else in this process needs.
         from learner.checkpoint import latest
 
@@ -42,6 +47,7 @@ class HeldWeights:
     def __init__(self, board: Any) -> None:
         self._board = board
         self._held: dict[int, Any] = {}
+        self._published: dict[int, float] = {}
         self.newest: int | None = None
 
     def refresh(self, keep: set[int]) -> int | None:
@@ -52,9 +58,11 @@ class HeldWeights:
         newest, (reference,) = ray.get(self._board.latest.remote())
         self._held = {version: held for version, held in self._held.items() if version in keep}
         self._held[newest] = ray.put(ray.get(reference))
+        self._published = {version: self._published.get(version, time.monotonic()) for version in self._held}
         self.newest = newest
         return int(newest)
 
-    def of(self, version: int) -> list[Any]:
-        """A version's reference, in a list so that Ray passes it on unfetched."""
-        return [self._held[version]]
+    def of(self, version: int) -> tuple[list[Any], float]:
+        """A version's reference, in a list so that Ray passes it on unfetched, and how many seconds ago it
+        was published, going by when we heard of it."""
+        return [self._held[version]], time.monotonic() - self._published[version]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from replay.episode import ACTION, SOURCES, ArraySpec, TaskSpec
+from replay.episode import ACTION, ArraySpec, Selection, TaskSpec
 
 Architecture = Literal["unet_cross", "unet_film", "dit"]
 Size = Literal["tiny", "small", "paper"]
@@ -102,8 +102,10 @@ class PolicyConfig:
     """One network for all cameras, rather than one each."""
     normalize: Mapping[str, Normalization] = field(default_factory=dict)
     """By observation key, or "action". Otherwise min_max, and identity for keys that end in _quat."""
-    prediction: Prediction = "epsilon"
-    """What the network is trained to tell: the noise, or the actions without it."""
+    prediction: Prediction = "sample"
+    """What the network is trained to tell: the actions without the noise, or the noise, as published. Where
+    there is much noise, which way to go is decided, and hardly changes what the noise was: told by `epsilon`,
+    memory is learnt late or not at all (docs/method.md)."""
     diffusion_steps: int = 100
     sampling_steps: int = 10
     candidates: int = 1
@@ -235,14 +237,14 @@ class CurriculumConfig:
     """Which T_o each training step uses; the formulas are in learner/curriculum.py."""
 
     kind: Literal["fixed", "progressive", "sprinkle", "lengths"] = "progressive"
-    ramp: float = 0.3
-    """progressive: share of the training after which the longest T_o is reached. Published, perhaps: 0.5;
-    memory is learnt at long T_o only, and wants most of the steps."""
-    full: float = 0.7
+    ramp: float = 0.5
+    """progressive: share of the training after which the longest T_o is reached; the published one, perhaps."""
+    full: float = 0.5
     """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
     Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""
-    shorter: Literal["uniform", "log"] = "uniform"
-    """How shorter ones are drawn; `log` gives every doubling of the length the same share."""
+    shorter: Literal["uniform", "log"] = "log"
+    """How shorter ones are drawn; `log` gives every doubling of the length the same share: the short ones
+    have to get by with little, and need it."""
     lengths: Mapping[int, float] = field(default_factory=dict)
     """lengths: T_o -> its part of the training steps, in any unit."""
 
@@ -284,7 +286,15 @@ class LearnerConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
-    """Parts of the draws by source, in any unit; one without episodes gives its part to the others."""
+    """Parts of the draws by source, in any unit; one without episodes gives its part to the others. By
+    source, as `demo`, or by source and outcome, as `rollout/success`, with `*` for any."""
+    outcomes: tuple[str, ...] = ()
+    """Learn only from episodes that ended so: [success] is success only. None: from all."""
+    draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"
+    """Of a part of the mix all steps are drawn alike; or all episodes are, and of an episode all steps; or
+    newer episodes more often; or in proportion to priorities that something else gives them."""
+    half_life: float = 1000.0
+    """By recency, an episode is drawn half as often as one that is newer by so many of its part."""
     steps: int = 2400
     batch_size: int = 64
     """Windows per step and rank."""
@@ -339,12 +349,18 @@ class LearnerConfig:
         )
         _require(self.weight_decay >= 0, f"learner.weight_decay must not be negative: {self.weight_decay}")
         _require(0 <= self.ema_max < 1, f"learner.ema_max must be in [0, 1), not {self.ema_max}")
-        unknown = sorted(self.mix.keys() - set(SOURCES))
-        _require(not unknown, f"learner.mix: unknown sources {unknown}, there are {', '.join(SOURCES)}")
-        _require(
-            min(self.mix.values(), default=0) >= 0 and sum(self.mix.values()) > 0,
-            f"learner.mix needs shares of 0 or more with a positive sum, not {dict(self.mix)}",
-        )
+        self.selection(None)
+
+    def selection(self, task: str | None) -> Selection:
+        """What to ask the store for.
+
+        Args:
+            task: the only one to draw from; None: any.
+        """
+        try:
+            return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
+        except ValueError as error:
+            raise ValueError(f"learner.{error}") from None
 
     def windows(self, spec: TaskSpec) -> int:
         """Windows per segment for one task.

@@ -32,6 +32,8 @@ class Progress:
     loss: float
     loss_by_context: Mapping[int, float]
     """By the task's own context lengths: each counts the steps up to it, above the next shorter one."""
+    gradient_norm_by_context: Mapping[int, float]
+    """Mean before clipping, likewise."""
     loss_by_position: Mapping[int, float]
     """By the action's distance from now in steps, where it was a target; below 0 are past actions."""
     learning_rate: float
@@ -39,6 +41,10 @@ class Progress:
     """Largest, before clipping."""
     data_wait_s: float
     """Time since the last report that this rank's loop stood still for want of a batch."""
+    step_s: float
+    """Duration of a step, without that, on average since the last report."""
+    gpu_memory: int
+    """Most bytes of its device that this rank has ever held; 0 on CPU."""
     out_of_range: float
     """Share of the newest batch's observed values outside of the normaliser's ranges."""
     validation_loss_by_context: Mapping[int, float] = field(default_factory=dict)
@@ -80,12 +86,14 @@ class Lap:
     def _clear(self) -> None:
         self._steps, self._losses, self._norms = list[Taken](), list[Tensor](), list[Tensor]()
         self._error_T, self._targets_T = torch.zeros(2, len(self._offsets), device=self._device)
-        self._wait_s = 0.0
+        self._started, self._wait_s = perf_counter(), 0.0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time spent waiting for them counts."""
         while True:
             start = perf_counter()
+            if not self._steps:
+                self._started = start  # publishing, saving and validating belong to no step
             batch = next(batches, None)
             self._wait_s += perf_counter() - start
             if batch is None:
@@ -116,22 +124,28 @@ class Lap:
         losses, norms, error_T, targets_T = (
             part.tolist() for part in torch.split(numbers.cpu(), [count, count, positions, positions])
         )
+        stepping_s = perf_counter() - self._started - self._wait_s
         for taken, loss, norm in zip(self._steps, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._diverged(taken, loss, norm, rate)
-        by_context = defaultdict[int, list[float]](list)
-        for taken, loss in zip(self._steps, losses, strict=True):
-            by_context[min((g for g in grid if g >= taken.length), default=taken.length)].append(loss)
+        losses_of, norms_of = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+        for taken, loss, norm in zip(self._steps, losses, norms, strict=True):
+            length = min((g for g in grid if g >= taken.length), default=taken.length)
+            losses_of[length].append(loss)
+            norms_of[length].append(norm)
         by_position = zip(self._offsets, error_T, targets_T, strict=True)
         progress = Progress(
             step=step,
             samples=samples,
             loss=fmean(losses),
-            loss_by_context={length: fmean(some) for length, some in sorted(by_context.items())},
+            loss_by_context={length: fmean(some) for length, some in sorted(losses_of.items())},
+            gradient_norm_by_context={length: fmean(some) for length, some in sorted(norms_of.items())},
             loss_by_position={offset: error / targets for offset, error, targets in by_position if targets},
             learning_rate=rate,
             gradient_norm=max(norms),
             data_wait_s=self._wait_s,
+            step_s=stepping_s / count,
+            gpu_memory=torch.cuda.max_memory_allocated() if self._device.startswith("cuda") else 0,
             out_of_range=out_of_range,
         )
         self._clear()

@@ -3,34 +3,44 @@
 A report holds totals since its sender started, so one that is lost or repeated does no harm. A sender that
 starts again counts from zero under a higher incarnation; what the dead one had counted stays in the sum. Who
 reported is no label: the number of series does not depend on the number of actors.
+
+A hub that starts again has lost all that, and a counter that falls tells Prometheus that everything after
+it is new. So what is served is only ever what somebody else keeps (`Hub.exchange`), and a new hub serves
+nothing before it has that back: there is a gap of a second, and then the counters go on.
 """
 
 import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from monitoring.metrics import CATALOGUE, Metric, metric
 
-MAX_REPORT_BYTES = 1 << 16
+MAX_REPORT_BYTES = 1 << 18
 MAX_TEXT = 128
 """Longest label value, role or reporter name, in characters."""
 
-_COUNTERS = [name for name, found in CATALOGUE.items() if found.kind == "counter"]
+ALIVE_SECONDS = 15.0
+"""Who has not reported for so long is taken to be dead."""
+
+_GROWING = [name for name, found in CATALOGUE.items() if found.kind != "gauge"]
+"""Metrics that count from a reporter's start."""
 
 Series = dict[tuple[str, ...], float]
-"""Values of one metric, keyed by its label values in the catalogue's order; `()` where it has no labels."""
+"""Values of one metric, keyed by its label values in the catalogue's order; `()` where it has no labels. Of a
+histogram the key has one of its `parts` at the end."""
 
 Snapshot = dict[str, Series]
 """The series of every metric of the catalogue; empty for a metric that nobody has reported."""
@@ -64,6 +74,19 @@ class Totals:
         series, key = self._find(name, "gauge", labels)
         series[key] = float(value)
 
+    def observe(self, name: str, value: float, count: int = 1, **labels: str | int) -> None:
+        """Add a value to a histogram, `count` times.
+
+        Raises:
+            ValueError: the catalogue has no such histogram or other labels for it, or the value is negative.
+        """
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: a histogram takes finite values that are not negative, not {value}")
+        series, key = self._find(name, "histogram", labels)
+        for part in metric(name).parts:
+            amount = value if part == "sum" else value <= float(part)
+            series[*key, part] = series.get((*key, part), 0.0) + count * amount
+
     def _find(self, name: str, kind: str, labels: Mapping[str, str | int]) -> tuple[Series, tuple[str, ...]]:
         found = metric(name)
         if found.kind != kind:
@@ -92,20 +115,46 @@ def encode_report(role: str, reporter: str, incarnation: int, totals: Totals) ->
 
 
 @dataclass
-class _Reporter:
+class Reporter:
     """The newest report of one reporter, and what its dead incarnations had counted."""
 
     incarnation: int
     totals: Snapshot = field(default_factory=dict)
     folded: Snapshot = field(default_factory=dict)
 
+    def take_in(self, incarnation: int, totals: Snapshot) -> bool:
+        """Go on to a report; False if it is older than what is known already."""
+        if incarnation < self.incarnation:
+            return False
+        if incarnation > self.incarnation:
+            self.folded = {name: _counted(self, name) for name in _GROWING}
+            self.incarnation, self.totals = incarnation, {}
+        if _is_older(totals, self.totals):
+            return False
+        self.totals = totals
+        return True
+
+
+Reporters = dict[tuple[str, str], Reporter]
+"""By role and name, in the order of their newest reports, which is what merging by `last` goes by."""
+
 
 class Hub:
     """Merges the totals of all reporters. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str = "") -> None:
+        """
+        Args:
+            run: its name, a label of every series that is served.
+        """
+        self.run = run
         self._lock = threading.Lock()
-        self._reporters: dict[tuple[str, str], _Reporter] = {}
+        self._started = time.monotonic()
+        self._reporters: Reporters = {}
+        self._heard: dict[tuple[str, str], float] = {}
+        """When each reporter was last heard."""
+        self._kept: Reporters | None = None
+        """What is served; None as long as nobody keeps anything."""
         self._server: tuple[Any, threading.Thread] | None = None
 
     def report(self, message: bytes) -> None:
@@ -116,24 +165,52 @@ class Hub:
         """
         who, incarnation, totals = _decode_report(message)
         with self._lock:
-            known = self._reporters.get(who, _Reporter(incarnation))
-            if incarnation < known.incarnation:
-                return
-            if incarnation > known.incarnation:
-                known.folded = {name: _counted(known, name) for name in _COUNTERS}
-                known.incarnation, known.totals = incarnation, {}
-            if _is_older(totals, known.totals):
-                return
-            known.totals = totals
-            # Reporters stay in the order of their newest reports, which is what merging by `last` goes by.
+            self._heard[who] = time.monotonic()
+            self._take_in(who, incarnation, totals)
+
+    def _take_in(self, who: tuple[str, str], incarnation: int, totals: Snapshot) -> None:
+        known = self._reporters.get(who, Reporter(incarnation))
+        if known.take_in(incarnation, totals):
             self._reporters.pop(who, None)
             self._reporters[who] = known
 
-    def snapshot(self) -> Snapshot:
-        """Every metric's merged series."""
+    def exchange(self, kept: Reporters) -> Reporters:
+        """Serve what the caller keeps, from now on, and tell it what to keep next.
+
+        Args:
+            kept: what the last call returned, of this hub or of the one that died; empty at first. A new hub
+                goes on from it: reports that it has had already are the newer ones.
+        """
         with self._lock:
-            reporters = list(self._reporters.values())
-            return {name: _merge(found, reporters) for name, found in CATALOGUE.items()}
+            if self._kept is None:
+                early = self._reporters
+                self._reporters = {who: replace(known) for who, known in kept.items()}
+                for who, known in early.items():
+                    if who in kept:
+                        self._take_in(who, known.incarnation, known.totals)
+                    else:
+                        self._reporters[who] = known
+            self._kept = kept
+            return {who: replace(known) for who, known in self._reporters.items()}
+
+    def snapshot(self) -> Snapshot:
+        """Every metric's merged series, as they are now."""
+        with self._lock:
+            return self._merged(self._reporters)
+
+    def served(self) -> Snapshot:
+        """The same as it is served: what is kept, if anybody keeps it."""
+        with self._lock:
+            return self._merged(self._reporters if self._kept is None else self._kept)
+
+    def _merged(self, reporters: Reporters) -> Snapshot:
+        snapshot = {name: _merge(found, reporters.values()) for name, found in CATALOGUE.items()}
+        now = time.monotonic()
+        # A hub that has just started cannot know who is dead.
+        if now - self._started > ALIVE_SECONDS:
+            alive = [role for (role, _), heard in self._heard.items() if now - heard <= ALIVE_SECONDS]
+            snapshot["longview_actors"] = {(): alive.count("actor")}
+        return snapshot
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """Serve /metrics in a background thread until `close`.
@@ -172,17 +249,27 @@ class _HubCollector(Collector):
         self._hub = hub
 
     def collect(self) -> Iterator[Family]:
-        for name, series in self._hub.snapshot().items():
+        run = self._hub.run
+        for name, series in self._hub.served().items():
             found = CATALOGUE[name]
-            family_type = CounterMetricFamily if found.kind == "counter" else GaugeMetricFamily
-            family = family_type(name, f"{found.help} ({found.unit}).", labels=found.labels)
+            text, names = f"{found.help} ({found.unit}).", ("run", *found.labels)
+            if found.kind == "histogram":
+                histogram = HistogramMetricFamily(name, text, labels=names)
+                for labels in dict.fromkeys(key[:-1] for key in series):
+                    *buckets, total = ((part, series[*labels, part]) for part in found.parts)
+                    histogram.add_metric((run, *labels), buckets, total[1])
+                yield histogram
+                continue
+            family = (CounterMetricFamily if found.kind == "counter" else GaugeMetricFamily)(
+                name, text, labels=names
+            )
             for labels, value in series.items():
-                family.add_metric(labels, value)
+                family.add_metric((run, *labels), value)
             yield family
 
 
 def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
-    """What a hub's `snapshot` is, read from its /metrics address.
+    """What a hub has `served`, read from its /metrics address.
 
     Raises:
         OSError: nothing answers there within `timeout` seconds, or not a metrics server.
@@ -195,9 +282,12 @@ def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
         raise OSError(f"no metrics can be read from {url}: {error}") from error
     snapshot: Snapshot = {name: {} for name in CATALOGUE}
     for sample in (sample for family in families for sample in family.samples):
-        if sample.name in CATALOGUE:
-            key = tuple(sample.labels.get(label, "") for label in CATALOGUE[sample.name].labels)
-            snapshot[sample.name][key] = sample.value
+        name, part = sample.name, sample.labels.get("le", "sum")
+        if name not in CATALOGUE:
+            name = name.removesuffix("_bucket").removesuffix("_sum")
+        if found := CATALOGUE.get(name):
+            key = tuple(sample.labels.get(label, "") for label in found.labels)
+            snapshot[name][(*key, part) if found.parts else key] = sample.value
     return snapshot
 
 
@@ -228,9 +318,12 @@ def _decode_row(row: object) -> tuple[str, tuple[str, ...], float]:
     match row:
         case [str(name), list(labels), int(value) | float(value)]:
             found = metric(name)
-            if len(labels) != len(found.labels) or not all(map(_is_text, labels)):
-                raise ValueError(f"{name} needs a text for each of its labels {found.labels}, not {labels}")
-            if not abs(value) <= sys.float_info.max or (found.kind == "counter" and value < 0):
+            expected = (*found.labels, "le") if found.parts else found.labels
+            if len(labels) != len(expected) or not all(map(_is_text, labels)):
+                raise ValueError(f"{name} needs a text for each of its labels {expected}, not {labels}")
+            if found.parts and labels[-1] not in found.parts:
+                raise ValueError(f"{name} has the parts {found.parts}, not {labels[-1]}")
+            if not abs(value) <= sys.float_info.max or (found.kind != "gauge" and value < 0):
                 raise ValueError(f"{name}: {value} is no value of a {found.kind}")
             return name, tuple(labels), float(value)
     raise ValueError(f"report's row must be [name, label values, number], not {str(row)[:MAX_TEXT]}")
@@ -245,24 +338,24 @@ def _is_older(totals: Snapshot, known: Snapshot) -> bool:
     return any(
         totals.get(name, {}).get(labels, 0.0) < value
         for name, series in known.items()
-        if CATALOGUE[name].kind == "counter"
+        if CATALOGUE[name].kind != "gauge"
         for labels, value in series.items()
     )
 
 
-def _counted(reporter: _Reporter, name: str) -> Series:
-    """One counter of one reporter, over all of its incarnations."""
+def _counted(reporter: Reporter, name: str) -> Series:
+    """One counter or histogram of one reporter, over all of its incarnations."""
     total = dict(reporter.folded.get(name, {}))
     for labels, value in reporter.totals.get(name, {}).items():
         total[labels] = total.get(labels, 0.0) + value
     return total
 
 
-def _merge(found: Metric, reporters: list[_Reporter]) -> Series:
+def _merge(found: Metric, reporters: Iterable[Reporter]) -> Series:
     values: dict[tuple[str, ...], list[float]] = {}
     for reporter in reporters:
-        counts = found.kind == "counter"
-        series = _counted(reporter, found.name) if counts else reporter.totals.get(found.name, {})
+        gauge = found.kind == "gauge"
+        series = reporter.totals.get(found.name, {}) if gauge else _counted(reporter, found.name)
         for labels, value in series.items():
             values.setdefault(labels, []).append(value)
     return {labels: _MERGES[found.merge](merged) for labels, merged in values.items()}

@@ -1,8 +1,25 @@
-"""Every metric of Longview: its name, kind, unit, labels and meaning, once."""
+"""Every metric of Longview: its name, kind, unit, labels and meaning, once.
+
+python -m monitoring.metrics > docs/metrics.md
+"""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Literal
+
+from prometheus_client.utils import floatToGoString
+
+SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+TRAINING_STEPS = (0, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
+
+RATES = {
+    "success": ("success", "Successes as a share of the evaluation episodes"),
+    "completed": ("completion", "Completed evaluation episodes as a share of all"),
+    "contextual": ("contextual_success", "Successes as a share of the completed evaluation episodes"),
+}
+"""By the rate's name in `report.rates`: its metrics' name and what it is."""
 
 
 @dataclass(frozen=True)
@@ -10,12 +27,20 @@ class Metric:
     """One metric; its series differ in the values of its labels."""
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     unit: str
     help: str
     labels: tuple[str, ...] = ()
     merge: Literal["sum", "max", "mean", "last"] = "sum"
-    """How the values of several reporters become one; counters are always summed."""
+    """How the values of several reporters become one; counters and histograms are always summed."""
+    buckets: tuple[float, ...] = ()
+    """A histogram's upper bounds, ascending; there is one more, without an end."""
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """What each series of a histogram is made of: how many observations are at most as large as each
+        bound, and the sum of all. They only grow, so they are handled like counters."""
+        return (*map(floatToGoString, self.buckets), "+Inf", "sum") if self.buckets else ()
 
 
 class UnknownMetric(ValueError):
@@ -49,11 +74,29 @@ CATALOGUE = {
             ("task",),
         ),
         Metric(
+            "longview_simulated_seconds_total",
+            "counter",
+            "seconds",
+            "Time that went by in the simulators; over actor_seconds of part `simulator` it is the real-time "
+            "factor",
+            ("task",),
+        ),
+        Metric(
             "longview_actor_seconds_total",
             "counter",
             "seconds",
-            "Time that actors spent in the simulator, in the policy, and in writing to the store",
+            "Time of actors, by what it is spent on: `simulator`, `policy`, `store`, `waiting` for orders",
             ("part",),
+        ),
+        Metric(
+            "longview_actors",
+            "gauge",
+            "actors",
+            "Rollout actors that reported within the last 15 s",
+            merge="last",
+        ),
+        Metric(
+            "longview_actors_target", "gauge", "actors", "Rollout actors that there should be", merge="last"
         ),
         Metric(
             "longview_staleness_max",
@@ -68,6 +111,21 @@ CATALOGUE = {
             "versions",
             "Newest policy version minus the one that acts, averaged over actors",
             merge="mean",
+        ),
+        Metric(
+            "longview_staleness_steps",
+            "histogram",
+            "training steps",
+            "Newest policy version minus the one that acted, of collected episodes when they arrived",
+            ("source",),
+            buckets=TRAINING_STEPS,
+        ),
+        Metric(
+            "longview_publish_to_use_seconds",
+            "histogram",
+            "seconds",
+            "From the publication of a policy until an actor first acts with it",
+            buckets=SECONDS,
         ),
         # evaluation
         Metric(
@@ -101,12 +159,44 @@ CATALOGUE = {
             "Newest evaluated policy version",
             merge="last",
         ),
+        *(
+            Metric(
+                f"longview_{name}_ratio{suffix}",
+                "gauge",
+                "ratio",
+                f"{what}, of the newest evaluated policy version{bound}",
+                ("task", "context_length"),
+                merge="last",
+            )
+            for name, what in RATES.values()
+            for suffix, bound in {
+                "": "",
+                "_lower": ": lower end of the 95% Wilson interval",
+                "_upper": ": upper end of the 95% Wilson interval",
+            }.items()
+        ),
+        Metric(
+            "longview_success_ratio_best_lower",
+            "gauge",
+            "ratio",
+            "Lower end of the 95% Wilson interval of the success ratio: the highest of any earlier version",
+            ("task", "context_length"),
+            merge="last",
+        ),
         # learner
         Metric(
             "longview_loss",
             "gauge",
             "mean squared error",
             "Training loss by the context length of the training step",
+            ("context_length",),
+            merge="last",
+        ),
+        Metric(
+            "longview_gradient_norm",
+            "gauge",
+            "norm",
+            "Norm of the gradient before clipping, by the context length of the training step",
             ("context_length",),
             merge="last",
         ),
@@ -146,10 +236,31 @@ CATALOGUE = {
         Metric("longview_learner_step", "gauge", "steps", "Training steps done", merge="max"),
         Metric("longview_policy_version", "gauge", "version", "Newest published policy", merge="max"),
         Metric(
+            "longview_publish_interval_steps",
+            "gauge",
+            "training steps",
+            "Steps from one published policy to the next, as configured",
+            merge="last",
+        ),
+        Metric(
+            "longview_learner_step_seconds",
+            "histogram",
+            "seconds",
+            "Duration of a training step without its wait for data, averaged between two reports",
+            buckets=STEP_SECONDS,
+        ),
+        Metric(
+            "longview_gpu_memory_bytes",
+            "gauge",
+            "bytes",
+            "Most GPU memory that a learner rank has ever held; 0 on CPU",
+            merge="max",
+        ),
+        Metric(
             "longview_learner_data_wait_seconds_total",
             "counter",
             "seconds",
-            "Time that learner ranks waited for data",
+            "Time that the first learner rank stood still for want of data",
         ),
         Metric(
             "longview_validation_seconds_total",
@@ -158,9 +269,67 @@ CATALOGUE = {
             "Time that validating published policies took",
         ),
         # store and roles
-        Metric("longview_store_bytes", "gauge", "bytes", "Size of all stored chunks", merge="last"),
-        Metric("longview_store_episodes", "gauge", "episodes", "Episodes in the store", merge="last"),
-        Metric("longview_actor_restarts_total", "counter", "restarts", "Ray actors started again", ("role",)),
+        Metric(
+            "longview_store_bytes", "gauge", "bytes", "Size of the stored chunks", ("source",), merge="last"
+        ),
+        Metric(
+            "longview_store_episodes", "gauge", "episodes", "Episodes in the store", ("source",), merge="last"
+        ),
+        Metric(
+            "longview_store_byte_budget",
+            "gauge",
+            "bytes",
+            "Size that the stored chunks may have; beyond it the oldest collected episodes are evicted",
+            merge="last",
+        ),
+        Metric(
+            "longview_store_committed_bytes_total",
+            "counter",
+            "bytes",
+            "Size of all chunks ever committed, evicted or not",
+            ("source",),
+        ),
+        Metric("longview_store_queue_depth", "gauge", "chunks", "Chunks that wait in actors for the store"),
+        Metric(
+            "longview_store_backpressure_seconds_total",
+            "counter",
+            "seconds",
+            "Time that actors stood still because the store did not keep up",
+        ),
+        Metric(
+            "longview_store_limiter_wait_seconds_total",
+            "counter",
+            "seconds",
+            "Time that the limiter of samples per insert made learner ranks wait",
+        ),
+        Metric(
+            "longview_store_evicted_episodes_total",
+            "counter",
+            "episodes",
+            "Episodes removed to make room for newer ones",
+        ),
+        Metric(
+            "longview_store_quarantined_episodes",
+            "gauge",
+            "episodes",
+            "Damaged episodes, set aside by the store",
+            merge="last",
+        ),
+        Metric(
+            "longview_actor_restarts_total",
+            "counter",
+            "restarts",
+            "Ray actors started again: they `died`, lost their node (`preempted`), or had rendered for long "
+            "enough (`worn`)",
+            ("role", "cause"),
+        ),
+        Metric(
+            "longview_errors_total",
+            "counter",
+            "errors",
+            "Errors that a role met and the run survived, besides deaths",
+            ("role",),
+        ),
     )
 }
 
@@ -175,3 +344,24 @@ def metric(name: str) -> Metric:
         return CATALOGUE[name]
     near = get_close_matches(name, CATALOGUE, n=1)
     raise UnknownMetric(f"unknown metric {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def markdown() -> str:
+    """The catalogue as a page of the documentation."""
+    lines = [
+        "# Metrics",
+        "",
+        "What the hub serves at /metrics. Besides the labels below, every series has `run`, the run's name.",
+        "Made from monitoring/metrics.py by `python -m monitoring.metrics > docs/metrics.md`.",
+        "",
+        "| name | type | unit | labels | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for found in CATALOGUE.values():
+        labels = ", ".join(f"`{label}`" for label in found.labels)
+        lines.append(f"| `{found.name}` | {found.kind} | {found.unit} | {labels} | {found.help} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -2,17 +2,23 @@
 
 A chunk is a header, then the body, which is compressed or not:
 
-    magic "LVC" | version u8 | compression u8 | body's size u32 | crc32 u32 | body
+    magic "LVC" | version u8 | compression u8 | 3 zeros | body's size u32 | crc32 u32 | body
 
-The checksum covers everything but itself. The body is msgpack: {name: [dtype, shape, raw bytes]}, little
-endian, C order. Any bytes give a chunk or a CodecError, in time and memory that the limits below bound.
+The checksum covers everything but itself. The body is the arrays' names, dtypes and shapes, then their bytes,
+each at a multiple of 8 from the body's start, little endian, in C order:
+
+    size of what follows u32 | msgpack [[name, dtype, shape], ...] | bytes | bytes | ...
+
+So an array that is read is a view of the body. Any bytes give a chunk or a CodecError, in time and memory
+that the limits below bound: nothing is allocated that the bytes only claim.
 """
 
 import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from reprlib import repr as shown
 from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]
@@ -20,22 +26,26 @@ import numpy as np
 import zstandard
 
 from replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
-from replay.errors import CodecError, EpisodeError
+from replay.errors import CodecError, EpisodeError, UnknownFormat
 
 MAX_CHUNK_BYTES: Final = 256 << 20
 """Largest body, before compression."""
 MAX_ARRAYS: Final = 64
 MAX_DIMENSIONS: Final = 8
 MAX_NAME: Final = 128
+MAX_HEAD_BYTES: Final = 1 << 16
+"""Names, dtypes and shapes of a chunk's arrays."""
 MAX_PLAIN_BYTES: Final = 1 << 20
 """Largest record or task spec."""
 
-_HEADER: Final = struct.Struct("<3sBBII")
+_HEADER: Final = struct.Struct("<3sBB3xII")
+_HEAD_SIZE: Final = struct.Struct("<I")
 _MAGIC: Final = b"LVC"
-_VERSION: Final = 1
+_VERSION: Final = 2
+_ALIGNMENT: Final = 8
 _RAW, _ZSTD = 0, 1
 _TYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
-_DAMAGED: Final = (ValueError, TypeError, KeyError, msgpack.UnpackException, EpisodeError)
+_DAMAGED: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, msgpack.UnpackException)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,10 @@ class Record:
     """Of all chunks, as stored."""
     token: str
     """Names the writer whose chunks these are: writers of one id never touch each other's."""
+    chunk_steps: int
+    """K: chunk k holds steps k * K to (k + 1) * K - 1, the last one as far as there are any."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """The episode's."""
 
 
 def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
@@ -59,30 +73,41 @@ def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
     Raises:
         CodecError: the arrays exceed a limit, or are not what a chunk may hold.
     """
-    body = msgpack.packb(
-        {name: (array.dtype.name, array.shape, array.tobytes()) for name, array in arrays.items()}
-    )
-    if len(body) > MAX_CHUNK_BYTES:
-        raise CodecError(f"chunk has {len(body)} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
-    _check_shapes({name: (array.dtype.name, array.shape) for name, array in arrays.items()})
-    stored = zstandard.ZstdCompressor(compression).compress(body) if compression else body
-    head = (_MAGIC, _VERSION, _ZSTD if compression else _RAW, len(body))
-    return _HEADER.pack(*head, _checksum(*head, stored)) + stored
+    rows = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+    _check_shapes(rows)
+    head = msgpack.packb(rows)
+    parts: list[bytes | memoryview] = [_HEAD_SIZE.pack(len(head)), head]
+    size = _HEAD_SIZE.size + len(head)
+    for name, dtype, _ in rows:
+        parts.append(bytes(-size % _ALIGNMENT))
+        parts.append(np.ascontiguousarray(arrays[name], _TYPES[dtype]).reshape(-1).view(np.uint8).data)
+        size += len(parts[-2]) + len(parts[-1])
+    if size > MAX_CHUNK_BYTES:
+        raise CodecError(f"chunk has {size} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
+    if compression:
+        parts = [zstandard.ZstdCompressor(compression).compress(b"".join(parts))]
+    fields = (_MAGIC, _VERSION, _ZSTD if compression else _RAW, size)
+    return b"".join((_HEADER.pack(*fields, _checksum(fields, parts)), *parts))
 
 
 def decode_chunk(data: bytes) -> dict[str, Array]:
-    """Inverse of `encode_chunk`; the arrays are read-only.
+    """Inverse of `encode_chunk`; the arrays are read-only views of one buffer.
 
     Raises:
+        UnknownFormat: these bytes begin like a chunk of another version of ours.
         CodecError: these bytes are no chunk of ours, or damaged.
     """
     if len(data) < _HEADER.size:
         raise CodecError(f"{len(data)} bytes are too few for a chunk")
-    magic, version, compression, size, checksum = _HEADER.unpack_from(data)
+    *fields, checksum = _HEADER.unpack_from(data)
+    magic, version, compression, size = fields
     stored = memoryview(data)[_HEADER.size :]
-    if (magic, version) != (_MAGIC, _VERSION):
-        raise CodecError(f"expected a chunk of version {_VERSION}, found {magic!r} version {version}")
-    if checksum != _checksum(magic, version, compression, size, stored):
+    if magic != _MAGIC:
+        raise CodecError(f"expected a chunk, found {magic!r}")
+    intact = checksum == _checksum((magic, _VERSION, compression, size), [stored])
+    if version != _VERSION and not intact:  # one of ours would be intact, were it not for this very byte
+        raise UnknownFormat(f"expected a chunk of version {_VERSION}, found version {version}")
+    if version != _VERSION or not intact or data[5:8] != bytes(3):
         raise CodecError("chunk is damaged: its checksum does not match")
     if size > MAX_CHUNK_BYTES:
         raise CodecError(f"chunk claims {size} bytes, at most {MAX_CHUNK_BYTES} are accepted")
@@ -101,6 +126,8 @@ def join_chunks(chunks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     names = chunks[0].keys()
     if any(chunk.keys() != names for chunk in chunks):
         raise CodecError(f"chunks hold different arrays: {[sorted(chunk) for chunk in chunks]}")
+    if any(chunk[name].dtype != chunks[0][name].dtype for chunk in chunks for name in names):
+        raise CodecError("chunks hold arrays of different dtypes")
     if len(chunks) == 1:
         return dict(chunks[0])
     try:
@@ -133,10 +160,19 @@ def decode_record(data: bytes) -> Record:
     try:
         plain = _unpack(data)
         meta = plain["meta"]
-        versions = tuple(int(version) for version in meta["policy_versions"])
+        _require(plain, meta=dict, outcome=str, length=int, chunks=int, bytes=int, token=str, extras=dict)
+        _require(plain, chunk_steps=int)
+        _require(meta, id=str, task=str, seed=int, source=str, policy_versions=list, context_length=int)
+        versions = tuple(meta["policy_versions"])
         record = Record(**{**plain, "meta": EpisodeMeta(**{**meta, "policy_versions": versions})})
         if record.outcome not in OUTCOMES:
-            raise CodecError(f"outcome is {record.outcome!r:.200}, expected {', '.join(OUTCOMES)}")
+            raise CodecError(f"outcome is {shown(record.outcome)}, expected {', '.join(OUTCOMES)}")
+        if min(record.length, record.chunks, record.bytes, record.chunk_steps) < 1:
+            raise CodecError(
+                f"{record.length} steps, {record.chunks} chunks of {record.chunk_steps}, {record.bytes} bytes"
+            )
+        if any(type(version) is not int for version in versions):
+            raise CodecError(f"policy_versions are {shown(versions)}, expected integers")
         return record
     except _DAMAGED as error:
         raise CodecError(f"record of an episode is malformed: {error}") from None
@@ -154,13 +190,25 @@ def decode_spec(data: bytes) -> TaskSpec:
         CodecError: these bytes are no spec.
     """
     try:
-        return TaskSpec.from_dict(_unpack(data))
-    except (*_DAMAGED, AttributeError) as error:
+        plain = _unpack(data)
+        _require(plain, name=str, observation=dict, action=dict, control_hz=float | int, max_steps=int)
+        _require(plain, context_lengths=list, demonstrations=int, chance=float | int | None)
+        for array in (plain["action"], *plain["observation"].values()):
+            _require(array, shape=list, dtype=str, low=float | int, high=float | int)
+            if any(type(size) is not int or size < 0 for size in array["shape"]):
+                raise CodecError(f"shape is {shown(array['shape'])}, expected sizes")
+        if any(type(length) is not int for length in plain["context_lengths"]):
+            raise CodecError(f"context_lengths are {shown(plain['context_lengths'])}, expected integers")
+        return TaskSpec.from_dict(plain)
+    except _DAMAGED as error:
         raise CodecError(f"task spec is malformed: {error}") from None
 
 
-def _checksum(magic: bytes, version: int, compression: int, size: int, stored: bytes | memoryview) -> int:
-    return zlib.crc32(stored, zlib.crc32(_HEADER.pack(magic, version, compression, size, 0)))
+def _checksum(fields: Sequence[Any], parts: Sequence[bytes | memoryview]) -> int:
+    checksum = zlib.crc32(_HEADER.pack(*fields, 0))
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memoryview:
@@ -179,44 +227,51 @@ def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memo
 
 
 def _arrays(body: bytes | memoryview) -> dict[str, Array]:
-    fields = msgpack.unpackb(
-        body,
-        max_map_len=MAX_ARRAYS,
-        max_array_len=MAX_DIMENSIONS,
+    if len(body) < _HEAD_SIZE.size:
+        raise CodecError(f"{len(body)} bytes are too few for arrays")
+    end = _HEAD_SIZE.size + _HEAD_SIZE.unpack_from(body)[0]
+    if end > min(len(body), MAX_HEAD_BYTES):
+        raise CodecError(f"{end} bytes of names and shapes; at most {MAX_HEAD_BYTES}, and {len(body)} here")
+    rows = msgpack.unpackb(
+        memoryview(body)[_HEAD_SIZE.size : end],
+        max_map_len=0,
+        max_array_len=MAX_ARRAYS,
         max_str_len=MAX_NAME,
-        max_bin_len=MAX_CHUNK_BYTES,
+        max_bin_len=0,
         max_ext_len=0,
     )
-    if not isinstance(fields, dict):
-        raise CodecError(f"expected a map of arrays, found {type(fields).__name__}")
-    rows = {name: (dtype, shape) for name, (dtype, shape, _) in fields.items()}
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+        raise CodecError("expected names, dtypes and shapes of arrays")
     _check_shapes(rows)
-    arrays = {}
-    for name, (dtype, shape, raw) in fields.items():
-        expected = math.prod(shape) * _TYPES[dtype].itemsize
-        if not isinstance(raw, bytes) or len(raw) != expected:
-            raise CodecError(f"{name}: {dtype}{shape} needs {expected} bytes of data")
-        arrays[name] = np.frombuffer(raw, _TYPES[dtype]).reshape(shape)
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape in rows:
+        start, count = end + -end % _ALIGNMENT, math.prod(shape)
+        end = start + count * _TYPES[dtype].itemsize
+        if end > len(body):
+            raise CodecError(f"{name}: {dtype}{shape} needs {end - start} bytes of data")
+        arrays[name] = np.frombuffer(body, _TYPES[dtype], count, start).reshape(shape)
+    if end != len(body):
+        raise CodecError(f"{len(body) - end} bytes belong to no array")
     return arrays
 
 
-def _check_shapes(arrays: Mapping[str, tuple[Any, Any]]) -> None:
+def _check_shapes(rows: Sequence[Sequence[Any]]) -> None:
     """Check names, dtypes and shapes (K, ...): known, within limits, no dimension 0, the same K."""
-    if not 1 <= len(arrays) <= MAX_ARRAYS:
-        raise CodecError(f"a chunk has 1 to {MAX_ARRAYS} arrays, not {len(arrays)}")
-    for name, (dtype, shape) in arrays.items():
+    if not 1 <= len(rows) <= MAX_ARRAYS:
+        raise CodecError(f"a chunk has 1 to {MAX_ARRAYS} arrays, not {len(rows)}")
+    for name, dtype, shape in rows:
         if not isinstance(name, str) or len(name.encode()) > MAX_NAME:
-            raise CodecError(f"array names are strings of at most {MAX_NAME} bytes, not {name!r:.200}")
+            raise CodecError(f"array names are strings of at most {MAX_NAME} bytes, not {shown(name)}")
         if dtype not in DTYPES:
-            raise CodecError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {dtype!r:.200}")
+            raise CodecError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {shown(dtype)}")
         if not isinstance(shape, tuple | list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
-            raise CodecError(f"{name}: expected 1 to {MAX_DIMENSIONS} dimensions, not {shape!r:.200}")
+            raise CodecError(f"{name}: expected 1 to {MAX_DIMENSIONS} dimensions, not {shown(shape)}")
         if not all(type(size) is int and size >= 1 for size in shape):
-            raise CodecError(f"{name}: dimensions are positive integers, not {shape!r:.200}")
-    if len({shape[0] for _, shape in arrays.values()}) != 1:
-        raise CodecError(
-            f"arrays differ in steps: { {name: shape[0] for name, (_, shape) in arrays.items()} }"
-        )
+            raise CodecError(f"{name}: dimensions are positive integers, not {shown(shape)}")
+    if len({name for name, *_ in rows}) != len(rows):
+        raise CodecError(f"two arrays of one name among {[name for name, *_ in rows]}")
+    if len({shape[0] for _, _, shape in rows}) != 1:
+        raise CodecError(f"arrays differ in steps: { {name: shape[0] for name, _, shape in rows} }")
 
 
 def _pack(plain: dict[str, Any]) -> bytes:
@@ -233,3 +288,10 @@ def _unpack(data: bytes) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise CodecError(f"expected a map, found {type(plain).__name__}")
     return plain
+
+
+def _require(plain: dict[str, Any], **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        value = plain[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CodecError(f"{name} is {shown(value)}, expected {kind}")

@@ -22,6 +22,12 @@ OUTCOMES: Final = ("success", "wrong", "failure", "invalid")
 but at a place that memory would have ruled out, so that forgetting can be told from clumsiness. `invalid`:
 the simulator diverged, which says nothing of the policy; such an episode is kept, but never trained on."""
 
+DRAWABLE: Final = tuple(outcome for outcome in OUTCOMES if outcome != "invalid")
+"""Outcomes of episodes that may be drawn from."""
+
+DRAW_BY: Final = ("steps", "episodes", "recency", "priority")
+"""What a draw goes by; see `Selection`."""
+
 DTYPES: Final = ("float32", "uint8")
 OBSERVATION_PREFIX: Final = "observation."
 ACTION: Final = "action"
@@ -137,6 +143,9 @@ class Episode:
     outcome: str
     arrays: Mapping[str, Array]
     """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), optional `expert_action` (T, A)."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What the data set that it comes from says of it beyond that, plain values by name: nothing here reads
+    them, and an export gives them back."""
 
     @property
     def length(self) -> int:
@@ -157,6 +166,62 @@ class Segment:
     probability: float
     """Chance that one draw picks this step."""
     arrays: Mapping[str, Array] = field(repr=False)
+    stratum: str = ""
+    """The stratum of the `Selection` that it was drawn for."""
+    by: str = ""
+    """What it was drawn by, of `DRAW_BY`; nothing if it was not drawn."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps to draw, and how often each: all that a store is told about it.
+
+    Raises:
+        ValueError: a name is unknown, or the shares are not all finite and >= 0 with one above 0, or the
+            half-life is not positive.
+    """
+
+    mix: Mapping[str, float]
+    """Stratum -> its part of the draws, in any unit. A stratum is `source`, `source/outcome` or
+    `source/outcome/task`, with `*` for any: `demo`, `rollout/success`, `*/*/lift`. One without episodes
+    leaves its part to the others."""
+    by: str = "steps"
+    """Of a stratum's steps, all are drawn alike; `episodes`: all episodes are drawn alike, and of an episode
+    all steps; `recency`: likewise, but newer episodes more often; `priority`: likewise, in proportion to what
+    `EpisodeStore.prioritize` said last, 1 where it said nothing."""
+    half_life: float = 1000.0
+    """By recency, an episode is drawn half as often as one that is newer by so many of its stratum."""
+    outcomes: tuple[str, ...] = ()
+    """Draw only from episodes that ended so; `success` alone is success only. None: from all but `invalid`
+    ones, which are never drawn from."""
+    task: str | None = None
+    """Draw only from episodes of this task; None: of all."""
+
+    def __post_init__(self) -> None:
+        found = [stratum_names(stratum) for stratum in self.mix]
+        if unknown := sorted({source for source, _, _ in found} - {*SOURCES, "*"}):
+            raise ValueError(f"mix: unknown sources {unknown}, there are {', '.join(SOURCES)}")
+        ends = {outcome for _, outcome, _ in found} - {"*"} | set(self.outcomes)
+        if unknown := sorted(ends - set(DRAWABLE)):
+            raise ValueError(f"outcomes: {unknown} cannot be drawn, only {', '.join(DRAWABLE)}")
+        shares = self.mix.values()
+        if not all(0 <= share < float("inf") for share in shares) or not sum(shares) > 0:
+            raise ValueError(
+                f"mix needs finite shares of 0 or more with a positive sum, not {dict(self.mix)}"
+            )
+        if self.by not in DRAW_BY:
+            raise ValueError(f"draw_by must be one of {', '.join(DRAW_BY)}, not {self.by!r}")
+        if not 0 < self.half_life < float("inf"):
+            raise ValueError(f"half_life must be finite and positive, not {self.half_life}")
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.mix.items()), self.by, self.half_life, self.outcomes, self.task))
+
+
+def stratum_names(stratum: str) -> tuple[str, str, str]:
+    """Source, outcome and task that a stratum of a `Selection` names, each `*` for any."""
+    source, outcome, task = [*stratum.split("/", 2), "*", "*"][:3]
+    return source, outcome, task
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -3,11 +3,14 @@
 ReplayError
 ├── EpisodeError        an episode, step or segment that breaks its contract or its TaskSpec
 ├── CodecError          bytes that are not a chunk of ours, or a damaged one
+│   └── UnknownFormat       a chunk of another version: not damaged, but not for this one to read
 ├── StoreError          the store refused or cannot do what was asked
 │   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
-│   └── StoreFull           no room within the byte budget, and nothing that may be evicted
+│   ├── StoreFull           no room within the byte budget, and nothing that may be evicted
+│   └── LimiterTimeout      a limiter let nothing be drawn for too long
 ├── DatasetError        a file of episodes that is not what it should be
 └── UnknownEpisode      no committed episode has this id
+    └── Quarantined         there was one, but it is damaged and set aside
 """
 
 
@@ -23,6 +26,10 @@ class CodecError(ReplayError):
     """Bytes that cannot be decoded into a chunk."""
 
 
+class UnknownFormat(CodecError):
+    """A chunk of another version of the format."""
+
+
 class StoreError(ReplayError):
     """The store refused or could not complete an operation."""
 
@@ -32,7 +39,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The byte budget is used up and nothing may be evicted."""
+    """The byte budget is used up and nothing may be evicted, or Redis is at its own memory limit."""
+
+
+class LimiterTimeout(StoreError):
+    """A limiter let nothing be drawn for too long; the message says what it waited for, in numbers."""
 
 
 class DatasetError(ReplayError):
@@ -41,3 +52,7 @@ class DatasetError(ReplayError):
 
 class UnknownEpisode(ReplayError):
     """No committed episode has this id."""
+
+
+class Quarantined(UnknownEpisode):
+    """The episode is damaged, and was set aside; the message says what is wrong with it."""

@@ -47,13 +47,28 @@ def episodes(tag: str) -> str:
 
 
 def index(tag: str, source: str) -> str:
-    """Sorted set of one source: `<id>:<steps that may be drawn>`, scored by the time of its commit."""
+    """Sorted set of one source: `<id>:<length>:<outcome>:<task>`, scored by the time of its commit."""
     return f"{tag}:index:{source}"
+
+
+def priorities(tag: str) -> str:
+    """Hash: episode id -> its priority, of those that were given one."""
+    return f"{tag}:priorities"
+
+
+def prioritized(tag: str) -> str:
+    """Sorted set: ids of the same episodes, scored by the time of the last change."""
+    return f"{tag}:prioritized"
 
 
 def removed(tag: str) -> str:
     """Sorted set: ids of removed episodes, scored by the time of their removal."""
     return f"{tag}:removed"
+
+
+def quarantine(tag: str) -> str:
+    """Hash: episode id -> its record and what is wrong, of episodes that are damaged and set aside."""
+    return f"{tag}:quarantine"
 
 
 def totals(tag: str) -> str:
@@ -62,10 +77,15 @@ def totals(tag: str) -> str:
 
 
 def chunks(tag: str, episode_id: str, token: str) -> str:
-    """Hash: number of a chunk -> its bytes, of one writer of one episode."""
+    """Hash: number of a chunk -> its bytes, of one writer of one episode; `open` until it is committed."""
     return f"{chunks_prefix(tag)}{episode_id}:{token}"
 
 
 def chunks_prefix(tag: str) -> str:
     """What the chunk keys of a shard begin with; the rest is `<id>:<token>`."""
     return f"{tag}:chunks:"
+
+
+def chunks_pattern(namespace: str) -> str:
+    """What SCAN takes to find the chunks of all shards."""
+    return f"{{{namespace}:*}}:chunks:*"

@@ -1,38 +1,53 @@
 """Every change to a shard that touches more than one key: Lua, one atomic step each, Redis 6.2 and later.
 
 Fields of a shard's totals:
-    clock                                     microseconds, time of the last commit or removal, always rising
+    clock                                     microseconds, time of the last change, always rising
     floor                                     removals up to this time are no longer listed
     bytes                                     what is stored now, of all sources
     live:<source>:{episodes,steps,bytes}      what is stored now
     ever:<source>:<outcome>:{episodes,...}    what was ever committed
+    evicted:<source>:{episodes,...}           what was ever removed to make room
+    quarantined                               episodes set aside as damaged
 """
 
 from typing import Final
 
-WRITE: Final = """
--- Store one chunk of an episode that is not committed yet.
--- KEYS 1 episodes  2 chunks of this writer
--- ARGV 1 id  2 number of the chunk  3 its bytes  4 life time of an uncommitted episode, milliseconds
--- A write that was delayed until after the commit must not make committed chunks expire.
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return 1
+_RECORD: Final = """
+-- What a record says; nothing if there is none, or it is damaged: that must not stop what comes after it.
+local function record_of(packed)
+  local readable, record = pcall(cmsgpack.unpack, packed or '')
+  return readable and type(record) == 'table' and record or {}
+end
 """
 
-COMMIT: Final = """
--- Make an episode visible, once, and make room for it.
--- KEYS 1 episodes  2 totals  3 removed  4 chunks of this writer  5 index of the episode's source
---      6... indices that may be evicted from
--- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
---      9 the last chunk  10 byte budget  11 prefix of chunk keys  12 how many removals stay listed
---      13... sources of KEYS 6...
--- Returns {'committed'} | {'duplicate'} | {'incomplete', earlier chunks found} | {'full', bytes that stay}
-local episodes, totals, removed = KEYS[1], KEYS[2], KEYS[3]
-local length, size = tonumber(ARGV[6]), tonumber(ARGV[7])
-local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[10])
+OPEN: Final = (
+    _RECORD
+    + """
+-- See to it that chunks that are written next expire, unless their episode is committed.
+-- KEYS 1 episodes  2 chunks of this writer
+-- ARGV 1 id  2 token  3 life time of an uncommitted episode, milliseconds
+-- Before the chunk itself, which is a plain HSET: passing it through Lua would cost more than all else.
+if record_of(redis.call('HGET', KEYS[1], ARGV[1])).token == ARGV[2] then return 0 end
+if redis.call('PEXPIRE', KEYS[2], ARGV[3]) == 0 then
+  redis.call('HSET', KEYS[2], 'open', '')
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+end
+return 1
+"""
+)
 
+DISCARD: Final = (
+    _RECORD
+    + """
+-- Remove the chunks of an episode, unless it is committed.
+-- KEYS 1 episodes  2 chunks of this writer
+-- ARGV 1 id  2 token
+if record_of(redis.call('HGET', KEYS[1], ARGV[1])).token == ARGV[2] then return 0 end
+return redis.call('UNLINK', KEYS[2])
+"""
+)
+
+_CLOCK: Final = """
 local function number(field) return tonumber(redis.call('HGET', totals, field) or '0') end
 
 local function tick()
@@ -41,16 +56,47 @@ local function tick()
   redis.call('HSET', totals, 'clock', clock)
   return clock
 end
+"""
 
+_REMOVE: Final = """
 local function count(label, sign, steps, bytes)
   redis.call('HINCRBY', totals, label .. ':episodes', sign)
   redis.call('HINCRBY', totals, label .. ':steps', sign * steps)
   redis.call('HINCRBY', totals, label .. ':bytes', sign * bytes)
 end
 
+-- Readers learn of it; so many removals stay listed.
+local function remove(id, listed)
+  redis.call('HDEL', episodes, id)
+  redis.call('HDEL', priorities, id)
+  redis.call('ZREM', prioritized, id)
+  redis.call('ZADD', removed, tick(), id)
+  if redis.call('ZCARD', removed) > tonumber(listed) then
+    redis.call('HSET', totals, 'floor', redis.call('ZPOPMIN', removed)[2])
+  end
+end
+"""
+
+COMMIT: Final = (
+    """
+-- Make an episode visible, once, and make room for it.
+-- KEYS 1 episodes  2 totals  3 removed  4 chunks of this writer  5 priorities  6 prioritized  7 quarantine
+--      8 index of the episode's source  9... indices that may be evicted from
+-- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
+--      9 byte budget  10 prefix of chunk keys  11 how many removals stay listed  12 entry of the index
+--      13... sources of KEYS 9...
+-- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes that stay}
+local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
+local length, size = tonumber(ARGV[6]), tonumber(ARGV[7])
+local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
+"""
+    + _CLOCK
+    + _RECORD
+    + _REMOVE
+    + """
 local function oldest()
   local index, entry, time
-  for i = 6, #KEYS do
+  for i = 9, #KEYS do
     local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
     if first[1] and (not time or tonumber(first[2]) < time) then
       index, entry, time = KEYS[i], first[1], tonumber(first[2])
@@ -61,64 +107,197 @@ end
 
 local function evict(index, entry)
   local id = string.match(entry, '^[^:]+')
-  local record = cmsgpack.unpack(redis.call('HGET', episodes, id))
+  local record = record_of(redis.call('HGET', episodes, id))
   redis.call('ZREM', index, entry)
-  redis.call('HDEL', episodes, id)
-  redis.call('UNLINK', ARGV[11] .. id .. ':' .. record.token)
+  if not record.token then return 0 end -- an entry without episode
+  redis.call('UNLINK', ARGV[10] .. id .. ':' .. record.token)
   count('live:' .. record.meta.source, -1, record.length, record.bytes)
+  count('evicted:' .. record.meta.source, 1, record.length, record.bytes)
   redis.call('HINCRBY', totals, 'bytes', -record.bytes)
-  redis.call('ZADD', removed, tick(), id)
-  if redis.call('ZCARD', removed) > tonumber(ARGV[12]) then
-    redis.call('HSET', totals, 'floor', redis.call('ZPOPMIN', removed)[2])
-  end
+  remove(id, ARGV[11])
   return record.bytes
 end
 
 local present = redis.call('HGET', episodes, ARGV[1])
-if present and cmsgpack.unpack(present).token == ARGV[2] then return {'committed'} end
-if present or redis.call('ZSCORE', removed, ARGV[1]) then
+if record_of(present).token == ARGV[2] then
+  -- Written again, so that waiting for replicas covers it, whichever connection wrote it first.
+  redis.call('HSET', episodes, ARGV[1], present)
+  return {'committed'}
+end
+-- One that is in quarantine may come again, one that gave way may not.
+local gone = redis.call('ZSCORE', removed, ARGV[1]) and redis.call('HEXISTS', KEYS[7], ARGV[1]) == 0
+if present or gone then
   redis.call('UNLINK', KEYS[4])
   return {'duplicate'}
 end
 
-local found = redis.call('HLEN', KEYS[4]) - redis.call('HEXISTS', KEYS[4], chunks - 1)
-if found ~= chunks - 1 then return {'incomplete', found} end
+local found = redis.call('HLEN', KEYS[4]) - redis.call('HEXISTS', KEYS[4], 'open')
+if found ~= chunks then return {'incomplete', found} end
 
 local stored = number('bytes')
 local fixed = stored
 for i = 13, #ARGV do fixed = fixed - number('live:' .. ARGV[i] .. ':bytes') end
 if fixed + size > budget then return {'full', fixed} end
-while stored + size > budget do stored = stored - evict(oldest()) end
+while stored + size > budget do
+  local index, entry = oldest()
+  if not index then return {'full', stored} end -- the totals are wrong
+  stored = stored - evict(index, entry)
+end
 
-redis.call('HSET', KEYS[4], chunks - 1, ARGV[9])
+redis.call('HDEL', KEYS[4], 'open')
 redis.call('PERSIST', KEYS[4])
 redis.call('HSET', episodes, ARGV[1], ARGV[3])
--- An invalid episode is listed, with no step that may be drawn.
-local drawable = ARGV[5] == 'invalid' and 0 or length
-redis.call('ZADD', KEYS[5], tick(), ARGV[1] .. ':' .. drawable)
+redis.call('ZADD', KEYS[8], tick(), ARGV[12])
 count('live:' .. ARGV[4], 1, length, size)
 redis.call('HINCRBY', totals, 'bytes', size)
 count('ever:' .. ARGV[4] .. ':' .. ARGV[5], 1, length, size)
 return {'committed'}
 """
+)
+
+PRIORITIZE: Final = (
+    """
+-- Say how often episodes are to be drawn.
+-- KEYS 1 episodes  2 totals  3 priorities  4 prioritized
+-- ARGV id 1  its priority  id 2  its priority ...
+local totals = KEYS[2]
+"""
+    + _CLOCK
+    + """
+for i = 1, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
+    redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', KEYS[4], tick(), ARGV[i])
+  end
+end
+"""
+)
 
 CHANGES: Final = """
--- What was committed to and removed from a shard since its clock showed a time.
--- KEYS 1 totals  2 removed  3... indices
--- ARGV 1 that time; 0 for everything
--- Returns {clock, 1 if this is everything (else 0), removed ids, entries of KEYS 3, entries of KEYS 4, ...}
+-- What has changed in a shard since a reader looked last: the oldest changes of each list.
+-- KEYS 1 totals  2 priorities  3 removed  4 prioritized  5... indices
+-- ARGV 1 how many of each  2... time up to which the reader knows KEYS 3...; 0 for everything
+-- Returns {1 if it has to forget what it knew (else 0), totals, of each of KEYS 3...: {entry, time, ...}}
+-- An entry of prioritized is `<id>:<priority>`; there are none while indices have more than was returned.
 local clock = tonumber(redis.call('HGET', KEYS[1], 'clock') or '0')
 local floor = tonumber(redis.call('HGET', KEYS[1], 'floor') or '0')
-local since = tonumber(ARGV[1])
+local since = tonumber(ARGV[2])
 local restart = since == 0 or since < floor or since > clock
-if restart then since = 0 end
-local found = {string.format('%.0f', clock), restart and 1 or 0}
-for i = 2, #KEYS do
-  local entries = {}
-  if since < clock and not (restart and i == 2) then
-    entries = redis.call('ZRANGEBYSCORE', KEYS[i], string.format('(%.0f', since), '+inf')
+
+local function changes(i)
+  if restart and i == 3 then return {} end
+  local from = restart and '0' or ARGV[i - 1]
+  if tonumber(from) >= clock then return {} end
+  return redis.call('ZRANGEBYSCORE', KEYS[i], '(' .. from, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[1])
+end
+
+local found = {restart and 1 or 0, redis.call('HGETALL', KEYS[1]), changes(3), {}}
+local behind = false
+for i = 5, #KEYS do
+  found[i] = changes(i)
+  behind = behind or #found[i] >= 2 * ARGV[1]
+end
+if not behind then
+  found[4] = changes(4)
+  for i = 1, #found[4], 2 do
+    found[4][i] = found[4][i] .. ':' .. (redis.call('HGET', KEYS[2], found[4][i]) or '1')
   end
-  found[#found + 1] = entries
 end
 return found
 """
+
+QUARANTINE: Final = (
+    """
+-- Set a damaged episode aside: it is listed and drawn no longer. Its chunks stay.
+-- KEYS 1 episodes  2 totals  3 removed  4 quarantine  5 priorities  6 prioritized  7... all indices
+-- ARGV 1 id  2 its record  3 the same with what is wrong  4 how many removals stay listed
+--      and if the record can be read  5 entry of the index  6 source  7 length  8 bytes
+-- Returns 0 if that is not what is stored (any more), else 1.
+local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
+"""
+    + _CLOCK
+    + _REMOVE
+    + """
+if redis.call('HGET', episodes, ARGV[1]) ~= ARGV[2] then return 0 end
+if ARGV[5] then
+  for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[5]) end
+  count('live:' .. ARGV[6], -1, ARGV[7], ARGV[8])
+  redis.call('HINCRBY', totals, 'bytes', -ARGV[8])
+end
+redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
+redis.call('HSET', totals, 'quarantined', redis.call('HLEN', KEYS[4]))
+remove(ARGV[1], ARGV[4])
+return 1
+"""
+)
+
+DROP: Final = """
+-- Remove an episode that is in quarantine for good.
+-- KEYS 1 quarantine  2 totals  3 its chunks, if they are known
+-- ARGV 1 id  2 what is stored there
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[2], 'quarantined', redis.call('HLEN', KEYS[1]))
+if KEYS[3] then redis.call('UNLINK', KEYS[3]) end
+return 1
+"""
+
+RELIST: Final = (
+    """
+-- Put the indices right for one episode, if its record is still what it was.
+-- KEYS 1 episodes  2 totals  3... all indices
+-- ARGV 1 id  2 its record, '' if there is none  3 number of the index that should list it, 0 for none
+--      4 its entry  then number and entry of every one that is wrong
+local totals = KEYS[2]
+"""
+    + _CLOCK
+    + """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+for i = 5, #ARGV, 2 do redis.call('ZREM', KEYS[2 + ARGV[i]], ARGV[i + 1]) end
+local index = KEYS[2 + ARGV[3]]
+if ARGV[3] ~= '0' and not redis.call('ZSCORE', index, ARGV[4]) then
+  redis.call('ZADD', index, tick(), ARGV[4])
+end
+return 1
+"""
+)
+
+RECOUNT: Final = (
+    _RECORD
+    + """
+-- Compare a shard's totals with what it holds. Blocks the shard for as long as that takes.
+-- KEYS 1 episodes  2 totals  3 quarantine
+-- ARGV 1 1 to put the totals right, else 0  2... all sources
+-- Returns {field, what it says, what it should say, ...} of those that are wrong.
+local right = {bytes = 0, quarantined = redis.call('HLEN', KEYS[3])}
+for i = 2, #ARGV do
+  for _, unit in ipairs({'episodes', 'steps', 'bytes'}) do right['live:' .. ARGV[i] .. ':' .. unit] = 0 end
+end
+local cursor = '0'
+repeat
+  local page = redis.call('HSCAN', KEYS[1], cursor, 'COUNT', 1000)
+  cursor = page[1]
+  for i = 2, #page[2], 2 do
+    local record = record_of(page[2][i])
+    local live = 'live:' .. ((record.meta or {}).source or '')
+    if right[live .. ':bytes'] then
+      right[live .. ':episodes'] = right[live .. ':episodes'] + 1
+      right[live .. ':steps'] = right[live .. ':steps'] + record.length
+      right[live .. ':bytes'] = right[live .. ':bytes'] + record.bytes
+      right.bytes = right.bytes + record.bytes
+    end
+  end
+until cursor == '0'
+local wrong = {}
+for field, value in pairs(right) do
+  local said = tonumber(redis.call('HGET', KEYS[2], field) or '0')
+  if said ~= value then
+    wrong[#wrong + 1] = field
+    wrong[#wrong + 1] = said
+    wrong[#wrong + 1] = value
+    if ARGV[1] == '1' then redis.call('HSET', KEYS[2], field, value) end
+  end
+end
+return wrong
+"""
+)

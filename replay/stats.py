@@ -26,7 +26,11 @@ class StoreStats:
     """By source: what is there now."""
     committed: Mapping[tuple[str, str], Count]
     """By (source, outcome): what was ever committed, evicted or not."""
+    evicted: Mapping[str, Count]
+    """By source: what was ever removed to make room."""
     byte_budget: int
+    quarantined: int = 0
+    """Episodes that are damaged, and set aside."""
 
     @property
     def total(self) -> Count:
@@ -36,14 +40,19 @@ class StoreStats:
 
 def stats_of(totals: Iterable[Mapping[bytes, bytes]], byte_budget: int) -> StoreStats:
     """From the totals of every shard, as scripts.py describes them."""
-    stored = dict.fromkeys(SOURCES, Count())
+    stored, evicted = dict.fromkeys(SOURCES, Count()), dict.fromkeys(SOURCES, Count())
     committed: dict[tuple[str, str], Count] = {}
+    quarantined = 0
     for shard in totals:
         for field, value in shard.items():
             match field.decode().split(":"):
                 case ["live", source, unit]:
                     stored[source] += Count(**{unit: int(value)})
+                case ["quarantined"]:
+                    quarantined += int(value)
+                case ["evicted", source, unit]:
+                    evicted[source] += Count(**{unit: int(value)})
                 case ["ever", source, outcome, unit]:
                     so_far = committed.get((source, outcome), Count())
                     committed[source, outcome] = so_far + Count(**{unit: int(value)})
-    return StoreStats(stored, dict(sorted(committed.items())), byte_budget)
+    return StoreStats(stored, dict(sorted(committed.items())), evicted, byte_budget, quarantined)

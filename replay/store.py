@@ -1,40 +1,38 @@
 """EpisodeStore: episodes in Redis. The only code that knows what is where in it."""
 
+import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from redis.client import Pipeline
 
-from replay import keys, scripts
-from replay.cache import EpisodeCache
+from replay import keys, limiter, scripts
+from replay.cache import PartialEpisode
 from replay.client import Client
 from replay.codec import (
     Record,
-    decode_chunk,
     decode_record,
     decode_spec,
-    encode_record,
     encode_spec,
-    join_chunks,
 )
 from replay.config import StoreConfig
-from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, TaskSpec, difference
-from replay.errors import CodecError, StoreError, StoreFull, UnknownEpisode
-from replay.index import Index
-from replay.sampling import cut, draw
+from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
+from replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
+from replay.index import PAGE, Index
+from replay.limiter import Limiter
+from replay.quarantine import read_whole, set_aside
+from replay.reader import Reader
+from replay.sampling import Draw, draw
+from replay.sender import Queue, Sender
+from replay.sink import Sink
 from replay.stats import StoreStats, stats_of
-from replay.writer import EpisodeWriter, Sink
+from replay.verify import Verdict, Verifier
+from replay.writer import EpisodeWriter
 
-EVICTED: Final = ("rollout", "dagger")
-"""Sources that give way, oldest first, when the byte budget is used up."""
-
-REMOVED_LISTED: Final = 10_000
-"""Removals a shard remembers; a reader that missed more of them reads its whole index anew."""
+log = logging.getLogger(__name__)
 
 
 class EpisodeStore:
@@ -46,14 +44,15 @@ class EpisodeStore:
         self._namespace = keys.check_namespace(namespace)
         self._config = config
         self._specs: dict[str, TaskSpec] = {}
-        self._cache = EpisodeCache(config.cache_bytes)
         self._lock = threading.RLock()
         self._tags = [keys.tag(namespace, shard) for shard in range(self._agree_on_shards())]
+        self._reader = Reader(client, self._tag, config.cache_bytes)
         self._index = Index(len(self._tags))
         self._refreshed = -float("inf")
-        self._write = self._redis.register_script(scripts.WRITE)
-        self._commit = self._redis.register_script(scripts.COMMIT)
-        self._changes = self._redis.register_script(scripts.CHANGES)
+        self.limiter = Limiter()
+        """When `sample` may draw: of this process alone, and another at any time."""
+        self._sink = Sink(client, self._tag, len(self._tags), config)
+        self._sender = Sender(client, config)
 
     @staticmethod
     def connect(url: str, namespace: str, config: StoreConfig) -> "EpisodeStore":
@@ -67,8 +66,16 @@ class EpisodeStore:
         return EpisodeStore(Client(url, config), namespace, config)
 
     def close(self) -> None:
-        """Close all connections; a later call would open new ones."""
-        self._redis.close()
+        """Wait for what writers have handed over, then close all connections; a later call would open new
+        ones.
+
+        Raises:
+            StoreUnavailable, StoreFull: Redis stays away or full, and commits are given up for that.
+        """
+        try:
+            self._sender.close()
+        finally:
+            self._redis.close()
 
     # Tasks
 
@@ -110,19 +117,14 @@ class EpisodeStore:
 
     # Writing
 
-    def writer(self, meta: EpisodeMeta) -> EpisodeWriter:
+    def writer(self, meta: EpisodeMeta, extras: Mapping[str, Any] | None = None) -> EpisodeWriter:
         """Begin an episode of a registered task. Readers see nothing of it before it is committed.
 
         Raises:
             StoreError: the task is not registered.
         """
-        token = secrets.token_hex(8)
-        sink = Sink(
-            put=partial(self._put_chunk, meta.id, token),
-            commit=self._commit_episode,
-            discard=partial(self._discard, meta.id, token),
-        )
-        return EpisodeWriter(meta, self.spec(meta.task), token, self._config, sink)
+        spec, token = self.spec(meta.task), secrets.token_hex(8)
+        return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, extras)
 
     def add(self, episode: Episode) -> bool:
         """Write a whole episode of a registered task.
@@ -133,41 +135,22 @@ class EpisodeStore:
         Raises:
             ReplayError: as the writer does.
         """
-        writer = self.writer(episode.meta)
+        writer = self.writer(episode.meta, episode.extras)
         for row in range(episode.length):
             writer.append({name: array[row] for name, array in episode.arrays.items()})
         return writer.commit(episode.outcome)
 
-    def _put_chunk(self, id: str, token: str, number: int, chunk: bytes) -> None:
-        tag = self._tag(id)
-        names = [keys.episodes(tag), keys.chunks(tag, id, token)]
-        args: list[Any] = [id, number, chunk, int(1000 * self._config.orphan_seconds)]
-        self._call(f"writing episode {id}", lambda: self._write(names, args))
+    def queue(self) -> Queue:
+        """What writers have handed over and is not stored yet."""
+        return self._sender.state()
 
-    def _commit_episode(self, record: Record, last: bytes) -> bool:
-        id, source, tag = record.meta.id, record.meta.source, self._tag(record.meta.id)
-        budget = self._config.byte_budget // len(self._tags)
-        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), keys.chunks(tag, id, record.token)]
-        names += [keys.index(tag, name) for name in (source, *EVICTED)]
-        args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
-        args += [record.length, record.bytes, record.chunks, last]
-        args += [budget, keys.chunks_prefix(tag), REMOVED_LISTED, *EVICTED]
-        verdict, *detail = self._call(f"committing episode {id}", lambda: self._commit(names, args))
-        if verdict == b"full":
-            raise StoreFull(
-                f"no room for episode {id} of {record.bytes} bytes: its shard may hold {budget} bytes, "
-                f"{detail[0]} of them are never evicted; raise replay.byte_budget, which the shards divide"
-            )
-        if verdict == b"incomplete":
-            raise StoreError(
-                f"episode {id}: of {record.chunks - 1} chunks before the last, {detail[0]} are left; they "
-                f"expire replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest was written"
-            )
-        return bool(verdict == b"committed")
+    def flush(self) -> None:
+        """Wait until all that writers have handed over is stored.
 
-    def _discard(self, id: str, token: str) -> None:
-        key = keys.chunks(self._tag(id), id, token)
-        self._call(f"discarding episode {id}", lambda: self._redis.unlink(key))
+        Raises:
+            StoreUnavailable, StoreFull: Redis stays away or full.
+        """
+        self._sender.flush()
 
     # Reading
 
@@ -176,35 +159,56 @@ class EpisodeStore:
 
         Raises:
             UnknownEpisode: there is none of this id, or it was removed meanwhile.
-            CodecError: what is stored is damaged.
+            Quarantined: it is damaged; now nobody reads it any more.
+            UnknownFormat: it is of another version of the format.
         """
-        doing, tag = f"reading episode {id}", self._tag(id)
-        packed = self._call(doing, lambda: self._redis.hget(keys.episodes(tag), id))
-        if packed is None:
-            raise UnknownEpisode(f"no committed episode {id!r}")
-        record = decode_record(packed)
-        stored = self._call(doing, lambda: self._redis.hgetall(keys.chunks(tag, id, record.token)))
-        if not stored:
-            raise UnknownEpisode(f"episode {id!r} was removed while it was read")
         try:
-            arrays = join_chunks([decode_chunk(stored[number]) for number in sorted(stored, key=int)])
-            if any(len(array) != record.length for array in arrays.values()):
-                raise CodecError(f"chunks do not add up to {record.length} steps")
+            return read_whole(self._client, self._tag(id), id)
+        except UnknownFormat:
+            raise
         except CodecError as error:
-            raise CodecError(f"episode {id}: {error}") from None
-        return Episode(record.meta, record.outcome, arrays)
+            self._quarantine(id, str(error))
+            raise Quarantined(f"{error}; it is set aside: `longview store verify` tells of all") from None
 
     def ids(self, source: str | None = None) -> list[str]:
         """Ids of all committed episodes, or of those of one source, sorted."""
         with self._lock:
             self._refresh()
-            strata = self._index.strata()
-            chosen = strata.values() if source is None else [strata[source]]
-            return sorted(id for stratum in chosen for id in stratum.ids)
+            return self._index.ids(source)
+
+    def records(
+        self, source: str | None = None, task: str | None = None, outcome: str | None = None
+    ) -> Iterator[Record]:
+        """What is known of all committed episodes of these, without their arrays, in the order of `ids`.
+
+        Raises:
+            UnknownFormat: one is of another version of the format.
+        """
+        for ids in _batches(self.ids(source), 1000):
+            commands = [("HGET", keys.episodes(self._tag(id)), id) for id in ids]
+            replies = self._client.pipelined("listing episodes", commands)
+            for id, packed in zip(ids, replies, strict=True):
+                if packed is None:  # removed meanwhile
+                    continue
+                try:
+                    record = decode_record(packed)
+                except UnknownFormat:
+                    raise
+                except CodecError as error:
+                    self._quarantine(id, str(error))
+                    continue
+                if task in (None, record.meta.task) and outcome in (None, record.outcome):
+                    yield record
 
     def __contains__(self, id: str) -> bool:
         key = keys.episodes(self._tag(id))
         return bool(self._call(f"looking for episode {id}", lambda: self._redis.hexists(key, id)))
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of these episodes that are not committed, in one round trip."""
+        commands = [("HEXISTS", keys.episodes(self._tag(id)), id) for id in ids]
+        present = self._client.pipelined("looking for episodes", commands)
+        return [id for id, there in zip(ids, present, strict=True) if not there]
 
     def __len__(self) -> int:
         return self.stats().total.episodes
@@ -212,65 +216,159 @@ class EpisodeStore:
     def stats(self) -> StoreStats:
         """Counts of what is stored and of what ever was."""
 
-        def totals(pipe: Pipeline, shard: int) -> None:
-            pipe.hgetall(keys.totals(self._tags[shard]))
-
-        return stats_of(self._each_shard("counting episodes", totals), self._config.byte_budget)
+        totals = [("HGETALL", keys.totals(tag)) for tag in self._tags]
+        return stats_of(self._client.pipelined("counting episodes", totals), self._config.byte_budget)
 
     # Sampling
 
     def sample(
-        self, mix: Mapping[str, float], count: int, before: int, after: int, rng: np.random.Generator
+        self,
+        selection: Selection | Mapping[str, float],
+        count: int,
+        before: int,
+        after: int,
+        rng: np.random.Generator,
     ) -> list[Segment]:
-        """Draw steps, uniformly over all steps of a source, and the rows around them.
+        """Draw steps, and the rows around them; waits first, if the limiter says so.
 
-        Equal contents, arguments and state of `rng` give equal segments.
+        Equal contents, arguments and state of `rng` give equal segments. An episode that turns out to be
+        damaged is set aside, and another drawn.
 
         Args:
-            mix: source -> its part of the draws; sources without episodes leave theirs to the others.
+            selection: which steps; a mapping is the `mix` of one that draws by steps.
             count: number of segments.
             before, after: rows wanted before and after the drawn step; a segment holds those of steps
                 now - before to now + after, both included, that the episode has.
             rng: the only source of chance.
 
         Raises:
-            StoreError: there is no episode of any source in the mix.
-            ValueError: the mix is no mix.
+            StoreError: there is no episode that is selected.
+            LimiterTimeout: the limiter let nothing be drawn.
+            ValueError: the mapping is no mix.
         """
+        selected = selection if isinstance(selection, Selection) else Selection(selection)
+        limiter.wait(lambda: self.limiter, count, lambda: self._sizes(selected))
         with self._lock:
-            if time.monotonic() - self._refreshed >= self._config.refresh_seconds:
-                self._refresh()
+            self._look()
             segments: list[Segment] = []
             while len(segments) < count:
-                for drawn in draw(self._index.strata(), mix, count - len(segments), rng):
-                    try:
-                        segments.append(cut(self._cached(drawn.id), drawn, before, after))
-                    except UnknownEpisode:
-                        # Removed since the last refresh: the next round draws another instead.
-                        self._index.forget(drawn.id)
+                draws = draw(self._index.plan(selected), count - len(segments), rng)
+                segments += self._segments(draws, selected.by, before, after)
             return segments
+
+    def prioritize(self, priorities: Mapping[str, float]) -> None:
+        """Say how often episodes are drawn by priority, in proportion to one another: by every sampler, from
+        its next refresh on, until it is said anew. Ids that are not there are left out.
+
+        Args:
+            priorities: by id; 0 is never. An episode that was given none has 1.
+
+        Raises:
+            ValueError: a priority is negative or not finite.
+        """
+        if wrong := {id: value for id, value in priorities.items() if not 0 <= value < float("inf")}:
+            raise ValueError(f"priorities must be finite and not negative, not {wrong}")
+        by_tag: dict[str, list[Any]] = {}
+        for id, value in priorities.items():
+            by_tag.setdefault(self._tag(id), []).extend((id, float(value)))
+        commands = []
+        for tag, args in by_tag.items():
+            names = [keys.episodes(tag), keys.totals(tag), keys.priorities(tag), keys.prioritized(tag)]
+            for first in range(0, len(args), 2 * PAGE):
+                some = args[first : first + 2 * PAGE]
+                commands.append(("EVAL", scripts.PRIORITIZE, len(names), *names, *some))
+        self._client.pipelined("setting priorities", commands)
 
     def hold_out(self, ids: Iterable[str]) -> None:
         """Draw no step of these episodes from now on; they can still be read."""
         with self._lock:
             self._index.hold_out(ids)
 
-    def _cached(self, id: str) -> Episode:
-        episode = self._cache.get(id)
-        if episode is None:
-            episode = self.read(id)
-            self._cache.put(episode)
-        return episode
+    def _segments(self, draws: Sequence[Draw], by: str, before: int, after: int) -> list[Segment]:
+        """Of those drawn steps whose episodes are there and whole."""
+        spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
+        found = self._reader.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
+        for id, episode in found.items():
+            if not isinstance(episode, PartialEpisode):
+                # Removed since the last refresh, or damaged: the next round draws another instead.
+                self._index.forget(id)
+            if isinstance(episode, CodecError):
+                self._quarantine(id, str(episode))
+        return [
+            Segment(
+                meta=episode.record.meta,
+                episode_length=episode.record.length,
+                start=span.start,
+                now=drawn.now,
+                probability=drawn.probability,
+                arrays=episode.arrays(span),
+                stratum=drawn.stratum,
+                by=by,
+            )
+            for drawn, span in zip(draws, spans, strict=True)
+            if isinstance(episode := found[drawn.id], PartialEpisode)
+        ]
+
+    def _sizes(self, selection: Selection) -> tuple[int, int]:
+        """Steps that were ever committed to what is selected, and that are there to draw from."""
+        with self._lock:
+            self._look()
+            return self._index.committed_steps(selection), self._index.steps(selection)
+
+    def _look(self) -> None:
+        """Refresh what is known of the store, unless that was done just now."""
+        if time.monotonic() - self._refreshed >= self._config.refresh_seconds:
+            self._refresh()
 
     def _refresh(self) -> None:
-        def changes(pipe: Pipeline, shard: int) -> None:
-            tag = self._tags[shard]
-            names = [keys.totals(tag), keys.removed(tag), *(keys.index(tag, source) for source in SOURCES)]
-            self._changes(names, [self._index.clocks[shard]], client=pipe)
-
-        for shard, reply in enumerate(self._each_shard("listing episodes", changes)):
-            self._index.apply(shard, reply)
+        behind = list(range(len(self._tags)))
+        while behind:
+            commands = []
+            for shard in behind:
+                tag = self._tags[shard]
+                names = [keys.totals(tag), keys.priorities(tag), keys.removed(tag), keys.prioritized(tag)]
+                names += [keys.index(tag, source) for source in SOURCES]
+                known = self._index.known(shard)
+                commands.append(("EVAL", scripts.CHANGES, len(names), *names, PAGE, *known))
+            replies = self._client.pipelined("listing episodes", commands)
+            behind = [s for s, reply in zip(behind, replies, strict=True) if self._index.apply(s, reply)]
         self._refreshed = time.monotonic()
+
+    def _quarantine(self, id: str, why: str) -> None:
+        """Set a damaged episode aside, if it is still damaged when it is read once more; never fails."""
+        try:
+            read_whole(self._client, self._tag(id), id)
+        except UnknownFormat:
+            return
+        except CodecError as error:
+            try:
+                if set_aside(self._client, self._tag(id), id, str(error)):
+                    log.error("set aside as damaged: %s", error)
+            except StoreError as refused:
+                log.warning("%s, and cannot be set aside: %s", error, refused)
+        except ReplayError as error:
+            log.info("episode %s: %s, but then: %s", id, why, error)
+
+    # Care
+
+    def verify(
+        self,
+        repair: bool = False,
+        drop: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Verdict:
+        """Look for everything that can be wrong here; others may go on meanwhile.
+
+        Args:
+            repair: set damaged episodes aside, and put right what follows from the others.
+            drop: remove what is in quarantine for good.
+            progress: told how many episodes are done, and how many there are.
+
+        Raises:
+            StoreError: Redis stayed away, or refused.
+        """
+        seconds = self._config.orphan_seconds
+        return Verifier(self._client, self._namespace, self._tags, seconds, repair, drop, progress).run()
 
     # Plumbing
 
@@ -285,14 +383,7 @@ class EpisodeStore:
     def _call(self, doing: str, operation: Callable[[], Any]) -> Any:
         return self._client.call(doing, operation)
 
-    def _each_shard(self, doing: str, command: Callable[[Pipeline, int], None]) -> list[Any]:
-        """One command to every shard, in one round trip; the replies by shard."""
 
-        def run() -> list[Any]:
-            with self._redis.pipeline(transaction=False) as pipe:
-                for shard in range(len(self._tags)):
-                    command(pipe, shard)
-                replies: list[Any] = pipe.execute()
-                return replies
-
-        return list(self._call(doing, run))
+def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -1,7 +1,9 @@
 """Writing one episode, step by step."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -9,51 +11,61 @@ from replay.codec import Record, encode_chunk, encode_record
 from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from replay.errors import EpisodeError
+from replay.sender import Commands, Job, Lane, Sender
+from replay.sink import Sink
 
 _ARRAYS = (np.ndarray, np.generic)
 
 
-@dataclass(frozen=True)
-class Sink:
-    """Where a writer's bytes go."""
-
-    put: Callable[[int, bytes], None]
-    """Store a chunk under its number."""
-    commit: Callable[[Record, bytes], bool]
-    """Store the last chunk and make the episode visible; False: another writer's already was."""
-    discard: Callable[[], None]
-    """Remove what was put."""
-
-
 class EpisodeWriter:
-    """Takes an episode's steps and sends every K of them on their way; made by `EpisodeStore.writer`.
+    """Takes an episode's steps and hands over every K of them to be sent; made by `EpisodeStore.writer`.
 
-    When a call fails because Redis is away or full, nothing of it was done, and it may be repeated.
+    Nothing here waits for Redis but `commit`, as long as the queue of what is to be sent has room. When a
+    call fails because Redis is away or full, nothing of it was done, and it may be repeated: what was taken
+    before is still in the queue.
     """
 
     def __init__(
-        self, meta: EpisodeMeta, spec: TaskSpec, token: str, config: StoreConfig, sink: Sink
+        self,
+        meta: EpisodeMeta,
+        spec: TaskSpec,
+        token: str,
+        config: StoreConfig,
+        sink: Sink,
+        sender: Sender,
+        extras: Mapping[str, Any] | None = None,
     ) -> None:
-        self._record = Record(meta, outcome="", length=0, chunks=0, bytes=0, token=token)
+        self._id = meta.id
+        self._record = Record(meta, "", 0, 0, 0, token, config.chunk_steps, extras or {})
+        """Of what is encoded so far, in the background."""
         encode_record(self._record)
         self._spec = spec
         self._config = config
         self._sink = sink
+        self._sender = sender
+        self._lane = Lane()
         self._buffers: dict[str, Array] = {}
         self._rows = 0
-        self._open = True
+        self._handed_over = 0
+        """Steps that have left the buffers."""
+        self._commit: Job | None = None
+        self._outcome = ""
+        self._aborted = False
 
     def append(self, step: Mapping[str, Array]) -> None:
         """Add one step: one row of every array of the task, and of `expert_action` in all steps or in none.
 
         Raises:
             EpisodeError: the step does not fit the task, or the writer is finished.
-            StoreUnavailable: Redis stayed away while a chunk was due.
+            StoreUnavailable, StoreFull: the queue is full, and stayed so for `patience_seconds`.
+            StoreError, CodecError: an earlier chunk cannot be stored.
         """
-        if not self._open:
-            raise EpisodeError(f"episode {self._record.meta.id} is committed or aborted already")
+        if self._aborted or self._commit is not None:
+            raise EpisodeError(f"episode {self._id} is committed or aborted already")
+        if self._lane.failure is not None:
+            raise self._lane.failure
         if self._rows == self._config.chunk_steps:
-            self._put()
+            self._hand_over()
         buffers = self._buffers or self._allocate(step)
         if step.keys() != buffers.keys():
             self._refuse(step)
@@ -71,58 +83,77 @@ class EpisodeWriter:
         self._rows += 1
 
     def commit(self, outcome: str) -> bool:
-        """Make the episode visible, exactly once however often this is repeated.
+        """Make the episode visible, exactly once however often this is repeated, and wait for that.
 
         Returns:
             True if this writer's episode is the one in the store, False if another one of this id was there.
 
         Raises:
-            EpisodeError: there are no steps, the outcome is unknown, or the episode was aborted.
-            StoreUnavailable: Redis stayed away.
+            as `finish`.
+            StoreUnavailable: Redis stayed away. The episode may still become visible, as this is tried on.
             StoreFull: there is no room, and nothing that may be evicted.
             StoreError: chunks have expired, since the last of them was written `orphan_seconds` ago.
         """
-        if not self._open or not self._rows or outcome not in OUTCOMES:
-            state = "open" if self._open else "committed or aborted"
+        return bool(self.finish(outcome).result())
+
+    def finish(self, outcome: str) -> Job:
+        """Have the episode made visible, in the background; `result` of what is returned is as of `commit`.
+
+        Raises:
+            EpisodeError: there are no steps, the outcome is unknown, or the episode was aborted, or committed
+                with another outcome.
+            StoreUnavailable, StoreFull: the queue is full, and stayed so for `patience_seconds`.
+        """
+        steps, before = self._handed_over + self._rows, self._commit
+        if before is not None and before.error is None and outcome == self._outcome:
+            return before
+        ended = self._aborted or (before is not None and before.error is None)
+        if ended or not steps or outcome not in OUTCOMES:
+            state = "aborted" if self._aborted else "committed" if ended else "open"
             raise EpisodeError(
-                f"episode {self._record.meta.id}: expected an open episode with steps and an outcome of "
-                f"{', '.join(OUTCOMES)}; it is {state}, has {self._steps} steps, outcome {outcome!r}"
+                f"episode {self._id}: expected an open episode with steps and an outcome of "
+                f"{', '.join(OUTCOMES)}; it is {state}, has {steps} steps, outcome {outcome!r}"
             )
-        last = self._encode()
-        committed = self._sink.commit(replace(self._after(last), outcome=outcome), last)
-        self._open = False
-        return committed
+        if self._rows:
+            self._hand_over()
+        self._outcome = outcome
+        self._commit = self._sender.call(
+            self._lane,
+            f"committing episode {self._id}",
+            lambda: self._sink.commit(replace(self._record, outcome=outcome)),
+        )
+        return self._commit
 
     def abort(self) -> None:
-        """Give the episode up and remove what was stored of it; nothing happens if it is finished."""
-        if self._open:
-            self._open = False
-            self._sink.discard()
+        """Give the episode up, and have what was stored of it removed; nothing happens if it is committed."""
+        if self._aborted or (self._commit is not None and self._commit.done and self._commit.error is None):
+            return
+        self._aborted = True
+        self._sender.drop(self._lane, EpisodeError(f"episode {self._id} was aborted"))
+        if self._handed_over:
+            doing = f"discarding episode {self._id}"
+            self._sender.call(self._lane, doing, lambda: self._sink.discard(self._record))
 
-    @property
-    def _steps(self) -> int:
-        return self._record.length + self._rows
-
-    def _put(self) -> None:
-        chunk = self._encode()
-        self._sink.put(self._record.chunks, chunk)
-        self._record = self._after(chunk)
-        self._rows = 0
-
-    def _after(self, chunk: bytes) -> Record:
-        """The record once the buffered rows have left as this chunk."""
-        record = self._record
-        return replace(record, length=self._steps, chunks=record.chunks + 1, bytes=record.bytes + len(chunk))
-
-    def _encode(self) -> bytes:
+    def _hand_over(self) -> None:
         arrays = {name: buffer[: self._rows] for name, buffer in self._buffers.items()}
         for name, array in arrays.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
-                steps = f"steps {self._record.length} to {self._steps - 1}"
-                raise EpisodeError(
-                    f"episode {self._record.meta.id}: {name} holds values that are not finite in {steps}"
-                )
-        return encode_chunk(arrays, self._config.compression)
+                steps = f"steps {self._handed_over} to {self._handed_over + self._rows - 1}"
+                raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
+        size = sum(array.nbytes for array in arrays.values())
+        self._sender.put(self._lane, f"writing episode {self._id}", size, partial(self._encode, arrays))
+        self._handed_over += self._rows
+        self._buffers, self._rows = {}, 0
+
+    def _encode(self, arrays: Mapping[str, Array]) -> Commands:
+        """Runs in the background, chunk after chunk."""
+        chunk, record = encode_chunk(arrays, self._config.compression), self._record
+        commands = self._sink.chunk(record, chunk)
+        length = record.length + len(next(iter(arrays.values())))
+        self._record = replace(
+            record, length=length, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
+        )
+        return commands
 
     def _allocate(self, step: Mapping[str, Array]) -> dict[str, Array]:
         specs = self._spec.arrays()
@@ -132,7 +163,7 @@ class EpisodeWriter:
         return {name: np.empty((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
-        where = f"episode {self._record.meta.id}, step {self._steps}"
+        where = f"episode {self._id}, step {self._handed_over + self._rows}"
         try:
             validate_step({name: np.asarray(array) for name, array in step.items()}, self._spec)
         except EpisodeError as error:

@@ -19,7 +19,7 @@ PROJECT = {
     "cluster": ("replay", "monitoring", "actors", "learner"),
 }
 THIRD_PARTY = {
-    "replay": {"numpy", "redis", "msgpack", "zstandard", "zarr"},
+    "replay": {"numpy", "redis", "msgpack", "zstandard", "zarr", "h5py", "pyarrow", "av", "PIL"},
     "monitoring": {"prometheus_client", "matplotlib", "jinja2", "PIL", "av"},
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},
@@ -30,7 +30,7 @@ SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}
 SIMULATED = {"actors.tasks.osc", "actors.tasks.table"}
 """Modules that import simulators themselves, and are imported like one."""
 LAZY = {
-    "replay": {"zarr"},
+    "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},
     "monitoring": {"matplotlib", "jinja2", "PIL", "av"},
     "cluster": {"torch", "learner"},
     "actors": SIMULATORS,

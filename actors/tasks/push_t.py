@@ -48,14 +48,16 @@ KEYPOINTS: Final = np.array(
 )
 """The points on the block, (9, 2), in its own axes: those of the published demonstrations' `keypoint`."""
 
-ZARR: Final = {
-    # From the state rather than from `keypoint`: while the block is touched, in a quarter of the rows, what
-    # is published there is of a slightly different pose (by 0.007 pixels as a rule, by 2.2 at most).
-    "observation.keypoints": ("state", lambda state: keypoints(state[:, 2:5])),
-    "observation.agent_position": ("state", lambda state: state[:, :2]),
+columns: Final = {
+    "zarr": {
+        # From the state rather than from `keypoint`: while the block is touched, in a quarter of the rows,
+        # what is published there is of a slightly different pose (by 0.007 pixels as a rule, by 2.2 at most).
+        "observation.keypoints": ("observation.state", lambda state: keypoints(state[:, 2:5])),
+        "observation.agent_position": ("observation.state", lambda state: state[:, :2]),
+    }
 }
-"""Where to find what in a replay buffer of Diffusion Policy; see `replay.datasets.zarr`. Its `state` holds
-the disc's position (2) and the block's position (2) and angle."""
+"""Where to find what in a replay buffer of Diffusion Policy; see `actors.task.ImportedTask`. Its `state`
+holds the disc's position (2) and the block's position (2) and angle."""
 
 expert = None
 """Nobody has written one."""

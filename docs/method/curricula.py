@@ -12,7 +12,7 @@ CURRICULA = {
     "fixed": CurriculumConfig("fixed"),
     "sprinkle, full 0.8": CurriculumConfig("sprinkle", full=0.8),
     "progressive (default)": CurriculumConfig(),
-    "progressive, shorter log": CurriculumConfig(shorter="log"),
+    "progressive, shorter uniform": CurriculumConfig(shorter="uniform"),
 }
 
 

@@ -1,115 +1,148 @@
-"""Human demonstrations from a replay buffer as Diffusion Policy publishes them: zarr, format 2, in which all
-episodes stand end to end.
+"""Replay buffers as Diffusion Policy publishes them: zarr, format 2, in which all episodes stand end to end.
 
     data/<name>          (steps, ...); row t of every array belongs to step t
     meta/episode_ends    (episodes,); how many steps there are up to and including each
 
-The format says neither how an episode ended nor what it was rewarded with. What was published to be imitated
-counts as `success`, and the last step's reward is 1.
+The format says neither how an episode ended nor what it was rewarded with, nor how fast it was recorded.
 """
 
+import itertools
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from replay.episode import (
-    ACTION,
-    OBSERVATION_PREFIX,
-    REWARD,
-    Array,
-    ArraySpec,
-    Episode,
-    EpisodeMeta,
-    TaskSpec,
-    episode_id,
-)
+from replay.datasets.source import About, Reader
+from replay.episode import ACTION, OBSERVATION_PREFIX, Array
 from replay.errors import DatasetError
-
-Columns = Mapping[str, tuple[str, Callable[[Array], Array]]]
-"""By an array's name in the episode: the array of `data` it comes from, and how it follows from that."""
 
 BLOSC_HEADER: Final = struct.Struct("<12xI")
 """In front of every compressed chunk; holds its size in bytes, this header included."""
+CHANNELS: Final = (1, 3, 4)
+SMALLEST: Final = 16
+"""Pixels a side; some buffers hold pictures as floats, with values from 0 to 255."""
 
 
-def episodes(path: Path, spec: TaskSpec, columns: Columns) -> Iterator[Episode]:
-    """The episodes of a replay buffer, one at a time, in their order, with their index as seed.
+class ZarrReader(Reader):
+    """See `replay.datasets.source.Reader`."""
 
-    Args:
-        path: the folder.
-        spec: the task's.
-        columns: for arrays that are not there under their own name, without `observation.`, as they are.
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            DatasetError: the folder is no replay buffer.
+        """
+        import zarr
+
+        self.path = path
+        try:
+            self._group = zarr.open_group(path, mode="r", zarr_format=2)
+            names = sorted(self._group["data"].array_keys())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise DatasetError(f"{path} is no zarr group of format 2 with data in it: {error}") from None
+        self._chunks: dict[str, tuple[int, Array]] = {}
+        self._arrays = {_column(name): self._array(f"data/{name}") for name in names}
+        self._pictures = {
+            column
+            for column, array in self._arrays.items()
+            if array.dtype.kind == "f"
+            and len(array.shape) == 4
+            and array.shape[-1] in CHANNELS
+            and min(array.shape[1:3]) >= SMALLEST
+        }
+        self.columns = {
+            column: (array.shape[1:], np.dtype(np.uint8) if column in self._pictures else array.dtype)
+            for column, array in self._arrays.items()
+        }
+        self._ends = [0, *self._episode_ends()]
+        self.count = len(self._ends) - 1
+        for column, array in self._arrays.items():
+            if array.shape[0] != self._ends[-1]:
+                raise DatasetError(
+                    f"{path}: {_name(column)} is {list(array.shape)}, but meta/episode_ends end at "
+                    f"{self._ends[-1]}"
+                )
+
+    def place(self, index: int, column: str) -> str:
+        start, end = self._ends[index : index + 2]
+        return f"episode {index} (steps {start} to {end - 1}): {_name(column)}"
+
+    def rows(self, index: int, column: str) -> Array:
+        start, end = self._ends[index : index + 2]
+        size = self._arrays[column].chunks[0]
+        where = f"{self.path}, {self.place(index, column)}"
+        parts = [
+            self._chunk(where, column, number)[max(start - number * size, 0) : end - number * size]
+            for number in range(start // size, -(-end // size))
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def about(self, index: int) -> About:
+        return About(seed=index)
+
+    def _chunk(self, where: str, column: str, number: int) -> Array:
+        """The rows of one chunk; the last one stays, since most of them hold parts of two episodes."""
+        if self._chunks.get(column, (None,))[0] != number:
+            array = self._arrays[column]
+            size = array.chunks[0]
+            check_chunks(where, self.path / _name(column), array, number)
+            rows = _read(where, array, number * size, (number + 1) * size)
+            self._chunks[column] = number, _pixels(where, rows) if column in self._pictures else rows
+        return self._chunks[column][1]
+
+    def _array(self, name: str) -> Any:
+        try:
+            array = self._group[name]
+            if len(array.shape) < 1:
+                raise DatasetError(f"{self.path}: {name} is a single value, expected one row a step")
+        except (KeyError, AttributeError):
+            raise DatasetError(f"{self.path}: there is no array {name}") from None
+        except ValueError as error:
+            raise DatasetError(f"{self.path}: {name}/.zarray is damaged: {error}") from None
+        return array
+
+    def _episode_ends(self) -> list[int]:
+        name = "meta/episode_ends"
+        array, where = self._array(name), f"{self.path}: {name}"
+        for number in range(-(-array.shape[0] // array.chunks[0])):
+            check_chunks(where, self.path / name, array, number)
+        ends = _read(where, array, 0, None)
+        if (
+            ends.ndim != 1
+            or ends.dtype.kind not in "iu"
+            or not len(ends)
+            or np.diff(ends, prepend=0).min() < 1
+        ):
+            raise DatasetError(f"{where} must be whole numbers that ascend from 1, not {ends}")
+        return [int(end) for end in ends]
+
+
+def check_chunks(where: str, folder: Path, array: Any, number: int) -> None:
+    """The files of the number-th chunk of steps must be there as a whole: to zarr a missing one is zeros, and
+    blosc reads on beyond the end of one that was cut short.
 
     Raises:
-        DatasetError: the folder is no replay buffer, or damaged, or does not fit the task.
+        DatasetError: one is not.
     """
-    import zarr
-
-    try:
-        buffer = zarr.open_group(path, mode="r", zarr_format=2)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} is no zarr group of format 2: {error}") from None
-    specs = spec.arrays()
-    del specs[REWARD]
-    columns = {name: (name.removeprefix(OBSERVATION_PREFIX), _as_it_is) for name in specs} | dict(columns)
-    ends = _ends(path, _array(path, buffer, "meta/episode_ends"))
-    data = {}
-    for name in sorted({name for name, _ in columns.values()}):
-        data[name] = _array(path, buffer, f"data/{name}")
-        if data[name].shape[:1] != (ends[-1],):
-            raise DatasetError(
-                f"{path}: data/{name} is {list(data[name].shape)}, but meta/episode_ends end at {ends[-1]}"
-            )
-    for index, (start, end) in enumerate(pairwise([0, *ends])):
-        where = f"{path}, episode {index} (steps {start} to {end - 1})"
-        found = {name: _read(f"{where}: data/{name}", array, start, end) for name, array in data.items()}
-        arrays = {
-            name: _rows(f"{where}: data/{column}", rows_of, found[column], name, specs[name])
-            for name, (column, rows_of) in columns.items()
-        }
-        _check_range(f"{where}: data/{columns[ACTION][0]}", arrays[ACTION], spec.action)
-        arrays[REWARD] = np.zeros(end - start, np.float32)
-        arrays[REWARD][-1] = 1.0
-        meta = EpisodeMeta(episode_id("import", spec.name, index), spec.name, seed=index, source="import")
-        yield Episode(meta, "success", arrays)
+    blosc = any(getattr(compressor, "codec_id", None) == "blosc" for compressor in array.compressors)
+    beside = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
+    for key in itertools.product([number], *beside):
+        file = folder / array.metadata.encode_chunk_key(key)
+        if not file.is_file():
+            raise DatasetError(f"{where}: there is no chunk {file.name}")
+        with file.open("rb") as chunk:
+            head, size = chunk.read(BLOSC_HEADER.size), file.stat().st_size
+        if blosc and (len(head) < BLOSC_HEADER.size or BLOSC_HEADER.unpack(head) != (size,)):
+            raise DatasetError(f"{where}: chunk {file.name} is damaged or cut short, {size} bytes")
 
 
-def _as_it_is(rows: Array) -> Array:
-    return rows
+def _column(name: str) -> str:
+    return name if name == ACTION else OBSERVATION_PREFIX + name
 
 
-def _array(path: Path, buffer: Any, name: str) -> Any:
-    """An array of which every chunk is there as a whole: to zarr a missing one is zeros, and blosc reads on
-    beyond the end of one that was cut short."""
-    try:
-        array = buffer[name]
-        chunks, compressors = array.nchunks, array.compressors
-    except (KeyError, AttributeError):
-        raise DatasetError(f"{path}: there is no array {name}") from None
-    except ValueError as error:
-        raise DatasetError(f"{path}: {name}/.zarray is damaged: {error}") from None
-    files = [file for file in (path / name).rglob("[0-9]*") if file.is_file()]
-    if len(files) < chunks:
-        raise DatasetError(f"{path}: {name} has {len(files)} of its {chunks} chunks")
-    if any(getattr(compressor, "codec_id", None) == "blosc" for compressor in compressors):
-        for file in files:
-            with file.open("rb") as chunk:
-                head, size = chunk.read(BLOSC_HEADER.size), file.stat().st_size
-            if len(head) < BLOSC_HEADER.size or BLOSC_HEADER.unpack(head) != (size,):
-                raise DatasetError(f"{path}: {name}: chunk {file.name} is damaged or cut short, {size} bytes")
-    return array
-
-
-def _ends(path: Path, array: Any) -> list[int]:
-    ends = _read(f"{path}: meta/episode_ends", array, 0, None)
-    if ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends) or np.diff(ends, prepend=0).min() < 1:
-        raise DatasetError(f"{path}: meta/episode_ends must be whole numbers that ascend from 1, not {ends}")
-    return [int(end) for end in ends]
+def _name(column: str) -> str:
+    return f"data/{column.removeprefix(OBSERVATION_PREFIX)}"
 
 
 def _read(where: str, array: Any, start: int, end: int | None) -> Array:
@@ -117,20 +150,14 @@ def _read(where: str, array: Any, start: int, end: int | None) -> Array:
         rows: Array = array[start:end]
     except (RuntimeError, ValueError, OSError) as error:
         raise DatasetError(f"{where} cannot be read: {error}") from None
-    if not np.isfinite(rows).all():
-        raise DatasetError(f"{where} holds values that are not finite")
     return rows
 
 
-def _rows(where: str, rows_of: Callable[[Array], Array], found: Array, name: str, spec: ArraySpec) -> Array:
-    shape = (len(found), *spec.shape)
-    with suppress(IndexError, ValueError):
-        if (rows := rows_of(found)).shape == shape:
-            return rows.astype(spec.dtype)
-    raise DatasetError(f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}")
-
-
-def _check_range(where: str, action: Array, spec: ArraySpec) -> None:
-    low, high = action.min(), action.max()
-    if low < spec.low or high > spec.high:
-        raise DatasetError(f"{where} must lie in [{spec.low:g}, {spec.high:g}], not {low:g} to {high:g}")
+def _pixels(where: str, rows: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        pixels = rows.astype(np.uint8)
+    if not np.array_equal(pixels, rows):
+        raise DatasetError(
+            f"{where} has the shape of pictures, but holds more than whole numbers of 0 to 255"
+        )
+    return pixels

@@ -24,8 +24,13 @@ class Notes:
     def append(self, step: Mapping[str, Any]) -> None:
         self.steps.append(dict(step))
 
-    def commit(self, outcome: str) -> bool:
+    def finish(self, outcome: str) -> "Notes":
         self.outcome = outcome
+        return self
+
+    done = True
+
+    def result(self) -> bool:
         return True
 
     def abort(self) -> None:
@@ -203,7 +208,7 @@ def test_an_episode_that_ends_badly_is_the_only_one_to_end(
     assert sorted(end.meta.seed for end in ends) == list(seeds)
     for end in ends:
         case = fragile.case(end.meta.seed)
-        assert (end.outcome, end.steps, end.committed) == (case.outcome, case.steps, case.steps > 0)
+        assert (end.outcome, end.steps, end.receipt is not None) == (case.outcome, case.steps, case.steps > 0)
         assert end.refusal == ("action[0] is refused: 0.0" if case.event == "action refused" else None)
     for note in notes:
         case = fragile.case(note.meta.seed)

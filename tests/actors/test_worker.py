@@ -1,5 +1,6 @@
 """An actor's orders, against a real store and a real hub."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
     totals = hub.snapshot()
     assert totals["longview_episodes_total"] == {("return_point", "demo", "success"): 10}
     assert totals["longview_env_steps_total"] == {("return_point",): first.steps}
+    simulated = first.steps / TASK.spec.control_hz
+    assert totals["longview_simulated_seconds_total"] == {("return_point",): pytest.approx(simulated)}
+
+
+def test_the_time_between_orders_is_waiting(store: EpisodeStore) -> None:
+    hub = Hub()
+    worker = make_worker(store, hub)
+    worker.work(Order("demo", 0, 1, beta=1.0), None)
+    time.sleep(0.2)
+    worker.work(Order("demo", 1, 1, beta=1.0), None)
+    spent = hub.snapshot()["longview_actor_seconds_total"]
+    assert spent["waiting",] >= 0.2
+    assert spent["simulator",] > 0
 
 
 def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:

@@ -43,7 +43,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
         (["demo", "--task", "push_t"], ["push_t has no expert", "demonstrations=PATH"]),
-        (["demo", "--task", "push_t", "demonstrations=absent"], ["there is no folder absent"]),
+        (["demo", "--task", "push_t", "demonstrations=absent"], ["there is no file or folder absent"]),
         (["demo", "demonstrations=7"], ["demonstrations: input should be a valid string, not 7"]),
         (["demo", "--resume", "nothing"], ["no run 'nothing'"]),
         (["launch"], ["give a config file, or --resume RUN"]),

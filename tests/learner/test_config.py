@@ -16,7 +16,7 @@ from learner.config import (
     LearnerConfig,
     PolicyConfig,
 )
-from replay.episode import ArraySpec
+from replay.episode import ArraySpec, Selection
 
 SPEC = load_task("return_point").spec
 
@@ -127,13 +127,27 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
         (LearnerConfig, {"validation_episodes": -1}, "validation_episodes .* -1"),
         (LearnerConfig, {"warmup": 10, "steps": 10}, "warmup 10 .*steps 10"),
         (LearnerConfig, {"mix": {"demos": 1.0}}, r"\['demos'\]"),
-        (LearnerConfig, {"mix": {"demo": 0.0}}, "positive sum"),
+        (LearnerConfig, {"mix": {"demo": 0.0}}, r"learner\.mix .*positive sum"),
+        (
+            LearnerConfig,
+            {"outcomes": ("won",)},
+            r"learner\.outcomes: \['won'\] cannot be drawn, only success",
+        ),
+        (LearnerConfig, {"draw_by": "luck"}, r"learner\.draw_by must be one of steps, .* not 'luck'"),
+        (LearnerConfig, {"half_life": 0.0}, r"learner\.half_life must be .* not 0\.0"),
         (LearnerConfig, {"batch_size": 0}, "batch_size must be positive, not 0"),
     ],
 )
 def test_wrong_values_are_named(kind: type, values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         kind(**values)
+
+
+def test_what_to_draw_is_one_value() -> None:
+    assert LearnerConfig(outcomes=("success",)).selection("walk") == Selection(
+        {"demo": 0.75, "import": 0.75, "dagger": 0.25}, "steps", 1000.0, ("success",), "walk"
+    )
+    assert LearnerConfig(draw_by="recency", half_life=50).selection(None).half_life == 50
 
 
 def test_windows_per_segment_follow_the_cameras() -> None:

@@ -34,6 +34,7 @@ def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> Non
     # Over all targets of a position, however many windows have it: past ones first, none the oldest.
     assert progress.loss_by_position == pytest.approx({-1: 5.0, 0: 10.0, 1: 5.0})
     assert progress.gradient_norm == 8.0
+    assert progress.gradient_norm_by_context == pytest.approx({1: 8.0, 4: 3.5})
     add(lap, 8, 8, 1.0, loss=1.0, norm=1.0)
     assert finish(lap).loss_by_context == {8: 1.0}, "a new lap begins after a report"
 
@@ -61,3 +62,26 @@ def test_waiting_for_batches_is_measured(tmp_path: Path) -> None:
     assert list(lap.timed(batches())) == [batch] * 3
     add(lap, 1, 1, 1.0, 1.0, 1.0)
     assert finish(lap).data_wait_s >= 0.06
+
+
+def test_a_step_lasts_without_its_wait_and_without_what_a_report_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("learner.progress.perf_counter", lambda: now[0])
+    batch = Batch({}, *(np.empty(0) for _ in range(5)), ("a",))
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(4):
+            now[0] += 5  # to prepare it
+            yield batch
+
+    lap = Lap(HORIZON, tmp_path, 0, 1, "cpu")
+    for step, _ in enumerate(lap.timed(batches())):
+        now[0] += 1 + step
+        add(lap, step, 1, 1.0, 1.0, 1.0)
+        if step % 2:
+            progress = finish(lap)
+            assert progress.step_s == pytest.approx({1: 1.5, 3: 3.5}[step])
+            assert progress.data_wait_s == 10
+            now[0] += 60  # to publish and to save

@@ -167,6 +167,9 @@ def test_what_is_published_reported_and_saved(
     for report in reports:
         assert report.loss_by_context.keys() <= {1, 8, 16, 24, 32, 48, 64}
         assert report.gradient_norm > 0
+        assert report.gradient_norm_by_context.keys() == report.loss_by_context.keys()
+        assert report.step_s > 0
+        assert report.gpu_memory == 0
         assert report.data_wait_s >= 0
         assert report.out_of_range == 0
 

@@ -1,16 +1,21 @@
 import json
+import random
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from monitoring.hub import MAX_REPORT_BYTES, Hub, Totals, encode_report, read_metrics
-from monitoring.metrics import CATALOGUE
+from monitoring import hub as hub_module
+from monitoring.hub import MAX_REPORT_BYTES, Hub, Reporters, Totals, encode_report, read_metrics
+from monitoring.metrics import CATALOGUE, metric
 
 STEPS = "longview_env_steps_total"
+SECONDS = "longview_publish_to_use_seconds"
 
 
 @pytest.fixture
@@ -96,27 +101,148 @@ def test_a_restart_forgets_the_gauges_of_the_dead(hub: Hub) -> None:
     assert hub.snapshot()["longview_staleness_max"] == {}
 
 
+def everything(value: float = 1.0) -> Totals:
+    """Every metric there is."""
+    totals = Totals()
+    for found in CATALOGUE.values():
+        change = {"counter": totals.add, "gauge": totals.set, "histogram": totals.observe}[found.kind]
+        for label in ("demo", "rollout"):
+            change(found.name, value, **dict.fromkeys(found.labels, label))
+    return totals
+
+
 def test_series_do_not_grow_with_reporters_or_restarts(hub: Hub) -> None:
     port = hub.serve()
-    hub.report(steps(1, "actor-0", longview_staleness_max=1))
-    few = _served_lines(port)
-    for reporter in range(1000):
-        for incarnation in (1, 2):
-            hub.report(steps(1, f"actor-{reporter}", incarnation, longview_staleness_max=1))
-    assert _served_lines(port) == few
-    assert total(hub) == 2000
+    hub.report(encode_report("actor", "actor-0", 1, everything()))
+    few = series_at(port)
+    for incarnation in (1, 2):
+        message = encode_report("actor", "actor-0", incarnation, everything())
+        for reporter in range(1000):
+            hub.report(message.replace(b"actor-0", b"actor-%d" % reporter))
+    started = time.perf_counter()
+    assert series_at(port) == few
+    assert time.perf_counter() - started < 10  # it is a fraction of a second; see docs/performance.md
+    assert hub.snapshot()[STEPS] == {("demo",): 2000, ("rollout",): 2000}
 
 
-def _served_lines(port: int) -> int:
+def series_at(port: int) -> list[str]:
+    """Names and labels of all that is served."""
     with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/metrics") as response:
-        return len(response.read().splitlines())
+        lines = response.read().decode().splitlines()
+    return [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+
+
+def test_every_series_has_the_run() -> None:
+    hub = Hub("run-1")
+    try:
+        hub.report(encode_report("actor", "a", 1, everything()))
+        names = series_at(hub.serve())
+    finally:
+        hub.close()
+    assert len(names) > len(CATALOGUE)
+    assert all(re.search(r'[{,]run="run-1"[,}]', name) for name in names)
+
+
+def observed(*values: float, reporter: str = "a", incarnation: int = 1) -> bytes:
+    totals = Totals()
+    for value in values:
+        totals.observe(SECONDS, value)
+    return encode_report("actor", reporter, incarnation, totals)
+
+
+def test_histograms_add_up_like_counters(hub: Hub) -> None:
+    hub.report(observed(0, 0.5, 7))
+    hub.report(observed(0, 0.5, 7))
+    hub.report(observed(1e6, incarnation=2))
+    hub.report(observed(30, 30, reporter="b"))
+    found = {part: value for (part,), value in hub.snapshot()[SECONDS].items()}
+    assert found["sum"] == 1e6 + 67.5
+    values = (0, 0.5, 7, 1e6, 30, 30)
+    bounds = [part for part in metric(SECONDS).parts if part != "sum"]
+    assert [found[bound] for bound in bounds] == [sum(v <= float(bound) for v in values) for bound in bounds]
+    weighted = Totals()
+    weighted.observe(SECONDS, 3, count=5)
+    assert (weighted.values[SECONDS][("5.0",)], weighted.values[SECONDS][("sum",)]) == (5, 15)
+
+
+def test_who_reported_lately_is_alive(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.report(steps(1, "a"))
+    assert hub.snapshot()["longview_actors"] == {}, "a hub that has just started cannot know"
+    monkeypatch.setattr(hub_module, "ALIVE_SECONDS", 0.2)
+    time.sleep(0.25)
+    for reporter in ("b", "c", "b"):
+        hub.report(steps(1, reporter))
+    hub.report(encode_report("learner", "rank-0", 1, Totals()))
+    assert hub.snapshot()["longview_actors"] == {(): 2}
+
+
+def test_what_is_served_is_what_is_kept(hub: Hub) -> None:
+    hub.report(steps(10))
+    assert hub.served() == hub.snapshot()
+    kept = hub.exchange({})
+    assert hub.served()[STEPS] == {}
+    hub.report(steps(12))
+    hub.exchange(kept)
+    assert hub.served()[STEPS][("lift",)] == 10
+    assert total(hub) == 12
+
+
+def test_no_counter_falls_whenever_the_hub_dies() -> None:
+    """Actors report, die and come back; the hub dies between any two of these; what was served only grows,
+    and in the end it is exact."""
+    rng = random.Random(0)
+    hub, kept = Hub(), Reporters()
+    hub.exchange(kept)
+    served = counted = 0.0
+    actors = {name: [1, 0.0] for name in "abcde"}
+    """Incarnation, and steps since its start."""
+    for _ in range(3000):
+        name = rng.choice("abcde")
+        match rng.choice(["step", "step", "step", "restart", "exchange", "exchange", "hub dies"]):
+            case "step":
+                actors[name][1] += 1
+                counted += 1
+                hub.report(steps(actors[name][1], name, int(actors[name][0])))
+            case "restart":
+                # What it had told nobody but a hub that dies too would be lost: at most its last second.
+                hub.report(steps(actors[name][1], name, int(actors[name][0])))
+                kept = hub.exchange(kept)
+                actors[name] = [actors[name][0] + 1, 0.0]
+            case "exchange":
+                kept = hub.exchange(kept)
+            case "hub dies":
+                hub = Hub()
+                if rng.random() < 0.5:
+                    hub.report(steps(actors[name][1], name, int(actors[name][0])))
+                kept = hub.exchange(kept)
+        now = hub.served()[STEPS].get(("lift",), 0.0)
+        assert now >= served
+        served = now
+    for name, (incarnation, count) in actors.items():
+        hub.report(steps(count, name, int(incarnation)))
+    hub.exchange(hub.exchange(kept))
+    assert hub.served()[STEPS][("lift",)] == counted > 1000
+
+
+def test_reports_that_come_before_a_new_hub_knows_the_old_are_the_newer_ones() -> None:
+    old = Hub()
+    old.report(steps(10, "a"))
+    old.report(steps(5, "b", longview_policy_version=7))
+    kept = old.exchange({})
+    new = Hub()
+    new.report(steps(2, "a", incarnation=2))
+    new.report(steps(1, "c"))
+    new.exchange(kept)
+    assert total(new) == 18
+    assert new.served()[STEPS][("lift",)] == 15
+    assert new.snapshot()["longview_policy_version"] == {(): 7}
 
 
 def test_what_is_scraped_is_what_is_known(hub: Hub) -> None:
     totals = Totals()
     for index, found in enumerate(CATALOGUE.values()):
         labels = dict.fromkeys(found.labels, f'odd "{index}" \\ value')
-        change = totals.add if found.kind == "counter" else totals.set
+        change = {"counter": totals.add, "gauge": totals.set, "histogram": totals.observe}[found.kind]
         change(found.name, index + 1 / 3, **labels)
     hub.report(encode_report("actor", "a", 1, totals))
     port = hub.serve()
@@ -176,6 +302,10 @@ def test_totals_refuse_what_the_catalogue_does_not_have() -> None:
         totals.add(STEPS, -1, task="lift")
     with pytest.raises(ValueError, match="must be finite, not nan"):
         totals.set("longview_learner_step", float("nan"))
+    with pytest.raises(ValueError, match="not negative, not -1"):
+        totals.observe(SECONDS, -1)
+    with pytest.raises(ValueError, match="is a gauge, not a histogram"):
+        totals.observe("longview_learner_step", 1)
     assert totals.values == {}
 
 
@@ -200,6 +330,9 @@ GOOD = {"role": "actor", "reporter": "a", "incarnation": 1, "totals": [[STEPS, [
         (GOOD | {"totals": [[STEPS, ["x" * 200], 1]]}, f"{STEPS} needs a text for each"),
         (GOOD | {"totals": [[STEPS, ["\ud800"], 1]]}, f"{STEPS} needs a text for each"),
         (GOOD | {"totals": [[STEPS, ["lift"], -1]]}, f"{STEPS}: -1 is no value of a counter"),
+        (GOOD | {"totals": [[SECONDS, [], 1]]}, f"{SECONDS} needs a text for each of its labels .'le'"),
+        (GOOD | {"totals": [[SECONDS, ["0.7"], 1]]}, f"{SECONDS} has the parts"),
+        (GOOD | {"totals": [[SECONDS, ["0.5"], -1]]}, f"{SECONDS}: -1 is no value of a histogram"),
         (GOOD | {"totals": [[STEPS, ["lift"], 10**400]]}, "is no value of a counter"),
         (GOOD | {"totals": [[STEPS, ["lift"], float("nan")]]}, "nan is no value of a counter"),
     ],

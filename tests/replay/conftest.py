@@ -1,11 +1,11 @@
 """A real redis-server for the tests of the store; each test works in a namespace of its own."""
 
 import itertools
-import select
+import random
 import socket
 import subprocess
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError
 
 from cluster.services import find_redis_server, redis_server
+from replay.client import Client
 from replay.config import StoreConfig
 from replay.episode import ArraySpec, EpisodeMeta, TaskSpec, episode_id
 from replay.store import EpisodeStore
 from replay.writer import EpisodeWriter
+from tests.replay.proxy import Proxy
 
 NAMESPACES = (f"test-{number}" for number in itertools.count())
 
@@ -29,15 +32,35 @@ Step = Callable[[int], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.form()
+        yield cluster
+    finally:
+        for port in list(cluster.servers):
+            cluster.kill(port)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """A Redis; by `parametrize("url", ["cluster"], indirect=True)`, a Redis Cluster."""
+    if getattr(request, "param", "redis") == "cluster":
+        return str(request.getfixturevalue("cluster").url)
+    return str(request.getfixturevalue("redis_url"))
+
+
 @pytest.fixture
 def redis(url: str) -> Iterator[Redis]:
-    with Redis.from_url(url) as redis:
-        yield redis
+    redis = Client(url, StoreConfig()).redis
+    yield redis
+    redis.close()
 
 
 @pytest.fixture
@@ -146,54 +169,90 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class LossyProxy:
-    """Stands between clients and Redis; when told to, it lets a request through and loses the reply."""
+class Cluster:
+    """A Redis Cluster on this machine: three primaries, a replica of each."""
 
-    def __init__(self, target: str, path: Path) -> None:
-        self.lose = threading.Event()
-        self.lost = 0
-        self._target = target
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._open = [self._listener]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.servers: dict[int, subprocess.Popen[bytes]] = {}
+        self.url = ""
 
-    def close(self) -> None:
-        for end in self._open:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+    def start(self, port: int) -> None:
+        command = [find_redis_server(), "--port", str(port), "--dir", str(self._folder), "--save", ""]
+        command += ["--cluster-enabled", "yes", "--cluster-config-file", f"{port}.conf"]
+        command += ["--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"]
+        with (self._folder / f"{port}.log").open("ab") as log:
+            self.servers[port] = subprocess.Popen(command, stdout=log)
 
-    def _accept(self) -> None:
-        with self._listener, suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._open.append(client)
-                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
-                self._threads[-1].start()
+    def kill(self, port: int) -> None:
+        server = self.servers.pop(port)
+        server.kill()
+        server.wait()
 
-    def _serve(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(self._target)
-            while True:
-                for end in select.select([client, server], [], [])[0]:
-                    if not (data := end.recv(1 << 20)):
-                        return
-                    if end is server and self.lose.is_set():
-                        self.lose.clear()
-                        self.lost += 1
-                        return
-                    (client if end is server else server).sendall(data)
+    def form(self) -> None:
+        """Start the servers and make a cluster of them."""
+        ports = [free_port_of_a_cluster() for _ in range(6)]
+        for port in ports:
+            self.start(port)
+        self.url = f"redis://127.0.0.1:{ports[0]}"
+        nodes = [self.node(port) for port in ports]
+        self.until(lambda: all(map(answers, nodes)))
+        for number, node in enumerate(nodes):
+            if number < 3:
+                slots = range(16384 * number // 3, 16384 * (number + 1) // 3)
+                node.execute_command("CLUSTER ADDSLOTS", *slots)
+                node.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0])
+        self.until(lambda: all(node.cluster("info")["cluster_known_nodes"] == "6" for node in nodes))
+        for primary, replica in zip(nodes, nodes[3:], strict=False):
+            replica.execute_command("CLUSTER REPLICATE", primary.execute_command("CLUSTER MYID"))
+        self.wait_until_whole()
+
+    def wait_until_whole(self) -> None:
+        """Until every slot is served and every primary has its replica."""
+        self.until(
+            lambda: all(self.node(port).cluster("info")["cluster_state"] == "ok" for port in self.servers)
+        )
+        self.until(
+            lambda: sorted(map(self.role, self.servers)) == [("master", 1)] * 3 + [("slave", "up")] * 3
+        )
+
+    def role(self, port: int) -> tuple[str, Any]:
+        """A primary and its number of replicas, or a replica and whether it hears from its primary."""
+        found = self.node(port).info("replication")
+        return found["role"], found.get("master_link_status", found["connected_slaves"])
+
+    def node(self, port: int) -> Redis:
+        return Redis(port=port, socket_timeout=5)
+
+    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true in time"
+            time.sleep(0.02)
+
+
+def answers(redis: Redis) -> bool:
+    with suppress(ConnectionError):
+        return bool(redis.ping())
+    return False
+
+
+def free_port_of_a_cluster() -> int:
+    """Below those that the system gives away; the nodes talk to each other on the port 10,000 above it."""
+    while True:
+        port = random.randrange(10_000, 20_000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 @pytest.fixture
-def lossy(url: str, socket_path: Path) -> Iterator[tuple[LossyProxy, str]]:
-    """A proxy in front of Redis, and the URL to reach it by."""
-    proxy = LossyProxy(url.removeprefix("unix://"), socket_path)
-    yield proxy, f"unix://{socket_path}"
+def proxy(url: str, socket_path: Path) -> Iterator[Proxy]:
+    """A proxy in front of Redis."""
+    proxy = Proxy(url.removeprefix("unix://"), socket_path)
+    yield proxy
     proxy.close()
 
 

@@ -111,4 +111,4 @@ def test_redis_at_its_own_memory_limit(
     with pytest.raises(
         StoreFull, match=r"its own memory limit, which has to lie well above replay.byte_budget"
     ):
-        connect(f"unix://{socket_path}")
+        connect(f"unix://{socket_path}", patience_seconds=0.3)

@@ -12,17 +12,26 @@ from replay.config import StoreConfig
         ("chunk_steps", 0),
         ("byte_budget", -5),
         ("max_connections", 0),
+        ("queue_bytes", 0),
         ("cache_bytes", -1),
         ("refresh_seconds", math.inf),
         ("patience_seconds", math.nan),
         ("orphan_seconds", 0.0),
         ("call_seconds", -2.0),
         ("compression", 20),
+        ("samples_per_insert", 0.0),
+        ("minimum_steps", -1),
+        ("limiter_seconds", math.inf),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"replay\.{field} must .*not {value}"):
         StoreConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_sources_that_are_none_cannot_be_evicted() -> None:
+    with pytest.raises(ValueError, match=r"evict: unknown sources \['demos'\], there are demo, rollout"):
+        StoreConfig(evict=("rollout", "demos"))
 
 
 def test_shown_without_its_url() -> None:

@@ -1,69 +1,146 @@
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
-from replay.episode import Episode, EpisodeMeta
+from replay.episode import OUTCOMES, SOURCES, Selection
 from replay.errors import StoreError
-from replay.sampling import Draw, Stratum, cut, draw, shares
+from replay.sampling import Stratum, Table, draw, plan
 
-STRATA = {
-    "demo": Stratum.of({"a": 3, "b": 1}),
-    "rollout": Stratum.of({"c": 10}),
-    "dagger": Stratum.of({}),
-    "import": Stratum.of({}),
-}
+EPISODES = [
+    # id, steps, source, outcome, task, committed, priority
+    ("a", 3, "demo", "success", "walk", 10, 1.0),
+    ("b", 1, "demo", "failure", "walk", 20, 3.0),
+    ("c", 10, "rollout", "success", "walk", 30, 0.0),
+    ("d", 2, "rollout", "failure", "walk", 50, 0.5),
+    ("e", 4, "rollout", "success", "run", 40, 2.0),
+]
 
 
-def test_every_step_is_drawn_as_often_as_its_probability_says() -> None:
-    count = 40_000
-    draws = draw(STRATA, {"demo": 3, "rollout": 1}, count, np.random.default_rng(0))
+def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
+    ids, lengths, sources, outcomes, tasks, committed, priorities = zip(*episodes, strict=True)
+    known = sorted(set(tasks))
+    return Table(
+        order_E=np.argsort(np.array(ids, np.bytes_)),
+        id_N=np.array(ids, np.bytes_),
+        length_N=np.array(lengths, np.int32),
+        source_N=np.array([SOURCES.index(source) for source in sources], np.int8),
+        outcome_N=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
+        task_N=np.array([known.index(task) for task in tasks], np.int32),
+        committed_N=np.array(committed, np.int64),
+        priority_N=np.array(priorities),
+        tasks=known,
+    )
+
+
+DEMO, ROLLOUT = {"demo": 1}, {"rollout": 1}
+CASES: list[tuple[Selection, dict[str, float]]] = [
+    # The chance of each step of an episode.
+    (Selection({"demo": 3, "rollout": 1}), {"a": 3 / 16, "b": 3 / 16, "c": 1 / 64, "d": 1 / 64, "e": 1 / 64}),
+    (Selection(DEMO, by="episodes"), {"a": 1 / 6, "b": 1 / 2}),
+    (Selection(DEMO, by="priority"), {"a": 1 / 12, "b": 3 / 4}),
+    (Selection(ROLLOUT, by="priority"), {"d": 1 / 10, "e": 1 / 5}),
+    (
+        Selection(ROLLOUT, by="recency", half_life=1),  # d is newer than e, and that than c: 4 to 2 to 1
+        {"c": 1 / 70, "e": 1 / 14, "d": 2 / 7},
+    ),
+    (Selection({"*": 1}, outcomes=("success",)), {"a": 1 / 17, "c": 1 / 17, "e": 1 / 17}),
+    (Selection({"*": 1}, task="run"), {"e": 1 / 4}),
+    (
+        Selection({"*/success": 1, "*/failure": 1}, task="walk"),
+        {"a": 1 / 26, "c": 1 / 26, "b": 1 / 6, "d": 1 / 6},
+    ),
+    (Selection({"demo": 1, "rollout/success": 1}), {"a": 1 / 8, "b": 1 / 8, "c": 1 / 28, "e": 1 / 28}),
+    (
+        Selection({"*/*/run": 1, "*/*/walk": 3}, by="episodes"),
+        {"e": 1 / 16, "a": 1 / 16, "b": 3 / 16, "c": 3 / 160, "d": 3 / 32},
+    ),
+    (Selection({"demo": 1, "demo/failure": 1}), {"a": 1 / 8, "b": 5 / 8}),  # b is in both
+    (Selection({"demo": 0, "dagger": 5, "rollout/failure": 1}), {"d": 1 / 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("selection", "expected"), CASES)
+def test_every_step_is_drawn_as_often_as_its_probability_says(
+    selection: Selection, expected: dict[str, float]
+) -> None:
+    count = 20_000
+    draws = draw(plan(table(), selection), count, np.random.default_rng(0))
     seen = Counter((drawn.id, drawn.now) for drawn in draws)
-    expected = dict.fromkeys([("a", 0), ("a", 1), ("a", 2), ("b", 0)], 0.75 / 4)
-    expected |= {("c", now): 0.25 / 10 for now in range(10)}
-    assert seen.keys() == expected.keys()
+    lengths = {id: length for id, length, *_ in EPISODES}
+    steps = {(id, now): chance for id, chance in expected.items() for now in range(lengths[id])}
+    assert sum(steps.values()) == pytest.approx(1)
+    assert seen.keys() == steps.keys()
     for drawn in draws:
-        assert drawn.probability == pytest.approx(expected[drawn.id, drawn.now])
-    for step, probability in expected.items():
+        assert drawn.probability == pytest.approx(expected[drawn.id])
+        assert drawn.length == lengths[drawn.id]
+    for step, probability in steps.items():
         deviation = (count * probability * (1 - probability)) ** 0.5
         assert abs(seen[step] - count * probability) < 5 * deviation
 
 
-def test_draws_follow_from_contents_and_generator_alone() -> None:
-    shuffled = {"rollout": STRATA["rollout"], "demo": Stratum.of({"b": 1, "a": 3})} | {
-        source: STRATA[source] for source in ("import", "dagger")
-    }
-    first = draw(STRATA, {"demo": 1, "rollout": 2}, 50, np.random.default_rng(7))
-    assert draw(shuffled, {"rollout": 2, "demo": 1}, 50, np.random.default_rng(7)) == first
-    assert draw(STRATA, {"demo": 1, "rollout": 2}, 50, np.random.default_rng(8)) != first
+def test_a_draw_says_what_it_was_drawn_for() -> None:
+    draws = draw(plan(table(), Selection({"demo": 1, "rollout/success": 1})), 100, np.random.default_rng(0))
+    assert {(drawn.id, drawn.stratum) for drawn in draws} == {
+        ("a", "demo"), ("b", "demo"), ("c", "rollout/success"), ("e", "rollout/success"),
+    }  # fmt: skip
 
 
-def test_empty_sources_leave_their_share_to_the_others() -> None:
-    assert shares(STRATA, {"demo": 1, "rollout": 1, "dagger": 2}) == {"demo": 0.5, "rollout": 0.5}
-    assert shares(STRATA, {"demo": 0, "rollout": 1}) == {"rollout": 1.0}
-
-
-def test_nothing_to_draw_from_says_what_there_is() -> None:
-    with pytest.raises(StoreError, match=r"'dagger': 1.*'demo': 2, 'rollout': 1"):
-        draw(STRATA, {"dagger": 1}, 4, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("mix", [{}, {"demo": 0}, {"demo": -1, "rollout": 2}, {"demo": np.inf}, {"dmo": 1}])
-def test_a_mix_that_is_none_is_refused(mix: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="mix"):
-        shares(STRATA, mix)
+@pytest.mark.parametrize("by", ["steps", "episodes", "recency", "priority"])
+def test_draws_follow_from_contents_and_generator_alone(by: str) -> None:
+    mix = {"demo": 1, "rollout": 2}
+    first = draw(plan(table(), Selection(mix, by)), 50, np.random.default_rng(7))
+    shuffled = table([EPISODES[number] for number in (3, 0, 4, 2, 1)])
+    other = Selection(dict(reversed(mix.items())), by)
+    assert draw(plan(shuffled, other), 50, np.random.default_rng(7)) == first
+    assert draw(plan(table(), Selection(mix, by)), 50, np.random.default_rng(8)) != first
 
 
 @pytest.mark.parametrize(
-    ("now", "before", "after", "start", "rows"),
-    [(5, 2, 3, 3, [3, 4, 5, 6, 7, 8]), (1, 4, 1, 0, [0, 1, 2]), (9, 1, 5, 8, [8, 9]), (0, 0, 0, 0, [0])],
+    "weights",
+    [
+        np.full(1, 3.0),
+        np.random.default_rng(0).integers(1, 400, 3000).astype(float),
+        0.5 ** (np.arange(3000) / 20),
+        np.append(np.full(500, 1e-9), np.full(500, 1e9)),
+    ],
 )
-def test_a_segment_is_clipped_to_its_episode(
-    now: int, before: int, after: int, start: int, rows: list[int]
-) -> None:
-    meta = EpisodeMeta("c", "walk", 0, "rollout")
-    episode = Episode(meta, "success", {"action": np.arange(10, dtype=np.float32)[:, None]})
-    segment = cut(episode, Draw("c", now, 0.1), before, after)
-    assert (segment.meta, segment.episode_length, segment.probability) == (meta, 10, 0.1)
-    assert (segment.start, segment.now) == (start, now)
-    assert segment.arrays["action"][:, 0].tolist() == rows
+def test_the_episode_at_a_point_is_the_one_that_a_search_finds(weights: Any) -> None:
+    stratum = Stratum.of("demo", np.arange(len(weights)) + 7, weights)
+    ends = np.cumsum(weights)
+    points = np.concatenate(
+        ([0.0, 1 - 2**-53], np.random.default_rng(1).random(5000), (ends / ends[-1])[:-1], [2**-1074])
+    )
+    for some in (points, *np.split(points[: len(points) // 8 * 8], 8)):
+        expected = np.minimum(np.searchsorted(ends, some * ends[-1], side="right"), len(ends) - 1) + 7
+        assert stratum.rows(some).tolist() == expected.tolist()
+
+
+def test_nothing_to_draw_from_says_what_there_is() -> None:
+    with pytest.raises(
+        StoreError,
+        match=r"mix is {'dagger': 1}, outcomes are success, task is walk; .*'demo': 2, 'rollout': 3",
+    ):
+        plan(table(), Selection({"dagger": 1}, outcomes=("success",), task="walk"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mix": {}}, "mix needs"),
+        ({"mix": {"demo": 0}}, "mix needs"),
+        ({"mix": {"demo": -1, "rollout": 2}}, "mix needs"),
+        ({"mix": {"demo": np.inf}}, "mix needs"),
+        ({"mix": {"dmo": 1}}, r"unknown sources \['dmo'\], there are demo"),
+        ({"mix": {"demo/won": 1}}, r"outcomes: \['won'\] cannot be drawn, only success"),
+        ({"mix": {"demo/invalid": 1}}, r"\['invalid'\] cannot be drawn"),
+        ({"outcomes": ("invalid",)}, r"\['invalid'\] cannot be drawn"),
+        ({"by": "chance"}, "draw_by must be one of steps, episodes, recency, priority, not 'chance'"),
+        ({"half_life": 0.0}, "half_life must be finite and positive, not 0.0"),
+    ],
+)
+def test_a_selection_that_is_none_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Selection(**{"mix": {"demo": 1}, **fields})

@@ -2,9 +2,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +15,33 @@ from redis import Redis
 
 from actors.tasks import counting
 from replay import keys
-from replay.episode import OUTCOMES, SOURCES, ArraySpec, EpisodeMeta, TaskSpec, episode_id, validate_episode
-from replay.errors import CodecError, EpisodeError, StoreError, StoreFull, StoreUnavailable, UnknownEpisode
+from replay.episode import (
+    OUTCOMES,
+    SOURCES,
+    ArraySpec,
+    EpisodeMeta,
+    Selection,
+    TaskSpec,
+    episode_id,
+    validate_episode,
+)
+from replay.errors import (
+    EpisodeError,
+    Quarantined,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    UnknownEpisode,
+)
 from replay.stats import Count
 from replay.store import EpisodeStore
+from tests.replay.proxy import Proxy
 
 Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
+
+everywhere = pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)
+"""The same on one Redis and on a Redis Cluster."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -37,6 +58,7 @@ def chunk_keys(redis: Redis, namespace: str) -> list[bytes]:
 # Tasks
 
 
+@everywhere
 def test_tasks(connect: Connect, spec: TaskSpec) -> None:
     store = connect()
     store.register(replace(spec, name="another"))
@@ -62,6 +84,7 @@ def test_an_unknown_task_is_named(connect: Connect) -> None:
 # Writing and reading
 
 
+@everywhere
 @pytest.mark.parametrize("length", [1, 4, 5, 23])
 def test_round_trip(connect: Connect, spec: TaskSpec, begin: Any, step: Any, length: int) -> None:
     store = connect()
@@ -79,6 +102,7 @@ def test_round_trip(connect: Connect, spec: TaskSpec, begin: Any, step: Any, len
     assert not episode.arrays["action"].flags.writeable
 
 
+@everywhere
 def test_what_is_there(connect: Connect, write: Any) -> None:
     store = connect()
     ids = [write(store, number, source=source) for source in SOURCES for number in (3, 1, 2)]
@@ -96,6 +120,7 @@ def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace:
     assert EpisodeStore.connect(url, namespace + "0", store._config).ids() == []
 
 
+@everywhere
 def test_clients_agree_on_the_number_of_shards(connect: Connect, write: Any) -> None:
     ids = [write(connect(shards=3), number) for number in range(9)]
     assert connect(shards=7).ids() == ids
@@ -108,6 +133,7 @@ def test_a_step_that_does_not_fit_is_refused(connect: Connect, begin: Any, step:
         writer.append(step(0) | {"action": np.zeros(2, np.float32)})
 
 
+@everywhere
 def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
     store = connect()
     expected: dict[tuple[str, str], Count] = {}
@@ -137,26 +163,7 @@ def stored_chunks(store: EpisodeStore, writer: Any) -> dict[bytes, bytes]:
 # Commit, exactly once
 
 
-def test_a_lost_reply_changes_nothing(
-    connect: Connect, begin: Any, step: Any, lossy: Any, redis: Redis, namespace: str
-) -> None:
-    proxy, proxied = lossy
-    store = connect(proxied)
-    for number in range(3):
-        writer = begin(store, number)
-        for row in range(6):
-            proxy.lose.set()
-            writer.append(step(row))
-        proxy.lose.set()
-        assert writer.commit("success")
-    proxy.lose.clear()
-    assert proxy.lost >= 6
-    assert store.stats().committed[("rollout", "success")].episodes == 3
-    assert store.stats().committed[("rollout", "success")].steps == 18
-    assert len(chunk_keys(redis, namespace)) == 3
-    assert store.read("rollout.walk.000000002").arrays["reward"].tolist() == list(range(6))
-
-
+@everywhere
 def test_the_first_of_two_writers_wins(
     connect: Connect, begin: Any, step: Any, redis: Redis, namespace: str
 ) -> None:
@@ -171,6 +178,7 @@ def test_the_first_of_two_writers_wins(
     for number in range(5, 9):
         late.append(step(200 + number))
     late.abort()
+    until(lambda: len(chunk_keys(redis, namespace)) == 1)
     store = connect()
     assert store.read("rollout.walk.000000001").arrays["reward"].tolist() == list(range(100, 109))
     assert list(store.stats().committed) == [("rollout", "success")]
@@ -178,6 +186,7 @@ def test_the_first_of_two_writers_wins(
     assert redis.ttl(left) == -1
 
 
+@everywhere
 def test_many_writers_at_once(connect: Connect, step: Any, begin: Any, redis: Redis, namespace: str) -> None:
     store = connect()
 
@@ -199,6 +208,7 @@ def test_many_writers_at_once(connect: Connect, step: Any, begin: Any, redis: Re
         assert (rewards - rewards[0]).tolist() == list(range(6))
 
 
+@everywhere
 def test_a_write_that_arrives_late_does_no_harm(
     connect: Connect, begin: Any, step: Any, redis: Redis, namespace: str
 ) -> None:
@@ -207,8 +217,10 @@ def test_a_write_that_arrives_late_does_no_harm(
     for number in range(6):
         writer.append(step(number))
     writer.commit("success")
-    writer._sink.put(0, b"late")
     (key,) = chunk_keys(redis, namespace)
+    first = redis.hget(key, "0")
+    assert isinstance(first, bytes)
+    store._client.pipeline(store._sink.chunk(replace(writer._record, chunks=0), first))
     assert redis.ttl(key) == -1
     assert store.read("rollout.walk.000000001").length == 6
 
@@ -227,6 +239,7 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
         arrays = store.spec("walk").arrays()
         for _ in range(10):
             writer.append({name: np.zeros(spec.shape, spec.dtype) for name, spec in arrays.items()})
+        store.flush()
         print("ready", flush=True)
         time.sleep(60)
     """
@@ -242,6 +255,7 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
     assert store.stats().committed == {}
 
 
+@everywhere
 def test_a_commit_after_its_chunks_expired_says_so(
     connect: Connect, begin: Any, step: Any, redis: Redis
 ) -> None:
@@ -249,10 +263,9 @@ def test_a_commit_after_its_chunks_expired_says_so(
     writer = begin(store, 1)
     for number in range(10):
         writer.append(step(number))
+    store.flush()
     until(lambda: not stored_chunks(store, writer))
-    with pytest.raises(
-        StoreError, match=r"of 2 chunks before the last, 0 are left; .*orphan_seconds \(0.05\)"
-    ):
+    with pytest.raises(StoreError, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
         writer.commit("success")
     assert store.ids() == []
 
@@ -264,6 +277,7 @@ def sizes(store: EpisodeStore) -> int:
     return store.stats().total.bytes
 
 
+@everywhere
 def test_the_oldest_that_are_no_demonstrations_give_way(
     connect: Connect, write: Any, redis: Redis, namespace: str
 ) -> None:
@@ -287,6 +301,7 @@ def test_the_oldest_that_are_no_demonstrations_give_way(
     assert stats.committed[("dagger", "success")].episodes == 4
 
 
+@everywhere
 def test_an_evicted_episode_does_not_come_back(connect: Connect, write: Any, begin: Any, step: Any) -> None:
     write(store := connect(shards=1), 0)
     small = connect(byte_budget=sizes(store))
@@ -311,9 +326,61 @@ def test_full(connect: Connect, write: Any, begin: Any, step: Any) -> None:
     assert len(store.ids()) == 2, "an episode that cannot fit must not evict others"
 
 
+def test_what_gives_way_is_the_readers_and_writers_own_choice(connect: Connect, write: Any) -> None:
+    store = connect(shards=1)
+    first = [write(store, 0, source=source) for source in SOURCES]
+    budget = sizes(store)
+    write(connect(byte_budget=budget, evict=("import", "demo")), 1)
+    assert store.ids() == sorted([*first[1:], episode_id("rollout", "walk", 1)])
+    write(connect(byte_budget=budget, evict=("import", "demo")), 2)
+    assert store.ids("import") == []
+    stats = store.stats()
+    assert [stats.evicted[source].episodes for source in SOURCES] == [1, 0, 0, 1]
+    assert stats.evicted["demo"] == stats.committed["demo", "success"]
+    for nothing in ((), ("import", "demo")):
+        with pytest.raises(StoreFull, match=f"{budget} of them are never evicted"):
+            write(connect(byte_budget=budget, evict=nothing), 3)
+
+
+def test_the_budget_is_kept_where_redis_has_a_limit_of_its_own(
+    connect: Connect, write: Any, start_redis: StartRedis, socket_path: Path
+) -> None:
+    limit = 8 << 20
+    start_redis("--port", "0", "--unixsocket", str(socket_path), "--maxmemory", str(limit))
+    url = f"unix://{socket_path}"
+    store = connect(url, shards=2, byte_budget=limit // 4, compression=0, chunk_steps=64)
+    for number in range(300):
+        write(store, number, length=500)
+    stats = store.stats()
+    assert stats.committed["rollout", "success"].bytes > 2 * limit // 3
+    assert stats.evicted["rollout"].episodes == 300 - stats.total.episodes > 0
+    assert stats.total.bytes <= limit // 4
+    assert len(store.sample({"rollout": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
+
+
+def test_redis_at_its_own_limit_makes_writers_wait(
+    connect: Connect, write: Any, start_redis: StartRedis, socket_path: Path
+) -> None:
+    start_redis("--port", "0", "--unixsocket", str(socket_path))
+    store = connect(f"unix://{socket_path}")
+    ids = [write(store, number) for number in range(3)]
+    with Redis(unix_socket_path=str(socket_path)) as redis, ThreadPoolExecutor(1) as pool:
+        redis.config_set("maxmemory", 1)
+        waiting = pool.submit(write, store, 3)
+        assert len(store.sample({"rollout": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
+        time.sleep(0.3)
+        assert not waiting.done()
+        assert store.ids() == ids
+        redis.config_set("maxmemory", 0)
+        ids.append(waiting.result(20))
+    assert store.ids() == ids
+    assert store.read(ids[-1]).length == 10
+
+
 # Sampling
 
 
+@everywhere
 def test_segments_of_counting_are_continuous(url: str, namespace: str, connect: Connect) -> None:
     store = connect(chunk_steps=8)
     store.register(counting.spec)
@@ -398,7 +465,7 @@ def test_a_store_of_invalid_episodes_has_nothing_to_draw(connect: Connect, write
 
 def test_an_empty_store_says_so(connect: Connect) -> None:
     with pytest.raises(
-        StoreError, match=r"no episodes to draw from: mix is {'demo': 1}, episodes stored are"
+        StoreError, match=r"no episodes to draw from: mix is {'demo': 1}, .*; episodes stored are {'demo': 0"
     ):
         connect().sample({"demo": 1}, 1, 0, 0, np.random.default_rng(0))
 
@@ -414,6 +481,121 @@ def test_a_sampler_sees_new_episodes_at_its_next_refresh(connect: Connect, write
     assert drawn == {"eager": {0, 1}, "lazy": {0}}
 
 
+@everywhere
+@pytest.mark.parametrize("by", ["steps", "episodes", "recency", "priority"])
+def test_segments_say_why_they_were_drawn(connect: Connect, write: Any, by: str) -> None:
+    store = connect()
+    for number in range(6):
+        write(store, number, length=4 + number, outcome="success" if number % 2 else "failure")
+        write(store, number, source="demo")
+    selection = Selection({"rollout/success": 3, "demo": 1}, by, half_life=2)
+    segments = store.sample(selection, 400, 1, 1, np.random.default_rng(0))
+    reasons = {segment.meta.source: (segment.stratum, segment.by) for segment in segments}
+    assert reasons == {"rollout": ("rollout/success", by), "demo": ("demo", by)}
+    assert {s.meta.seed for s in segments if s.meta.source == "rollout"} == {1, 3, 5}
+    chances = {(s.meta.id, s.now): s.probability for s in segments}
+    total = sum(
+        next(chance for (id, _), chance in chances.items() if id == drawn) * store.read(drawn).length
+        for drawn in {id for id, _ in chances}
+    )
+    assert total == pytest.approx(1)
+
+
+def test_only_episodes_of_a_task_and_outcome(connect: Connect, spec: TaskSpec, step: Any, write: Any) -> None:
+    store = connect()
+    store.register(replace(spec, name="run"))
+    write(store, 0)
+    write(store, 1, outcome="failure")
+    writer = store.writer(EpisodeMeta("other", "run", 7, "rollout"))
+    writer.append(step(0))
+    assert writer.commit("success")
+    for selection, seeds in [
+        (Selection({"rollout": 1}, task="run"), {7}),
+        (Selection({"rollout": 1}, task="walk", outcomes=("success",)), {0}),
+        (Selection({"*/failure": 1}), {1}),
+        (Selection({"*/*/run": 1, "*/failure/walk": 1}), {1, 7}),
+    ]:
+        segments = store.sample(selection, 50, 0, 0, np.random.default_rng(0))
+        assert {segment.meta.seed for segment in segments} == seeds
+    with pytest.raises(StoreError, match=r"task is fly; episodes stored are .*'rollout': 3"):
+        store.sample(Selection({"rollout": 1}, task="fly"), 1, 0, 0, np.random.default_rng(0))
+
+
+@everywhere
+def test_priorities_are_seen_by_all_samplers_and_leave_with_their_episode(
+    connect: Connect, write: Any, redis: Redis, namespace: str
+) -> None:
+    store, other = connect(shards=1), connect()
+    ids = [write(store, number) for number in range(4)]
+    selection = Selection({"rollout": 1}, by="priority")
+
+    def chances(store: EpisodeStore) -> dict[str, float]:
+        segments = store.sample(selection, 300, 0, 0, np.random.default_rng(0))
+        return {segment.meta.id: round(10 * segment.probability, 6) for segment in segments}
+
+    assert chances(other) == dict.fromkeys(ids, 0.25)
+    store.prioritize({ids[0]: 5.0, ids[1]: 0.0, ids[2]: 2.0, "nobody": 7.0})
+    assert chances(store) == chances(other) == {ids[0]: 0.625, ids[2]: 0.25, ids[3]: 0.125}
+    other.prioritize({ids[0]: 1.0})
+    assert chances(store) == chances(connect()) == {ids[0]: 0.25, ids[2]: 0.5, ids[3]: 0.25}
+    small = connect(byte_budget=sizes(store))
+    for number in range(4, 7):
+        write(small, number)
+    tag = keys.tag(namespace, 0)
+    assert redis.hgetall(keys.priorities(tag)) == {}
+    assert redis.zcard(keys.prioritized(tag)) == 0
+    assert set(chances(other).values()) == {0.25}
+
+
+def test_a_priority_that_is_none_is_refused(connect: Connect) -> None:
+    with pytest.raises(ValueError, match=r"finite and not negative, not {'b': -1.0}"):
+        connect().prioritize({"a": 1.0, "b": -1.0})
+
+
+def test_priorities_survive_a_restart(
+    connect: Connect, write: Any, start_redis: StartRedis, socket_path: Path
+) -> None:
+    options = ("--port", "0", "--unixsocket", str(socket_path), "--appendonly", "yes")
+    server = start_redis(*options)
+    store = connect(f"unix://{socket_path}")
+    ids = [write(store, number) for number in range(3)]
+    store.prioritize(dict.fromkeys(ids[:2], 0.0))
+    server.terminate()
+    server.wait()
+    start_redis(*options)
+    segments = connect(f"unix://{socket_path}").sample(
+        Selection({"rollout": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0)
+    )
+    assert {segment.meta.id for segment in segments} == {ids[2]}
+
+
+def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replay.store.PAGE", 3)
+    monkeypatch.setattr("replay.index.PAGE", 3)
+    store, reader = connect(shards=2), connect()
+    ids = [write(store, number, source=SOURCES[number % 3]) for number in range(30)]
+    store.prioritize(dict.fromkeys(ids, 0.0) | {ids[7]: 1.0})
+    assert reader.ids() == sorted(ids)
+    segments = reader.sample(Selection({"*": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0))
+    assert {segment.meta.id for segment in segments} == {ids[7]}
+
+
+def test_a_damaged_episode_is_set_aside_and_another_drawn(
+    connect: Connect, write: Any, redis: Redis, namespace: str
+) -> None:
+    ids = [write(store := connect(), number, length=20) for number in range(3)]
+    (key,) = redis.scan_iter(f"{{{namespace}:*:chunks:{ids[1]}:*", count=10_000)
+    chunk = redis.hget(key, "2")
+    assert isinstance(chunk, bytes)
+    redis.hset(key, "2", chunk[:-1] + bytes([chunk[-1] ^ 1]))
+    segments = store.sample({"rollout": 1}, 200, 3, 3, np.random.default_rng(0))
+    assert len(segments) == 200
+    assert {segment.meta.id for segment in segments[100:]} == {ids[0], ids[2]}
+    assert store.ids() == connect().ids() == [ids[0], ids[2]]
+    assert store.stats().quarantined == 1
+
+
+@everywhere
 def test_a_removal_does_not_break_a_sampler(connect: Connect, write: Any) -> None:
     store = connect(shards=1)
     for number in range(4):
@@ -428,19 +610,27 @@ def test_a_removal_does_not_break_a_sampler(connect: Connect, write: Any) -> Non
     assert [segment.meta.seed for segment in segments] == [3] * 50
 
 
-def test_an_episode_removed_in_the_middle_of_a_read(
-    connect: Connect, write: Any, redis: Redis, namespace: str
-) -> None:
-    id = write(store := connect(), 1)
-    redis.delete(*chunk_keys(redis, namespace))
-    with pytest.raises(UnknownEpisode, match="was removed while it was read"):
-        store.read(id)
+def test_an_episode_removed_in_the_middle_of_a_read(connect: Connect, write: Any, proxy: Proxy) -> None:
+    store, away = connect(shards=1), connect(proxy.url)
+    id = write(store, 1)
+
+    def evicted_before_its_chunks_are_read() -> Iterator[None]:
+        yield None
+        write(connect(byte_budget=sizes(store)), 2)
+        yield from repeat(None)
+
+    proxy.cuts, proxy.only = evicted_before_its_chunks_are_read(), b"HGET"
+    with pytest.raises(UnknownEpisode, match="was removed while it was read") as caught:
+        away.read(id)
+    assert not isinstance(caught.value, Quarantined)
+    assert store.stats().quarantined == 0
 
 
+@everywhere
 def test_a_reader_that_missed_removals_starts_anew(
     connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replay.store.REMOVED_LISTED", 2)
+    monkeypatch.setattr("replay.sink.REMOVED_LISTED", 2)
     store, reader = connect(shards=1), connect()
     for number in range(3):
         write(store, number)
@@ -464,19 +654,6 @@ def test_a_reader_notices_that_everything_is_gone(
     assert reader.ids() == []
     write(store, 2)
     assert reader.ids() == ["rollout.walk.000000002"]
-
-
-def test_a_damaged_episode_is_named(connect: Connect, write: Any, redis: Redis, namespace: str) -> None:
-    id = write(store := connect(), 1)
-    (key,) = chunk_keys(redis, namespace)
-    chunk = redis.hget(key, "1")
-    assert isinstance(chunk, bytes)
-    redis.hset(key, "1", chunk[:-1] + bytes([chunk[-1] ^ 1]))
-    with pytest.raises(CodecError, match=rf"episode {id}: chunk is damaged"):
-        store.read(id)
-    redis.hdel(key, "1")
-    with pytest.raises(CodecError, match=rf"episode {id}: chunks do not add up to 10 steps"):
-        store.read(id)
 
 
 # Redis away

@@ -1,81 +1,58 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 
-from replay.codec import Record, decode_chunk
-from replay.config import StoreConfig
-from replay.episode import EpisodeMeta, TaskSpec
-from replay.errors import EpisodeError, StoreUnavailable
-from replay.writer import EpisodeWriter, Sink
+from replay import keys
+from replay.codec import decode_chunk
+from replay.errors import EpisodeError
+from replay.store import EpisodeStore
+from replay.writer import EpisodeWriter
 
-
-class Away:
-    """A sink that keeps what it is given, and can be away."""
-
-    def __init__(self) -> None:
-        self.chunks: dict[int, bytes] = {}
-        self.records: list[Record] = []
-        self.discarded = 0
-        self.away = False
-
-    def put(self, number: int, chunk: bytes) -> None:
-        if self.away:
-            raise StoreUnavailable("away")
-        self.chunks[number] = chunk
-
-    def commit(self, record: Record, last: bytes) -> bool:
-        self.put(record.chunks - 1, last)
-        self.records.append(record)
-        return True
-
-    def discard(self) -> None:
-        self.discarded += 1
-
-    def rewards(self) -> list[list[float]]:
-        return [decode_chunk(self.chunks[number])["reward"].tolist() for number in sorted(self.chunks)]
+Rewards = Callable[[EpisodeWriter], list[list[float]]]
 
 
 @pytest.fixture
-def sink() -> Away:
-    return Away()
+def store(connect: Callable[..., EpisodeStore]) -> EpisodeStore:
+    return connect(chunk_steps=3)
 
 
 @pytest.fixture
-def writer(sink: Away, spec: TaskSpec) -> EpisodeWriter:
-    meta = EpisodeMeta("x", "walk", 1, "rollout")
-    return EpisodeWriter(
-        meta, spec, "token", StoreConfig(chunk_steps=3), Sink(sink.put, sink.commit, sink.discard)
-    )
+def writer(store: EpisodeStore, begin: Any) -> EpisodeWriter:
+    opened = begin(store, 1)
+    assert isinstance(opened, EpisodeWriter)
+    return opened
+
+
+@pytest.fixture
+def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
+    """Rewards in the chunks that are stored of a writer's episode."""
+
+    def rewards(writer: EpisodeWriter) -> list[list[float]]:
+        store.flush()
+        record = writer._record
+        key = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token)
+        chunks: Any = redis.hgetall(key)
+        chunks.pop(b"open", None)
+        return [decode_chunk(chunks[number])["reward"].tolist() for number in sorted(chunks)]
+
+    return rewards
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 7])
-def test_steps_leave_in_chunks(sink: Away, writer: EpisodeWriter, step: Any, length: int) -> None:
+def test_steps_leave_in_chunks(
+    store: EpisodeStore, writer: EpisodeWriter, rewards: Rewards, step: Any, length: int
+) -> None:
     for number in range(length):
         writer.append(step(number))
-        assert len(sink.chunks) == number // 3
+        assert len(rewards(writer)) == number // 3
     assert writer.commit("failure")
-    assert [reward for chunk in sink.rewards() for reward in chunk] == list(range(length))
-    (record,) = sink.records
+    assert [reward for chunk in rewards(writer) for reward in chunk] == list(range(length))
+    (record,) = store.records()
     assert (record.outcome, record.length, record.chunks) == ("failure", length, -(-length // 3))
-    assert record.bytes == sum(map(len, sink.chunks.values()))
-
-
-def test_a_failed_call_may_be_repeated(sink: Away, writer: EpisodeWriter, step: Any) -> None:
-    for number in range(3):
-        writer.append(step(number))
-    sink.away = True
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable):
-            writer.append(step(3))
-    sink.away = False
-    writer.append(step(3))
-    sink.away = True
-    with pytest.raises(StoreUnavailable):
-        writer.commit("success")
-    sink.away = False
-    assert writer.commit("success")
-    assert sink.rewards() == [[0, 1, 2], [3]]
+    assert store.stats().total.bytes == record.bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +68,7 @@ def test_a_failed_call_may_be_repeated(sink: Away, writer: EpisodeWriter, step: 
     ],
 )
 def test_a_step_that_does_not_fit_is_refused(
-    sink: Away, writer: EpisodeWriter, step: Any, change: dict[str, Any], message: str
+    writer: EpisodeWriter, rewards: Rewards, step: Any, change: dict[str, Any], message: str
 ) -> None:
     writer.append(step(0))
     wrong = {name: array for name, array in (step(1) | change).items() if array is not None}
@@ -99,7 +76,7 @@ def test_a_step_that_does_not_fit_is_refused(
         writer.append(wrong)
     writer.append(step(1))
     writer.commit("success")
-    assert sink.rewards() == [[0, 1]]
+    assert rewards(writer) == [[0, 1]]
 
 
 def test_the_first_step_is_checked_too(writer: EpisodeWriter, step: Any) -> None:
@@ -110,39 +87,60 @@ def test_the_first_step_is_checked_too(writer: EpisodeWriter, step: Any) -> None
     writer.append(step(0))
 
 
-def test_expert_actions_are_optional(sink: Away, writer: EpisodeWriter, step: Any) -> None:
+def test_expert_actions_are_optional(store: EpisodeStore, writer: EpisodeWriter, step: Any) -> None:
     writer.append(step(0) | {"expert_action": np.ones(3, np.float32)})
     with pytest.raises(EpisodeError, match="expert_action must be in all steps of an episode or in none"):
         writer.append(step(1))
     writer.commit("success")
-    assert decode_chunk(sink.chunks[0])["expert_action"].tolist() == [[1, 1, 1]]
+    assert store.read(store.ids()[0]).arrays["expert_action"].tolist() == [[1, 1, 1]]
 
 
-def test_values_that_are_not_finite_are_refused(sink: Away, writer: EpisodeWriter, step: Any) -> None:
-    writer.append(step(0) | {"reward": np.float32("nan")})
-    with pytest.raises(EpisodeError, match="reward holds values that are not finite in steps 0 to 0"):
+def test_values_that_are_not_finite_are_refused(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any
+) -> None:
+    for number in range(4):
+        writer.append(step(number))
+    writer.append(step(4) | {"reward": np.float32("nan")})
+    with pytest.raises(EpisodeError, match="reward holds values that are not finite in steps 3 to 4"):
         writer.commit("success")
-    assert not sink.records
+    assert store.ids() == []
 
 
-def test_an_episode_ends_once(sink: Away, writer: EpisodeWriter, step: Any) -> None:
+def test_an_array_may_be_used_again_at_once(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any, rewards: Rewards
+) -> None:
+    same = step(0)
+    for number in range(7):
+        same["reward"][...] = number
+        writer.append(same)
+    writer.commit("success")
+    assert rewards(writer) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_an_episode_ends_once(store: EpisodeStore, writer: EpisodeWriter, step: Any) -> None:
     with pytest.raises(EpisodeError, match="has 0 steps"):
         writer.commit("success")
     writer.append(step(0))
     with pytest.raises(EpisodeError, match="outcome 'won'"):
         writer.commit("won")
-    writer.commit("success")
+    assert writer.commit("success")
+    assert writer.commit("success"), "the same again is the same"
     writer.abort()
-    assert sink.discarded == 0
     with pytest.raises(EpisodeError, match="committed or aborted"):
         writer.append(step(1))
-    with pytest.raises(EpisodeError, match="committed or aborted"):
-        writer.commit("success")
+    with pytest.raises(EpisodeError, match="it is committed, has 1 steps, outcome 'failure'"):
+        writer.commit("failure")
+    assert store.read(store.ids()[0]).outcome == "success"
 
 
-def test_an_aborted_episode_is_discarded(sink: Away, writer: EpisodeWriter, step: Any) -> None:
-    writer.append(step(0))
+def test_an_aborted_episode_is_discarded(
+    store: EpisodeStore, writer: EpisodeWriter, rewards: Rewards, step: Any
+) -> None:
+    for number in range(7):
+        writer.append(step(number))
+    assert rewards(writer) == [[0, 1, 2], [3, 4, 5]]
     writer.abort()
-    assert sink.discarded == 1
-    with pytest.raises(EpisodeError, match="committed or aborted"):
+    assert rewards(writer) == []
+    with pytest.raises(EpisodeError, match="it is aborted"):
         writer.commit("success")
+    assert store.ids() == []

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr as format
+import zarr
 
 from actors.tasks import push_t
 from learner.config import Horizon
 from learner.windows import build
-from replay.datasets import zarr
-from replay.episode import Episode, validate_episode
+from replay.datasets.formats import open_source
+from replay.episode import ArraySpec, Episode, validate_episode
 from replay.errors import DatasetError
 from replay.store import EpisodeStore
 
 SPEC = push_t.spec
+PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
 
 
 @pytest.fixture
@@ -27,18 +29,20 @@ def damaged(push_t_buffer: Path, tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> list[Episode]:
-    return list(zarr.episodes(path, SPEC, push_t.ZARR))
+    source = open_source(path, SPEC.name, SPEC, push_t.columns)
+    return [source.read(index) for index in source.indices]
 
 
 def test_episodes_are_those_of_the_buffer(push_t_buffer: Path) -> None:
-    buffer = format.open_group(push_t_buffer, mode="r")
+    buffer = zarr.open_group(push_t_buffer, mode="r")
     ends = [0, *buffer["meta/episode_ends"][:]]
     found = read(push_t_buffer)
     assert [episode.length for episode in found] == list(np.diff(ends))
     for index, (episode, (start, end)) in enumerate(zip(found, pairwise(ends), strict=True)):
         validate_episode(episode, SPEC)
         meta = episode.meta
-        assert (meta.id, meta.seed, meta.source) == (f"import.push_t.{index:09d}", index, "import")
+        assert meta.id.rpartition(".")[0] == f"import.push_t.{index:09d}"
+        assert (meta.seed, meta.source) == (index, "import")
         assert episode.outcome == "success"
         np.testing.assert_array_equal(episode.arrays["action"], buffer["data/action"][start:end])
         np.testing.assert_array_equal(
@@ -59,25 +63,39 @@ def test_what_is_read_is_what_the_simulator_shows_before_each_action(push_t_buff
 
 def test_arrays_are_found_by_their_own_names(tmp_path: Path) -> None:
     spec = replace(SPEC, observation={"agent_position": SPEC.observation["agent_position"]})
-    buffer = format.open_group(tmp_path / "plain.zarr", mode="w", zarr_format=2)
+    buffer = zarr.open_group(tmp_path / "plain.zarr", mode="w", zarr_format=2)
     rows = np.arange(14.0).reshape(7, 2)
     for name, array in {"data/agent_position": rows, "data/action": rows + 1}.items():
         buffer.create_array(name, data=array)
     buffer.create_array("meta/episode_ends", data=np.array((3, 7)))
-    first, second = zarr.episodes(tmp_path / "plain.zarr", spec, {})
+    source = open_source(tmp_path / "plain.zarr", SPEC.name, spec)
+    first, second = (source.read(index) for index in source.indices)
     np.testing.assert_array_equal(first.arrays["observation.agent_position"], rows[:3])
     np.testing.assert_array_equal(second.arrays["action"], rows[3:] + 1)
     assert second.arrays["action"].dtype == np.float32
 
 
-def test_one_episode_is_read_at_a_time(damaged: Path) -> None:
-    """What comes before the damage is there already, so nothing behind it has been read."""
-    state = format.open_group(damaged, mode="r+")["data/state"]
-    state[state.shape[0] - 1, 0] = np.nan
-    found = zarr.episodes(damaged, SPEC, push_t.ZARR)
-    assert len([next(found) for _ in range(5)]) == 5
-    with pytest.raises(DatasetError, match=r"episode 5 \(steps 100 to 119\): data/state holds values that"):
-        next(found)
+@pytest.mark.skipif(PUBLISHED is None, reason="LONGVIEW_PUSHT_ZARR names no replay buffer")
+def test_the_published_demonstrations_with_their_pictures() -> None:
+    source = open_source(Path(str(PUBLISHED)), "seen", hz=10.0)
+    assert len(source.indices) == source.spec.demonstrations == 206
+    assert source.spec.observation["img"] == ArraySpec((96, 96, 3), "uint8", 0.0, 255.0)
+    episodes = [source.read(index) for index in source.indices]
+    assert sum(episode.length for episode in episodes) == 25_650
+    pictures = zarr.open_group(str(PUBLISHED), mode="r")["data/img"]
+    np.testing.assert_array_equal(episodes[205].arrays["observation.img"], pictures[-episodes[205].length :])
+
+
+def test_one_bad_episode_leaves_the_others(damaged: Path) -> None:
+    """Whatever is wrong with a chunk: only the episodes that are in it cannot be read."""
+    (damaged / "data/state/3.0").unlink()
+    source = open_source(damaged, SPEC.name, SPEC, push_t.columns)
+    for index in (0, 1, 3, 4, 5):
+        source.read(index)
+    with pytest.raises(
+        DatasetError, match=r"episode 2 \(steps 42 to 86\): data/state: there is no chunk 3\.0"
+    ):
+        source.read(2)
 
 
 def test_actions_stay_with_their_observations_in_store_and_windows(
@@ -110,7 +128,7 @@ def put(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     """Replaces an array by what follows from it."""
 
     def damage(path: Path) -> None:
-        buffer = format.open_group(path, mode="r+")
+        buffer = zarr.open_group(path, mode="r+")
         rows = change(buffer[name][:])
         buffer.create_array(name, data=rows, overwrite=True)
 
@@ -141,17 +159,17 @@ def junk(path: Path) -> None:
 
 
 def group(path: Path) -> None:
-    format.open_group(path, mode="r+").create_group("data/action", overwrite=True)
+    zarr.open_group(path, mode="r+").create_group("data/action", overwrite=True)
 
 
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no folder": (shutil.rmtree, "is no zarr group of format 2"),
-    "no group": (lambda path: (path / ".zgroup").unlink(), "is no zarr group of format 2"),
-    "no array": (lambda path: shutil.rmtree(path / "data/action"), "there is no array data/action"),
+    "no folder": (shutil.rmtree, "there is no file or folder"),
+    "no group": (lambda path: (path / ".zgroup").unlink(), "is no data set of a known format"),
+    "no array": (lambda path: shutil.rmtree(path / "data/action"), "there is no action, from which push_t"),
     "no ends": (lambda path: shutil.rmtree(path / "meta"), "there is no array meta/episode_ends"),
-    "not an array": (group, "there is no array data/action"),
-    "metadata": (cut("data/action/.zarray", 40), r"data/action/\.zarray is damaged"),
-    "missing chunk": (lambda path: (path / "data/state/3.0").unlink(), "data/state has 7 of its 8 chunks"),
+    "not an array": (group, "there is no action, from which push_t"),
+    "metadata": (cut("data/action/.zarray", 40), "is no zarr group of format 2 with data in it"),
+    "missing chunk": (lambda path: (path / "data/state/3.0").unlink(), r"data/state: there is no chunk 3\.0"),
     "short chunk": (cut("data/action/2.0", 60), "data/action: chunk 2.0 is damaged or cut short, 60 bytes"),
     "empty chunk": (cut("data/action/2.0", 0), "data/action: chunk 2.0 is damaged or cut short, 0 bytes"),
     "short ends": (cut("meta/episode_ends/0", 20), "meta/episode_ends: chunk 0 is damaged or cut short"),

@@ -117,7 +117,7 @@ def test_the_published_demonstrations_happen_here_as_they_were_recorded(env: pus
     state, action, points = (buffer[f"data/{name}"][:] for name in ("state", "action", "keypoint"))
 
     away = np.abs(push_t.keypoints(state[:, 2:].astype(np.float64)) - points).max(axis=(1, 2))
-    assert np.quantile(away, 0.75) < 1e-3  # the rest: see push_t.ZARR
+    assert np.quantile(away, 0.75) < 1e-3  # the rest: see push_t.columns
     assert np.quantile(away, 0.99) < 0.1
 
     ends = buffer["meta/episode_ends"][:]

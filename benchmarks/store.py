@@ -1,0 +1,463 @@
+"""The episode store: against bare Redis and TorchRL's, other codecs, and how many actors one Redis takes.
+
+TorchRL and LZ4 are left out where they are not installed; `pip install torchrl lz4` does that.
+"""
+
+import importlib
+import importlib.util
+import multiprocessing
+import socket
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import zstandard
+from common import Row, arguments, finish, interleaved, machine, ratio, results, seconds
+from numpy.typing import NDArray
+from redis import Connection, Redis
+from rich.console import Console
+
+from actors.config import CamerasConfig
+from actors.task import load_task
+from cluster.services import redis_server
+from replay import keys
+from replay.client import Client, Script
+from replay.codec import Record, decode_chunk, encode_chunk
+from replay.config import StoreConfig
+from replay.episode import SOURCES, ArraySpec, EpisodeMeta, Selection, TaskSpec, episode_id
+from replay.index import Index
+from replay.sampling import draw
+from replay.sink import Sink
+from replay.store import EpisodeStore
+
+CHUNK, CHUNKS = 64, 4
+"""K, and how many of them an episode has."""
+BUDGET = 512 << 20
+"""Bytes that a benchmark's namespace may hold: the oldest give way, as in a run that has gone on for long."""
+KEPT = 8
+"""Episodes that there is room for, where that matters."""
+WINDOW = 80
+"""T_o of the windows that are drawn."""
+WINDOWS = 8
+"""A batch of them."""
+DRAWN = 256
+"""Steps of a batch that is drawn from the index alone."""
+ACTORS = {"states": 870.0, "pictures": 13.0}
+"""Steps per second of an actor of lift: by its state, and with two cameras that a CPU renders."""
+
+TARGETS = {
+    "write_over_raw": ">= 0.7",
+    "read_over_raw": ">= 0.7",
+    "torchrl_over_ours": ">= 1",
+    "draw_1e6_over_1e3": "<= 1.2",
+}
+
+Steps = Sequence[Mapping[str, NDArray[Any]]]
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    where = machine(quick=options.quick)
+    ratios: dict[str, float] = {}
+    with TemporaryDirectory() as folder, redis_server(Path(folder) / "redis") as url:
+        raw = against_raw(url, options.quick)
+        ratios["write_over_raw"] = ratio(raw["ours in"], raw["raw in"])
+        ratios["read_over_raw"] = ratio(raw["ours out"], raw["raw out"])
+        rows = [Row("bytes", f"pictures, codec none: {side}", "MB/s", rates) for side, rates in raw.items()]
+        rows += default_codec(url, STATE, "states", options.quick)
+        rows += default_codec(url, PICTURES, "pictures", options.quick)
+        rows += codecs(options.quick)
+        windows = windows_of(url, options.quick)
+        rows += [
+            Row("batch", f"{WINDOWS} windows of {WINDOW}: {side}", "s", t) for side, t in windows.items()
+        ]
+        if "TorchRL, Redis" in windows:
+            ratios["torchrl_over_ours"] = ratio(windows["TorchRL, Redis"], windows["ours"])
+            ratios["torchrl_over_ours_uncached"] = ratio(windows["TorchRL, Redis"], windows["ours, no cache"])
+        drawn = draws(options.quick)
+        rows += [
+            Row("draw", f"{DRAWN} steps of {case} episodes", "us", times) for case, times in drawn.items()
+        ]
+        ratios["draw_1e6_over_1e3"] = ratio(drawn["1,000,000"], drawn["1,000"])
+        stored = {row.case.partition(",")[0]: row.value for row in rows if row.measure == "stored"}
+        rows += saturation(url, stored, options.quick)
+    finish(results(where, rows, ratios), TARGETS, options.json)
+
+
+# What is stored
+
+
+STATE = {"state": ArraySpec((32,))}
+PICTURES = STATE | {name: ArraySpec((84, 84, 3), "uint8") for name in ("front", "wrist")}
+
+
+def store_spec(name: str, observation: Mapping[str, ArraySpec]) -> TaskSpec:
+    """A task that exists in the store only."""
+    action = ArraySpec((7,), low=-1.0, high=1.0)
+    return TaskSpec(name, observation, action, 20.0, 1000, (1,), demonstrations=1)
+
+
+def open_store(url: str, spec: TaskSpec, **config: Any) -> EpisodeStore:
+    """A namespace of the task's own."""
+    settings: dict[str, Any] = {"byte_budget": BUDGET, "refresh_seconds": 0.0}
+    store = EpisodeStore.connect(url, spec.name, StoreConfig(**(settings | config)))
+    store.register(spec)
+    return store
+
+
+@cache
+def lift_steps(length: int) -> dict[str, NDArray[Any]]:
+    """Steps of lift with two cameras, actions at random: every array, (T, ...)."""
+    env = load_task("lift", CamerasConfig(("agentview", "robot0_eye_in_hand"), 84)).make()
+    env.reset(seed=0)
+    rng, steps = np.random.default_rng(0), []
+    for _ in range(length):
+        action = rng.uniform(-1, 1, 7).astype(np.float32)
+        observation, reward, *_ = env.step(action)
+        steps.append({**observation, "action": action, "reward": np.float32(reward)})
+    env.close()
+    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+def recording(spec: TaskSpec, length: int) -> Steps:
+    """Steps of an episode that compress as real ones do: the pictures are those of lift, states walk at
+    random."""
+    rng = np.random.default_rng(0)
+    pictures = iter(array for array in lift_steps(CHUNK).values() if array.dtype == np.uint8)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in spec.arrays().items():
+        if array.dtype == "uint8":
+            arrays[name] = np.resize(next(pictures), (length, *array.shape))
+        else:
+            walk = 0.01 * rng.standard_normal((length, *array.shape)).cumsum(axis=0)
+            arrays[name] = walk.astype(np.float32)
+    return [{name: np.asarray(rows[step]) for name, rows in arrays.items()} for step in range(length)]
+
+
+def megabytes(steps: Steps) -> float:
+    """Of the arrays."""
+    return sum(array.nbytes for step in steps for array in step.values()) / 1e6
+
+
+def write(store: EpisodeStore, spec: TaskSpec, number: int, steps: Steps) -> str:
+    """Write a whole episode."""
+    id = episode_id("rollout", spec.name, number)
+    writer = store.writer(EpisodeMeta(id, spec.name, seed=0, source="rollout"))
+    for step in steps:
+        writer.append(step)
+    writer.commit("success")
+    return id
+
+
+def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
+    """Measures a call's amount per second."""
+    return lambda: amount / seconds(call)
+
+
+# Against bare Redis
+
+
+def against_raw(url: str, quick: bool) -> dict[str, list[float]]:
+    """MB/s of episodes without compression, in as actors give them and out as learners get them; and of
+    values of the same sizes that a pipeline of redis-py, as deep as an episode has chunks, puts into a new
+    hash and gets. Both sides remove what is old: memory that is new to Redis takes it longer."""
+    spec = store_spec("raw", PICTURES)
+    steps = recording(spec, CHUNKS * CHUNK)
+    store = open_store(url, spec, compression=0, byte_budget=int(1e6 * KEPT * megabytes(steps)), shards=1)
+    ids = [write(store, spec, 0, steps)]
+    (record,) = store.records()
+    redis = Redis.from_url(url)
+    values, names = [np.random.default_rng(0).bytes(record.bytes // record.chunks)] * record.chunks, [""]
+
+    def put() -> None:
+        names.append(f"raw:{len(names)}")
+        with redis.pipeline(transaction=False) as pipe:
+            for index, value in enumerate(values):
+                pipe.hset(names[-1], str(index), value)
+            pipe.unlink(names[max(0, len(names) - KEPT)])
+            pipe.execute()
+
+    def get() -> None:
+        with redis.pipeline(transaction=False) as pipe:
+            for index in range(len(values)):
+                pipe.hget(names[-1], str(index))
+            pipe.execute()
+
+    sides: dict[str, Callable[[], object]] = {
+        "ours in": lambda: ids.append(write(store, spec, len(ids), steps)),
+        "raw in": put,
+        "ours out": lambda: store.read(ids[-1]),
+        "raw out": get,
+    }
+    put()
+    amount = megabytes(steps)
+    return interleaved({name: rate(call, amount) for name, call in sides.items()}, 9 if quick else 40)
+
+
+# The default codec, and others
+
+
+def default_codec(url: str, observation: Mapping[str, ArraySpec], case: str, quick: bool) -> list[Row]:
+    """MB/s of arrays in and out, what an append costs the actor, and what is stored of a byte."""
+    spec, length = store_spec(case, observation), CHUNKS * CHUNK
+    store, steps = open_store(url, spec), recording(spec, length)
+    ids = [write(store, spec, 0, steps)]
+    (record,) = store.records()
+    appending: list[float] = []
+
+    def put() -> None:
+        ids.append(episode_id("rollout", case, len(ids)))
+        writer = store.writer(EpisodeMeta(ids[-1], case, seed=0, source="rollout"))
+        appending.append(1e6 / length * seconds(lambda: [writer.append(step) for step in steps]))
+        writer.commit("success")
+
+    sides: dict[str, Callable[[], object]] = {"in": put, "out": lambda: store.read(ids[-1])}
+    amount = megabytes(steps)
+    samples = interleaved({side: rate(call, amount) for side, call in sides.items()}, 9 if quick else 40)
+    return [
+        *(Row("bytes", f"{case}, default codec: {side}", "MB/s", rates) for side, rates in samples.items()),
+        Row("append", f"{case}, default codec", "us/step", appending),
+        Row("stored", f"{case}, default codec", "bytes/step", [record.bytes / record.length]),
+    ]
+
+
+def codecs(quick: bool) -> list[Row]:
+    """What codecs make of a chunk of pictures of lift, and of one of its states; ours are whole, the others
+    get the same bytes."""
+    rows, every = [], lift_steps(CHUNK)
+    pictures = {name: array for name, array in every.items() if array.dtype == np.uint8}
+    states = {name: every[name] for name in every.keys() - pictures.keys()}
+    for case, arrays in (("pictures", pictures), ("states", states)):
+        raw = encode_chunk(arrays, 0)
+        rounds = (5 if quick else 20) if len(raw) > 1e6 else 200
+        for name, (encode, decode) in known_codecs(arrays, raw).items():
+            stored, amount = encode(), len(raw) / 1e6
+            sides = {"in": rate(encode, amount), "out": rate(partial(decode, stored), amount)}
+            rows.append(Row("codec_size", f"{case}, {name}", "of a byte", [len(stored) / len(raw)]))
+            for side, rates in interleaved(sides, rounds).items():
+                rows.append(Row(f"codec_{side}", f"{case}, {name}", "MB/s", rates))
+    return rows
+
+
+Codec = tuple[Callable[[], bytes], Callable[[bytes], object]]
+"""How it encodes the chunk, and decodes anything."""
+
+
+def known_codecs(arrays: Mapping[str, NDArray[Any]], raw: bytes) -> dict[str, Codec]:
+    """By name."""
+    found: dict[str, Codec] = {
+        f"ours, zstd {level}" if level else "ours, none": (partial(encode_chunk, arrays, level), decode_chunk)
+        for level in (0, 1, 3, 9)
+    }
+    found["zstd -5"] = (partial(zstandard.compress, raw, -5), zstandard.decompress)
+    found["zlib 1"] = (partial(zlib.compress, raw, 1), zlib.decompress)
+    if importlib.util.find_spec("lz4"):
+        lz4 = importlib.import_module("lz4.frame")
+        found["lz4"] = (partial(lz4.compress, raw), lz4.decompress)
+    return found
+
+
+# Against TorchRL
+
+
+def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
+    """Seconds per batch of windows of pictures and states as tensors: ours from the cache that a learner has,
+    ours without it, and TorchRL's slices from its storage in Redis and from that in memory. All hold the same
+    episodes."""
+    from learner.config import Horizon
+    from learner.windows import build, nows
+
+    spec, length, episodes = store_spec("windows", PICTURES), 200, 6
+    steps = recording(spec, length)
+    horizon = Horizon(context=WINDOW, past=2, future=10, execute=4)
+
+    def batch(store: EpisodeStore, rng: np.random.Generator) -> object:
+        segments = store.sample({"rollout": 1.0}, WINDOWS, WINDOW - 1, horizon.after, rng)
+        return build(segments, spec, horizon, WINDOW, nows(segments, 1, rng))
+
+    store = open_store(url, spec)
+    sides: dict[str, Callable[[], object]] = {
+        "ours": partial(batch, store, np.random.default_rng(0)),
+        "ours, no cache": partial(batch, open_store(url, spec, cache_bytes=0), np.random.default_rng(0)),
+    }
+    for number in range(episodes):
+        write(store, spec, number, steps)
+    if importlib.util.find_spec("torchrl"):
+        sides |= torchrl_sides(url, steps, episodes)
+    else:
+        Console().print("torchrl is not installed: its rows and ratios are left out")
+    for once in sides.values():
+        once()
+    times = {name: partial(seconds, side) for name, side in sides.items()}
+    return interleaved(times, 5 if quick else 20)
+
+
+def torchrl_sides(url: str, steps: Steps, episodes: int) -> dict[str, Callable[[], object]]:
+    """Batches of TorchRL, filled with the same steps."""
+    import torch
+    from tensordict import TensorDict
+    from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
+    from torchrl.data.replay_buffers import StoreStorage
+
+    size = len(steps) * episodes
+    arrays = {name: torch.from_numpy(np.stack([step[name] for step in steps])) for name in steps[0]}
+    sides: dict[str, Callable[[], object]] = {}
+    for name, storage in {
+        "TorchRL, Redis": StoreStorage(size, unix_socket_path=url.removeprefix("unix://")),
+        "TorchRL, memory": LazyTensorStorage(size),
+    }.items():
+        sampler = SliceSampler(slice_len=WINDOW, traj_key="episode", cache_values=True)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=WINDOWS * WINDOW)
+        for number in range(episodes):
+            columns = arrays | {"episode": torch.full((len(steps),), number)}
+            buffer.extend(TensorDict(columns, batch_size=[len(steps)]))
+
+        sides[name] = partial(torchrl_batch, buffer, list(arrays))
+    return sides
+
+
+def torchrl_batch(buffer: Any, names: Sequence[str]) -> object:
+    """A batch of them, read to the end."""
+    drawn = buffer.sample()
+    return [drawn.get(name) for name in names]
+
+
+# The index
+
+
+def draws(quick: bool) -> dict[str, list[float]]:
+    """Microseconds to draw the steps of a batch: which episodes, which of their steps."""
+    selection = Selection({"rollout": 1.0, "rollout/success": 1.0})
+    sides = {}
+    for episodes in (1_000, 1_000_000):
+        rng, index = np.random.default_rng(0), Index(1)
+        entries: list[bytes] = []
+        for number, steps in enumerate(rng.integers(50, 500, episodes).tolist()):
+            outcome = "success" if steps % 2 else "failure"
+            entries += [
+                f"{episode_id('rollout', 't', number)}:{steps}:{outcome}:t".encode(),
+                b"%d" % (number + 1),
+            ]
+        rollouts = list(SOURCES).index("rollout")
+        lists = [entries if source == rollouts else [] for source in range(len(SOURCES))]
+        index.apply(0, [1, [b"clock", b"%d" % episodes], [], [], *lists])
+        index.plan(selection)
+
+        sides[f"{episodes:,}"] = drawing(index, selection, rng)
+    return interleaved(sides, 200 if quick else 1000)
+
+
+def drawing(index: Index, selection: Selection, rng: np.random.Generator) -> Callable[[], float]:
+    """Measures one batch."""
+    return lambda: 1e6 * seconds(lambda: draw(index.plan(selection), DRAWN, rng))
+
+
+# How much one Redis takes
+
+
+def saturation(url: str, stored: Mapping[str, float], quick: bool) -> list[Row]:
+    """Steps per second that one Redis takes, from more and more processes that send it what actors would; and
+    how many actors that is. They send ready-made bytes: so it is Redis that is busy, not they."""
+    rows = []
+    for case, bytes_per_step in stored.items():
+        most = 0.0
+        for processes in (1, 2) if quick else (1, 2, 3, 4):
+            rate, busy = load(url, f"load-{case}-{processes}", int(CHUNK * bytes_per_step), processes, quick)
+            most = max(most, rate)
+            label = f"{case}, {processes} processes"
+            rows += [
+                Row("taken", label, "steps/s", [rate]),
+                Row("taken_bytes", label, "MB/s", [rate * bytes_per_step / 1e6]),
+                Row("redis_cpu", label, "%", [100 * busy]),
+            ]
+        rows.append(Row("actors", f"{case}, {ACTORS[case]:g} steps/s each", "actors", [most / ACTORS[case]]))
+    return rows
+
+
+def load(url: str, name: str, size: int, processes: int, quick: bool) -> tuple[float, float]:
+    """Steps per second from so many processes, and what part of a core Redis needed for that."""
+    store = open_store(url, store_spec(name, STATE), shards=1)
+    context = multiprocessing.get_context("spawn")
+    start, found = context.Barrier(processes + 1), context.Queue()
+    arguments = [
+        (url, name, number, size, 2.0 if quick else 8.0, start, found) for number in range(processes)
+    ]
+    running = [context.Process(target=simulated_actors, args=args) for args in arguments]
+    for process in running:
+        process.start()
+    redis = Redis.from_url(url)
+    start.wait()
+    began, used = time.perf_counter(), cpu_seconds(redis)
+    episodes = sum(found.get() for _ in running)
+    elapsed, used = time.perf_counter() - began, cpu_seconds(redis) - used
+    for process in running:
+        process.join()
+    committed = sum(count.episodes for count in store.stats().committed.values())
+    assert committed == episodes, f"{episodes} episodes were sent, {committed} committed"
+    return episodes * CHUNKS * CHUNK / elapsed, used / elapsed
+
+
+def simulated_actors(
+    url: str, name: str, number: int, size: int, seconds: float, start: Any, found: Any
+) -> None:
+    """Send episodes for some time, one after the other; tell how many."""
+    some, reply = conversation(name, size)
+    with socket.socket(socket.AF_UNIX) as redis:
+        redis.connect(url.removeprefix("unix://"))
+        start.wait()
+        ends, sent = time.perf_counter() + seconds, 0
+        while time.perf_counter() < ends:
+            id = episode_id("rollout", "load", 10_000_000 * number + sent)
+            redis.sendall(some.replace(SOME_ID.encode(), id.encode()))
+            heard = b""
+            while not heard.endswith(reply):
+                heard += redis.recv(4096)
+            sent += 1
+    found.put(sent)
+
+
+SOME_ID = episode_id("rollout", "load", 999_999_999)
+
+
+def conversation(name: str, size: int) -> tuple[bytes, bytes]:
+    """What a writer sends for the episode `SOME_ID` of `CHUNKS` chunks, and how the reply to it ends."""
+    commands: list[Sequence[Any]] = []
+
+    class Listener:
+        """Takes the commands of a commit instead of running it."""
+
+        def script(self, source: str, replicated: bool = False) -> Script:
+            def run(names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
+                commands.append(("EVAL", source, len(names), *names, *args))
+                return [b"committed"]
+
+            return run
+
+    tag = keys.tag(name, 0)
+    sink = Sink(cast(Client, Listener()), lambda id: tag, 1, StoreConfig(byte_budget=BUDGET))
+    meta = EpisodeMeta(SOME_ID, name, 0, "rollout")
+    record = Record(meta, "success", 0, chunks=0, bytes=0, token="0" * 16, chunk_steps=CHUNK)
+    chunk = np.random.default_rng(0).bytes(size)
+    for _ in range(CHUNKS):
+        commands += sink.chunk(record, chunk)
+        length, chunks = record.length + CHUNK, record.chunks + 1
+        record = replace(record, length=length, chunks=chunks, bytes=record.bytes + size)
+    sink.commit(record)
+    packed = Connection().pack_commands(commands)
+    return b"".join(packed), b"$9\r\ncommitted\r\n"
+
+
+def cpu_seconds(redis: Redis) -> float:
+    """What Redis has used so far."""
+    used = redis.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
+
+
+if __name__ == "__main__":
+    main()

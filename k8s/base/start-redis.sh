@@ -1,0 +1,40 @@
+#!/bin/sh
+# Starts Redis with the users whose passwords are in the environment:
+#   LONGVIEW_REDIS_PASSWORD   `longview`, for the episode store
+#   RAY_REDIS_PASSWORD        `ray`, for what Ray's head keeps there
+#   MEMORY                    bytes that this container may use
+# The first pod of the set is the primary; every other one replicates it.
+#   start-redis.sh [REDIS_CONF RUN_FOLDER DATA_FOLDER [REDIS_OPTION ...]]
+set -eu
+conf=${1:-/etc/redis/redis.conf}
+run=${2:-/run/redis}
+data=${3:-/data}
+[ $# -lt 3 ] || shift 3
+umask 077
+
+digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
+longview=$(digest "$LONGVIEW_REDIS_PASSWORD")
+ray=$(digest "$RAY_REDIS_PASSWORD")
+cat >"$run/users.acl" <<ACL
+user default off
+user probe on nopass +ping
+user longview on #$longview ~* &* +@all -@admin -@dangerous +info +keys
+user ray on #$ray ~RAY* ~DUMMY &* +@all -@admin -@dangerous +info +keys
+user replica on #$longview +ping +psync +replconf
+ACL
+{
+    echo "include $conf"
+    echo "dir $data"
+    echo "aclfile $run/users.acl"
+    # The rest is for clients' buffers, and for pages that are copied while the file is rewritten.
+    echo "maxmemory $((MEMORY / 4 * 3))"
+    case ${HOSTNAME:-} in
+    *-0) ;;
+    *)
+        echo "replicaof ${HOSTNAME%-*}-0.${HOSTNAME%-*}-pods 6379"
+        echo "masteruser replica"
+        echo "masterauth $LONGVIEW_REDIS_PASSWORD"
+        ;;
+    esac
+} >"$run/redis.conf"
+exec redis-server "$run/redis.conf" "$@"

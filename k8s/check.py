@@ -1,0 +1,304 @@
+"""What schemas do not tell of a set of Kubernetes objects: whether what refers to each other exists, whether
+the run fits the cluster that it asks for, and whether pods are as restricted as they should be."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from k8s.pods import Object, Pod, bytes_of, pods_of, selected, walk
+
+SECRETS = {"longview-redis": {"password", "ray-password"}}
+"""Secrets that must be there before, with their keys: docs/kubernetes.md says how to make them."""
+
+CONFIG = "/etc/longview/run.yaml"
+
+
+def problems(objects: list[Object]) -> list[str]:
+    """Everything that is wrong with these objects, a sentence each; empty if nothing is."""
+    pods = list(pods_of(objects))
+    found = list(_names(objects))
+    for pod in pods:
+        found += [f"{pod.name}: {it}" for it in (*_references(pod, objects), *_restrictions(pod))]
+    for item in objects:
+        where = f"{item['kind']} {item['metadata']['name']}"
+        check = _BY_KIND.get(item["kind"])
+        found += [f"{where}: {it}" for it in (check(item, pods, objects) if check else ())]
+    return found
+
+
+def run_config(objects: Iterable[Object]) -> str:
+    """The text of the config file that the run is launched with.
+
+    Raises:
+        KeyError: no ConfigMap holds it.
+    """
+    return str(next(it for it in objects if _is(it, "ConfigMap", "longview-run"))["data"]["run.yaml"])
+
+
+def entrypoint(objects: Iterable[Object]) -> list[str]:
+    """The command that the run is launched by."""
+    return str(next(it for it in objects if it["kind"] == "RayJob")["spec"]["entrypoint"]).split()
+
+
+def _is(item: Object, kind: str, name: str) -> bool:
+    return (item["kind"], item["metadata"]["name"]) == (kind, name)
+
+
+def _find(objects: Iterable[Object], kind: str, name: str) -> Object | None:
+    return next((it for it in objects if _is(it, kind, name)), None)
+
+
+def _names(objects: list[Object]) -> Iterator[str]:
+    seen = set()
+    for item in objects:
+        key = (item["kind"], item["metadata"]["name"])
+        if key in seen:
+            yield f"there are two of {' '.join(key)}"
+        seen.add(key)
+        if item["kind"] == "Secret":
+            yield f"Secret {key[1]}: secrets are referred to, never part of the manifests"
+        elif item["kind"] != "Namespace" and item["metadata"].get("namespace") != "longview":
+            yield f"{' '.join(key)}: is not in the namespace longview"
+
+
+def _references(pod: Pod, objects: list[Object]) -> Iterator[str]:
+    yield from _secrets(pod.spec)
+    for key, reference in walk(pod.spec):
+        if key == "configMapKeyRef":
+            held = _find(objects, "ConfigMap", reference["name"])
+            if held is None or reference["key"] not in held["data"]:
+                yield f"there is no ConfigMap {reference['name']} with a key {reference['key']}"
+    volumes = {it["name"]: it for it in pod.spec.get("volumes", [])}
+    for volume in volumes.values():
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        if claim and _find(objects, "PersistentVolumeClaim", claim) is None:
+            yield f"there is no PersistentVolumeClaim {claim}"
+        config = volume.get("configMap", {}).get("name")
+        if config and _find(objects, "ConfigMap", config) is None:
+            yield f"there is no ConfigMap {config}"
+    for container in pod.containers:
+        yield from _container(container, pod, objects)
+    if unmounted := volumes.keys() - {it["name"] for c in pod.containers for it in c.get("volumeMounts", [])}:
+        yield f"nothing mounts {', '.join(sorted(unmounted))}"
+
+
+def _container(container: Object, pod: Pod, objects: list[Object]) -> Iterator[str]:
+    volumes = {it["name"] for it in pod.spec.get("volumes", [])} | set(pod.claims)
+    mounts = container.get("volumeMounts", [])
+    for mount in mounts:
+        if mount["name"] not in volumes:
+            yield f"{container['name']} mounts {mount['name']}, which is no volume of the pod"
+    if len({it["mountPath"] for it in mounts}) < len(mounts):
+        yield f"{container['name']} mounts two volumes at one path"
+    names = {it.get("name") for it in container.get("ports", [])}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        port = container.get(probe, {}).get("httpGet", {}).get("port")
+        if isinstance(port, str) and port not in names:
+            yield f"{probe} of {container['name']} asks port {port}, which it does not have"
+    for word in container.get("command", []):
+        if word.startswith("/etc/"):
+            yield from _file(pod, word, objects)
+
+
+def _secrets(tree: Any) -> Iterator[str]:
+    for key, reference in walk(tree):
+        if key == "secretKeyRef" and reference["key"] not in SECRETS.get(reference["name"], ()):
+            yield f"there is no Secret {reference['name']} with a key {reference['key']}"
+
+
+def _file(pod: Pod, path: str, objects: list[Object]) -> Iterator[str]:
+    """Is it there, where it is needed?"""
+    volume = pod.mount(path) or {}
+    config = _find(objects, "ConfigMap", volume.get("configMap", {}).get("name", ""))
+    if config is None or PurePosixPath(path).name not in config["data"]:
+        yield f"{path} is on no ConfigMap"
+
+
+def _restrictions(pod: Pod) -> Iterator[str]:
+    """What the namespace's pod security standard, `restricted`, asks for, and a little more."""
+    security = pod.spec.get("securityContext", {})
+    if not security.get("runAsNonRoot") or not security.get("runAsUser"):
+        yield "must not run as root, and say as whom it does"
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "seccompProfile must be RuntimeDefault"
+    needs_api = pod.name.endswith(" head")  # for the autoscaler
+    if pod.spec.get("automountServiceAccountToken") is not False and not needs_api:
+        yield "must not be given a service account's token"
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.spec.get(key):
+            yield f"must not have {key}"
+    for container in pod.containers:
+        name = container["name"]
+        yield from (f"{name}: {it}" for it in _container_restrictions(container.get("securityContext", {})))
+        resources = container.get("resources", {})
+        for kind, key in (("requests", "cpu"), ("requests", "memory"), ("limits", "memory")):
+            if key not in resources.get(kind, {}):
+                yield f"{name}: has no {kind} of {key}"
+        repository, _, tag = container["image"].rpartition(":")
+        if not repository or not re.search(r"\d+\.\d+\.\d+", tag):
+            yield f"{name}: image {container['image']} is not pinned to a version"
+    for volume in pod.spec.get("volumes", []):
+        if not volume.keys() & {"emptyDir", "configMap", "persistentVolumeClaim"}:
+            yield f"volume {volume['name']} is of a kind that is not allowed"
+
+
+def _container_restrictions(security: Object) -> Iterator[str]:
+    if security.get("allowPrivilegeEscalation") is not False:
+        yield "must not escalate privileges"
+    if security.get("readOnlyRootFilesystem") is not True:
+        yield "must have a read-only root file system"
+    if security.get("capabilities") != {"drop": ["ALL"]}:
+        yield "must drop all capabilities"
+
+
+def _service(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    chosen = selected(item["spec"]["selector"], pods)
+    if not chosen:
+        yield "selects no pod"
+    for port in item["spec"]["ports"]:
+        yield from (
+            f"{pod.name} has no port {target}"
+            for pod in chosen
+            if not pod.port(target := port.get("targetPort", port["port"]))
+        )
+
+
+def _stateful_set(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    spec = item["spec"]
+    service = _find(objects, "Service", spec["serviceName"])
+    if service is None or service["spec"].get("clusterIP") != "None":
+        yield f"there is no headless Service {spec['serviceName']}"
+    labels = spec["template"]["metadata"]["labels"]
+    if not spec["selector"]["matchLabels"].items() <= labels.items():
+        yield "does not select its own pods"
+
+
+def _budget(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    if not selected(item["spec"]["selector"], pods):
+        yield "selects no pod"
+
+
+def _policy(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    spec = item["spec"]
+    chosen = selected(spec["podSelector"], pods)
+    if not chosen:
+        yield "selects no pod"
+    for direction, side in (("ingress", "from"), ("egress", "to")):
+        rules = spec.get(direction, [])
+        if rules and direction.capitalize() not in spec["policyTypes"]:
+            yield f"has rules of {direction}, which is none of its policyTypes"
+        for rule in rules:
+            peers = [
+                selected(it["podSelector"], pods)
+                for it in rule.get(side, [])
+                if "podSelector" in it and "namespaceSelector" not in it
+            ]
+            if not all(peers):
+                yield f"{direction} names pods that do not exist"
+            receivers = chosen if direction == "ingress" else [pod for peer in peers for pod in peer]
+            for port in rule.get("ports", []):
+                if receivers and not any(pod.port(port["port"]) for pod in receivers):
+                    yield f"{direction} to port {port['port']}, which none of its pods has"
+
+
+def _pod_monitor(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    chosen = selected(item["spec"]["selector"], pods)
+    if not chosen:
+        yield "selects no pod"
+    allowed = {
+        port["port"]
+        for policy in objects
+        if policy["kind"] == "NetworkPolicy" and policy["metadata"]["name"] == "metrics"
+        for rule in policy["spec"]["ingress"]
+        for port in rule["ports"]
+    }
+    for pod in chosen:
+        for name in (it["port"] for it in item["spec"]["podMetricsEndpoints"]):
+            numbers = {it["containerPort"] for it in pod.ports() if it.get("name") == name}
+            if not numbers:
+                yield f"{pod.name} has no port {name}"
+            elif not numbers <= allowed:
+                yield f"the NetworkPolicy metrics keeps Prometheus from port {name} of {pod.name}"
+
+
+def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
+    spec = item["spec"]
+    command = entrypoint([item])
+    by_name = {pod.name.removeprefix(f"{item['metadata']['name']} "): pod for pod in pods}
+    head = by_name["head"]
+    settings = dict(word.split("=", 1) for word in command if "=" in word)
+    yield from _secrets(spec["rayClusterSpec"].get("gcsFaultToleranceOptions", {}))
+    for address in (
+        settings["replay.url"],
+        spec["rayClusterSpec"]["gcsFaultToleranceOptions"]["redisAddress"],
+    ):
+        host, port = re.sub(r"^.*[/@]", "", address).split(":")
+        service = _find(objects, "Service", host)
+        if service is None or int(port) not in [it["port"] for it in service["spec"]["ports"]]:
+            yield f"{address}: there is no Service {host} with a port {port}"
+    hub = int(settings["monitoring.port"])
+    if hub not in [it["containerPort"] for it in head.ports() if it.get("name") == "hub"]:
+        yield f"monitoring.port is {hub}, which is no port `hub` of the head"
+    if CONFIG in command:
+        yield from _file(head, CONFIG, objects)
+    yield from _runs(head, by_name.get("learners"))
+    yield from _room(yaml.safe_load(run_config(objects)), pods)
+
+
+def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
+    """Head and learners see the run's folder, at one path, on a volume that lasts."""
+    environment = {it["name"]: it.get("value") for it in head.containers[0]["env"]}
+    path = str(environment.get("LONGVIEW_RUNS"))
+    claims = [((pod and pod.mount(path)) or {}).get("persistentVolumeClaim") for pod in (head, learner)]
+    if claims[0] is None or claims[0] != claims[1]:
+        yield f"LONGVIEW_RUNS {path} must be on one claim that head and learners mount at the same path"
+
+
+def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
+    """Can the cluster grow as large as the run is?"""
+    groups = [pod for pod in pods if pod.group is not None]
+    placement = config["placement"]
+    asked = {"actor": {"CPU": 1, **placement["actor"]}, "learner": {"CPU": 1, **placement["learner"]}}
+    asked["learner"] |= {"GPU": placement["learner_gpus"]} if placement["learner_gpus"] else {}
+    for role, wanted in (("actor", config["actors"]["count"]), ("learner", config["learners"])):
+        key = "actors.count" if role == "actor" else "learners"
+        room = sum(_fits(pod.group, asked[role]) * pod.group["maxReplicas"] for pod in groups if pod.group)
+        if room < wanted:
+            needs = ", ".join(f"{amount} {name}" for name, amount in asked[role].items())
+            yield (
+                f"{key} is {wanted}, but the worker groups have room for {room} with {needs} each: lower it, "
+                "or raise a group's maxReplicas"
+            )
+    for pod in groups:
+        assert pod.group is not None
+        limits, resources = pod.containers[0]["resources"]["limits"], pod.group["resources"]
+        gpus = int(limits.get("nvidia.com/gpu", 0))
+        if int(resources.get("GPU", 0)) != gpus:
+            yield f"group {pod.group['groupName']} tells Ray of {resources.get('GPU', 0)} GPUs, not {gpus}"
+        if int(resources["CPU"]) > bytes_of(limits["cpu"]):
+            yield f"group {pod.group['groupName']} tells Ray of more CPUs than its limit {limits['cpu']}"
+        if gpus and _fits(pod.group, asked["actor"]):
+            yield f"actors could take the GPU nodes of group {pod.group['groupName']}"
+    budget = config["replay"]["byte_budget"]
+    redis = next(pod for pod in pods if pod.claims)
+    memory = bytes_of(redis.containers[0]["resources"]["limits"]["memory"])
+    if memory < 2 * budget:
+        yield f"Redis has {memory / (1 << 30):g} GiB, and needs twice replay.byte_budget {budget}"
+
+
+def _fits(group: Object, asked: Mapping[str, float]) -> int:
+    """How many of a role fit on one node of a group."""
+    return int(min(float(group["resources"].get(name, 0)) // amount for name, amount in asked.items()))
+
+
+_BY_KIND = {
+    "Service": _service,
+    "StatefulSet": _stateful_set,
+    "PodDisruptionBudget": _budget,
+    "NetworkPolicy": _policy,
+    "PodMonitor": _pod_monitor,
+    "RayJob": _ray_job,
+}

@@ -1,0 +1,263 @@
+"""Demonstrations as a LeRobotDataset of version 3: tables of many episodes each, and videos.
+
+meta/info.json                         codebase_version, fps, features (dtype, shape, names), paths of files
+meta/episodes/chunk-*/file-*.parquet   a row an episode: its length, its tasks, in which files it is
+meta/tasks.parquet, meta/stats.json    the text of every task; statistics
+data/chunk-*/file-*.parquet            a row a step
+videos/<feature>/chunk-*/file-*.mp4    where pictures are video; else they are bytes in the tables
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from replay.datasets.source import About, Reader, decode_about, decode_spec_of
+from replay.datasets.video import VideoReader
+from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
+from replay.errors import DatasetError
+
+VERSION: Final = "v3.0"
+INFO: Final = "meta/info.json"
+STATS: Final = "meta/stats.json"
+TASKS: Final = "meta/tasks.parquet"
+EPISODES: Final = "meta/episodes"
+SPEC: Final = "meta/longview.json"
+"""Ours: the task's spec."""
+ABOUT: Final = "longview"
+"""Ours: a column of the episodes' table, for what the format has no place for."""
+NEXT_REWARD, NEXT_SUCCESS = "next.reward", "next.success"
+TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
+"""Among an episode's extras: the text of its tasks, the names of all features' dimensions, the robot."""
+
+_PICTURES: Final = ("image", "video")
+_FEATURES: Final = {ACTION: ACTION, REWARD: NEXT_REWARD, EXPERT_ACTION: EXPERT_ACTION}
+
+
+class LerobotReader(Reader):
+    """See `replay.datasets.source.Reader`. In memory are the episodes' table, without its statistics, and of
+    one file of data at a time what is not pictures."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            DatasetError: it is damaged, or of another version.
+        """
+        self.path = path
+        self._info = self._read_info()
+        self._features: dict[str, Any] = self._info["features"]
+        self.hz = self._hz = float(self._info["fps"])
+        self._episodes = self._read_episodes()
+        self.count = len(self._episodes)
+        self.columns = {
+            column: _shape_and_dtype(feature)
+            for name, feature in self._features.items()
+            if (column := _column(name)) is not None and feature["dtype"] != "string"
+        }
+        spec = path / SPEC
+        self.spec = decode_spec_of(str(spec), spec.read_text()) if spec.exists() else None
+        self._table: tuple[Path, Any, Any, Array] | None = None
+        self._videos: dict[str, VideoReader] = {}
+
+    def place(self, index: int, column: str) -> str:
+        return f"episode {self._episodes[index]['episode_index']}: {_feature(column)}"
+
+    def rows(self, index: int, column: str) -> Array:
+        name = _feature(column)
+        try:
+            self._check_times(index)
+            if self._features[name]["dtype"] == "video":
+                return self._video_rows(index, name)
+            return self._table_rows(index, name)
+        except DatasetError as error:
+            raise DatasetError(f"{self.path}, {self.place(index, column)}: {error}") from None
+
+    def about(self, index: int) -> About:
+        row = self._episodes[index]
+        where = f"{self.path}, episode {row['episode_index']}"
+        if row.get(ABOUT) is not None:
+            return decode_about(f"{where}: {ABOUT}", row[ABOUT])
+        succeeded = True
+        if NEXT_SUCCESS in self._features:
+            try:
+                succeeded = bool(self._table_rows(index, NEXT_SUCCESS).any())
+            except DatasetError as error:
+                raise DatasetError(f"{where}: {NEXT_SUCCESS}: {error}") from None
+        names = {name: feature["names"] for name, feature in self._features.items() if feature.get("names")}
+        extras = {TEXTS: row.get("tasks"), NAMES: names, ROBOT: self._info.get("robot_type")}
+        return About(
+            seed=int(row["episode_index"]),
+            outcome="success" if succeeded else "failure",
+            extras={name: value for name, value in extras.items() if value},
+        )
+
+    def _read_info(self) -> dict[str, Any]:
+        file = self.path / INFO
+        try:
+            info = json.loads(file.read_text())
+            version = info["codebase_version"]
+            if not str(version).startswith("v3."):
+                raise DatasetError(
+                    f"{file}: codebase_version is {version}, expected {VERSION}: LeRobot has a converter"
+                )
+            for name, feature in info["features"].items():
+                _shape_and_dtype(feature)
+                if "/" in name:
+                    raise ValueError(f"a feature must not have a / in its name: {name!r}")
+            float(info["fps"]), str(info["data_path"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DatasetError(f"{file} is damaged: {error!r}") from None
+        return dict(info)
+
+    def _read_episodes(self) -> list[dict[str, Any]]:
+        from pyarrow import parquet
+
+        rows: list[dict[str, Any]] = []
+        files = sorted((self.path / EPISODES).glob("*/*.parquet"))
+        for file in files:
+            try:
+                names = parquet.read_schema(file).names
+                wanted = [name for name in names if not name.startswith("stats/")]
+                rows += parquet.read_table(file, columns=wanted).to_pylist()
+            except (OSError, ValueError) as error:
+                raise DatasetError(f"{file} is damaged or cut short: {error}") from None
+        if not rows:
+            raise DatasetError(f"{self.path}: there are no episodes in {EPISODES}")
+        needed = {"episode_index", "length", "data/chunk_index", "data/file_index"}
+        if missing := needed - rows[0].keys():
+            raise DatasetError(f"{files[0]}: there is no column {sorted(missing)[0]}")
+        return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+    def _check_times(self, index: int) -> None:
+        """All steps of a data set are equally long."""
+        times = self._table_rows(index, "timestamp")
+        wrong = np.flatnonzero(np.abs(np.diff(times) * self._hz - 1) > 0.1)
+        if wrong.size:
+            step = int(wrong[0])
+            raise DatasetError(
+                f"step {step} took {times[step + 1] - times[step]:.4f} s by its timestamp, "
+                f"{INFO} has fps {self._hz:g}"
+            )
+
+    def _video_rows(self, index: int, name: str) -> Array:
+        row = self._episodes[index]
+        try:
+            file = self._file("video_path", row, f"videos/{name}", video_key=name)
+            start = float(row[f"videos/{name}/from_timestamp"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"its row in {EPISODES} does not tell of its video: {error!r}") from None
+        if name not in self._videos or self._videos[name].file != file:
+            if name in self._videos:
+                self._videos.pop(name).close()
+            self._videos[name] = VideoReader(file)
+        return _arranged(self._videos[name].read(start, int(row["length"]), self._hz), self._features[name])
+
+    def _table_rows(self, index: int, name: str) -> Array:
+        import pyarrow as arrow
+
+        row = self._episodes[index]
+        file = self._file("data_path", row, "data")
+        parquet, table, episodes = self._open(file)
+        mine = np.flatnonzero(episodes == row["episode_index"])
+        steps = int(row["length"])
+        if len(mine) != steps or (steps and mine[-1] - mine[0] != steps - 1):
+            raise DatasetError(f"{file} has {len(mine)} of its {steps} steps end to end")
+        if name not in parquet.schema_arrow.names:
+            raise DatasetError(f"{file} has no such column")
+        try:
+            if self._features[name]["dtype"] == "image":
+                return self._pictures(parquet, int(mine[0]), steps, name)
+            column = table[name].slice(int(mine[0]), steps).combine_chunks()
+            if column.null_count:
+                raise DatasetError(f"{file} has no value in {column.null_count} of its steps")
+            depth = 0
+            while arrow.types.is_list(column.type) or arrow.types.is_fixed_size_list(column.type):
+                column, depth = column.flatten(), depth + 1
+            values: Array = column.to_numpy(zero_copy_only=False)
+            shape, _ = _shape_and_dtype(self._features[name])
+            return values.reshape((steps, *shape) if depth else (steps,))
+        except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
+            raise DatasetError(f"{file} cannot be read: {error}") from None
+
+    def _pictures(self, parquet: Any, first: int, steps: int, name: str) -> Array:
+        """Those of an episode, from the row groups that it is in."""
+        from PIL import Image
+
+        pictures: list[Array] = []
+        at = 0
+        for number in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(number).num_rows
+            low, high = max(first - at, 0), min(first + steps - at, rows)
+            at += rows
+            if low >= high:
+                continue
+            for cell in parquet.read_row_group(number, [name])[name][low:high].to_pylist():
+                if not cell or cell.get("bytes") is None:
+                    raise DatasetError(f"there are no bytes of picture {len(pictures)} in its table")
+                with Image.open(io.BytesIO(cell["bytes"])) as picture:
+                    pictures.append(np.asarray(picture))
+        if any(picture.shape != pictures[0].shape for picture in pictures):
+            raise DatasetError("its pictures differ in size")
+        stacked = np.stack(pictures)
+        return _arranged(stacked if stacked.ndim == 4 else stacked[..., None], self._features[name])
+
+    def _open(self, file: Path) -> tuple[Any, Any, Array]:
+        """A file of data: itself, its columns that are no pictures, and which episode each row is of."""
+        import pyarrow as arrow
+        from pyarrow import parquet
+
+        if self._table is None or self._table[0] != file:
+            try:
+                opened = parquet.ParquetFile(file)
+                plain = [
+                    name
+                    for name in opened.schema_arrow.names
+                    if self._features.get(name, {"dtype": "image"})["dtype"] != "image"
+                ]
+                table = opened.read(plain)
+                self._table = (file, opened, table, table["episode_index"].to_numpy())
+            except FileNotFoundError:
+                raise DatasetError(f"there is no file {file}") from None
+            except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
+                raise DatasetError(f"{file} is damaged or cut short: {error}") from None
+        return self._table[1:]
+
+    def _file(self, template: str, row: Mapping[str, Any], prefix: str, **names: str) -> Path:
+        numbers = {kind: int(row[f"{prefix}/{kind}"]) for kind in ("chunk_index", "file_index")}
+        return self.path / str(self._info[template]).format(**numbers, **names)
+
+
+def _column(name: str) -> str | None:
+    if name.startswith(OBSERVATION_PREFIX):
+        return name
+    return next((column for column, feature in _FEATURES.items() if feature == name), None)
+
+
+def _feature(column: str) -> str:
+    return _FEATURES.get(column, column)
+
+
+def _shape_and_dtype(feature: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Of one step: pictures are (H, W, C), whatever order the feature names their sides in."""
+    shape = tuple(int(size) for size in feature["shape"])
+    if feature["dtype"] not in _PICTURES:
+        return shape, np.dtype(object if feature["dtype"] == "string" else feature["dtype"])
+    if len(shape) != 3:
+        raise ValueError(f"pictures must have three dimensions, not {list(shape)}")
+    return ((*shape[1:], shape[0]) if _channels_first(feature) else shape), np.dtype(np.uint8)
+
+
+def _channels_first(feature: Mapping[str, Any]) -> bool:
+    names = feature.get("names") or [""]
+    return str(names[0]).startswith("c")
+
+
+def _arranged(pictures: Array, feature: Mapping[str, Any]) -> Array:
+    shape, _ = _shape_and_dtype(feature)
+    if pictures.shape[1:] != shape:
+        raise DatasetError(f"its pictures are {list(pictures.shape[1:])}, {INFO} has {list(shape)}")
+    return pictures

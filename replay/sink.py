@@ -1,0 +1,75 @@
+"""Where writers' episodes go: what is sent to Redis to store and to commit them, one attempt at a time."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from replay import keys, scripts
+from replay.client import Client
+from replay.codec import Record, encode_record
+from replay.config import StoreConfig
+from replay.errors import StoreError, StoreFull
+from replay.index import entry_of
+from replay.sender import Commands
+
+REMOVED_LISTED: Final = 10_000
+"""Removals a shard remembers; a reader that missed more of them reads its whole index anew."""
+
+
+class Sink:
+    """The shards of a namespace, as writers see them. All of this may run twice."""
+
+    def __init__(
+        self, client: Client, tag_of: Callable[[str], str], shards: int, config: StoreConfig
+    ) -> None:
+        self._tag_of = tag_of
+        self._budget = config.byte_budget // shards
+        self._config = config
+        self._commit = client.script(scripts.COMMIT, replicated=True)
+        self._discard = client.script(scripts.DISCARD)
+
+    def chunk(self, record: Record, chunk: bytes) -> Commands:
+        """What stores the next chunk of an episode, whose record counts those before."""
+        names, args = self._writer(record)
+        open = ("EVAL", scripts.OPEN, len(names), *names, *args, int(1000 * self._config.orphan_seconds))
+        return open, ("HSET", names[-1], record.chunks, chunk)
+
+    def commit(self, record: Record) -> bool:
+        """Make an episode visible whose chunks are all stored; False: another writer's already was.
+
+        Raises:
+            StoreFull: there is no room, and nothing that may be evicted.
+            StoreError: chunks are missing.
+            RedisError: it did not work.
+        """
+        id, source, evicted = record.meta.id, record.meta.source, self._config.evict
+        tag, listed = self._tag_of(id), REMOVED_LISTED
+        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), keys.chunks(tag, id, record.token)]
+        names += [keys.priorities(tag), keys.prioritized(tag), keys.quarantine(tag)]
+        names += [keys.index(tag, name) for name in (source, *evicted)]
+        args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
+        args += [record.length, record.bytes, record.chunks]
+        args += [self._budget, keys.chunks_prefix(tag), listed, entry_of(record), *evicted]
+        verdict, *detail = self._commit(names, args)
+        if verdict == b"full":
+            raise StoreFull(
+                f"no room for episode {id} of {record.bytes} bytes: its shard may hold {self._budget} bytes, "
+                f"{detail[0]} of them are never evicted; raise replay.byte_budget, which the shards divide"
+            )
+        if verdict == b"incomplete":
+            raise StoreError(
+                f"episode {id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
+                f"replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest was written"
+            )
+        return bool(verdict == b"committed")
+
+    def discard(self, record: Record) -> None:
+        """Remove what is stored of an episode that is given up.
+
+        Raises:
+            RedisError: it did not work.
+        """
+        self._discard(*self._writer(record))
+
+    def _writer(self, record: Record) -> tuple[list[str], list[Any]]:
+        id, tag = record.meta.id, self._tag_of(record.meta.id)
+        return [keys.episodes(tag), keys.chunks(tag, id, record.token)], [id, record.token]

@@ -1,0 +1,163 @@
+"""A run that a real Prometheus of its own watches, and what becomes of it when things die."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+import yaml
+
+import monitoring
+from cluster.runs import Run
+from cluster.services import prometheus_server
+from monitoring.hub import read_metrics
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="Prometheus is not installed (Debian: apt install prometheus)"
+)
+
+WATCHED = """
+task: return_point
+seed: 5
+actors: {count: 2, simulators: 8, demonstrations: 12, episodes_per_version: 16}
+learner:
+  steps: 100000
+  warmup: 5
+  batch_size: 16
+  publish_every: 20
+  checkpoint_every: 1000
+  report_every: 5
+  validation_episodes: 4
+  policy: {widths: [16, 32], token_size: 32}
+evaluation: {episodes: 4, context_lengths: [1, 8]}
+"""
+RECORDED = {
+    rule["record"]
+    for rule in yaml.safe_load((Path(monitoring.__file__).parent / "rules.yaml").read_text())["groups"][0][
+        "rules"
+    ]
+    if "record" in rule
+}
+
+
+def ask(url: str, path: str) -> Any:
+    """What Prometheus' HTTP API answers."""
+    with build_opener(ProxyHandler({})).open(f"{url}/api/v1/{path}", timeout=10) as response:
+        return json.load(response)["data"]
+
+
+def query(url: str, expression: str) -> list[tuple[dict[str, str], float]]:
+    """The series of an instant query, and their values."""
+    found = ask(url, f"query?query={quote(expression)}")["result"]
+    return [(series["metric"], float(series["value"][1])) for series in found]
+
+
+@needs_prometheus
+def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview: Any) -> None:
+    (longview.folder / "watched.yaml").write_text(WATCHED)
+    process = longview.start("launch", "watched.yaml", "name=watched")
+    run = Run(longview.folder / "runs" / "watched")
+    url = longview.wait_for(lambda: run.state().get("prometheus"))
+
+    # Series arrive, and carry the run's name; every rule can be evaluated.
+    longview.wait_for(lambda: query(url, "longview_success_ratio_upper"))
+    longview.wait_for(lambda: query(url, "longview:staleness_publications:p90_10m >= 0"))
+    (target,) = ask(url, "targets")["activeTargets"]
+    assert (target["health"], target["labels"]) == ("up", {"instance": "hub", "job": "longview"})
+    names = {series["__name__"]: series for series in ask(url, "series?match[]={job='longview',run!=''}")}
+    (group,) = ask(url, "rules")["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}, group["rules"]
+    assert sum(rule["type"] == "alerting" for rule in group["rules"]) == 8
+    silent = {
+        "longview:backpressure:ratio5m",
+        "longview:limiter_wait:ratio5m",
+        "longview:learner_data_wait:ratio5m",
+    }
+    recorded = {series["__name__"] for series, _ in query(url, '{__name__=~"longview:.+", run="watched"}')}
+    assert recorded >= RECORDED - silent
+    reporting = {
+        *("env_steps_total", "simulated_seconds_total", "actor_seconds_total", "staleness_steps_bucket"),
+        *(
+            "publish_to_use_seconds_bucket",
+            "success_ratio_lower",
+            "completion_ratio",
+            "gradient_norm",
+            "loss",
+        ),
+        *("learner_step_seconds_bucket", "gpu_memory_bytes", "store_committed_bytes_total", "actors_target"),
+        *("publish_interval_steps", "store_byte_budget", "errors_total", "samples_trained_total"),
+    }
+    assert names.keys() >= {f"longview_{name}" for name in reporting}
+    assert {value for _, value in query(url, "sum by (run) (longview_actor_seconds_total) > 0")}
+    assert len(query(url, "longview_actor_seconds_total > 0")) == 4, "simulator, policy, store, waiting"
+
+    longview.wait_for(lambda: query(url, "longview_actors == 2"))
+
+    # The hub dies: another takes over, somewhere else, and no counter falls.
+    before = query(url, "longview_env_steps_total")[0][1]
+    served = run.state()["metrics"]
+    (hub,) = longview.processes("ray::MetricsHub")
+    os.kill(hub, signal.SIGKILL)
+    longview.wait_for(lambda: run.state()["metrics"] != served)
+    died = 'longview_actor_restarts_total{role="hub", cause="died"}'
+    longview.wait_for(lambda: query(url, f"{died} == 1"))
+    longview.wait_for(lambda: query(url, f"longview_env_steps_total > {before}"))
+    counters = [name for name in names if name.endswith(("_total", "_bucket", "_sum", "_count"))]
+    resets = {name: query(url, f"max(resets({name}[10m]))")[0][1] for name in counters}
+    assert resets == dict.fromkeys(counters, 0.0)
+
+    # Prometheus dies: the run does not care.
+    (prometheus,) = longview.processes("/prometheus --config")
+    os.kill(prometheus, signal.SIGKILL)
+
+    def step() -> float:
+        return read_metrics(run.state()["metrics"])["longview_learner_step"][()]
+
+    code, output = longview("status", "watched")
+    assert f"Prometheus: {url}" in output
+    reached = step()
+    longview.wait_for(lambda: step() > reached + 40)
+    code, output = longview("stop", "watched")
+    assert code == 0, output
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"Prometheus: {url}" in output
+    longview.wait_for(lambda: not longview.processes(), 15)
+
+
+@needs_prometheus
+def test_it_listens_to_this_machine_only_and_ends_with_its_context(tmp_path: Path) -> None:
+    with prometheus_server(tmp_path) as url:
+        assert url is not None
+        assert url.startswith("http://127.0.0.1:")
+        flags = ask(url, "status/flags")
+        assert flags["storage.tsdb.path"] == str(tmp_path / "data")
+        assert flags["storage.tsdb.retention.size"] != "0B"
+        assert ask(url, "targets")["activeTargets"] == []
+        (tmp_path / "targets.json").write_text("[]")
+    with pytest.raises(OSError, match="refused"):
+        ask(url, "targets")
+    with prometheus_server(tmp_path):
+        assert not (tmp_path / "targets.json").exists(), "of an earlier launch"
+
+
+@needs_prometheus
+def test_one_that_does_not_start_is_gone_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").write_text("no folder")
+    with prometheus_server(tmp_path) as url:
+        assert url is None
+    message = capsys.readouterr().err
+    assert "longview: going on without Prometheus: Prometheus ended with" in message
+    assert str(tmp_path / "prometheus.log") in message
+
+
+def test_where_there_is_none_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with prometheus_server(tmp_path / "prometheus") as url:
+        assert url is None
+    assert not (tmp_path / "prometheus").exists()

@@ -1,0 +1,48 @@
+"""Every overlay as kustomize builds it."""
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.pods import Object
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = ("local", "gpu", "production")
+
+
+@cache
+def build(overlay: str) -> str:
+    """What `kubectl apply -k k8s/overlays/<overlay>` would send."""
+    kustomize = shutil.which("kustomize", path=Path(sys.executable).parent) or shutil.which("kustomize")
+    if kustomize is None:
+        pytest.skip("kustomize is not installed: `make test` installs it on Debian")
+    built = subprocess.run(
+        [kustomize, "build", ROOT / "k8s" / "overlays" / overlay], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return built.stdout
+
+
+@pytest.fixture(params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    """Each overlay's name."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def objects(overlay: str) -> list[Object]:
+    """Each overlay's objects, for a test to change."""
+    return list(yaml.load_all(build(overlay), yaml.CSafeLoader))
+
+
+def find(objects: list[Object], kind: str, name: str | None = None) -> Any:
+    """The one object of this kind, and name if it is given."""
+    (found,) = (it for it in objects if it["kind"] == kind and name in (None, it["metadata"]["name"]))
+    return found

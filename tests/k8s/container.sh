@@ -1,0 +1,65 @@
+#!/bin/bash
+# A little of what runs containers, for where nothing else can: a root file system that is read-only but for the
+# volumes, users that are not root, a network and processes of its own. Source it in a shell under
+#   unshare --mount --net --pid --fork --kill-child
+# with FOLDER (an empty folder), REPOSITORY, PYTHON (the prefix of its interpreter) and ENVIRONMENT (the image's).
+set -eu
+root=$FOLDER/root
+mkdir -p "$root"
+mount -t tmpfs root "$root"
+
+attach() {  # a folder of this machine at the same path, read-only
+    mkdir -p "$root$1"
+    mount --bind "$1" "$root$1"
+    mount -o remount,bind,ro "$root$1"
+}
+volume() {  # PATH UID: a volume that this user may write to
+    mkdir -p "$root$2" "$FOLDER/volumes$2"
+    chown "$1:$1" "$FOLDER/volumes$2"
+    mount --bind "$FOLDER/volumes$2" "$root$2"
+}
+
+attach /usr
+for name in bin sbin lib lib64; do
+    [ ! -e "/usr/$name" ] || ln -s "usr/$name" "$root/$name"
+done
+attach "$PYTHON"
+attach "$REPOSITORY"
+mkdir -p "$root/etc" "$root/proc" "$root/dev/shm" "$root/opt/bin"
+for name in ld.so.cache ld.so.conf ld.so.conf.d alternatives nsswitch.conf; do
+    [ ! -e "/etc/$name" ] || cp -r "/etc/$name" "$root/etc/"
+done
+printf '%s\n' root:x:0:0::/:/bin/sh longview:x:10001:10001::/tmp:/bin/sh redis:x:999:999::/data:/bin/sh >"$root/etc/passwd"
+printf '127.0.0.1 localhost longview-redis %s\n' "$(uname -n)" >"$root/etc/hosts"
+install -m 755 "$REPOSITORY/k8s/drain.sh" "$root/opt/bin/longview-drain"
+mount -t proc proc "$root/proc"
+for name in null zero random urandom tty; do
+    : >"$root/dev/$name"
+    mount --bind "/dev/$name" "$root/dev/$name"
+done
+mount -t tmpfs shm "$root/dev/shm"
+chmod 1777 "$root/dev/shm"
+volume 10001 /tmp
+chmod 1777 "$root/tmp"
+volume 10001 /var/lib/longview
+volume 999 /data
+volume 999 /run/redis
+for name in longview redis; do  # ConfigMaps
+    mkdir -p "$root/etc/$name"
+    mount --bind "$FOLDER/$name" "$root/etc/$name"
+    mount -o remount,bind,ro "$root/etc/$name"
+done
+mount -o remount,ro "$root"
+python3 - <<'PY' || true
+import fcntl, socket, struct  # the loopback device up, without the package iproute2
+with socket.socket() as any:
+    fcntl.ioctl(any, 0x8914, struct.pack("16sh", b"lo", 1))
+PY
+
+container() {  # UID [NAME=VALUE ...] COMMAND [ARGUMENT ...]
+    user=$1
+    shift
+    # shellcheck disable=SC2086
+    chroot --userspec="$user:$user" --groups="$user" "$root" /usr/bin/env -i \
+        PATH="/opt/bin:$REPOSITORY/.venv/bin:/usr/local/bin:/usr/bin:/bin" $ENVIRONMENT "$@"
+}

@@ -1,0 +1,233 @@
+"""The check of what refers to each other: it finds every kind of breach, and names it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.check import problems
+from k8s.pods import Object, bytes_of
+from tests.k8s.conftest import build, find
+
+
+def redis(objects: list[Object]) -> Any:
+    return find(objects, "StatefulSet")["spec"]["template"]["spec"]
+
+
+def head(objects: list[Object]) -> Any:
+    return cluster(objects)["headGroupSpec"]["template"]["spec"]
+
+
+def cluster(objects: list[Object]) -> Any:
+    return find(objects, "RayJob")["spec"]["rayClusterSpec"]
+
+
+def group(objects: list[Object], index: int) -> Any:
+    return cluster(objects)["workerGroupSpecs"][index]
+
+
+def run(objects: list[Object], **settings: Any) -> None:
+    data = find(objects, "ConfigMap", "longview-run")["data"]
+    data["run.yaml"] = yaml.safe_dump(yaml.safe_load(data["run.yaml"]) | settings)
+
+
+def drop(objects: list[Object], kind: str, name: str) -> None:
+    objects.remove(find(objects, kind, name))
+
+
+def launch(objects: list[Object], old: str, new: str) -> None:
+    spec = find(objects, "RayJob")["spec"]
+    assert old in spec["entrypoint"]
+    spec["entrypoint"] = spec["entrypoint"].replace(old, new)
+
+
+BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
+    "a secret's key": (
+        lambda it: head(it)["containers"][0]["env"][1]["valueFrom"]["secretKeyRef"].update(key="pasword"),
+        "no Secret longview-redis with a key pasword",
+    ),
+    "a secret of Ray's": (
+        lambda it: cluster(it)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"][
+            "secretKeyRef"
+        ].update(name="redis"),
+        "no Secret redis",
+    ),
+    "a secret in the manifests": (
+        lambda it: it.append(
+            {"kind": "Secret", "metadata": {"name": "longview-redis", "namespace": "longview"}}
+        ),
+        "never part of the manifests",
+    ),
+    "a ConfigMap": (lambda it: drop(it, "ConfigMap", "longview-redis"), "no ConfigMap longview-redis"),
+    "a file": (
+        lambda it: find(it, "ConfigMap", "longview-redis")["data"].pop("start-redis.sh"),
+        "/etc/redis/start-redis.sh is on no ConfigMap",
+    ),
+    "the run's config": (
+        lambda it: head(it)["containers"][0]["volumeMounts"][2].update(mountPath="/etc/lonview"),
+        "/etc/longview/run.yaml is on no ConfigMap",
+    ),
+    "a claim": (lambda it: drop(it, "PersistentVolumeClaim", "longview-runs"), "no PersistentVolumeClaim"),
+    "a volume": (lambda it: redis(it)["volumes"].pop(0), "mounts run, which is no volume"),
+    "a volume too many": (
+        lambda it: redis(it)["volumes"].append({"name": "more", "emptyDir": {}}),
+        "nothing mounts more",
+    ),
+    "one path twice": (
+        lambda it: redis(it)["containers"][0]["volumeMounts"][0].update(mountPath="/run/redis"),
+        "two volumes at one path",
+    ),
+    "a probe's port": (
+        lambda it: head(it)["containers"][0]["livenessProbe"]["httpGet"].update(port="health"),
+        "livenessProbe of ray-head asks port health",
+    ),
+    "a service's selector": (
+        lambda it: find(it, "Service", "longview-redis")["spec"]["selector"].update(tier="store"),
+        "Service longview-redis: selects no pod",
+    ),
+    "a service's port": (
+        lambda it: find(it, "Service", "longview-redis")["spec"]["ports"][0].update(targetPort="reds"),
+        "longview-redis has no port reds",
+    ),
+    "the headless service": (
+        lambda it: find(it, "Service", "longview-redis-pods")["spec"].pop("clusterIP"),
+        "no headless Service longview-redis-pods",
+    ),
+    "the set's own pods": (
+        lambda it: find(it, "StatefulSet")["spec"]["selector"]["matchLabels"].update(tier="store"),
+        "does not select its own pods",
+    ),
+    "a budget": (
+        lambda it: find(it, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].update(tier="store"),
+        "PodDisruptionBudget longview-redis: selects no pod",
+    ),
+    "a policy's pods": (
+        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["podSelector"]["matchLabels"].update(
+            tier="store"
+        ),
+        "NetworkPolicy redis: selects no pod",
+    ),
+    "a policy's peers": (
+        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["egress"][0]["to"][0]["podSelector"].update(
+            matchLabels={"tier": "store"}
+        ),
+        "egress names pods that do not exist",
+    ),
+    "a policy's port": (
+        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["ingress"][0]["ports"][0].update(port=6380),
+        "ingress to port 6380, which none of its pods has",
+    ),
+    "a policy's types": (
+        lambda it: find(it, "NetworkPolicy", "redis")["spec"].update(policyTypes=["Ingress"]),
+        "has rules of egress",
+    ),
+    "a scraped port": (
+        lambda it: find(it, "PodMonitor", "longview")["spec"]["podMetricsEndpoints"][0].update(port="hup"),
+        "longview head has no port hup",
+    ),
+    "a scraped port that is kept closed": (
+        lambda it: find(it, "NetworkPolicy", "metrics")["spec"]["ingress"][0]["ports"].pop(1),
+        "keeps Prometheus from port hub",
+    ),
+    "the hub's port": (
+        lambda it: launch(it, "monitoring.port=9600", "monitoring.port=9601"),
+        "monitoring.port is 9601, which is no port `hub` of the head",
+    ),
+    "the store's host": (
+        lambda it: launch(it, "longview@longview-redis:", "longview@redis:"),
+        "there is no Service redis with a port 6379",
+    ),
+    "the runs' volume": (
+        lambda it: group(it, 1)["template"]["spec"]["containers"][0]["volumeMounts"][1].update(
+            mountPath="/runs"
+        ),
+        "one claim that head and learners mount at the same path",
+    ),
+    "a namespace": (
+        lambda it: find(it, "StatefulSet")["metadata"].pop("namespace"),
+        "is not in the namespace longview",
+    ),
+    "a name twice": (lambda it: it.append(find(it, "StatefulSet")), "there are two of StatefulSet"),
+    "more actors than CPUs": (
+        lambda it: run(it, actors={"count": 33}),
+        "actors.count is 33, but the worker groups have room for 32 with 1 CPU, 1 actor each",
+    ),
+    "more learners than GPUs": (
+        lambda it: run(it, learners=2),
+        "learners is 2, but the worker groups have room for 1 with 1 CPU, 1 learner, 1 GPU each",
+    ),
+    "more GPUs than any group has": (
+        lambda it: run(it, placement={"actor": {"actor": 1}, "learner": {"learner": 1}, "learner_gpus": 2}),
+        "room for 0 with 1 CPU, 1 learner, 2 GPU each",
+    ),
+    "actors on GPU nodes": (
+        lambda it: group(it, 1)["resources"].update(actor="4"),
+        "actors could take the GPU nodes",
+    ),
+    "GPUs that are not there": (
+        lambda it: group(it, 0)["resources"].update(GPU="1"),
+        "tells Ray of 1 GPUs, not 0",
+    ),
+    "CPUs that are not there": (lambda it: group(it, 0)["resources"].update(CPU="9"), "more CPUs than"),
+    "a store larger than Redis": (
+        lambda it: run(it, replay={"byte_budget": 8 << 30}),
+        "Redis has 12 GiB, and needs twice",
+    ),
+    "root": (lambda it: redis(it)["securityContext"].update(runAsUser=0), "must not run as root"),
+    "seccomp": (lambda it: redis(it)["securityContext"].pop("seccompProfile"), "RuntimeDefault"),
+    "privileges": (
+        lambda it: redis(it)["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"),
+        "must not escalate privileges",
+    ),
+    "a root file system": (
+        lambda it: redis(it)["containers"][0]["securityContext"].update(readOnlyRootFilesystem=False),
+        "read-only root",
+    ),
+    "capabilities": (
+        lambda it: redis(it)["containers"][0]["securityContext"].update(capabilities={"add": ["SYS_PTRACE"]}),
+        "must drop all capabilities",
+    ),
+    "a token": (lambda it: redis(it).pop("automountServiceAccountToken"), "service account's token"),
+    "the host's network": (lambda it: redis(it).update(hostNetwork=True), "must not have hostNetwork"),
+    "the host's files": (
+        lambda it: (
+            redis(it)["volumes"][0].update(hostPath={"path": "/"}) or redis(it)["volumes"][0].pop("emptyDir")
+        ),
+        "kind that is not allowed",
+    ),
+    "a limit": (
+        lambda it: redis(it)["containers"][0]["resources"].update(limits={"memory": "12Gi"}, requests={}),
+        "has no requests of cpu",
+    ),
+    "an image's version": (
+        lambda it: redis(it)["containers"][0].update(image="redis:latest"),
+        "redis:latest is not pinned",
+    ),
+    "an image without a tag": (
+        lambda it: redis(it)["containers"][0].update(image="redis"),
+        "image redis is not pinned",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BREACHES)
+def test_a_breach_is_found_and_named(what: str) -> None:
+    change, message = BREACHES[what]
+    objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
+    change(objects)
+    assert message in "\n".join(problems(objects))
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"),
+    [("500m", 0.5), ("2", 2), ("3Gi", 3 << 30), ("1.5Gi", 1.5 * (1 << 30)), ("9Mi", 9 << 20)],
+)
+def test_quantities(quantity: str, number: float) -> None:
+    assert bytes_of(quantity) == number
+
+
+@pytest.mark.parametrize("quantity", ["", "Gi", "2GB", "-1"])
+def test_quantities_that_are_none(quantity: str) -> None:
+    with pytest.raises(ValueError, match="expected a number with a unit"):
+        bytes_of(quantity)

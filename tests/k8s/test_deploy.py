@@ -1,0 +1,102 @@
+"""`make deploy`: what is missing is said before anything is applied. A script stands for the cluster."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.conftest import ROOT, build
+
+KUBECTL = """#!/bin/sh
+# What the cluster has, a file each, is in $CLUSTER; what is applied goes there too.
+case "$1 $2" in
+kustomize*) exec cat "$CLUSTER/built" ;;
+version*) [ -e "$CLUSTER/up" ] || { echo "the server was refused" >&2; exit 1; } ;;
+api-resources*) cat "$CLUSTER/$3" 2>/dev/null || true ;;
+"get secret"*) cat "$CLUSTER/secret" 2>/dev/null || true ;;
+"get storageclass"*) cat "$CLUSTER/storageclass" 2>/dev/null || true ;;
+apply*) cat >"$CLUSTER/applied"; echo applied ;;
+*) exit 64 ;;
+esac
+"""
+READY = {
+    "up": "",
+    "ray.io": "rayjobs.ray.io\n",
+    "monitoring.coreos.com": "podmonitors.monitoring.coreos.com\n",
+    "secret": "password ray-password ",
+    "storageclass": "longview-shared",
+}
+
+
+def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[str, str] = ("", "")) -> str:
+    """Deploy into a cluster that has these; what is printed, after the exit code."""
+    (folder / "kubectl").write_text(KUBECTL)
+    (folder / "kubectl").chmod(0o755)
+    old, new = change
+    text = build("local" if overlay == "nowhere" else overlay)
+    assert old in text
+    (folder / "built").write_text(text.replace(old, new) if old else text)
+    for name, content in cluster.items():
+        (folder / name).write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "k8s.deploy", overlay],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (folder / "applied").exists() == (done.returncode == 0)
+    return f"{done.returncode} {done.stdout}{done.stderr}"
+
+
+def test_what_kustomize_builds_is_applied(tmp_path: Path, overlay: str) -> None:
+    assert deploy(tmp_path, overlay, READY) == "0 applied\n"
+    assert (tmp_path / "applied").read_text() == build(overlay)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("up", ["kubectl version", "the server was refused"]),
+        ("ray.io", ["KubeRay's operator is not installed"]),
+        ("monitoring.coreos.com", ["Prometheus' operator is not installed"]),
+        (
+            "secret",
+            [
+                "Secret longview-redis has no password and no ray-password",
+                "kubectl create secret generic longview-redis --namespace longview --from-literal=password=",
+            ],
+        ),
+        ("storageclass", ["StorageClass longview-shared does not exist"]),
+    ],
+)
+def test_what_the_cluster_lacks_is_said_with_the_mend(tmp_path: Path, missing: str, words: list[str]) -> None:
+    said = deploy(tmp_path, "production", {name: text for name, text in READY.items() if name != missing})
+    assert said.startswith("2 deploy: ")
+    assert all(word in said for word in words)
+
+
+def test_half_a_secret(tmp_path: Path) -> None:
+    assert "has no ray-password; make it" in deploy(tmp_path, "local", READY | {"secret": "password "})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("count: 16 ", "count: 999 "), "actors.count is 999, but the worker groups have room for 32"),
+        (("learners: 1\n", "learners: 9\n"), "learners is 9, but the worker groups have room for 1"),
+        (("steps: 8000", "stepz: 8000"), "unknown key learner.stepz; did you mean learner.steps"),
+        (("    name: gpu\n", ""), "run.yaml must name the run"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    assert words in deploy(tmp_path, "gpu", READY, change)
+
+
+def test_an_overlay_that_is_none(tmp_path: Path) -> None:
+    assert "OVERLAY must be one of gpu, local, production, not 'nowhere'" in deploy(
+        tmp_path, "nowhere", READY
+    )

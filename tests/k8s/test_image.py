@@ -1,0 +1,70 @@
+"""The Dockerfile: what it copies is there and is let through, and what it starts from is pinned."""
+
+import fnmatch
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.conftest import ROOT
+
+DOCKERFILE = (ROOT / "k8s" / "Dockerfile").read_text()
+IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("#", "")]
+
+
+def copied() -> set[str]:
+    """Paths of the repository that the Dockerfile copies."""
+    lines = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    return {path for line in lines for path in line.split()}
+
+
+def let_through(path: str) -> bool:
+    """Whether .dockerignore lets a path through: its last line that fits decides."""
+    allowed = True
+    for line in IGNORED:
+        pattern = line.lstrip("!").removeprefix("**/")
+        parents = [str(it) for it in (Path(path), *Path(path).parents)]
+        if any(fnmatch.fnmatch(it, pattern) or fnmatch.fnmatch(Path(it).name, pattern) for it in parents):
+            allowed = line.startswith("!")
+    return allowed
+
+
+def test_what_is_copied_exists_and_gets_there() -> None:
+    assert {"pyproject.toml", "constraints.txt", "cluster", "k8s/drain.sh"} <= copied()
+    assert [path for path in copied() if not (ROOT / path).exists() or not let_through(path)] == []
+
+
+@pytest.mark.parametrize(
+    "path", [".git/config", ".venv/bin/python", "runs/a/config.yaml", "tests/conftest.py"]
+)
+def test_nothing_else_gets_there(path: str) -> None:
+    assert not let_through(path)
+    assert not let_through("cluster/__pycache__/cli.cpython-311.pyc")
+
+
+def test_every_package_is_copied() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {package.split(".")[0] for package in packages} <= copied()
+
+
+def test_the_base_is_pinned_and_every_stage_starts_from_it() -> None:
+    base = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert base
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base[1])
+    assert {line.split()[1] for line in re.findall(r"^FROM .*$", DOCKERFILE, re.MULTILINE)} == {"${BASE}"}
+
+
+def test_it_runs_as_the_user_that_the_manifests_name() -> None:
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
+    assert "runAsUser: 10001" in (ROOT / "k8s" / "base" / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize("script", ["drain.sh", "base/start-redis.sh", "install-kustomize.sh"])
+def test_scripts_parse_and_say_what_they_want(script: str) -> None:
+    file = ROOT / "k8s" / script
+    shell = file.read_text().splitlines()[0].removeprefix("#!").split()
+    subprocess.run([*shell, "-n", file], check=True)
+    without = subprocess.run([*shell, file], capture_output=True, check=False)
+    assert without.returncode != 0

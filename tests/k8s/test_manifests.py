@@ -1,0 +1,146 @@
+"""Every overlay: built, against its schemas, against itself, and as Ray's autoscaler reads it."""
+
+import gzip
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+from cluster.config import read_config
+from k8s.check import entrypoint, problems, run_config
+from k8s.deploy import config_problems
+from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
+from k8s.pods import Object, pods_of
+from tests.k8s.conftest import find
+
+SCHEMAS = Path(__file__).parent / "schemas"
+KUBERNETES = "1.32"
+CONFIG_MAP_BYTES = 1 << 20
+
+
+@cache
+def custom_resources() -> dict[tuple[str, str], Draft202012Validator]:
+    """Validators by apiVersion and kind; a field that they do not know is an error, as on the API server with
+    strict validation."""
+    validators = {}
+    for file in SCHEMAS.glob("*.yaml.gz"):
+        definition = yaml.load(gzip.decompress(file.read_bytes()), yaml.CSafeLoader)["spec"]
+        for version in definition["versions"]:
+            schema = strict(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            key = (f"{definition['group']}/{version['name']}", definition["names"]["kind"])
+            validators[key] = Draft202012Validator(schema)
+    return validators
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema of Kubernetes as a JSON schema that refuses unknown fields."""
+    if isinstance(schema, list):
+        return [strict(below) for below in schema]
+    if not isinstance(schema, dict):
+        return schema
+    known = {key: strict(below) for key, below in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        known.setdefault("additionalProperties", False)
+    return known
+
+
+def errors(item: Object) -> list[str]:
+    """What its schema has against an object."""
+    validator = custom_resources().get((item["apiVersion"], item["kind"]))
+    if validator is not None:
+        return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(item)]
+    try:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [error.message]
+    return []
+
+
+def test_every_object_fits_its_schema(objects: list[Object]) -> None:
+    assert [f"{it['kind']} {it['metadata']['name']}: {error}" for it in objects for error in errors(it)] == []
+
+
+@pytest.mark.parametrize("overlay", ["local"])
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("RayJob", ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplica"), 3),
+        ("RayJob", ("spec", "rayClusterSpec", "authOptions", "mode"), "none"),
+        ("RayJob", ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "container"), []),
+        ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "prot"), "hub"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "expression"), "up"),
+        ("StatefulSet", ("spec", "template", "spec", "containers", 0, "readOnlyRoot"), True),
+        ("PersistentVolumeClaim", ("spec", "accessModes"), "ReadWriteMany"),
+        ("ConfigMap", ("immutable",), "yes"),
+    ],
+)
+def test_schemas_refuse_what_they_do_not_know(
+    objects: list[Object], kind: str, path: tuple[Any, ...], value: Any
+) -> None:
+    item = next(it for it in objects if it["kind"] == kind)
+    *parents, last = path
+    below = item
+    for parent in parents:
+        below = below[parent]
+    below[last] = value
+    assert errors(item)
+
+
+def test_what_refers_to_each_other_exists(objects: list[Object]) -> None:
+    assert problems(objects) == []
+
+
+def test_the_config_is_valid_and_is_launched_as_one_run(objects: list[Object], tmp_path: Path) -> None:
+    assert list(config_problems(objects)) == []
+    command = entrypoint(objects)
+    assert command[:3] == ["longview", "launch", "/etc/longview/run.yaml"]
+    assert "--or-resume" in command
+    assert find(objects, "RayJob")["spec"]["backoffLimit"] > 0
+    (tmp_path / "run.yaml").write_text(run_config(objects))
+    # The same file is one for a single machine: nothing in it names what only the cluster has.
+    laptop = read_config(tmp_path / "run.yaml")
+    assert laptop.replay.url is None
+    assert laptop.monitoring.port == 0
+
+
+def test_ray_reads_the_groups_as_they_are_meant(objects: list[Object], overlay: str) -> None:
+    spec = find(objects, "RayJob")["spec"]["rayClusterSpec"]
+    named = {"metadata": {"name": "longview", "namespace": "longview"}, "spec": spec}
+    config = _derive_autoscaling_config_from_ray_cr(named)
+    head, actors, learners = (
+        config["available_node_types"][name] for name in ("headgroup", "actors", "learners")
+    )
+    assert head["resources"]["CPU"] == 0
+    assert actors["resources"]["actor"] == actors["resources"]["CPU"] > 0
+    assert "actor" not in learners["resources"]
+    assert learners["resources"]["learner"] == 1
+    assert learners["resources"].get("GPU", 0) == (0 if overlay == "local" else 1)
+    assert actors["max_workers"] > 0
+    assert (actors["idle_timeout_s"], learners["idle_timeout_s"]) == (120, 600)
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_only_learners_tolerate_gpu_nodes(objects: list[Object]) -> None:
+    tolerant = {pod.name for pod in pods_of(objects) if "tolerations" in pod.spec}
+    assert tolerant <= {"longview learners"}
+
+
+def test_what_is_generated_is_current() -> None:
+    assert RULES_OBJECT.read_text() == prometheus_rule(), "run `make manifests`"
+    assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make manifests`"
+
+
+def test_rules_and_dashboards_are_all_there(objects: list[Object]) -> None:
+    assert find(objects, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
+    files = {file.name: file.read_text() for file in DASHBOARDS.glob("*.json")}
+    found = [it["data"] for it in objects if it["metadata"].get("labels", {}).get("grafana_dashboard") == "1"]
+    assert all(len(data) == 1 for data in found)
+    assert {name: text for data in found for name, text in data.items()} == files
+    assert all(len(text) < CONFIG_MAP_BYTES for text in files.values())

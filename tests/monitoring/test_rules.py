@@ -1,0 +1,78 @@
+"""Prometheus' config, rules and alerts, as promtool and the catalogue see them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.reports import SCRAPE_SECONDS
+from monitoring.metrics import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "monitoring"
+RULES: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", MONITORING / "prometheus.yml"),
+        ("check", "rules", MONITORING / "rules.yaml"),
+        ("test", "rules", Path(__file__).with_name("rules_test.yaml")),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_promtool_is_content(arguments: tuple[Any, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool (Debian: apt install prometheus)")
+    checked = subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_rules_read_metrics_that_exist() -> None:
+    for rule in RULES:
+        for name in re.findall(r"\blongview_\w+", rule["expr"]):
+            found = CATALOGUE.get(name) or CATALOGUE[name.removesuffix("_bucket")]
+            assert (found.kind == "histogram") == name.endswith("_bucket"), name
+        assert set(re.findall(r"\blongview:[\w:]+", rule["expr"])) <= RECORDED
+
+
+def test_every_rule_is_tested() -> None:
+    tests = yaml.safe_load(Path(__file__).with_name("rules_test.yaml").read_text())["tests"]
+    queried = " ".join(case["expr"] for test in tests for case in test.get("promql_expr_test", ()))
+    assert {name for name in RECORDED if name not in queried} == set()
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    outcomes = {(case["alertname"], bool(case["exp_alerts"])) for case in cases}
+    assert outcomes == {(name, fires) for name in ALERTS for fires in (True, False)}
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_is_in_the_runbook(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"]["summary"]
+    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    entry = (ROOT / "docs" / "runbook.md").read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    for part in ("**Meaning.**", "**Likely causes.**", "**What to do.**"):
+        assert part in entry
+
+
+def test_the_runbook_has_no_other_alerts() -> None:
+    headings = re.findall(r"^## (Longview\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert headings == list(ALERTS)
+
+
+def test_the_last_numbers_are_scraped() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    assert config["global"]["scrape_interval"] == f"{SCRAPE_SECONDS:g}s"
