@@ -45,10 +45,10 @@ SETTINGS = {
     "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
     "grasp_and_return": (),
 }
-CURRICULA = {"fixed": 1.0, "progressive": 1.0, "sprinkle": 1.0, "lengths": 1.3}
-"""And how many times the steps. All but the first train at many lengths; the last at those of the grid, each
-as often, for as long as one policy takes to be as good as each length's own."""
-SIMULATORS, EVALUATED = 50, 200
+CURRICULA = {"progressive": 1.0, "sprinkle": 1.0, "lengths": 1.3, "fixed": 1.0}
+"""And how many times the steps. All but the last train at many lengths; `lengths` at those of the grid,
+each as often, for as long as one policy takes to be as good as each length's own."""
+SIMULATORS, EVALUATED = 25, 200
 TARGETS = {"joint_over_specialists": "<= 0.35", "joint_minus_specialists": ">= -5"}
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--task", choices=list(GRIDS), default="return_point")
     arguments.add_argument("--architectures", nargs="+", default=["unet_cross", "unet_film", "dit"])
+    arguments.add_argument("--curricula", nargs="+", choices=list(CURRICULA), default=list(CURRICULA))
     arguments.add_argument("--scales", nargs="+", type=float, default=[1.0], help="of the demonstrations")
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--cells", type=Path, default=Path("context_lengths.jsonl"), metavar="FILE")
@@ -109,10 +110,10 @@ def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
     count = base.demonstration_count(task_of(base).spec)
     for seed, scale, architecture in product(options.seeds, options.scales, options.architectures):
         cell = partial(Cell, options.task, architecture, round(scale * count))
-        for kind in ("progressive", "sprinkle", *(["lengths"] if architecture == "unet_cross" else [])):
-            yield cell(kind, grid[-1], seed)
-        for length in grid:
-            yield cell("fixed", length, seed)
+        for kind in options.curricula:
+            for length in grid if kind == "fixed" else grid[-1:]:
+                if kind != "lengths" or architecture == "unet_cross":
+                    yield cell(kind, length, seed)
 
 
 def finished(file: Path) -> Found:
@@ -139,10 +140,10 @@ def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
         started = time.process_time()
         trained = training(task, store, config, cell.seed)
         seconds = time.process_time() - started
-    grid = [cell.context_length] if cell.curriculum == "fixed" else GRIDS[cell.task]
+    grid = (cell.context_length,) if cell.curriculum == "fixed" else GRIDS[cell.task]
     return {
         "seconds": seconds,
-        "outcomes": {str(length): evaluated(task, trained, length, episodes) for length in grid},
+        "outcomes": dict(zip(map(str, grid), evaluated(task, trained, grid, episodes), strict=True)),
     }
 
 
@@ -181,13 +182,15 @@ def training(
         )
 
 
-def evaluated(task: Task, policy: DiffusionPolicy, length: int, episodes: int) -> Mapping[str, int]:
-    """Outcomes of episodes at one context length, the same episodes for all."""
-    worker = Worker(
-        task, ActorsConfig(simulators=SIMULATORS), 0, "actor-0", policy.horizon.execute, None, Hub().report
-    )
-    order = Order("evaluation", 0, episodes, length, version=0)
-    return worker.work(order, PolicySession(policy, SIMULATORS)).outcomes
+def evaluated(
+    task: Task, policy: DiffusionPolicy, lengths: Sequence[int], episodes: int
+) -> Iterator[Mapping[str, int]]:
+    """Outcomes of episodes at each context length, the same episodes for all."""
+    actors = ActorsConfig(simulators=SIMULATORS)
+    worker = Worker(task, actors, 0, "actor-0", policy.horizon.execute, None, Hub().report)
+    for length in lengths:
+        order = Order("evaluation", 0, episodes, length, version=0)
+        yield worker.work(order, PolicySession(policy, SIMULATORS)).outcomes
 
 
 def rows(found: Found) -> list[Row]:

@@ -1,7 +1,12 @@
-"""What is lost when Redis is killed with -9 under writers, again and again: episodes that were acknowledged and
-are gone, and how old they were; and how long it takes until writing goes on."""
+"""What is lost when Redis is killed with -9 under writers, or the power of its machine is cut, again and
+again: acknowledged episodes that are gone, how old they were, how long it takes until writing goes on.
+
+A power cut is a kill after which the file system, of its own on a loop device, is what was on its device at
+that moment: without all that the kernel still held back. It needs root.
+"""
 
 import multiprocessing
+import os
 import random
 import subprocess
 import time
@@ -27,26 +32,32 @@ NAMESPACE = "durability"
 STEPS = 40
 """Of an episode: three chunks."""
 
+KINDS = ("always", "everysec")
+ENDS = {"killed": "kills", "cut": "power cuts"}
 TARGETS = {
-    "missing_always": "<= 0",
-    "lost_seconds_always": "<= 0",
-    "lost_seconds_everysec": "<= 1",
-    "broken_always": "<= 0",
-    "broken_everysec": "<= 0",
-}
+    f"{measure}_{end}_{fsync}": "<= 0"
+    for measure in ("missing", "broken")
+    for end in ENDS
+    for fsync in KINDS
+    if (measure, fsync) != ("missing", "everysec")
+} | {f"lost_seconds_{end}_everysec": "<= 1" for end in ENDS}
+DISK_MIB = 2048
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--kills", type=int, default=20, help="of Redis, for each kind of fsync")
+    options.add_argument("--kills", type=int, default=20, help="of Redis, of each kind")
+    cuts = 0 if os.geteuid() else 20
+    options.add_argument("--cuts", type=int, default=cuts, help="of the power, of each kind; only for root")
     options.add_argument("--writers", type=int, default=8, help="processes that write")
     chosen = options.parse_args()
-    kills = min(chosen.kills, 5) if chosen.quick else chosen.kills
     where = machine(quick=chosen.quick)
     rows = []
-    for fsync in ("always", "everysec"):
-        case = f"{kills} kills under {chosen.writers} writers"
-        rows += rows_of(measured(fsync, kills, chosen.writers), fsync, case)
+    for end, asked in {"killed": chosen.kills, "cut": chosen.cuts}.items():
+        count = min(asked, 3) if chosen.quick else asked
+        for fsync in KINDS if count else ():
+            case = f"{count} {ENDS[end]} under {chosen.writers} writers"
+            rows += rows_of(measured(fsync, count, chosen.writers, end), f"{end}_{fsync}", case)
     finish(results(where, rows, {}), TARGETS, chosen.json)
 
 
@@ -67,15 +78,15 @@ class Outcome:
     """Seconds from each start to the first acknowledgement after it."""
 
 
-def rows_of(outcome: Outcome, fsync: str, case: str) -> list[Row]:
+def rows_of(outcome: Outcome, kind: str, case: str) -> list[Row]:
     found = len(outcome.acknowledged) - len(outcome.missing)
     return [
-        Row(f"acknowledged_{fsync}", case, "episodes", [len(outcome.acknowledged)]),
-        Row(f"found_{fsync}", case, "episodes", [found]),
-        Row(f"missing_{fsync}", case, "episodes", [len(outcome.missing)]),
-        Row(f"lost_seconds_{fsync}", f"{case}, each", "s", lost_seconds(outcome)),
-        Row(f"broken_{fsync}", case, "episodes", [outcome.broken]),
-        Row(f"recovery_{fsync}", f"{case}, each", "s", outcome.recovered),
+        Row(f"acknowledged_{kind}", case, "episodes", [len(outcome.acknowledged)]),
+        Row(f"found_{kind}", case, "episodes", [found]),
+        Row(f"missing_{kind}", case, "episodes", [len(outcome.missing)]),
+        Row(f"lost_seconds_{kind}", f"{case}, each", "s", lost_seconds(outcome)),
+        Row(f"broken_{kind}", case, "episodes", [outcome.broken]),
+        Row(f"recovery_{kind}", f"{case}, each", "s", outcome.recovered),
     ]
 
 
@@ -89,10 +100,10 @@ def lost_seconds(outcome: Outcome) -> list[float]:
     return lost
 
 
-def measured(fsync: str, kills: int, writers: int) -> Outcome:
-    """Kill Redis under writers; then compare what they were told with what is there."""
+def measured(fsync: str, ends: int, writers: int, end: str) -> Outcome:
+    """Kill Redis under writers, or cut its power; then compare what they were told with what is there."""
     outcome, chance = Outcome(), random.Random(0)
-    with TemporaryDirectory(dir="/tmp") as folder, redis(Path(folder), fsync) as server:
+    with TemporaryDirectory(dir="/tmp") as folder, redis(Path(folder), fsync, end == "cut") as server:
         store = EpisodeStore.connect(server.url, NAMESPACE, CONFIG)
         store.register(SPEC)
         context = multiprocessing.get_context("spawn")
@@ -105,10 +116,9 @@ def measured(fsync: str, kills: int, writers: int) -> Outcome:
         for process in processes:
             process.start()
         everybody_wrote(logs, 0.0)
-        for _ in range(kills):
+        for _ in range(ends):
             time.sleep(chance.uniform(0.2, 1.5))
-            server.kill()
-            outcome.kills.append(time.monotonic())
+            outcome.kills.append(server.kill())
             started = server.start()
             outcome.recovered.append(everybody_wrote(logs, started) - started)
         stop.set()
@@ -177,15 +187,15 @@ def everybody_wrote(logs: list[Path], since: float) -> float:
 class Server:
     """A redis-server that can be killed and started again on its data."""
 
-    def __init__(self, folder: Path, fsync: str) -> None:
+    def __init__(self, folder: Path, data: Path, fsync: str) -> None:
         path = folder / "socket"
         self.url = f"unix://{path}"
-        self._command = [find_redis_server(), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
+        self._command = [find_redis_server(), "--port", "0", "--unixsocket", str(path), "--dir", str(data)]
         self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", fsync]
         self.start()
 
     def start(self) -> float:
-        """Start it; when it answered."""
+        """Start it; when it was there."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         while True:
             try:
@@ -195,18 +205,53 @@ class Server:
             client.redis.close()
             return time.monotonic()
 
-    def kill(self) -> None:
+    def kill(self) -> float:
+        """Kill it; when it was dead."""
         self._process.kill()
         self._process.wait()
+        return time.monotonic()
+
+    def close(self) -> None:
+        self.kill()
+
+
+class Fragile(Server):
+    """One whose disk forgets what was not synced when it is killed."""
+
+    def __init__(self, folder: Path, fsync: str) -> None:
+        self._image, self._data = folder / "image", folder / "disk"
+        self._data.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(DISK_MIB << 20)
+        command("mkfs.ext4", "-q", self._image)
+        command("mount", "-o", "loop", self._image, self._data)
+        super().__init__(folder, self._data, fsync)
+
+    def kill(self) -> float:
+        killed = super().kill()
+        left = self._image.with_name("left")
+        command("cp", "--sparse=always", self._image, left)
+        command("umount", self._data)
+        left.replace(self._image)
+        command("mount", "-o", "loop", self._image, self._data)
+        return killed
+
+    def close(self) -> None:
+        super().kill()
+        command("umount", self._data)
+
+
+def command(*words: object) -> None:
+    subprocess.run([str(word) for word in words], check=True)
 
 
 @contextmanager
-def redis(folder: Path, fsync: str) -> Iterator[Server]:
-    server = Server(folder, fsync)
+def redis(folder: Path, fsync: str, fragile: bool) -> Iterator[Server]:
+    server = Fragile(folder, fsync) if fragile else Server(folder, folder, fsync)
     try:
         yield server
     finally:
-        server.kill()
+        server.close()
 
 
 if __name__ == "__main__":

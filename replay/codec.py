@@ -2,10 +2,10 @@
 
 A chunk is a header, then the body, which is compressed or not:
 
-    magic "LVC" | version u8 | compression u8 | 3 zeros | body's size u32 | crc32 u32 | body
+    magic "LVC" | version u8 | compression u8 | 3 zeros | body's size u32 | checksum u32 | body
 
-The checksum covers everything but itself. The body is the arrays' names, dtypes and shapes, then their bytes,
-each at a multiple of 8 from the body's start, little endian, in C order:
+The checksum, the low half of XXH3-64, covers everything but itself. The body is the arrays' names, dtypes and
+shapes, then their bytes, each at a multiple of 8 from the body's start, little endian, in C order:
 
     size of what follows u32 | msgpack [[name, dtype, shape], ...] | bytes | bytes | ...
 
@@ -15,7 +15,6 @@ that the limits below bound: nothing is allocated that the bytes only claim.
 
 import math
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
@@ -24,6 +23,7 @@ from typing import Any, Final
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import zstandard
+from xxhash import xxh3_64
 
 from replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
 from replay.errors import CodecError, EpisodeError, UnknownFormat
@@ -205,10 +205,10 @@ def decode_spec(data: bytes) -> TaskSpec:
 
 
 def _checksum(fields: Sequence[Any], parts: Sequence[bytes | memoryview]) -> int:
-    checksum = zlib.crc32(_HEADER.pack(*fields, 0))
+    checksum = xxh3_64(_HEADER.pack(*fields, 0))
     for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return checksum
+        checksum.update(part)
+    return checksum.intdigest() & 0xFFFFFFFF
 
 
 def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memoryview:

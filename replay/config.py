@@ -46,7 +46,8 @@ class StoreConfig:
     patience_seconds: float = 60.0
     """A call is repeated for so long while Redis is away, before it fails."""
     queue_bytes: int = 64 << 20
-    """Bytes of steps that the writers of a client have on their way to Redis, before they wait for it."""
+    """Bytes of steps that the writers of a client have on their way to Redis, before they wait for it; and of
+    chunks that each keeps until its episode is committed, to send them again if Redis loses them."""
     fsync: Literal["everysec", "always"] = "everysec"
     """How often the run's own Redis makes sure that its file is on the disk: when the machine itself goes
     down, `everysec` loses the last second, `always` nothing, at a price."""

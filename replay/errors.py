@@ -5,6 +5,7 @@ ReplayError
 ├── CodecError          bytes that are not a chunk of ours, or a damaged one
 │   └── UnknownFormat       a chunk of another version: not damaged, but not for this one to read
 ├── StoreError          the store refused or cannot do what was asked
+│   ├── MissingChunks       of an episode that is to be committed: Redis has lost them, or they expired
 │   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
 │   ├── StoreFull           no room within the byte budget, and nothing that may be evicted
 │   └── LimiterTimeout      a limiter let nothing be drawn for too long
@@ -32,6 +33,10 @@ class UnknownFormat(CodecError):
 
 class StoreError(ReplayError):
     """The store refused or could not complete an operation."""
+
+
+class MissingChunks(StoreError):
+    """An episode cannot be committed, since chunks of it are no longer there."""
 
 
 class StoreUnavailable(StoreError):

@@ -1,5 +1,6 @@
 """When a sampler may draw: an argument of the store, kept in the sampler's process and nowhere else."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,11 @@ from typing import Final
 
 from replay.errors import LimiterTimeout
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS: Final = 0.05
+TELL_SECONDS: Final = 10.0
+"""Who waits for longer says so in the log."""
 
 
 def _never() -> bool:
@@ -62,10 +67,14 @@ def wait(current: Callable[[], Limiter], count: int, look: Callable[[], tuple[in
     Raises:
         LimiterTimeout: it took longer than `timeout_seconds`.
     """
-    start = time.monotonic()
+    start, told = time.monotonic(), False
     while (limiter := current()).limits and (refusal := limiter.refusal(count, *look())):
-        if time.monotonic() - start >= limiter.timeout_seconds:
-            raise LimiterTimeout(f"waited {time.monotonic() - start:.3g} s to draw {count} steps: {refusal}")
+        waited = time.monotonic() - start
+        if waited >= limiter.timeout_seconds:
+            raise LimiterTimeout(f"waited {waited:.3g} s to draw {count} steps: {refusal}")
+        if waited >= TELL_SECONDS and not told:
+            log.warning("waiting for at most %g s to draw: %s", limiter.timeout_seconds, refusal)
+            told = True
         time.sleep(POLL_SECONDS)
         limiter.waited_seconds += POLL_SECONDS
     limiter.drawn += count

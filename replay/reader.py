@@ -7,7 +7,9 @@ from replay import keys
 from replay.cache import EpisodeCache, PartialEpisode
 from replay.client import Client
 from replay.codec import decode_chunk, decode_record
+from replay.episode import Segment
 from replay.errors import CodecError, UnknownEpisode, UnknownFormat
+from replay.sampling import Draw
 
 FETCHED_AT_ONCE: Final = 32 << 20
 """Bytes of stored chunks that are asked for in one round trip, unless those of one episode are more."""
@@ -23,6 +25,38 @@ class Reader:
         self._client = client
         self._tag_of = tag_of
         self._cache = EpisodeCache(cache_bytes)
+
+    def segments(
+        self, draws: Sequence[Draw], by: str, before: int, after: int
+    ) -> tuple[list[Segment], dict[str, UnknownEpisode | CodecError]]:
+        """What was drawn, with the rows around it; and by id, why there is nothing of an episode.
+
+        Args:
+            draws: the steps.
+            by: what they were drawn by.
+            before, after: rows wanted before and after each.
+
+        Raises:
+            StoreError, UnknownFormat: as `fetch`.
+        """
+        spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
+        found = self.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
+        segments = [
+            Segment(
+                meta=episode.record.meta,
+                episode_length=episode.record.length,
+                start=span.start,
+                now=drawn.now,
+                probability=drawn.probability,
+                arrays=episode.arrays(span),
+                stratum=drawn.stratum,
+                by=by,
+            )
+            for drawn, span in zip(draws, spans, strict=True)
+            if isinstance(episode := found[drawn.id], PartialEpisode)
+        ]
+        failed = {id: error for id, error in found.items() if not isinstance(error, PartialEpisode)}
+        return segments, failed
 
     def fetch(self, wanted: Iterable[tuple[str, range]]) -> dict[str, Found]:
         """Episodes in which these rows are filled.

@@ -1,5 +1,8 @@
 """Every change to a shard that touches more than one key: Lua, one atomic step each, Redis 6.2 and later.
 
+Keys that a script finds out by itself, those of the chunks of episodes that give way, begin with the hash tag
+of its KEYS: they lie in the same slot, which is what a Redis Cluster asks for.
+
 Fields of a shard's totals:
     clock                                     microseconds, time of the last change, always rising
     floor                                     removals up to this time are no longer listed

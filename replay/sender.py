@@ -251,11 +251,14 @@ class Sender:
                         self._succeed(job, value)
                     pauses = delays()
             except Trouble as trouble:
-                self._trouble = trouble
+                self._trouble = trouble.with_traceback(None)
                 time.sleep(next(pauses))
                 self._client.look_again()
+            except ReplayError as error:
+                for job in batch:
+                    self._fail(job, error)
             except Exception as error:
-                log.exception("sending %s", batch)
+                log.exception("%s", batch[0].doing)
                 for job in batch:
                     self._fail(job, StoreError(f"{job.doing}: {error!r}"))
 

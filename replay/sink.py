@@ -7,7 +7,7 @@ from replay import keys, scripts
 from replay.client import Client
 from replay.codec import Record, encode_record
 from replay.config import StoreConfig
-from replay.errors import StoreError, StoreFull
+from replay.errors import MissingChunks, StoreFull
 from replay.index import entry_of
 from replay.sender import Commands
 
@@ -21,6 +21,7 @@ class Sink:
     def __init__(
         self, client: Client, tag_of: Callable[[str], str], shards: int, config: StoreConfig
     ) -> None:
+        self._client = client
         self._tag_of = tag_of
         self._budget = config.byte_budget // shards
         self._config = config
@@ -33,12 +34,20 @@ class Sink:
         open = ("EVAL", scripts.OPEN, len(names), *names, *args, int(1000 * self._config.orphan_seconds))
         return open, ("HSET", names[-1], record.chunks, chunk)
 
+    def send(self, commands: Commands) -> None:
+        """Store chunks, again.
+
+        Raises:
+            RedisError: it did not work.
+        """
+        self._client.pipeline(commands)
+
     def commit(self, record: Record) -> bool:
         """Make an episode visible whose chunks are all stored; False: another writer's already was.
 
         Raises:
             StoreFull: there is no room, and nothing that may be evicted.
-            StoreError: chunks are missing.
+            MissingChunks: what was stored of it is no longer there.
             RedisError: it did not work.
         """
         id, source, evicted = record.meta.id, record.meta.source, self._config.evict
@@ -56,7 +65,7 @@ class Sink:
                 f"{detail[0]} of them are never evicted; raise replay.byte_budget, which the shards divide"
             )
         if verdict == b"incomplete":
-            raise StoreError(
+            raise MissingChunks(
                 f"episode {id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
                 f"replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest was written"
             )

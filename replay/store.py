@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from replay import keys, limiter, scripts
-from replay.cache import PartialEpisode
 from replay.client import Client
 from replay.codec import (
     Record,
@@ -25,7 +24,7 @@ from replay.index import PAGE, Index
 from replay.limiter import Limiter
 from replay.quarantine import read_whole, set_aside
 from replay.reader import Reader
-from replay.sampling import Draw, draw
+from replay.sampling import draw
 from replay.sender import Queue, Sender
 from replay.sink import Sink
 from replay.stats import StoreStats, stats_of
@@ -253,7 +252,13 @@ class EpisodeStore:
             segments: list[Segment] = []
             while len(segments) < count:
                 draws = draw(self._index.plan(selected), count - len(segments), rng)
-                segments += self._segments(draws, selected.by, before, after)
+                found, failed = self._reader.segments(draws, selected.by, before, after)
+                segments += found
+                for id, error in failed.items():
+                    # Removed since the last refresh, or damaged: the next round draws another instead.
+                    self._index.forget(id)
+                    if isinstance(error, CodecError):
+                        self._quarantine(id, str(error))
             return segments
 
     def prioritize(self, priorities: Mapping[str, float]) -> None:
@@ -283,31 +288,6 @@ class EpisodeStore:
         """Draw no step of these episodes from now on; they can still be read."""
         with self._lock:
             self._index.hold_out(ids)
-
-    def _segments(self, draws: Sequence[Draw], by: str, before: int, after: int) -> list[Segment]:
-        """Of those drawn steps whose episodes are there and whole."""
-        spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
-        found = self._reader.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
-        for id, episode in found.items():
-            if not isinstance(episode, PartialEpisode):
-                # Removed since the last refresh, or damaged: the next round draws another instead.
-                self._index.forget(id)
-            if isinstance(episode, CodecError):
-                self._quarantine(id, str(episode))
-        return [
-            Segment(
-                meta=episode.record.meta,
-                episode_length=episode.record.length,
-                start=span.start,
-                now=drawn.now,
-                probability=drawn.probability,
-                arrays=episode.arrays(span),
-                stratum=drawn.stratum,
-                by=by,
-            )
-            for drawn, span in zip(draws, spans, strict=True)
-            if isinstance(episode := found[drawn.id], PartialEpisode)
-        ]
 
     def _sizes(self, selection: Selection) -> tuple[int, int]:
         """Steps that were ever committed to what is selected, and that are there to draw from."""

@@ -10,7 +10,7 @@ import numpy as np
 from replay.codec import Record, encode_chunk, encode_record
 from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
-from replay.errors import EpisodeError
+from replay.errors import EpisodeError, MissingChunks
 from replay.sender import Commands, Job, Lane, Sender
 from replay.sink import Sink
 
@@ -39,6 +39,9 @@ class EpisodeWriter:
         self._record = Record(meta, "", 0, 0, 0, token, config.chunk_steps, extras or {})
         """Of what is encoded so far, in the background."""
         encode_record(self._record)
+        self._sent: list[Commands] | None = []
+        """What stored the chunks, as long as that is no more than `queue_bytes`: a Redis that crashes may
+        lose some, and an episode that takes very long outlives them."""
         self._spec = spec
         self._config = config
         self._sink = sink
@@ -92,7 +95,7 @@ class EpisodeWriter:
             as `finish`.
             StoreUnavailable: Redis stayed away. The episode may still become visible, as this is tried on.
             StoreFull: there is no room, and nothing that may be evicted.
-            StoreError: chunks have expired, since the last of them was written `orphan_seconds` ago.
+            MissingChunks: Redis has lost chunks, and they were too large to be kept here.
         """
         return bool(self.finish(outcome).result())
 
@@ -120,7 +123,7 @@ class EpisodeWriter:
         self._commit = self._sender.call(
             self._lane,
             f"committing episode {self._id}",
-            lambda: self._sink.commit(replace(self._record, outcome=outcome)),
+            partial(self._make_visible, outcome),
         )
         return self._commit
 
@@ -153,7 +156,25 @@ class EpisodeWriter:
         self._record = replace(
             record, length=length, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
         )
+        if self._record.bytes > self._config.queue_bytes:
+            self._sent = None
+        if self._sent is not None:
+            self._sent.append(commands)
         return commands
+
+    def _make_visible(self, outcome: str) -> bool:
+        """One attempt to commit, in the background."""
+        record = replace(self._record, outcome=outcome)
+        try:
+            committed = self._sink.commit(record)
+        except MissingChunks:
+            if self._sent is None:
+                raise
+            for commands in self._sent:
+                self._sink.send(commands)
+            committed = self._sink.commit(record)
+        self._sent = None
+        return committed
 
     def _allocate(self, step: Mapping[str, Array]) -> dict[str, Array]:
         specs = self._spec.arrays()

@@ -19,7 +19,7 @@ PROJECT = {
     "cluster": ("replay", "monitoring", "actors", "learner"),
 }
 THIRD_PARTY = {
-    "replay": {"numpy", "redis", "msgpack", "zstandard", "zarr", "h5py", "pyarrow", "av", "PIL"},
+    "replay": {"numpy", "redis", "msgpack", "zstandard", "xxhash", "zarr", "h5py", "pyarrow", "av", "PIL"},
     "monitoring": {"prometheus_client", "matplotlib", "jinja2", "PIL", "av"},
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from actors.config import ActorsConfig, CamerasConfig
 from actors.task import Task, load_task
@@ -58,6 +59,24 @@ def test_the_time_between_orders_is_waiting(store: EpisodeStore) -> None:
     spent = hub.snapshot()["longview_actor_seconds_total"]
     assert spent["waiting",] >= 0.2
     assert spent["simulator",] > 0
+
+
+@pytest.mark.parametrize(("queue_bytes", "waits"), [(1 << 20, False), (1, True)])
+def test_an_order_is_done_when_all_of_it_is_stored(tmp_path: Path, queue_bytes: int, waits: bool) -> None:
+    with redis_server(tmp_path) as url, Redis.from_url(url) as redis:
+        store = EpisodeStore.connect(url, "test", StoreConfig(chunk_steps=8, queue_bytes=queue_bytes))
+        store.register(TASK.spec)
+        hub = Hub()
+        worker = make_worker(store, hub)
+        redis.client_pause(1000, all=False)  # nothing is written meanwhile
+        result = worker.work(Order("demo", first=0, count=10, beta=1.0), None)
+        assert result.outcomes == {"success": 10}
+        assert len(store.ids()) == 10
+        totals = hub.snapshot()
+        assert totals["longview_episodes_total"] == {("return_point", "demo", "success"): 10}
+        assert totals["longview_store_queue_depth"] == {(): 0}
+        assert (totals["longview_store_backpressure_seconds_total"][()] > 0) == waits
+        store.close()
 
 
 def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:

@@ -38,14 +38,17 @@ def slowly(step: object) -> object:
     return slow
 
 
-def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # whatever else this machine does
     config = read_config(None, ["actors.simulators=2", "replay.chunk_steps=4", "actors.count=1"])
     with redis_server(tmp_path / "redis") as url, ray_cluster(config, None):
         store = EpisodeStore.connect(url, "run", config.replay)
         store.register(task_of(config).spec)
         actor = start(Slow, config, "actor-0", (url, "run"), num_cpus=1, max_restarts=0)
         pid = ray.get(actor.pid.remote())
-        work = actor.work.remote(Order("demo", first=0, count=1000), None, [])
+        work = actor.work.remote(Order("demo", first=0, count=1000), None, [], 0.0)
         with Redis.from_url(url) as redis:
             deadline = time.monotonic() + 60
             while len(store.ids("demo")) < 3 or not pending(redis):
@@ -62,6 +65,6 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path) -
         store.close()
 
 
-def pending(redis: "Redis") -> bool:
+def pending(redis: Redis) -> bool:
     """Whether there are chunks of episodes that are not committed: only these expire."""
-    return any(redis.ttl(key) > 0 for key in redis.keys())
+    return any(redis.ttl(key) > 0 for key in redis.scan_iter())

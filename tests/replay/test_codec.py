@@ -1,6 +1,5 @@
 import struct
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from xxhash import xxh3_64_intdigest
 
 from replay import codec
 from replay.codec import Record, decode_chunk, decode_record, decode_spec, encode_chunk, encode_record
@@ -73,7 +73,7 @@ def forge(body: bytes, compression: int = 0, size: int | None = None) -> bytes:
     """A chunk with a correct checksum around any body: what only an enemy would write."""
     size = len(body) if size is None else size
     head = struct.pack("<3sBB3xII", b"LVC", 2, compression, size, 0)
-    return head[:-4] + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
+    return head[:-4] + struct.pack("<I", xxh3_64_intdigest(head + body) & 0xFFFFFFFF) + body
 
 
 def forge_body(rows: object, data: bytes = b"") -> bytes:
@@ -100,7 +100,7 @@ ROWS = st.lists(
     st.tuples(
         NAMES | PLAIN,
         st.sampled_from(["float32", "uint8"]) | PLAIN,
-        st.lists(st.integers(0, 3) | st.integers(), max_size=3) | PLAIN,
+        st.lists(st.integers(0, 3) | st.integers(-(2**63), 2**64 - 1), max_size=3) | PLAIN,
     ).map(list)
     | PLAIN,
     max_size=4,
@@ -247,7 +247,7 @@ def test_nothing_may_follow_the_compressed_body() -> None:
 def test_other_versions_and_codecs_are_named() -> None:
     whole = encode_chunk({"a": np.zeros(1, np.uint8)}, 0)
     other = struct.pack("<3sBB3xII", b"LVC", 3, 0, len(whole) - 16, 0)
-    other = other[:-4] + struct.pack("<I", zlib.crc32(whole[16:], zlib.crc32(other))) + whole[16:]
+    other = other[:-4] + struct.pack("<I", xxh3_64_intdigest(other + whole[16:]) & 0xFFFFFFFF) + whole[16:]
     with pytest.raises(UnknownFormat, match="expected a chunk of version 2, found version 3"):
         decode_chunk(other)
     with pytest.raises(CodecError, match="unknown compression 7"):
@@ -311,7 +311,7 @@ def test_any_record_is_good_or_refused(data: bytes) -> None:
         record = decode_record(data)
     except CodecError:
         return
-    assert decode_record(encode_record(record)) == record
+    assert repr(decode_record(encode_record(record))) == repr(record)  # which has NaN equal NaN
     assert all(type(n) is int and n > 0 for n in (record.length, record.chunks, record.bytes))
     assert {type(text) for text in (record.token, record.outcome, record.meta.task)} == {str}
 
@@ -322,7 +322,7 @@ def test_any_spec_is_good_or_refused(data: bytes) -> None:
         spec = decode_spec(data)
     except CodecError:
         return
-    assert decode_spec(codec.encode_spec(spec)) == spec
+    assert repr(decode_spec(codec.encode_spec(spec))) == repr(spec)
     for array in spec.arrays().values():
         np.zeros(array.shape if max(array.shape, default=0) < 10 else (), array.dtype)
 

@@ -19,6 +19,7 @@ from replay.config import StoreConfig
         ("orphan_seconds", 0.0),
         ("call_seconds", -2.0),
         ("compression", 20),
+        ("replicas", -1),
         ("samples_per_insert", 0.0),
         ("minimum_steps", -1),
         ("limiter_seconds", math.inf),

@@ -133,6 +133,25 @@ def test_an_error_is_told_to_the_writer_whose_it_is(
     bad.abort()
 
 
+def test_a_refusal_is_told_to_all_whom_it_concerns(
+    connect: Connect, begin: Any, step: Any, start_redis: StartRedis, socket_path: Path
+) -> None:
+    start_redis("--port", "0", "--unixsocket", str(socket_path))
+    store = connect(f"unix://{socket_path}")
+    writers = [begin(store, number) for number in range(3)]
+    with Redis(unix_socket_path=str(socket_path)) as redis:
+        redis.config_set("requirepass", "new")
+        store._redis.connection_pool.disconnect()
+        for writer in writers:
+            for row in range(5):
+                writer.append(step(row))
+        for writer in writers:
+            with pytest.raises(StoreUnavailable, match=r"writing episode .*: Redis at .* refuses"):
+                writer.commit("success")
+        redis.execute_command("AUTH", "new")
+        redis.config_set("requirepass", "")
+
+
 # Exactly once
 
 

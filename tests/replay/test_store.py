@@ -27,6 +27,7 @@ from replay.episode import (
 )
 from replay.errors import (
     EpisodeError,
+    MissingChunks,
     Quarantined,
     StoreError,
     StoreFull,
@@ -259,15 +260,35 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
 def test_a_commit_after_its_chunks_expired_says_so(
     connect: Connect, begin: Any, step: Any, redis: Redis
 ) -> None:
-    store = connect(orphan_seconds=0.05)
+    store = connect(orphan_seconds=0.05, queue_bytes=1)
     writer = begin(store, 1)
     for number in range(10):
         writer.append(step(number))
     store.flush()
     until(lambda: not stored_chunks(store, writer))
-    with pytest.raises(StoreError, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
+    with pytest.raises(MissingChunks, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
         writer.commit("success")
     assert store.ids() == []
+
+
+@everywhere
+def test_chunks_that_redis_has_lost_are_sent_again(
+    connect: Connect, begin: Any, step: Any, redis: Redis, namespace: str
+) -> None:
+    store = connect(orphan_seconds=1.0)
+    writer = begin(store, 1)
+    for number in range(10):
+        writer.append(step(number))
+    store.flush()
+    (key,) = chunk_keys(redis, namespace)
+    redis.delete(key)
+    for number in range(10, 15):
+        writer.append(step(number))
+    assert writer.commit("success")
+    assert store.read(store.ids()[0]).arrays["reward"].tolist() == list(range(15))
+    (key,) = chunk_keys(redis, namespace)
+    assert redis.ttl(key) == -1
+    assert store.verify().findings == []
 
 
 # Byte budget

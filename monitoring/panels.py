@@ -1,0 +1,674 @@
+"""What the dashboards show: every panel as data. `dashboards.py` makes Grafana's JSON of it.
+
+RUN and TASK stand for the labels that a person chooses at the top of a dashboard. Where monitoring/rules.yaml
+records a quantity, that is shown: panels and alerts are of the same numbers, with the same thresholds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from monitoring.metrics import RATES
+
+RUN = '{run="$run"}'
+TASK = '{run="$run", task=~"$task"}'
+DEATHS = '{run="$run", cause!="worn"}'
+LENGTH = '{run="$run", task=~"$task", context_length="$context_length"}'
+
+GREEN, ORANGE, RED = "green", "orange", "red"
+
+BY_LENGTH = "T_o = {{context_length}}"
+
+Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
+"""A number, lines or areas over time, bars or a table over context length, a distribution over time."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture."""
+
+    title: str
+    description: str
+    kind: Kind
+    unit: str
+    """Grafana's name of it."""
+    queries: Mapping[str, str]
+    """PromQL by what stands in the legend, or at the head of a table's column."""
+    width: int = 8
+    """In columns, of which a dashboard has 24."""
+    height: int = 8
+    thresholds: Mapping[float, str] | None = None
+    """Colours, each from that value on, ascending; green below the first."""
+    maximum: float | None = None
+    repeat: str | None = None
+    """A variable; there is one such panel for each of its values."""
+    band: tuple[str, str] | None = None
+    """Two of the queries, whose area in between is filled."""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Panels, from left to right and from top to bottom."""
+
+    uid: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...]
+
+
+def ratio(
+    title: str, description: str, queries: Mapping[str, str], kind: Kind = "lines", **more: Any
+) -> Panel:
+    """A panel of shares of one; `more` is as of `Panel`."""
+    return Panel(title, description, kind, "percentunit", queries, maximum=1.0, **more)
+
+
+def by_length(metric: str) -> str:
+    """A query for `bars` and `table`, which join what several queries find by the labels they have left."""
+    return f"max by (context_length) ({metric}{TASK})"
+
+
+def with_bounds(name: str) -> dict[str, str]:
+    """A rate of the newest evaluated policy by context length, and its 95% Wilson interval."""
+    metric = f"longview_{name}_ratio"
+    columns = {"upper 95%": "_upper", name.replace("_", " "): "", "lower 95%": "_lower"}
+    return {column: by_length(metric + suffix) for column, suffix in columns.items()}
+
+
+def in_range(counter: str, labels: str) -> str:
+    """How much a counter grew within the shown time."""
+    return f"sum by (run) (round(increase({counter}{labels}[$__range])))"
+
+
+def buckets(histogram: str) -> dict[str, str]:
+    """The query of a `heatmap`."""
+    return {"{{le}}": f"sum by (le) (increase({histogram}_bucket{RUN}[$__rate_interval]))"}
+
+
+ALERTS = Panel(
+    "Alerts",
+    "How many alerts fire for this run; 0 is well. The red marks in the plots say which, docs/runbook.md "
+    "what to do about each.",
+    "stat",
+    "none",
+    {"alerts": f'count(ALERTS{{alertstate="firing", run="$run"}}) or vector(0)'},
+    thresholds={1: RED},
+    width=3,
+    height=4,
+)
+ACTORS = Panel(
+    "Actors",
+    "Rollout actors that reported within the last 15 s, and how many there should be. Red: none is alive.",
+    "stat",
+    "none",
+    {
+        "alive": f"max by (run) (longview_actors{RUN})",
+        "wanted": f"max by (run) (longview_actors_target{RUN})",
+    },
+    thresholds={0: RED, 1: GREEN},
+    width=3,
+    height=4,
+)
+BEST_SUCCESS = ratio(
+    "Success",
+    "Success of the newest evaluated policy at the context length where it is highest.",
+    {"best": f"max by (run) (longview_success_ratio{TASK})"},
+    "stat",
+    width=3,
+    height=4,
+)
+STEPS = Panel(
+    "Simulated",
+    "Control steps that all simulators together make per second.",
+    "stat",
+    "suffix: steps/s",
+    {"steps": f"sum by (run) (longview:env_steps:rate1m{TASK})"},
+    thresholds={0: RED, 0.1: GREEN},
+    width=3,
+    height=4,
+)
+SAMPLES = Panel(
+    "Trained",
+    "Windows that all learner ranks together train on per second; 0 before training starts and after it "
+    "ends.",
+    "stat",
+    "suffix: windows/s",
+    {"windows": f"longview:samples_trained:rate1m{RUN}"},
+    width=3,
+    height=4,
+)
+DATA_WAIT = ratio(
+    "Learner waits",
+    "Share of its time that the learner stands still for want of data. More than 20%: actors or store are "
+    "too slow for it.",
+    {"waiting": f"longview:learner_data_wait:ratio5m{RUN}"},
+    "stat",
+    thresholds={0.2: RED},
+    width=3,
+    height=4,
+)
+STALENESS = Panel(
+    "Staleness",
+    "Nine tenths of the collected episodes come from policies at most so many publications old. More than 5 "
+    "is stale.",
+    "stat",
+    "suffix: publications",
+    {"90%": f"longview:staleness_publications:p90_10m{RUN}"},
+    thresholds={5: RED},
+    width=3,
+    height=4,
+)
+STORE_FILL = ratio(
+    "Store",
+    "Size of the stored episodes as a share of what they may have. A full store is well: the oldest "
+    "collected episodes give way.",
+    {"full": f"longview:store_bytes:ratio{RUN}"},
+    "stat",
+    width=3,
+    height=4,
+)
+SUCCESS = ratio(
+    "Success over training",
+    "Success of the newest evaluated policy at each context length: is it getting better? Marks show "
+    "published policies and finished evaluations.",
+    {BY_LENGTH: f"longview_success_ratio{TASK}"},
+    width=12,
+    height=9,
+)
+SUCCESS_BARS = ratio(
+    "Success by context length",
+    "The newest evaluated policy: its success, and the ends of the 95% Wilson interval. Does it need its "
+    "memory, and does it use it?",
+    with_bounds("success"),
+    "bars",
+    width=12,
+    height=9,
+)
+ACTOR_TIME = ratio(
+    "What actors do",
+    "Shares of the actors' time: in simulators, in the policy, writing to the store, waiting for orders.",
+    {"{{part}}": f"longview:actor_seconds:share1m{RUN}"},
+    "stack",
+)
+STEP_RATE = Panel(
+    "Simulated steps",
+    "Control steps per second of all simulators together, by task.",
+    "lines",
+    "suffix: steps/s",
+    {"{{task}}": f"longview:env_steps:rate1m{TASK}"},
+)
+SAMPLE_RATE = Panel(
+    "Trained windows",
+    "Windows per second of all learner ranks together.",
+    "lines",
+    "suffix: windows/s",
+    {"windows": f"longview:samples_trained:rate1m{RUN}"},
+)
+BACKPRESSURE = ratio(
+    "Backpressure",
+    "Share of their time that actors stand still because the store does not keep up. More than 10% calls "
+    "for a faster Redis, or fewer actors.",
+    {"actors wait": f"longview:backpressure:ratio5m{RUN}"},
+    thresholds={0.1: RED},
+)
+QUEUE = Panel(
+    "Chunks that wait",
+    "Chunks in the actors' queues to the store. Growing: the store does not keep up.",
+    "lines",
+    "none",
+    {"chunks": f"longview_store_queue_depth{RUN}"},
+)
+WRITE_RATE = Panel(
+    "Written",
+    "Compressed size of the episodes committed to the store, per second and by source.",
+    "lines",
+    "Bps",
+    {"{{source}}": f"longview:store_committed_bytes:rate1m{RUN}"},
+)
+
+OVERVIEW = Dashboard(
+    "longview-overview",
+    "Longview: Overview",
+    "Is the run healthy, and is it getting better?",
+    (
+        *(ALERTS, ACTORS, BEST_SUCCESS, STEPS, SAMPLES, DATA_WAIT, STALENESS, STORE_FILL),
+        *(SUCCESS, SUCCESS_BARS),
+        *(ACTOR_TIME, STEP_RATE, SAMPLE_RATE),
+    ),
+)
+
+SUCCESS_BY_CONTEXT = Dashboard(
+    "longview-success",
+    "Longview: Success by context length",
+    "How well does each context length do, how sure is that, and what fails: the manipulation or the memory?",
+    (
+        Panel(
+            "Evaluated policy",
+            "The newest policy that all numbers of this dashboard are of.",
+            "stat",
+            "prefix:step ",
+            {"version": f"longview_evaluation_version{RUN}"},
+            width=4,
+            height=9,
+        ),
+        Panel(
+            "The newest evaluation",
+            "Episodes, and rates with their 95% Wilson intervals. Completed: the manipulation was carried "
+            "out, at whatever place. Contextual: at the right place, of those completed.",
+            "table",
+            "none",
+            {
+                "episodes": by_length("longview_evaluation_episodes"),
+                "successes": by_length("longview_evaluation_successes"),
+                "completed": by_length("longview_evaluation_completed"),
+            }
+            | {
+                f"{name.replace('_', ' ')} {what}": by_length(f"longview_{name}_ratio{suffix}")
+                for name, _ in RATES.values()
+                for what, suffix in {"rate": "", "from": "_lower", "to": "_upper"}.items()
+            },
+            width=20,
+            height=9,
+        ),
+        SUCCESS_BARS,
+        SUCCESS,
+        ratio(
+            "Completion over training",
+            "Share of the evaluation episodes in which the manipulation was carried out, at whatever place.",
+            {BY_LENGTH: f"longview_completion_ratio{TASK}"},
+        ),
+        ratio(
+            "Contextual success over training",
+            "Share of the completed episodes that ended at the right place. At chance: the policy guesses.",
+            {BY_LENGTH: f"longview_contextual_success_ratio{TASK}"},
+        ),
+        ratio(
+            "Completion by context length",
+            "The newest evaluated policy, with the ends of the 95% Wilson interval.",
+            with_bounds("completion"),
+            "bars",
+        ),
+        ratio(
+            "Contextual success by context length",
+            "The newest evaluated policy, with the ends of the 95% Wilson interval.",
+            with_bounds("contextual_success"),
+            "bars",
+        ),
+        Panel(
+            "Below its best",
+            "How far the upper end of the interval lies below the highest lower end of any earlier policy: "
+            "above 0 it has certainly become worse, and an alert fires.",
+            "lines",
+            "percentunit",
+            {BY_LENGTH: f"longview_success_ratio_best_lower{TASK} - longview_success_ratio_upper{TASK}"},
+            thresholds={0: RED},
+        ),
+        ratio(
+            "Action error",
+            "Mean distance of the newest published policy's actions from the right ones, as a share of "
+            "their range, on demonstrations that are not trained on.",
+            {BY_LENGTH: f"longview_action_error_ratio{RUN}"},
+        ),
+        Panel(
+            "T_o = $context_length",
+            "Success at this context length, with its 95% Wilson interval.",
+            "lines",
+            "percentunit",
+            {
+                "upper 95%": f"longview_success_ratio_upper{LENGTH}",
+                "success": f"longview_success_ratio{LENGTH}",
+                "lower 95%": f"longview_success_ratio_lower{LENGTH}",
+            },
+            width=24,
+            maximum=1.0,
+            repeat="context_length",
+            band=("upper 95%", "lower 95%"),
+        ),
+    ),
+)
+
+THROUGHPUT = Dashboard(
+    "longview-throughput",
+    "Longview: Throughput",
+    "Are the simulators busy, does data flow, and is anything dying?",
+    (
+        *(ACTORS, STEPS),
+        Panel(
+            "Real-time factor",
+            "Seconds that go by in a simulator per second that an actor spends on it; all others of its "
+            "time left out.",
+            "stat",
+            "suffix:x",
+            {"factor": f"longview:real_time_factor:mean1m{RUN}"},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Restarts",
+            "Deaths and preemptions of Ray actors within the shown time. Each came back; many tell of a "
+            "cause that remains.",
+            "stat",
+            "none",
+            {"restarts": in_range("longview_actor_restarts_total", DEATHS)},
+            thresholds={1: ORANGE, 10: RED},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Errors",
+            "Errors that a role met and the run survived, besides deaths, within the shown time.",
+            "stat",
+            "none",
+            {"errors": in_range("longview_errors_total", RUN)},
+            thresholds={1: ORANGE, 10: RED},
+            width=3,
+            height=4,
+        ),
+        ratio(
+            "Invalid episodes",
+            "Share of the episodes whose simulator diverged, over 10 minutes. They are kept, and never "
+            "trained on.",
+            {"{{task}}": f"longview:invalid_episodes:ratio10m{TASK}"},
+            "stat",
+            thresholds={0.01: ORANGE, 0.1: RED},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Refused actions",
+            "Actions within the shown time that the task refused as not finite or out of range; each ended "
+            "its episode.",
+            "stat",
+            "none",
+            {"actions": in_range("longview_refused_actions_total", TASK)},
+            thresholds={1: ORANGE, 100: RED},
+            width=3,
+            height=4,
+        ),
+        DATA_WAIT,
+        *(STEP_RATE, ACTOR_TIME),
+        Panel(
+            "Real-time factor over time",
+            "Simulated seconds per second in simulators. It falls when cores are shared.",
+            "lines",
+            "suffix:x",
+            {"factor": f"longview:real_time_factor:mean1m{RUN}"},
+        ),
+        Panel(
+            "Episodes",
+            "Episodes that end per second, by source and outcome.",
+            "stack",
+            "suffix: episodes/s",
+            {"{{source}}, {{outcome}}": f"sum by (source, outcome) (longview:episodes:rate1m{TASK})"},
+        ),
+        *(WRITE_RATE, BACKPRESSURE, QUEUE),
+        Panel(
+            "Actors over time",
+            "Rollout actors that are alive, and how many there should be.",
+            "lines",
+            "none",
+            dict(ACTORS.queries),
+        ),
+        Panel(
+            "Restarts over time",
+            "Ray actors started again within 10 minutes, by role and cause: died, preempted with their "
+            "node, or worn from rendering.",
+            "stack",
+            "none",
+            {"{{role}} {{cause}}": f"longview:restarts:increase10m{RUN}"},
+        ),
+    ),
+)
+
+LEARNER = Dashboard(
+    "longview-learner",
+    "Longview: Learner",
+    "Is the learner busy, does it learn, and are its policies in use soon?",
+    (
+        Panel(
+            "Training step",
+            "Training steps done.",
+            "stat",
+            "none",
+            {"step": f"longview_learner_step{RUN}"},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Published policy",
+            "The training step whose policy is the newest that actors can have.",
+            "stat",
+            "prefix:step ",
+            {"version": f"longview_policy_version{RUN}"},
+            width=3,
+            height=4,
+        ),
+        *(SAMPLES, DATA_WAIT, STALENESS),
+        Panel(
+            "GPU memory",
+            "Most memory that a learner rank has ever held on its GPU; 0 on CPU.",
+            "stat",
+            "bytes",
+            {"held": f"longview_gpu_memory_bytes{RUN}"},
+            width=3,
+            height=4,
+        ),
+        ratio(
+            "Out of range",
+            "Share of the newest batch's observed values outside of the ranges that were frozen when "
+            "training started. Many: what is collected looks unlike the demonstrations.",
+            {"outside": f"longview_out_of_range_ratio{RUN}"},
+            "stat",
+            thresholds={0.05: ORANGE, 0.2: RED},
+            width=3,
+            height=4,
+        ),
+        ratio(
+            "Validating",
+            "Share of its time that the learner spends on validating published policies, over 5 minutes.",
+            {"validating": f"sum by (run) (rate(longview_validation_seconds_total{RUN}[5m]))"},
+            "stat",
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Training loss",
+            "Mean squared error by the context length of the training step.",
+            "lines",
+            "none",
+            {BY_LENGTH: f"longview_loss{RUN}"},
+        ),
+        Panel(
+            "Validation loss",
+            "The newest published policy, on demonstrations that are not trained on. Rising while the "
+            "training loss falls: it learns them by heart.",
+            "lines",
+            "none",
+            {BY_LENGTH: f"longview_validation_loss{RUN}"},
+        ),
+        Panel(
+            "Gradient norm",
+            "Before clipping, by the context length of the training step.",
+            "lines",
+            "none",
+            {BY_LENGTH: f"longview_gradient_norm{RUN}"},
+        ),
+        Panel(
+            "Loss by position",
+            "Training loss by how many steps from now the action is; below 0 are past actions.",
+            "lines",
+            "none",
+            {"{{position}}": f"longview_loss_by_position{RUN}"},
+        ),
+        SAMPLE_RATE,
+        ratio(
+            "The learner waits",
+            "Shares of its time that the learner stands still for want of data, and of these for the "
+            "limiter of samples per insert.",
+            {
+                "for data": f"longview:learner_data_wait:ratio5m{RUN}",
+                "for the limiter": f"longview:limiter_wait:ratio5m{RUN}",
+            },
+            thresholds={0.2: RED},
+        ),
+        Panel(
+            "Duration of a training step",
+            "Without the wait for data: half and nine tenths of the steps take at most so long.",
+            "lines",
+            "s",
+            {
+                "50%": f"longview:learner_step_seconds:p50_5m{RUN}",
+                "90%": f"longview:learner_step_seconds:p90_5m{RUN}",
+            },
+        ),
+        Panel(
+            "Staleness in training steps",
+            "How far collected episodes' policies were behind the newest one when the episodes arrived: "
+            "half and nine tenths of them at most so far; the actors' mean and worst now.",
+            "lines",
+            "suffix: steps",
+            {
+                "50%": f"longview:staleness_steps:p50_10m{RUN}",
+                "90%": f"longview:staleness_steps:p90_10m{RUN}",
+                "mean of actors": f"longview_staleness_mean{RUN}",
+                "worst actor": f"longview_staleness_max{RUN}",
+                "a publication": f"longview_publish_interval_steps{RUN}",
+            },
+        ),
+        Panel(
+            "From publication to use",
+            "Nine tenths of the policies are used by an actor within so long. More than 600 s is stale.",
+            "lines",
+            "s",
+            {"90%": f"longview:publish_to_use_seconds:p90_10m{RUN}"},
+            thresholds={600: RED},
+        ),
+        Panel(
+            "Distribution of staleness",
+            "Collected episodes by how many training steps their policy was behind.",
+            "heatmap",
+            "none",
+            buckets("longview_staleness_steps"),
+            width=12,
+        ),
+        Panel(
+            "Distribution of step durations",
+            "Training steps by how long they took.",
+            "heatmap",
+            "s",
+            buckets("longview_learner_step_seconds"),
+            width=12,
+        ),
+    ),
+)
+
+STORE = Dashboard(
+    "longview-store",
+    "Longview: Store",
+    "What is stored, is there room, and does the store keep up?",
+    (
+        STORE_FILL,
+        Panel(
+            "Demonstrations' share",
+            "What is never evicted, as a share of what the store may hold. More than 80%: hardly any room "
+            "for what is collected.",
+            "stat",
+            "percentunit",
+            {"kept": f"longview:store_kept_bytes:ratio{RUN}"},
+            thresholds={0.8: RED},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Episodes",
+            "Episodes in the store now.",
+            "stat",
+            "none",
+            {"{{source}}": f"longview_store_episodes{RUN}"},
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Quarantined",
+            "Damaged episodes that were set aside; `longview store verify` says what is wrong with them.",
+            "stat",
+            "none",
+            {"episodes": f"longview_store_quarantined_episodes{RUN}"},
+            thresholds={1: RED},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Evicted",
+            "Collected episodes that made room for newer ones within the shown time. Usual once the store "
+            "is full.",
+            "stat",
+            "none",
+            {"episodes": in_range("longview_store_evicted_episodes_total", RUN)},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Ever committed",
+            "Compressed size of all episodes ever committed, those evicted included.",
+            "stat",
+            "decbytes",
+            {"all sources": f"sum by (run) (longview_store_committed_bytes_total{RUN})"},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Waiting",
+            "Chunks in the actors' queues to the store.",
+            "stat",
+            "suffix: chunks",
+            {"chunks": f"longview_store_queue_depth{RUN}"},
+            width=3,
+            height=4,
+        ),
+        Panel(
+            "Size",
+            "Compressed size of what is stored, by source.",
+            "stack",
+            "decbytes",
+            {"{{source}}": f"longview_store_bytes{RUN}"},
+        ),
+        Panel(
+            "Size and budget",
+            "All that is stored, and what it may grow to (replay.byte_budget): beyond it the oldest "
+            "collected episodes are evicted.",
+            "lines",
+            "decbytes",
+            {
+                "stored": f"sum by (run) (longview_store_bytes{RUN})",
+                "budget": f"max by (run) (longview_store_byte_budget{RUN})",
+            },
+        ),
+        Panel(
+            "Episodes over time",
+            "Episodes in the store, by source.",
+            "stack",
+            "none",
+            {"{{source}}": f"longview_store_episodes{RUN}"},
+        ),
+        *(WRITE_RATE, BACKPRESSURE, QUEUE),
+        Panel(
+            "Evictions",
+            "Collected episodes per second that make room for newer ones.",
+            "lines",
+            "suffix: episodes/s",
+            {"evicted": f"rate(longview_store_evicted_episodes_total{RUN}[$__rate_interval])"},
+            width=12,
+        ),
+        ratio(
+            "Limiter",
+            "Share of its time that the learner waits because it has drawn all that "
+            "replay.samples_per_insert allows.",
+            {"learner waits": f"longview:limiter_wait:ratio5m{RUN}"},
+            width=12,
+        ),
+    ),
+)
+
+DASHBOARDS = (OVERVIEW, SUCCESS_BY_CONTEXT, THROUGHPUT, LEARNER, STORE)
+"""In the order in which a person should look at them."""
