@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from reprlib import repr as shown
 from typing import Any, Final
 
@@ -67,27 +68,59 @@ class Record:
     """The episode's."""
 
 
-def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
-    """Arrays (K, ...) of K >= 1 consecutive steps as bytes; compression as in `StoreConfig`.
+def frame(rows: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[Array, dict[str, Array]]:
+    """A chunk that is yet to be filled: its bytes, and by name its arrays, which are views of them.
+
+    Args:
+        rows: name, dtype and shape (K, ...) of each array.
 
     Raises:
         CodecError: the arrays exceed a limit, or are not what a chunk may hold.
     """
-    rows = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     _check_shapes(rows)
     head = msgpack.packb(rows)
-    parts: list[bytes | memoryview] = [_HEAD_SIZE.pack(len(head)), head]
-    size = _HEAD_SIZE.size + len(head)
-    for name, dtype, _ in rows:
-        parts.append(bytes(-size % _ALIGNMENT))
-        parts.append(np.ascontiguousarray(arrays[name], _TYPES[dtype]).reshape(-1).view(np.uint8).data)
-        size += len(parts[-2]) + len(parts[-1])
-    if size > MAX_CHUNK_BYTES:
-        raise CodecError(f"chunk has {size} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
+    end, places = _HEAD_SIZE.size + len(head), []
+    for _, dtype, shape in rows:
+        start = end + -end % _ALIGNMENT
+        end = start + math.prod(shape) * _TYPES[dtype].itemsize
+        places.append(slice(_HEADER.size + start, _HEADER.size + end))
+    if end > MAX_CHUNK_BYTES:
+        raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
+    data = np.empty(_HEADER.size + end, np.uint8)
+    data[: places[0].start] = 0
+    for before, after in pairwise(places):
+        data[before.stop : after.start] = 0
+    _HEAD_SIZE.pack_into(data.data, _HEADER.size, len(head))
+    data[_HEADER.size + _HEAD_SIZE.size :][: len(head)] = np.frombuffer(head, np.uint8)
+    arrays = {
+        name: data[place].view(_TYPES[dtype]).reshape(shape)
+        for place, (name, dtype, shape) in zip(places, rows, strict=True)
+    }
+    return data, arrays
+
+
+def seal(data: Array, compression: int) -> bytes | memoryview:
+    """A frame whose arrays are filled, as a chunk; compression as in `StoreConfig`. Without it nothing is
+    copied."""
+    body: bytes | memoryview = data.data[_HEADER.size :]
+    fields = (_MAGIC, _VERSION, _ZSTD if compression else _RAW, len(body))
     if compression:
-        parts = [zstandard.ZstdCompressor(compression).compress(b"".join(parts))]
-    fields = (_MAGIC, _VERSION, _ZSTD if compression else _RAW, size)
-    return b"".join((_HEADER.pack(*fields, _checksum(fields, parts)), *parts))
+        body = zstandard.ZstdCompressor(compression).compress(body)
+        return b"".join((_HEADER.pack(*fields, _checksum(fields, body)), body))
+    _HEADER.pack_into(data.data, 0, *fields, _checksum(fields, body))
+    return data.data
+
+
+def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
+    """Arrays (K, ...) of K >= 1 consecutive steps as a chunk.
+
+    Raises:
+        CodecError: as `frame`.
+    """
+    data, places = frame([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    for name, array in arrays.items():
+        places[name][...] = array
+    return bytes(seal(data, compression))
 
 
 def decode_chunk(data: bytes) -> dict[str, Array]:
@@ -104,7 +137,7 @@ def decode_chunk(data: bytes) -> dict[str, Array]:
     stored = memoryview(data)[_HEADER.size :]
     if magic != _MAGIC:
         raise CodecError(f"expected a chunk, found {magic!r}")
-    intact = checksum == _checksum((magic, _VERSION, compression, size), [stored])
+    intact = checksum == _checksum((magic, _VERSION, compression, size), stored)
     if version != _VERSION and not intact:  # one of ours would be intact, were it not for this very byte
         raise UnknownFormat(f"expected a chunk of version {_VERSION}, found version {version}")
     if version != _VERSION or not intact or data[5:8] != bytes(3):
@@ -204,10 +237,9 @@ def decode_spec(data: bytes) -> TaskSpec:
         raise CodecError(f"task spec is malformed: {error}") from None
 
 
-def _checksum(fields: Sequence[Any], parts: Sequence[bytes | memoryview]) -> int:
+def _checksum(fields: Sequence[Any], body: bytes | memoryview) -> int:
     checksum = xxh3_64(_HEADER.pack(*fields, 0))
-    for part in parts:
-        checksum.update(part)
+    checksum.update(body)
     return checksum.intdigest() & 0xFFFFFFFF
 
 

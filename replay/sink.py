@@ -28,7 +28,7 @@ class Sink:
         self._commit = client.script(scripts.COMMIT, replicated=True)
         self._discard = client.script(scripts.DISCARD)
 
-    def chunk(self, record: Record, chunk: bytes) -> Commands:
+    def chunk(self, record: Record, chunk: bytes | memoryview) -> Commands:
         """What stores the next chunk of an episode, whose record counts those before."""
         names, args = self._writer(record)
         open = ("EVAL", scripts.OPEN, len(names), *names, *args, int(1000 * self._config.orphan_seconds))

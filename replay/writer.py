@@ -1,13 +1,13 @@
 """Writing one episode, step by step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from replay.codec import Record, encode_chunk, encode_record
+from replay.codec import Record, encode_chunk, encode_record, frame, seal
 from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from replay.errors import EpisodeError, MissingChunks
@@ -48,6 +48,7 @@ class EpisodeWriter:
         self._sender = sender
         self._lane = Lane()
         self._buffers: dict[str, Array] = {}
+        """Of the chunk that is being filled; views of its bytes."""
         self._rows = 0
         self._handed_over = 0
         """Steps that have left the buffers."""
@@ -69,7 +70,7 @@ class EpisodeWriter:
             raise self._lane.failure
         if self._rows == self._config.chunk_steps:
             self._hand_over()
-        buffers = self._buffers or self._allocate(step)
+        buffers = self._buffers or self._new_chunk(step)
         if step.keys() != buffers.keys():
             self._refuse(step)
         row = self._rows
@@ -143,18 +144,20 @@ class EpisodeWriter:
             if array.dtype == np.float32 and not np.isfinite(array).all():
                 steps = f"steps {self._handed_over} to {self._handed_over + self._rows - 1}"
                 raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
-        size = sum(array.nbytes for array in arrays.values())
-        self._sender.put(self._lane, f"writing episode {self._id}", size, partial(self._encode, arrays))
+        level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
+        full = self._rows == self._config.chunk_steps
+        encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
+        work = partial(self._store, self._rows, encode)
+        self._sender.put(self._lane, f"writing episode {self._id}", size, work)
         self._handed_over += self._rows
         self._buffers, self._rows = {}, 0
 
-    def _encode(self, arrays: Mapping[str, Array]) -> Commands:
+    def _store(self, rows: int, encode: Callable[[], bytes | memoryview]) -> Commands:
         """Runs in the background, chunk after chunk."""
-        chunk, record = encode_chunk(arrays, self._config.compression), self._record
+        chunk, record = encode(), self._record
         commands = self._sink.chunk(record, chunk)
-        length = record.length + len(next(iter(arrays.values())))
         self._record = replace(
-            record, length=length, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
+            record, length=record.length + rows, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
         )
         if self._record.bytes > self._config.queue_bytes:
             self._sent = None
@@ -176,12 +179,13 @@ class EpisodeWriter:
         self._sent = None
         return committed
 
-    def _allocate(self, step: Mapping[str, Array]) -> dict[str, Array]:
+    def _new_chunk(self, step: Mapping[str, Array]) -> dict[str, Array]:
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
         rows = self._config.chunk_steps
-        return {name: np.empty((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
+        self._chunk, arrays = frame([(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()])
+        return arrays
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
         where = f"episode {self._id}, step {self._handed_over + self._rows}"
