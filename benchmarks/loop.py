@@ -249,7 +249,7 @@ def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
         board = start(WeightBoard, checkpoints, **ALWAYS_BACK)
         store = (url, RETURN_POINT.spec.name)
         actors = [start(TimedActor, config, f"actor-{index}", store, num_cpus=1) for index in range(2)]
-        ray.get(hub.port.remote())
+        ray.get(hub.__ray_ready__.remote())
         return [
             *publish_to_use(config, board, actors, weights, quick),
             *environment_rate(config, actors, weights, quick),
@@ -306,7 +306,9 @@ class Driver:
         # Late in a training: before, the expert would decide in place of the policy.
         self._version = config.learner.steps * batches
         self._orders = Orders(config, RETURN_POINT.spec, purpose="dagger", collected=self._version)
-        self._dispatcher = Dispatcher(actors, self._orders)
+        self._dispatcher = Dispatcher(self._orders)
+        for index, actor in enumerate(actors):
+            self._dispatcher.add(f"actor-{index}", actor)
         self._held = HeldWeights(board)
         self._held.refresh(keep=set())
         self._given: set[int] = set()
