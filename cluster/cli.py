@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import store_cli
+from cluster import dashboards_cli, store_cli
 from cluster.command import INTERRUPTED, AsJson, RunName, Settings, explained, group
 from cluster.ray_auth import choose_ray_auth
 
 app = group("Train robot policies that remember: many context lengths, one set of weights.")
 app.add_typer(store_cli.app, name="store")
+app.add_typer(dashboards_cli.app, name="dashboards")
 
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")]
 Address = Annotated[
@@ -88,6 +89,7 @@ def launch(
     """
     from cluster.config import ConfigError, read_config
     from cluster.runs import resumable_run
+    from cluster.scaling import still_scaled
 
     settings = settings or []
     if resume is not None:
@@ -96,15 +98,17 @@ def launch(
         raise ConfigError("give a config file, or --resume RUN")
     else:
         wanted = read_config(Path(config), settings)
-        _run(wanted, resumable_run(wanted) if or_resume else None, address)
+        run = resumable_run(wanted) if or_resume else None
+        _run(wanted if run is None else still_scaled(run, wanted), run, address)
 
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
     from cluster.config import read_config
     from cluster.runs import open_run
+    from cluster.scaling import scaled_settings
 
     run = open_run(name)
-    _run(read_config(run.path / "config.yaml", settings), run, address)
+    _run(read_config(run.path / "config.yaml", [*scaled_settings(run), *settings]), run, address)
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:
@@ -198,13 +202,25 @@ def evaluate(
 @explained
 def status(
     run: RunName = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how a run is doing: its metrics while it is under way, else its summary."""
+    """Show how a run is doing: its metrics while it is under way, else its summary.
+
+    Examples:
+
+        longview status
+
+        longview status my_run --watch
+    """
     from cluster.runs import open_run
     from cluster.summary import show_status
+    from cluster.watch import watch as watch_run
 
-    show_status(open_run(run), as_json=as_json)
+    found = open_run(run)
+    if watch:
+        watch_run(found)
+    show_status(found, as_json=as_json)
 
 
 @app.command()
@@ -230,6 +246,29 @@ def stop(
             raise RunError(f"{found.name} has not ended within {timeout:g} s; give it more by --timeout")
         time.sleep(0.1)
     typer.echo(f"{found.name} has stopped; `--resume {found.name}` goes on with it")
+
+
+@app.command()
+@explained
+def scale(
+    wanted: Annotated[str, typer.Argument(metavar="actors=N", help="How many actors there shall be.")],
+    run: RunName = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is so.")] = 600.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is so.")] = True,
+) -> None:
+    """Change the number of actors of a run under way; no episode is lost.
+
+    Examples:
+
+        longview scale actors=8
+
+        longview scale actors=2 my_run --no-wait
+    """
+    from cluster.runs import open_run
+    from cluster.scaling import ask, parse
+
+    actors = parse(wanted)
+    ask(open_run(run), actors, timeout, typer.echo, wait=wait)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,19 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
-from actors.task import Environment, Task
+from actors.task import Task
 from actors.worker import Order, Worker
 from cluster import summary
 from cluster.config import ConfigError, RunConfig, task_of, without_password
+from cluster.films import replay, stage
 from cluster.progress import Progress
 from cluster.runs import Run, create_run
 from cluster.services import redis_server
 from cluster.view import console, store_table
-from monitoring.film import Film, write_sheet, write_video
-from replay.episode import ACTION, Episode
+from monitoring.film import write_sheet, write_video
 from replay.errors import StoreError
 from replay.store import EpisodeStore
 
@@ -42,7 +41,7 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
     task = task_of(config)
     if task.expert is None:
         raise ConfigError(f"task {config.task} has no expert to demonstrate it")
-    stage = _stage(task) if video or sheet else None
+    scene = stage(task) if video or sheet else None
     for file in (video, sheet):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +61,8 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
             store.register(task.spec)
             run.write_state(store=without_password(url))
             _demonstrate(progress, task, store)
-            if stage is not None:
-                films = [_replay(stage, store.read(id)) for id in store.ids("demo")[:SHOWN]]
+            if scene is not None:
+                films = [replay(scene, store.read(id)) for id in store.ids("demo")[:SHOWN]]
                 if video:
                     write_video(video, films, task.spec.control_hz)
                 if sheet:
@@ -95,23 +94,3 @@ def _demonstrate(progress: Progress, task: Task, store: EpisodeStore) -> None:
     console.print(f"new demonstrations: {new}")
     console.print(store_table(store.stats()))
     console.print(str(progress.run.path), soft_wrap=True)
-
-
-def _stage(task: Task) -> Environment:
-    """A simulator that renders; one that does not is found out before anything is collected."""
-    env = task.make(render_mode="rgb_array")
-    if "rgb_array" not in env.metadata["render_modes"]:
-        raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
-    env.reset(seed=0)
-    env.render()
-    return env
-
-
-def _replay(env: Environment, episode: Episode) -> Film:
-    """Frames of a stored episode: its seed and its actions make it happen again."""
-    env.reset(seed=episode.meta.seed)
-    frames: list[Any] = [env.render()]
-    for action in episode.arrays[ACTION]:
-        env.step(action)
-        frames.append(env.render())
-    return frames

@@ -38,13 +38,14 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         from cluster.config import ConfigError
         from cluster.runs import RunError
         from cluster.services import ServiceError
+        from monitoring.grafana import GrafanaError
         from replay.errors import ReplayError
 
         try:
             command(*args, **kwargs)
         except (ConfigError, RunError) as error:
             _fail(error, USAGE)
-        except (ReplayError, ServiceError, SimulatorError, OSError) as error:
+        except (GrafanaError, ReplayError, ServiceError, SimulatorError, OSError) as error:
             _fail(error, FAILED)
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

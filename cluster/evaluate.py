@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.config import ConfigError, RunConfig, read_config, task_of
 from cluster.dispatch import Dispatcher
-from cluster.launch import ray_cluster, start_actors
+from cluster.launch import ray_cluster, start_actor
 from cluster.orders import Orders
 from cluster.preflight import refuse_unsimulated
 from cluster.view import console, success_table
@@ -70,7 +70,9 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
         reference = ray.put(weights)
-        dispatcher = Dispatcher(start_actors(config, None), orders)
+        dispatcher = Dispatcher(orders)
+        for index in range(config.actors.count):
+            dispatcher.add(f"actor-{index}", start_actor(config, None, 0, f"actor-{index}"))
         total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
         shown = bar.add_task("", total=total)
         while not orders.idle:

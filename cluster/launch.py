@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from actors.task import Task, columns_of
 from cluster import summary
 from cluster.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
 from cluster.dispatch import Dispatcher, RunFailed
+from cluster.films import show_newest
 from cluster.orders import Orders
+from cluster.preflight import refuse_unplaced
 from cluster.progress import Progress
 from cluster.reports import HUB, DriverReporter
 from cluster.roles import ALWAYS_BACK, Handle, MetricsHub, RolloutActor, start
 from cluster.runs import Run
+from cluster.scaling import Scaling
 from cluster.services import ServiceError, prometheus_server, redis_server
 from cluster.training import Training
 from cluster.transfer import bring_in
@@ -84,13 +88,15 @@ def _run(progress: Progress, task: Task, address: str | None, show: Callable[[Pr
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
-        roles = start_roles(config, run, (url, run.name))
+        roles = start_roles(config, run)
         training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
         run.write_state(store=without_password(url), prometheus=progress.prometheus)
         try:
-            _supervise(progress, roles, training, store, task, show)
+            scaling = partial(_scaling, config, run, (url, run.name), alone=address is None)
+            _supervise(progress, roles, scaling, training, store, task, show)
+            show_newest(config, (url, run.name), run.path / "episodes.png")
         finally:
             with suppress(StoreError):  # what ended the run matters more
                 progress.stats = store.stats()
@@ -125,7 +131,7 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
     """Be connected to a Ray cluster: the one at that address, or one of our own that ends with us."""
     options: dict[str, Any] = {"namespace": f"longview-{os.getpid()}", "log_to_driver": False}
     if address is None:
-        cpus = max(os.cpu_count() or 1, config.actors.count + config.learners)
+        cpus = max(os.cpu_count() or 1, config.learners)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
     else:
@@ -134,7 +140,8 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
     try:
         with _interrupts_wait():
             ray.init(logging_level=logging.ERROR, **options)
-        _check_cluster(config, store_is_local)
+        if address is not None:
+            _check_cluster(config, store_is_local)
         yield
     finally:
         ray.shutdown()
@@ -142,49 +149,68 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
 
 def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
     """Refuse what could only hang later."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     if store_is_local and len(nodes) > 1:
         raise ConfigError(
             f"this Ray cluster has {len(nodes)} nodes, which cannot reach a store on one of them: "
             "give the address of a Redis that all nodes reach as replay.url"
         )
-    cpus, needed = ray.cluster_resources().get("CPU", 0), config.actors.count + config.learners
-    if cpus < needed and not config.placement.autoscaled:
-        raise ConfigError(
-            f"actors.count {config.actors.count} + learners {config.learners} need {needed} CPUs, "
-            f"this Ray cluster has {cpus:g}"
-        )
+    refuse_unplaced(config, nodes)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the Ray cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass
 class Roles:
-    """The Ray actors of a run."""
+    """The Ray actors of a run of which there is one each."""
 
     hub: Handle
     board: Handle
-    actors: list[Handle]
 
 
-def start_roles(config: RunConfig, run: Run, store: tuple[str, str]) -> Roles:
-    """The roles of a run; they end with our connection to Ray."""
+def start_roles(config: RunConfig, run: Run) -> Roles:
+    """The roles of a run that it begins with; they end with our connection to Ray."""
     monitoring = config.monitoring
     hub = start(MetricsHub, run.name, monitoring.host, monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
-    return Roles(hub, board, start_actors(config, store))
+    return Roles(hub, board)
 
 
-def start_actors(config: RunConfig, store: tuple[str, str] | None) -> list[Handle]:
-    """The rollout actors."""
-    options = {"num_cpus": 1, "resources": config.placement.actor, "max_restarts": -1}
-    return [
-        start(RolloutActor, config, f"actor-{index}", store, **options)
-        for index in range(config.actors.count)
-    ]
+def start_actor(config: RunConfig, store: tuple[str, str] | None, cpus: int, name: str) -> Handle:
+    """A rollout actor.
+
+    Args:
+        config: the run's.
+        store: URL and namespace; None where nothing is collected.
+        cpus: how many it takes of those that Ray has to give.
+        name: the actor's.
+    """
+    options = {"num_cpus": cpus, "resources": config.placement.actor, "max_restarts": -1}
+    return start(RolloutActor, config, name, store, **options)
+
+
+def _scaling(
+    config: RunConfig, run: Run, store: tuple[str, str], dispatcher: Dispatcher, *, alone: bool
+) -> Scaling:
+    """Keeps the actors at their number. On one machine they may be any, and take no CPUs of Ray's; on a
+    cluster as many as it has room for."""
+    return Scaling(
+        run,
+        config,
+        dispatcher,
+        start=partial(start_actor, config, store, 0 if alone else 1),
+        refuse=lambda wanted: None if alone else refuse_unplaced(wanted, _nodes()),
+        cpus=os.cpu_count() if alone else None,
+    )
 
 
 def _supervise(
     progress: Progress,
     roles: Roles,
+    scaling_of: Callable[[Dispatcher], Scaling],
     training: Training,
     store: EpisodeStore,
     task: Task,
@@ -197,16 +223,18 @@ def _supervise(
         missing = _missing_demonstrations(store, task, progress.wanted)
         orders.demonstrate(missing)
         progress.demonstrations = progress.wanted - len(missing)
-    dispatcher = Dispatcher(roles.actors, orders)
+    dispatcher = Dispatcher(orders)
+    scaling = scaling_of(dispatcher)
     weights = HeldWeights(roles.board)
     reporter = DriverReporter(roles.hub, store, progress)
     last_version: int | None = None
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
+        scaling.adjust()
         dispatcher.dispatch(weights.newest, weights.of)
         for order, result in dispatcher.collect(TICK_SECONDS):
             reporter.arrived(order, result, weights.newest)
-            progress.demonstrations += sum(result.outcomes.values()) if order.purpose == "demo" else 0
+            progress.demonstrations += order.count if order.purpose == "demo" else 0
             if (evaluation := orders.finish(order, result)) is not None:
                 progress.run.add_evaluation(evaluation.to_dict())
                 progress.history.append(evaluation.to_dict())
@@ -224,6 +252,7 @@ def _supervise(
                 orders.published(published)
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest
+        progress.actors = scaling.target
         progress.restarts = {"actor": dispatcher.restarts, "learner": training.restarts}
         progress.errors = dispatcher.errors
         progress.update(reporter.report())

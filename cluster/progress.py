@@ -9,6 +9,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.orders import Evaluation
 from cluster.runs import Run
+from cluster.series import Series
 from monitoring.hub import Snapshot
 from replay.episode import TaskSpec
 from replay.stats import StoreStats
@@ -27,6 +28,8 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     """Time spent in each phase."""
+    actors: int = field(init=False)
+    """How many there should be."""
     demonstrations: int = 0
     version: int | None = None
     evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
@@ -42,7 +45,12 @@ class Progress:
     """The store's last counts."""
     _entered: float = field(default_factory=time.monotonic)
     _done_before: int = 0
+    _series: Series = field(init=False)
     _steps_at: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
+
+    def __post_init__(self) -> None:
+        self.actors = self.config.actors.count
+        self._series = Series(self.run.series)
 
     @property
     def wanted(self) -> int:
@@ -62,6 +70,7 @@ class Progress:
         """Take in the hub's newest numbers."""
         if metrics is not self.metrics:
             self.metrics = metrics
+            self._series.add(metrics)
             steps = sum(metrics.get("longview_env_steps_total", {}).values())
             self._steps_at.append((time.monotonic(), steps))
 

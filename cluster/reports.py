@@ -164,7 +164,7 @@ class DriverReporter:
             for cause in causes:
                 totals.add("longview_actor_restarts_total", known[cause], role=role, cause=cause)
         totals.add("longview_errors_total", progress.errors, role="actor")
-        totals.set("longview_actors_target", progress.config.actors.count)
+        totals.set("longview_actors_target", progress.actors)
         totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
         if progress.version is not None:
             totals.set("longview_policy_version", progress.version)

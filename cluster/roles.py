@@ -104,6 +104,12 @@ class RolloutActor:
             report=Heartbeat().send if store is not None else lambda _: None,
         )
 
+    # Else the call would fail, and at once, while the actor is coming back.
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    def node(self) -> str:
+        """The Ray node that it is on; answered once the actor is there, for the first time or again."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def work(self, order: Order, newest: int | None, weights: list[Any], age: float) -> Result:
         """Do an order; pulls its weights only if it does not hold them already.
 

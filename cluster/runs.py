@@ -3,6 +3,7 @@
 config.yaml         as resolved       summary.json  what a script reads
 run.json            where it can be reached while under way     report.html  what a person reads
 evaluations.jsonl   a line per version and context length       success.png
+series.jsonl        throughput, staleness and losses over time
 checkpoints/        log.txt           redis/  the embedded store's data
 """
 
@@ -101,18 +102,16 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Every finished evaluation of a version at a context length, oldest first."""
-        with suppress(FileNotFoundError):
-            lines = (self.path / "evaluations.jsonl").read_text().splitlines()
-            # A crash may have cut the last line short; it counts as not evaluated.
-            return [json.loads(line) for line in lines if line.endswith("}")]
-        return []
+        return read_rows(self.path / "evaluations.jsonl")
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Append one."""
-        file = self.path / "evaluations.jsonl"
-        torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size > 0
-        with file.open("a") as lines:
-            lines.write(("\n" if torn else "") + json.dumps(evaluation) + "\n")
+        append_row(self.path / "evaluations.jsonl", evaluation)
+
+    @property
+    def series(self) -> Path:
+        """How throughput, staleness and losses went: lines for `cluster.series`."""
+        return self.path / "series.jsonl"
 
 
 def create_run(config: RunConfig, root: Path = ROOT) -> Run:
@@ -179,6 +178,14 @@ def open_run(name: str | None, root: Path = ROOT) -> Run:
     raise RunError(f"{asked} in {root}/ (newest: {known})")
 
 
+def prometheus_under_way(root: Path = ROOT) -> str | None:
+    """The address of the Prometheus of the newest run, if that is under way and has one."""
+    with suppress(RunError):
+        run = open_run(None, root)
+        return run.state().get("prometheus") if run.under_way() else None
+    return None
+
+
 def find_policy(path: Path) -> Path:
     """The weights that a path means: the file itself, that of a checkpoint, or a run's newest.
 
@@ -226,6 +233,25 @@ def refuse_port_in_use(config: MonitoringConfig) -> None:
                 f"monitoring.port {config.port} on monitoring.host {config.host} cannot be used "
                 f"({error.strerror}): choose another, or 0 for any that is free"
             ) from None
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that `append_row` wrote; none where there is no file."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with suppress(ValueError):  # a crash may have cut a line short; it counts as not written
+            rows.append(json.loads(line))
+    return rows
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Append a line of JSON."""
+    with file.open("ab+") as lines:
+        if lines.tell() > 0:
+            lines.seek(-1, os.SEEK_END)
+            if lines.read(1) != b"\n":
+                lines.write(b"\n")
+        lines.write(json.dumps(row).encode() + b"\n")
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.config import public_config, task_of
 from cluster.progress import Progress
-from cluster.runs import Run, write_atomically
+from cluster.runs import Run, read_rows, write_atomically
 from cluster.view import console, metrics_success, metrics_table, success_table
 from monitoring.hub import read_metrics
 from monitoring.report import COUNTS, write_report
@@ -41,7 +41,7 @@ def write(run: Run, summary: dict[str, Any]) -> None:
     """Write summary.json, and, once something has been evaluated, the report."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     if summary["history"]:
-        write_report(run.path, summary)
+        write_report(run.path, summary, read_rows(run.series))
 
 
 def show(run: Run, summary: dict[str, Any]) -> None:

@@ -78,10 +78,11 @@ def success_table(rows: Sequence[Mapping[str, Any]], title: str, chance: float |
     return table
 
 
-def metrics_table(metrics: Snapshot, rate: str = "") -> Table:
-    """The hub's numbers, as `longview status` shows them; `rate` stands beside the environment steps."""
+def metrics_table(metrics: Snapshot, rate: str = "", more: Mapping[str, str] | None = None) -> Table:
+    """The hub's numbers, as `longview status` shows them, and `more`; `rate` stands beside the environment
+    steps."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in _figures(metrics, rate).items():
+    for name, value in (_figures(metrics, rate) | dict(more or {})).items():
         table.add_row(Text(name, style="dim"), value)
     return table
 

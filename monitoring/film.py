@@ -6,7 +6,7 @@ Each is a sequence of frames, arrays (H, W, 3) of uint8: one before every contro
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Film = Sequence[Any]
 
@@ -36,7 +36,12 @@ def write_video(file: Path, films: Sequence[Film], hz: float) -> None:
         container.mux(stream.encode(None))
 
 
-def write_sheet(file: Path, films: Sequence[Film], hz: float) -> None:
+def moments(frames: int) -> list[int]:
+    """Which of an episode's frames a contact sheet shows."""
+    return [round(column * (frames - 1) / (COLUMNS - 1)) for column in range(COLUMNS)]
+
+
+def write_sheet(file: Path | BinaryIO, films: Sequence[Film], hz: float) -> None:
     """A picture with a row for each episode: moments from its first to its last frame, and when they were.
 
     Args:
@@ -52,8 +57,7 @@ def write_sheet(file: Path, films: Sequence[Film], hz: float) -> None:
     sheet = Image.new("RGB", (COLUMNS * step + GAP, len(films) * (step + label) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for row, film in enumerate(films):
-        for column in range(COLUMNS):
-            index = round(column * (len(film) - 1) / (COLUMNS - 1))
+        for column, index in enumerate(moments(len(film))):
             x, y = GAP + column * step, GAP + row * (step + label)
             sheet.paste(Image.fromarray(film[index]).resize((TILE, TILE)), (x, y))
             draw.text((x, y + TILE + 2), f"{index / hz:.1f} s", "dimgray", font)

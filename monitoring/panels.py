@@ -91,7 +91,7 @@ ALERTS = Panel(
     "what to do about each.",
     "stat",
     "none",
-    {"alerts": f'count(ALERTS{{alertstate="firing", run="$run"}}) or vector(0)'},
+    {"alerts": 'count(ALERTS{alertstate="firing", run="$run"}) or vector(0)'},
     thresholds={1: RED},
     width=3,
     height=4,

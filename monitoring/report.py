@@ -21,6 +21,11 @@ Counts = Mapping[str, int]
 Success = Mapping[str, Counts]
 """Counts by context length, which JSON turns into a text."""
 
+LOSSES = ("loss", "validation_loss")
+EPISODES = ("episodes.mp4", "episodes.png")
+"""Names under which a run's folder may have a video and a contact sheet."""
+
+DPI = 200
 BLUE, GREEN, GREY, INK = "#1f5fa8", "#2e8b6f", "#8a94a3", "#1d2733"
 
 
@@ -99,7 +104,7 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
             va="bottom" if above else "top",
             color=INK,
         )
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=DPI)
 
 
 def completion_plot(success: Success, chance: float | None, path: Path) -> None:
@@ -110,7 +115,7 @@ def completion_plot(success: Success, chance: float | None, path: Path) -> None:
     _draw_rates(axes, [row["completed"] for row in rows], GREEN, "completed", shift=-0.07)
     _draw_rates(axes, [row["contextual"] for row in rows], BLUE, "contextual", shift=0.07)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=DPI)
 
 
 def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
@@ -120,32 +125,84 @@ def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
         history: evaluations, each with version, context_length, successes, episodes; at least one.
         path: the file to write.
     """
-    from matplotlib import colormaps
-
     figure, axes = _figure()
-    lengths = sorted({point["context_length"] for point in history})
-    for rank, length in enumerate(lengths):
+    for length, color in _colors(sorted({point["context_length"] for point in history})).items():
         points = sorted(
             (point["version"], point["successes"] / point["episodes"])
             for point in history
             if point["context_length"] == length and point["episodes"]
         )
-        color = colormaps["viridis"](0.88 * (1 - rank / max(1, len(lengths) - 1)))
         versions, rates = zip(*points, strict=True) if points else ((), ())
         axes.plot(versions, rates, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
     axes.set_xlabel("training steps")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     figure.legend(title="$T_o$", loc="outside right upper", frameon=False, reverse=True)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=DPI)
 
 
-def write_report(run_dir: Path, summary: Mapping[str, Any]) -> Path:
+def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the training loss of every context length, and the loss on episodes that are not trained on, over
+    training, as a PNG; `series` as of `write_report`, with losses in at least one row."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, pair = _plots(2, sharey=True)
+    for axes, key, title in zip(pair, LOSSES, ("training", "not trained on"), strict=True):
+        lengths = sorted({int(length) for row in series for length in row[key]})
+        for length, color in _colors(lengths).items():
+            points = {
+                row["training_step"]: row[key][str(length)] for row in series if str(length) in row[key]
+            }
+            axes.plot(list(points), list(points.values()), color=color, linewidth=1.5, label=str(length))
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_ylabel("squared error")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    pair[-1].set_xlabel("training steps")
+    pair[-1].xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    drawn = max(pair, key=lambda axes: len(axes.lines))
+    figure.legend(handles=drawn.lines, title="$T_o$", loc="outside right upper", frameon=False, reverse=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what was simulated and trained per second, over time, as a PNG; `series` as of `write_report`."""
+    figure, pair = _plots(2)
+    for axes, key, title, color in zip(
+        pair,
+        ("steps_per_second", "windows_per_second"),
+        ("simulated steps per second", "trained windows per second"),
+        (BLUE, GREEN),
+        strict=True,
+    ):
+        _draw_over_time(axes, series, key, color)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    pair[0].set_xlabel("")
+    figure.savefig(path, dpi=DPI)
+
+
+def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw how far the policies of collected episodes were behind the newest one, over time, as a PNG;
+    `series` as of `write_report`."""
+    figure, (axes,) = _plots(1)
+    _draw_over_time(axes, [row for row in series if row["staleness"] is not None], "staleness", BLUE, "o-")
+    axes.set_ylabel("training steps")
+    figure.savefig(path, dpi=DPI)
+
+
+def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write report.html, which needs no other file, and the plots it shows beside it.
+
+    Episodes are shown where the run's folder has a video or a contact sheet of them.
 
     Args:
         run_dir: the run's folder.
         summary: what summary.json holds. `config` must be free of secrets: it is shown in full.
+        series: how the run went, each row at a time in `seconds` with `steps_per_second`,
+            `windows_per_second`, `training_step`, `staleness` in training steps or None, and `LOSSES` by
+            context length.
 
     Returns:
         Path of the report.
@@ -164,6 +221,14 @@ def write_report(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     if summary["history"]:
         plots.append(run_dir / "learning.png")
         learning_plot(summary["history"], plots[-1])
+    for name, draw, drawable in (
+        ("loss", loss_plot, any(row[key] for row in series for key in LOSSES)),
+        ("throughput", throughput_plot, len(series) > 1),
+        ("staleness", staleness_plot, any(row["staleness"] is not None for row in series)),
+    ):
+        if drawable:
+            plots.append(run_dir / f"{name}.png")
+            draw(series, plots[-1])
     seconds = sum(summary["phases"].values())
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -172,7 +237,8 @@ def write_report(run_dir: Path, summary: Mapping[str, Any]) -> Path:
         summary=summary,
         success={task: _rows(success) for task, success in summary["success"].items()},
         with_memory=with_memory,
-        plots={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
+        plots={path.stem: _embedded(path) for path in plots},
+        films={path.suffix: _embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
         phases={name: _duration(length) for name, length in summary["phases"].items()},
         total=_duration(seconds),
         steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
@@ -215,6 +281,30 @@ def _draw_rates(axes: "Axes", series: Sequence[Rate], color: str, label: str, sh
     )
 
 
+def _draw_over_time(
+    axes: "Axes", series: Sequence[Mapping[str, Any]], key: str, color: str, style: str = "-"
+) -> None:
+    hours = series[-1]["seconds"] > 3 * 3600
+    at, values = [row["seconds"] / (3600 if hours else 60) for row in series], [row[key] for row in series]
+    axes.plot(at, values, style, color=color, linewidth=1.5, markersize=4)
+    axes.set_xlabel("hours" if hours else "minutes")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.05 * max(1.0, *values))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _colors(lengths: Sequence[int]) -> dict[int, Any]:
+    """Of context lengths, ascending: darker the longer."""
+    from matplotlib import colormaps
+
+    last = max(1, len(lengths) - 1)
+    return {length: colormaps["viridis"](0.88 * (1 - rank / last)) for rank, length in enumerate(lengths)}
+
+
+def _embedded(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
 def _rows(success: Success) -> dict[int, dict[str, Rate]]:
     """The rates of each context length, ascending."""
     ascending = sorted((int(length), counts) for length, counts in success.items())
@@ -222,19 +312,27 @@ def _rows(success: Success) -> dict[int, dict[str, Rate]]:
 
 
 def _figure() -> "tuple[Figure, Axes]":
-    """A figure with an empty plot of success rates; apart from pyplot's global state and its windows."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    """A figure with an empty plot of success rates."""
+    figure, (axes,) = _plots(1, height=3.2)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylabel("success")
-    axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
     return figure, axes
+
+
+def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
+    """A figure with empty plots, one above the other, so narrow that its texts can be read on a phone; apart
+    from pyplot's global state and its windows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, count * height), layout="constrained")
+    column = list(figure.subplots(count, 1, squeeze=False, sharex=True, sharey=sharey)[:, 0])
+    for axes in column:
+        axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, which="both")
+    return figure, column
 
 
 def _assignments(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

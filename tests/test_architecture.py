@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("actors", "cluster", "learner", "monitoring", "replay")
+FOLDERS = ("actors", "cluster", "k8s", "learner", "monitoring", "replay")
 
 
 def documented() -> set[str]:

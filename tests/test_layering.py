@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("actors", "cluster", "learner", "monitoring", "replay")
+FOLDERS = ("actors", "cluster", "k8s", "learner", "monitoring", "replay")
 
 PROJECT = {
     "replay": (),
@@ -17,13 +17,18 @@ PROJECT = {
     "actors": ("replay", "monitoring"),
     "learner": ("replay.episode", "monitoring"),
     "cluster": ("replay", "monitoring", "actors", "learner"),
+    "k8s": ("cluster.config",),
 }
 THIRD_PARTY = {
     "replay": {"numpy", "redis", "msgpack", "zstandard", "xxhash", "zarr", "h5py", "pyarrow", "av", "PIL"},
-    "monitoring": {"prometheus_client", "matplotlib", "jinja2", "PIL", "av"},
+    "monitoring": {
+        *("prometheus_client", "matplotlib", "jinja2", "PIL", "av"),
+        *("grafana_api", "grafana_foundation_sdk"),
+    },
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},
     "cluster": {"numpy", "pydantic", "ray", "rich", "torch", "typer", "yaml"},
+    "k8s": {"yaml"},
 }
 SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}
 """Only below actors/tasks, and only inside functions."""
@@ -31,7 +36,7 @@ SIMULATED = {"actors.tasks.osc", "actors.tasks.table"}
 """Modules that import simulators themselves, and are imported like one."""
 LAZY = {
     "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},
-    "monitoring": {"matplotlib", "jinja2", "PIL", "av"},
+    "monitoring": {"matplotlib", "jinja2", "PIL", "av", "grafana_api", "grafana_foundation_sdk"},
     "cluster": {"torch", "learner"},
     "actors": SIMULATORS,
 }

@@ -56,6 +56,10 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["collect", "lift", "--resume", "nothing"], ["no run 'nothing'"]),
         (["status"], ["no run in runs/"]),
         (["stop", "nothing"], ["no run 'nothing'"]),
+        (["scale"], ["Missing argument 'actors=N'"]),
+        (["scale", "actors=0"], ["expected actors=N with N at least 1", "actors=8", "'actors=0'"]),
+        (["scale", "learners=2"], ["expected actors=N", "'learners=2'"]),
+        (["scale", "actors=2", "nothing"], ["no run 'nothing'"]),
         (["nonsense"], ["No such command"]),
     ],
 )
@@ -88,14 +92,14 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"], ["stop"]]
+    "command", [[], ["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"], ["stop"], ["scale"]]
 )
 def test_help_has_examples_and_fits_80_columns(tmp_path: Path, command: list[str]) -> None:
     code, output = run(tmp_path, *command, "--help", COLUMNS="80")
     assert code == 0
     assert "Usage" in output
     assert max(len(line) for line in output.splitlines()) <= 80
-    if command in (["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"]):
+    if command not in ([], ["stop"]):
         assert f"longview {' '.join(command)} " in output.replace("Usage: longview", "")
 
 

@@ -23,7 +23,7 @@ SMALL = {
     "task": "return_point",
     "actors": {"count": 2, "simulators": 8, "demonstrations": 26, "episodes_per_version": 8},
     "learner": {
-        "steps": 400,
+        "steps": 1000,
         "warmup": 5,
         "batch_size": 16,
         "publish_every": 100,
@@ -69,7 +69,7 @@ container 999 $REDIS >"$FOLDER/redis.log" 2>&1 &
 
 start one
 submit first
-until_so ls "$run"/checkpoints/step-*/state.json
+until_so bash -c "ls $run/checkpoints/step-*/state.json"
 python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9600/metrics').read().decode())" \
     >"$FOLDER/metrics"
 if container 10001 RAY_AUTH_MODE=disabled ray job list --address http://127.0.0.1:8265; then
@@ -83,7 +83,8 @@ ls "$run/checkpoints" >"$FOLDER/checkpoints"
 start two
 submit second
 until_so grep -q '"status": "finished"' "$run/summary.json"
-succeeded() { container 10001 $WORKER ray job status --address http://127.0.0.1:8265 second | grep -q SUCCEEDED; }
+status() { container 10001 $WORKER ray job status --address http://127.0.0.1:8265 second; }
+succeeded() { status 2>&1 | grep -q "succeeded"; }
 until_so succeeded
 """
 

@@ -1,0 +1,97 @@
+"""The dashboards' files are what monitoring/panels.py says, and that fits the catalogue and the rules.
+tests/cluster/test_prometheus.py asks every query of a real Prometheus."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from monitoring import dashboards
+from monitoring.dashboards import FOLDER, build
+from monitoring.metrics import CATALOGUE
+from monitoring.panels import DASHBOARDS, OVERVIEW, Panel
+
+RULES = yaml.safe_load((FOLDER.parent / "rules.yaml").read_text())["groups"][0]["rules"]
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
+NAME = r"longview[_:][a-z_:0-9]+"
+PANELS = [(board.uid, panel) for board in DASHBOARDS for panel in board.panels]
+
+
+def base(name: str) -> str:
+    """A histogram's name from that of one of its parts."""
+    return name if name in CATALOGUE else re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def test_the_files_are_current(tmp_path: Path) -> None:
+    made = {file.name: file.read_text() for file in build(tmp_path)}
+    kept = {file.name: file.read_text() for file in FOLDER.glob("*.json")}
+    assert made == kept, "run `longview dashboards build` and `make manifests`"
+
+
+def test_each_names_only_what_exists() -> None:
+    for file in FOLDER.glob("*.json"):
+        text = file.read_text().replace("longview-", "")
+        for name in set(re.findall(NAME, text)):
+            assert name in RECORDED or base(name) in CATALOGUE, f"{file.name}: {name}"
+
+
+def test_everything_that_is_measured_is_shown() -> None:
+    expressions = " ".join(expression for _, panel in PANELS for expression in panel.queries.values())
+    named = set(re.findall(NAME, expressions))
+    for recorded in list(named & RECORDED.keys()):
+        named |= set(re.findall(NAME, RECORDED[recorded]))
+    named |= set(re.findall(NAME, " ".join(RECORDED[name] for name in named & RECORDED.keys())))
+    assert CATALOGUE.keys() - set(map(base, named)) == set()
+    assert RECORDED.keys() - named == set()
+
+
+@pytest.mark.parametrize(("uid", "panel"), PANELS, ids=lambda value: getattr(value, "title", value))
+def test_every_panel_says_what_it_shows(uid: str, panel: Panel) -> None:
+    assert panel.description.endswith((".", "?"))
+    assert panel.unit
+    assert all('run="$run"' in expression for expression in panel.queries.values())
+    if panel.band:
+        assert set(panel.band) <= panel.queries.keys()
+    if panel.maximum is not None:
+        assert panel.unit == "percentunit"
+
+
+@pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.title)
+def test_panels_fill_their_rows_and_have_their_own_names(board: Any) -> None:
+    titles = [panel.title for panel in board.panels]
+    assert len(set(titles)) == len(titles)
+    tree = json.loads(dashboards.dashboard_json(board))
+    rows: dict[int, int] = {}
+    for panel in tree["panels"]:
+        place = panel["gridPos"]
+        assert rows.get(place["y"], 0) == place["x"]
+        rows[place["y"]] = place["x"] + place["w"]
+    assert set(rows.values()) == {24}
+    assert len({panel["id"] for panel in tree["panels"]}) == len(titles)
+
+
+def test_the_overview_fits_one_screen() -> None:
+    tree = json.loads(dashboards.dashboard_json(OVERVIEW))
+    # Grafana's unit of height is 30 pixels and a gap of 8; a screen of 1,080 has about 900 left for panels.
+    assert max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in tree["panels"]) * 38 <= 900
+
+
+def test_a_person_can_choose_and_move_on() -> None:
+    for board in DASHBOARDS:
+        tree = json.loads(dashboards.dashboard_json(board))
+        names = [variable["name"] for variable in tree["templating"]["list"]]
+        assert names[:3] == ["datasource", "task", "run"]
+        (link,) = tree["links"]
+        assert (link["type"], link["includeVars"], link["keepTime"]) == ("dashboards", True, True)
+        assert set(link["tags"]) <= set(tree["tags"])
+        assert [mark["name"] for mark in tree["annotations"]["list"]] == [*dashboards.ANNOTATIONS, "Alerts"]
+        sources = {panel["datasource"]["uid"] for panel in tree["panels"]}
+        assert sources == {"${datasource}"}
+
+
+def test_each_fits_a_config_map() -> None:
+    assert len(list(FOLDER.glob("*.json"))) == len(DASHBOARDS)
+    assert all(file.stat().st_size < 1_000_000 for file in FOLDER.glob("*.json"))
