@@ -284,12 +284,15 @@ def _draw_rates(axes: "Axes", series: Sequence[Rate], color: str, label: str, sh
 def _draw_over_time(
     axes: "Axes", series: Sequence[Mapping[str, Any]], key: str, color: str, style: str = "-"
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     hours = series[-1]["seconds"] > 3 * 3600
     at, values = [row["seconds"] / (3600 if hours else 60) for row in series], [row[key] for row in series]
     axes.plot(at, values, style, color=color, linewidth=1.5, markersize=4)
     axes.set_xlabel("hours" if hours else "minutes")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.05 * max(1.0, *values))
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 

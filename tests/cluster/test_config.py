@@ -57,6 +57,10 @@ def test_presets_are_valid(task: str) -> None:
         ("learner.draw_by=luck", "learner.draw_by: input should be 'steps', 'episodes'.*not 'luck'"),
         ("replay.evict=[demos]", r"replay.evict: unknown sources \['demos'\], there are demo"),
         ("seed=-1", "seed must not be negative"),
+        ("placement.actors.slot=1", "unknown key placement.actors; did you mean placement.actor"),
+        ("placement.actor.slot=many", "placement.actor.slot: input should be a valid number"),
+        ("placement.learner.slot=0", "placement.learner.slot must be positive, not 0"),
+        ("placement.learner_gpus=-1", "placement.learner_gpus must not be negative"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | None) -> None:

@@ -5,7 +5,11 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +22,7 @@ import monitoring
 from cluster.runs import Run
 from cluster.services import prometheus_server
 from monitoring.hub import read_metrics
+from tests.conftest import COMMAND
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Prometheus is not installed (Debian: apt install prometheus)"
@@ -61,6 +66,29 @@ def query(url: str, expression: str) -> list[tuple[dict[str, str], float]]:
     """The series of an instant query, and their values."""
     found = ask(url, f"query?query={quote(expression)}")["result"]
     return [(series["metric"], float(series["value"][1])) for series in found]
+
+
+class Terminal:
+    """A command in a terminal of 80 columns, and all that it has shown."""
+
+    def __init__(self, longview: Any, *arguments: str) -> None:
+        self.text = ""
+        self._screen, there = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments],
+            cwd=longview.folder,
+            env=os.environ | longview.environment | {"TERM": "xterm", "COLUMNS": "80", "LINES": "40"},
+            stdin=there,
+            stdout=there,
+            stderr=there,
+        )
+        os.close(there)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # the command has ended
+            while shown := os.read(self._screen, 1 << 16):
+                self.text += shown.decode(errors="replace")
 
 
 def chosen(expression: str) -> str:
@@ -156,6 +184,17 @@ def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview:
     resets = {name: query(url, f"max(resets({name}[10m]))")[0][1] for name in counters}
     assert resets == dict.fromkeys(counters, 0.0)
 
+    # Somebody looks on from a terminal, and looks away; somebody else stays to the end.
+    terminal, other = (
+        Terminal(longview, "status", "watched", "--watch"),
+        Terminal(longview, "status", "--watch"),
+    )
+    longview.wait_for(lambda: "newest evaluated weights" in terminal.text and "2 of 2" in terminal.text)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.wait(30) == 130
+    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text).split("\r\n"))) <= 80
+    assert process.poll() is None, "the run goes on"
+
     # Prometheus dies: the run does not care.
     (prometheus,) = longview.processes("/prometheus --config")
     os.kill(prometheus, signal.SIGKILL)
@@ -172,6 +211,8 @@ def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview:
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert f"Prometheus: {url}" in output
+    assert other.process.wait(30) == 0
+    longview.wait_for(lambda: "interrupted after" in other.text, 10)
     longview.wait_for(lambda: not longview.processes(), 15)
 
 

@@ -108,6 +108,15 @@ def test_the_store_works_as_its_user_and_keeps_its_limits(start: Start) -> None:
         assert user.info("memory")["maxmemory"] == MEMORY // 4 * 3
 
 
+def test_the_stores_user_may_do_what_the_guide_says(start: Start, tmp_path: Path) -> None:
+    start("longview-redis-0")
+    guide = (ROOT / "docs" / "store.md").read_text().splitlines()
+    (told,) = (line.split(" -@all ")[1] for line in guide if line.strip().startswith("user lab "))
+    users = (tmp_path / "longview-redis-0" / "run" / "users.acl").read_text().splitlines()
+    (made,) = (line.split(" -@all ")[1] for line in users if line.startswith("user longview "))
+    assert made == told
+
+
 def test_others_may_do_only_their_part(start: Start) -> None:
     port = start("longview-redis-0")
     with Redis(port=port) as nobody, pytest.raises((AuthenticationError, ResponseError)):
@@ -139,8 +148,8 @@ def test_a_second_pod_has_a_copy_of_everything(start: Start) -> None:
         Redis(port=primary, username="longview", password=PASSWORD) as one,
         Redis(port=copy, username="longview", password=PASSWORD) as two,
     ):
-        one.set("key", "value")
-        eventually(lambda: two.get("key") == b"value")
+        one.hset("{run}:layout", "shards", "4")
+        eventually(lambda: two.hget("{run}:layout", "shards") == b"4")
         assert two.info("replication")["role"] == "slave"
 
 
