@@ -238,7 +238,7 @@ class CurriculumConfig:
 
     kind: Literal["fixed", "progressive", "sprinkle", "lengths"] = "progressive"
     ramp: float = 0.5
-    """progressive: share of the training after which the longest T_o is reached; the published one, perhaps."""
+    """progressive: share of the training after which the longest T_o is reached; as published, perhaps."""
     full: float = 0.5
     """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
     Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""

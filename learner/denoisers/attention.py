@@ -1,7 +1,7 @@
 """Attention to tokens whose keys and values are made for all blocks of a network at once.
 
-Several heads may share keys and values (grouped-query attention, arXiv 2305.13245): they ask as if they were one
-with more positions.
+Several heads may share keys and values (grouped-query attention, arXiv 2305.13245): they ask as if they were
+one with more positions.
 
 Legend: B batch, S tokens, T action positions, C channels, E token size, G groups of heads that share keys and
 values, D channels per head, Q queries of a group, N batch times groups, F keys and values of all blocks.

@@ -81,6 +81,8 @@ def address(longview: Any, tmp_path: Path) -> str:
         "docker": {},
         "file_mounts": {},
     }
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config |= {f"{name}_commands": [] for name in commands} | {"cluster_synced_files": []}
     (tmp_path / "autoscaling.json").write_text(json.dumps(config))
     options = {"autoscaling-config": tmp_path / "autoscaling.json", "node-ip-address": ip, "port": ports[0]}
     options |= {"ray-client-server-port": ports[1], "num-cpus": 0, "include-dashboard": "false"}
@@ -109,7 +111,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
     with redis_server(tmp_path / "redis") as url:
         process = longview.start("launch", "grown.yaml", "--address", address, f"replay.url={url}")
         run = Run(longview.folder / "runs" / "grown")
-        longview.wait_for(run.evaluations, 60)
+        longview.wait_for(run.evaluations, 240)
         assert nodes(longview) == 3  # the head, one for the actor, one for the learner
 
         code, output = longview("scale", "actors=3", "grown", "--timeout", "200")
@@ -132,7 +134,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
         longview.wait_for(lambda: nodes(longview) == 3, 200)
         code, output = longview("stop", "grown")
         assert code == 0, output
-        process.communicate()
+        process.wait(60)
         assert "died" not in (run.path / "log.txt").read_text()
 
         store = EpisodeStore.connect(url, "grown", read_config(None, []).replay)

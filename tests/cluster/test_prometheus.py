@@ -82,6 +82,7 @@ class Terminal:
             stdout=there,
             stderr=there,
         )
+        longview.started.append(self.process)
         os.close(there)
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -89,6 +90,15 @@ class Terminal:
         with suppress(OSError):  # the command has ended
             while shown := os.read(self._screen, 1 << 16):
                 self.text += shown.decode(errors="replace")
+
+
+def look_on_and_away(longview: Any) -> None:
+    terminal = Terminal(longview, "status", "watched", "--watch")
+    longview.wait_for(lambda: "newest evaluated weights" in terminal.text and "2 of 2" in terminal.text)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.wait(30) == 130
+    lines = re.split(r"\x1b\[[0-9;?]*[A-Khl]|[\r\n]", re.sub(r"\x1b\[[0-9;]*m", "", terminal.text))
+    assert 60 < max(map(len, lines)) <= 80
 
 
 def chosen(expression: str) -> str:
@@ -185,14 +195,8 @@ def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview:
     assert resets == dict.fromkeys(counters, 0.0)
 
     # Somebody looks on from a terminal, and looks away; somebody else stays to the end.
-    terminal, other = (
-        Terminal(longview, "status", "watched", "--watch"),
-        Terminal(longview, "status", "--watch"),
-    )
-    longview.wait_for(lambda: "newest evaluated weights" in terminal.text and "2 of 2" in terminal.text)
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.process.wait(30) == 130
-    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text).split("\r\n"))) <= 80
+    other = Terminal(longview, "status", "--watch")
+    look_on_and_away(longview)
     assert process.poll() is None, "the run goes on"
 
     # Prometheus dies: the run does not care.

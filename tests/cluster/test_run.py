@@ -128,7 +128,11 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert sources == {"demo", "dagger"}
     assert_store_is_exact(longview, "whole")
     run = run_of(longview, "whole")
-    assert "return_point" in (run.path / "report.html").read_text()
+    page = (run.path / "report.html").read_text()
+    assert "return_point" in page
+    assert "<h2>Episodes</h2>" in page
+    assert (run.path / "episodes.png").read_bytes().startswith(b"\x89PNG")
+    assert run.series.exists()
     assert (run.path / "success-return_point.png").stat().st_size > 1000
     assert_nothing_is_left(longview)
 
@@ -201,6 +205,10 @@ def test_ctrl_c_saves_everything_and_resume_goes_on(longview: Any, config: str, 
         longview.wait_for(lambda: longview.processes("gcs_server"))
     elif moment == "while training":
         longview.wait_for(lambda: training(run, 60))
+        code, output = longview("scale", "actors=3", "stopped")
+        assert code == 0, output
+        assert "stopped has 3 actors" in output
+        assert len(longview.processes("ray::RolloutActor")) == 3
     else:
         longview.wait_for(run.path.exists)
     process.send_signal(signal.SIGINT)
@@ -212,7 +220,9 @@ def test_ctrl_c_saves_everything_and_resume_goes_on(longview: Any, config: str, 
     assert reached >= 60
     code, output = longview("launch", "--resume", "stopped", f"learner.steps={reached + 20}")
     assert code == 0, output
-    assert summary_of(longview, "stopped")["policy_version"] == reached + 20
+    summary = summary_of(longview, "stopped")
+    assert summary["policy_version"] == reached + 20
+    assert summary["config"]["actors"]["count"] == 3
     assert_store_is_exact(longview, "stopped")
 
 
