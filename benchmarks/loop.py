@@ -354,7 +354,9 @@ def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes
             Order("rollout", next(first), 2 * config.actors.simulators, LONGEST, version=0) for _ in busy
         ]
         started = time.perf_counter()
-        done = [actor.work.remote(order, 0, [reference]) for actor, order in zip(busy, orders, strict=True)]
+        done = [
+            actor.work.remote(order, 0, [reference], 0.0) for actor, order in zip(busy, orders, strict=True)
+        ]
         steps = sum(int(result.steps) for result in ray.get(done))
         return steps / (time.perf_counter() - started)
 

@@ -10,8 +10,6 @@ FOLDER = {"uid": "longview", "title": "Longview"}
 SOURCE = {"uid": "longview-prometheus", "name": "Longview", "type": "prometheus", "access": "proxy"}
 KNOWN_VERSIONS = range(9, 14)
 """Major versions that load classic dashboards."""
-SCRAPE_INTERVAL = "2s"
-"""As monitoring/prometheus.yml has it: rates over shorter times have no data."""
 TIMEOUT_SECONDS = 10.0
 
 
@@ -46,7 +44,7 @@ def push(url: str, token: str, files: Sequence[Path], prometheus: str | None) ->
             yield f"{dashboard['title']}: {_put_dashboard(api, dashboard)}"
     except OSError as error:  # of requests
         raise GrafanaError(_explain(url, error)) from None
-    except _client_errors() as error:
+    except _refusal() as error:
         raise GrafanaError(_explain_refusal(url, error)) from None
 
 
@@ -103,8 +101,7 @@ def _put_source(api: Any, prometheus: str | None) -> str:
                 "there is no data source yet: say by --prometheus where Grafana finds Prometheus"
             )
         return f"there, {found['url']}"
-    settings = (found or {}).get("jsonData", {}) | {"timeInterval": SCRAPE_INTERVAL}
-    wanted = (found or {}) | SOURCE | {"url": prometheus, "jsonData": settings}
+    wanted = (found or {}) | SOURCE | {"url": prometheus}
     if found == wanted:
         return f"there, {prometheus}"
     if found is None:
@@ -131,14 +128,15 @@ def _found(api: Any, path: str) -> dict[str, Any] | None:
     """What is there, if anything."""
     try:
         found: dict[str, Any] = api.GET(path)
-    except _client_errors() as error:
+    except _refusal() as error:
         if error.status_code == 404:
             return None
         raise
     return found
 
 
-def _client_errors() -> Any:
+def _refusal() -> Any:
+    """What grafana-api raises when Grafana answers with an error."""
     from grafana_api.grafana_api import GrafanaException
 
     return GrafanaException

