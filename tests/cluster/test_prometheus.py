@@ -102,7 +102,7 @@ def look_on_and_away(longview: Any) -> None:
 
 
 def chosen(expression: str) -> str:
-    """As Grafana sends it: with what a person chose at the top, for the last quarter of an hour; rates are over
+    """As Grafana sends it: with what a person chose at the top, for the last quarter of an hour; rates over
     four times the 15 s that it takes to lie between scrapes."""
     variables = {"run": "watched", "task": "return_point", "context_length": "8"}
     for name, value in (variables | {"__range": "900s", "__rate_interval": "60s"}).items():

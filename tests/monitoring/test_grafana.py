@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -113,7 +114,8 @@ def serve(answer: Any) -> Iterator[str]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(BrokenPipeError):  # nobody waited for it
+                self.wfile.write(text.encode())
 
         do_POST = do_PUT = do_GET
 
