@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt install.sh
 	./install.sh $(VENV) --constraint constraints.txt
 	@touch $@
 
-demo: install  ## Collect, train, evaluate and report on this machine: a quarter of an hour.
+demo: install  ## Collect, train, evaluate and report on this machine: five minutes.
 	$(VENV)/bin/longview demo
 
 test: install lint kustomize  ## Run the tests.
