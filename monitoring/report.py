@@ -103,6 +103,7 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
             ha="center",
             va="bottom" if above else "top",
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line may run below it
         )
     figure.savefig(path, dpi=DPI)
 
