@@ -200,8 +200,7 @@ class EpisodeStore:
                     yield record
 
     def __contains__(self, id: str) -> bool:
-        key = keys.episodes(self._tag(id))
-        return bool(self._call(f"looking for episode {id}", lambda: self._redis.hexists(key, id)))
+        return not self.missing([id])
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of these episodes that are not committed, in one round trip."""
@@ -214,7 +213,6 @@ class EpisodeStore:
 
     def stats(self) -> StoreStats:
         """Counts of what is stored and of what ever was."""
-
         totals = [("HGETALL", keys.totals(tag)) for tag in self._tags]
         return stats_of(self._client.pipelined("counting episodes", totals), self._config.byte_budget)
 
