@@ -15,7 +15,7 @@ that the limits below bound: nothing is allocated that the bytes only claim.
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from reprlib import repr as shown
@@ -68,11 +68,15 @@ class Record:
     """The episode's."""
 
 
-def frame(rows: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[Array, dict[str, Array]]:
+def frame(
+    rows: Sequence[tuple[str, str, tuple[int, ...]]],
+    memory: Callable[[int], Array] | None = None,
+) -> tuple[Array, dict[str, Array]]:
     """A chunk that is yet to be filled: its bytes, and by name its arrays, which are views of them.
 
     Args:
         rows: name, dtype and shape (K, ...) of each array.
+        memory: gives so many bytes, (size,) uint8, whatever is in them; None: new ones.
 
     Raises:
         CodecError: the arrays exceed a limit, or are not what a chunk may hold.
@@ -86,7 +90,7 @@ def frame(rows: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[Array, dict
         places.append(slice(_HEADER.size + start, _HEADER.size + end))
     if end > MAX_CHUNK_BYTES:
         raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
-    data = np.empty(_HEADER.size + end, np.uint8)
+    data = memory(_HEADER.size + end) if memory else np.empty(_HEADER.size + end, np.uint8)
     data[: places[0].start] = 0
     for before, after in pairwise(places):
         data[before.stop : after.start] = 0

@@ -22,6 +22,7 @@ from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, Ta
 from replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
 from replay.index import PAGE, Index
 from replay.limiter import Limiter
+from replay.memory import Memory
 from replay.quarantine import read_whole, set_aside
 from replay.reader import Reader
 from replay.sampling import draw
@@ -52,6 +53,7 @@ class EpisodeStore:
         """When `sample` may draw: of this process alone, and another at any time."""
         self._sink = Sink(client, self._tag, len(self._tags), config)
         self._sender = Sender(client, config)
+        self._memory = Memory(config.queue_bytes)
 
     @staticmethod
     def connect(url: str, namespace: str, config: StoreConfig) -> "EpisodeStore":
@@ -123,7 +125,7 @@ class EpisodeStore:
             StoreError: the task is not registered.
         """
         spec, token = self.spec(meta.task), secrets.token_hex(8)
-        return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, extras)
+        return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, self._memory, extras)
 
     def add(self, episode: Episode) -> bool:
         """Write a whole episode of a registered task.

@@ -11,10 +11,13 @@ from replay.codec import Record, encode_chunk, encode_record, frame, seal
 from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from replay.errors import EpisodeError, MissingChunks
+from replay.memory import Memory
 from replay.sender import Commands, Job, Lane, Sender
 from replay.sink import Sink
 
 _ARRAYS = (np.ndarray, np.generic)
+Buffers = dict[str, tuple[Array, np.dtype[Any], tuple[int, ...]]]
+"""By name: views of a chunk's bytes, (K, ...), and the dtype and shape that a row must have."""
 
 
 class EpisodeWriter:
@@ -33,6 +36,7 @@ class EpisodeWriter:
         config: StoreConfig,
         sink: Sink,
         sender: Sender,
+        memory: Memory,
         extras: Mapping[str, Any] | None = None,
     ) -> None:
         self._id = meta.id
@@ -46,9 +50,10 @@ class EpisodeWriter:
         self._config = config
         self._sink = sink
         self._sender = sender
+        self._memory = memory
         self._lane = Lane()
-        self._buffers: dict[str, Array] = {}
-        """Of the chunk that is being filled; views of its bytes."""
+        self._buffers: Buffers = {}
+        """Of the chunk that is being filled."""
         self._rows = 0
         self._handed_over = 0
         """Steps that have left the buffers."""
@@ -75,12 +80,8 @@ class EpisodeWriter:
             self._refuse(step)
         row = self._rows
         for name, array in step.items():
-            buffer = buffers[name]
-            if (
-                not isinstance(array, _ARRAYS)
-                or array.dtype != buffer.dtype
-                or array.shape != buffer.shape[1:]
-            ):
+            buffer, dtype, shape = buffers[name]
+            if not isinstance(array, _ARRAYS) or array.dtype != dtype or array.shape != shape:
                 self._refuse(step)
             buffer[row] = array
         self._buffers = buffers
@@ -139,7 +140,7 @@ class EpisodeWriter:
             self._sender.call(self._lane, doing, lambda: self._sink.discard(self._record))
 
     def _hand_over(self) -> None:
-        arrays = {name: buffer[: self._rows] for name, buffer in self._buffers.items()}
+        arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
         for name, array in arrays.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
                 steps = f"steps {self._handed_over} to {self._handed_over + self._rows - 1}"
@@ -179,13 +180,16 @@ class EpisodeWriter:
         self._sent = None
         return committed
 
-    def _new_chunk(self, step: Mapping[str, Array]) -> dict[str, Array]:
+    def _new_chunk(
+        self, step: Mapping[str, Array]
+    ) -> dict[str, tuple[Array, np.dtype[Any], tuple[int, ...]]]:
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
         rows = self._config.chunk_steps
-        self._chunk, arrays = frame([(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()])
-        return arrays
+        shapes = [(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()]
+        self._chunk, arrays = frame(shapes, self._memory.take)
+        return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
         where = f"episode {self._id}, step {self._handed_over + self._rows}"
