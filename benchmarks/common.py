@@ -7,6 +7,7 @@ A benchmark is a script `benchmarks/<name>.py [--quick] [--json FILE]`. It print
 import json
 import os
 import platform
+import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,13 +68,15 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure every side once a round, forwards and backwards in turn.
+    """Measure every side once a round, in an order that is drawn for each.
 
-    So the sides of a round see the same machine, and whatever drifts hits all of them alike.
+    So the sides of a round see the same machine, whatever drifts hits all of them alike, and none always
+    finds the caches as the same other one left them.
     """
+    rng = random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
+    for _ in range(rounds):
+        for name in rng.sample(list(sides), len(sides)):
             samples[name].append(sides[name]())
     return samples
 

@@ -173,7 +173,8 @@ def against_raw(url: str, quick: bool) -> dict[str, list[float]]:
     ids = [write(store, spec, 0, steps)]
     (record,) = store.records()
     redis = Redis.from_url(url)
-    values, names = [np.random.default_rng(0).bytes(record.bytes // record.chunks)] * record.chunks, [""]
+    rng, names = np.random.default_rng(0), [""]
+    values = [rng.bytes(record.bytes // record.chunks) for _ in range(record.chunks)]
 
     def put() -> None:
         names.append(f"raw:{len(names)}")
@@ -197,7 +198,7 @@ def against_raw(url: str, quick: bool) -> dict[str, list[float]]:
     }
     put()
     amount = megabytes(steps)
-    return interleaved({name: rate(call, amount) for name, call in sides.items()}, 9 if quick else 40)
+    return interleaved({name: rate(call, amount) for name, call in sides.items()}, 9 if quick else 100)
 
 
 # The default codec, and others
