@@ -15,6 +15,8 @@ from learner.policy import DiffusionPolicy
 
 Frames = Mapping[str, NDArray[Any]]
 """Consecutive observations by key, (n, ...) each, oldest first."""
+ENCODED_AT_ONCE = 128
+"""Frames: of images, what so many need still fits a CPU's caches; more take it longer each."""
 
 
 class PolicySession:
@@ -144,9 +146,11 @@ class PolicySession:
         wanted_BL = step_BL >= self._steps[slot_B1] - wanted_B1
         row_F, column_F = np.nonzero(wanted_BL & ~self._encoded[slot_B1, place_BL])
         slot_F, place_F = slot_B1[row_F, 0], place_BL[row_F, column_F]
-        frames = {key: history[slot_F, place_F] for key, history in self._frames.items()}
-        self._tokens[slot_F, place_F] = self._policy.tokens(frames)
-        self._encoded[slot_F, place_F] = True
+        for start in range(0, len(slot_F), ENCODED_AT_ONCE):
+            at = slot_F[start : start + ENCODED_AT_ONCE], place_F[start : start + ENCODED_AT_ONCE]
+            frames = {key: history[at] for key, history in self._frames.items()}
+            self._tokens[at] = self._policy.tokens(frames)
+            self._encoded[at] = True
 
     def _past(self, slot_B1: NDArray[np.int64], known_B1: NDArray[np.int64]) -> NDArray[np.float32]:
         """What was executed at the past positions (B, P, A); NaN where the context does not reach."""

@@ -173,6 +173,17 @@ def test_every_frame_is_encoded_once_and_all_slots_together(play: Play, policy: 
     assert counts == [6, 12, 12]
 
 
+def test_many_frames_are_encoded_in_pieces(
+    play: Play, policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.session.ENCODED_AT_ONCE", 5)
+    with encoded(policy) as counts:
+        actions = play.act([0, 2], [5, 7], [True] * 2, 64)
+    assert counts == [5, 5, 2]
+    histories = [play.history(slot) for slot in (0, 2)]
+    np.testing.assert_allclose(actions, expected(policy, histories, 64), rtol=0, atol=1e-5)
+
+
 def test_new_weights_encode_anew_what_is_needed_when_it_is(play: Play, policy: DiffusionPolicy) -> None:
     play.act([0, 1], [20, 30], [True, True], 64)
     newer = shaken(policy)
