@@ -37,6 +37,7 @@ from learner.train import train
 from monitoring.hub import Hub
 from monitoring.report import Rate
 from replay.config import StoreConfig
+from replay.episode import Episode
 from replay.store import EpisodeStore
 
 GRIDS = {"return_point": (1, 8, 32, 48, 64), "grasp_and_return": (4, 16, 24, 48)}
@@ -76,7 +77,8 @@ def main() -> None:
     arguments.add_argument("--scales", nargs="+", type=float, default=[1.0], help="of the demonstrations")
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--cells", type=Path, default=Path("context_lengths.jsonl"), metavar="FILE")
-    arguments.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of all that is in the file")
+    arguments.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the cells")
+    arguments.add_argument("--table", type=Path, metavar="FILE", help="the same as Markdown")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_args()
     torch.set_num_threads(1)
@@ -94,6 +96,8 @@ def main() -> None:
     found = {cell: done[cell] for cell in cells}
     if options.plot:
         plot(found, options.plot)
+    if options.table:
+        options.table.write_text(table(found))
     finish(results(where, rows(found), ratios(found)), TARGETS, options.json)
 
 
@@ -132,7 +136,7 @@ def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
     curriculum = replace(base.learner.curriculum, kind=cell.curriculum)
     config = replace(base.learner, policy=policy, curriculum=curriculum)
     task = task_of(base)
-    with demonstrated(task, base.actors, cell) as store:
+    with demonstrated(task, base.actors, cell.demonstrations, cell.seed) as store:
         started = time.process_time()
         trained = training(task, store, config, cell.seed)
         seconds = time.process_time() - started
@@ -144,13 +148,13 @@ def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
 
 
 @contextmanager
-def demonstrated(task: Task, actors: ActorsConfig, cell: Cell) -> Iterator[EpisodeStore]:
+def demonstrated(task: Task, actors: ActorsConfig, episodes: int, seed: int) -> Iterator[EpisodeStore]:
     """A store with a seed's own demonstrations."""
     with TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
         store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
         store.register(task.spec)
-        worker = Worker(task, actors, cell.seed, "actor-0", 1, store, Hub().report)
-        worker.work(Order("demo", 0, cell.demonstrations, beta=1.0), None)
+        worker = Worker(task, actors, seed, "actor-0", 1, store, Hub().report)
+        worker.work(Order("demo", 0, episodes, beta=1.0), None)
         yield store
 
 
@@ -160,6 +164,7 @@ def training(
     config: LearnerConfig,
     seed: int,
     report: Callable[[Progress], None] = lambda _: None,
+    validation: Sequence[Episode] = (),
 ) -> DiffusionPolicy:
     """Train on a store's demonstrations, as a learner rank does."""
     with TemporaryDirectory() as checkpoints:
@@ -173,6 +178,7 @@ def training(
             statistics=lambda: measure(map(store.read, store.ids("demo")), task.spec),
             publish=lambda version, weights: None,
             report=report,
+            validation=validation,
             should_stop=lambda: False,
             checkpoints=Path(checkpoints),
         )
@@ -265,6 +271,33 @@ def plot(found: Found, file: Path) -> None:
     panels[0].set_ylabel("success")
     panels[-1].legend(loc="lower right")
     figure.savefig(file, dpi=130)
+
+
+def table(found: Found) -> str:
+    """Success by context length as Markdown; all seeds together, Wilson intervals."""
+    lengths = sorted({length for entry in found.values() for length in entry["outcomes"]}, key=int)
+    lines = [
+        f"| | {' | '.join(f'T_o {length}' for length in lengths)} | training, processor time |",
+        f"|---|{'---:|' * (len(lengths) + 1)}",
+    ]
+    groups: dict[tuple[str, int, str], list[Cell]] = {}
+    for cell in found:
+        groups.setdefault((cell.architecture, cell.demonstrations, cell.curriculum), []).append(cell)
+    for (architecture, demonstrations, kind), cells in groups.items():
+        entries = [found[cell] for cell in cells]
+        rates = [pooled(entries, length) for length in lengths]
+        shown = [
+            f"{100 * rate.share:.1f} % ({100 * low:.0f}-{100 * high:.0f})"
+            for rate in rates
+            for low, high in [rate.interval]
+        ]
+        seconds = sum(entry["seconds"] for entry in entries) / len({cell.seed for cell in cells})
+        name = (
+            f"{architecture}, N {demonstrations}, {'a policy for each' if kind == 'fixed' else f'`{kind}`'}"
+        )
+        together = " together" if kind == "fixed" else ""
+        lines.append(f"| {name} | {' | '.join(shown)} | {seconds:.0f} s{together} |")
+    return "\n".join(lines) + "\n"
 
 
 def pooled(entries: Sequence[dict[str, Any]], length: str) -> Rate:
