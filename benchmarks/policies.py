@@ -4,9 +4,12 @@ A decision is what a robot waits for in the middle of an episode: the frames sin
 and actions are denoised. The figures are those of one call, which decides for a batch of robots.
 """
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
 
@@ -34,6 +37,8 @@ MAIN: Architecture = "unet_cross"
 """The one whose ratios have targets."""
 STEPS = 200
 """Of the episode that is trained on."""
+MEASURED = (1, 16, 64, 256)
+"""T_o at which the memory of training is measured."""
 STATE, IMAGE = ArraySpec((19,)), ArraySpec((84, 84, 3), "uint8", 0, 255)
 SPECS = {
     kind: TaskSpec(kind, observation, ArraySpec((7,), low=-1.0, high=1.0), 20.0, STEPS, LENGTHS, 50)
@@ -57,6 +62,7 @@ TARGETS = {
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of decisions and training")
     chosen = options.parse_args()
     device, quick = torch.device(chosen.device), chosen.quick
     torch.set_num_threads(1)
@@ -67,7 +73,10 @@ def main() -> None:
     encoded, shares = encoding(device)
     ratios |= shares
     shared, ratios["shared_over_separate_frames"] = sharing(device, quick)
-    rows += [*encoded, *trainings(device, quick), *shared, *([] if quick else sizes(device))]
+    rows += [*encoded, *trainings(device, quick), *shared, *memories(device, quick)]
+    rows += [] if quick else sizes(device)
+    if chosen.plot:
+        plot(rows, chosen.plot)
     finish(results(where, rows, ratios), TARGETS, chosen.json)
 
 
@@ -184,10 +193,17 @@ class Training:
     """Steps of a training at one context length; every one is of another batch."""
 
     def __init__(
-        self, config: LearnerConfig, kind: str, T_o: int, device: torch.device, apart: bool = False
+        self,
+        config: LearnerConfig,
+        kind: str,
+        T_o: int,
+        device: torch.device,
+        apart: bool = False,
+        episode_steps: int = STEPS,
     ) -> None:
         config = replace(config, curriculum=CurriculumConfig("lengths", lengths={T_o: 1.0}))
-        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=drawer(SPECS[kind]))
+        draw = drawer(SPECS[kind], episode_steps)
+        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=draw)
         self.apart, self.taken = apart, 0
         self.policy = DiffusionPolicy(config.policy, SPECS[kind]).to(device)
         self.weights, self.gradients = flatten(self.policy)
@@ -243,6 +259,41 @@ def one_by_one(batch: Batch) -> Batch:
     )
 
 
+# Memory
+
+
+def memories(device: torch.device, quick: bool) -> list[Row]:
+    """What training takes of memory as contexts grow, weights and optimizer included."""
+    rows = []
+    for kind, T_o in product(SPECS, MEASURED[:1] if quick else MEASURED):
+        # Of a new process: what an old one has freed comes back unseen.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            peak = process.submit(training_memory, kind, T_o, device).result()
+        case = f"{MAIN}, tiny, {kind}, batch {WINDOWS[kind]}, T_o {T_o}"
+        rows.append(Row("training_memory", case, "MiB", [peak]))
+    return rows
+
+
+def training_memory(kind: str, T_o: int, device: torch.device) -> float:
+    """MiB; without a GPU, by how much the process grows."""
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    policy = PolicyConfig(MAIN, context_length=T_o)
+    config = LearnerConfig(policy, batch_size=WINDOWS[kind])
+    training = Training(config, kind, T_o, device, episode_steps=4 * MEASURED[-1])
+    if device.type == "cuda":
+        return training.memory()
+    for _ in range(2):
+        training.rate()
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """MiB of this process that are in memory, or were at most."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
 # Sizes
 
 
@@ -295,6 +346,34 @@ def make_policy(architecture: Architecture, size: Size, kind: str, device: torch
     return DiffusionPolicy(PolicyConfig(architecture, size), SPECS[kind]).to(device)
 
 
+def plot(rows: list[Row], file: Path) -> None:
+    """Medians of decisions for one robot and of training, over context lengths; a line an architecture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels: Any = figure.subplots(2, 2, sharex=True)
+    shown = (("decision", "batch 1,", "a decision, ms"), ("training", "batch", "training, windows/s"))
+    for (measure, batch, label), line in zip(shown, panels, strict=True):
+        for kind, axes in zip(SPECS, line, strict=True):
+            for architecture in get_args(Architecture):
+                points = [
+                    (int(row.case.rpartition(" ")[2]), row.value)
+                    for row in rows
+                    if row.measure == measure
+                    and row.case.startswith(f"{architecture}, small, {kind}, {batch}")
+                    and "frames" not in row.case
+                ]
+                axes.plot(*zip(*points, strict=True), marker="o", label=architecture)
+            axes.set(title=f"{kind}, size small", xscale="symlog", ylim=(0, None))
+            axes.set_xticks(LENGTHS, LENGTHS)
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel(label)
+    for axes in panels[1]:
+        axes.set_xlabel("context length T_o")
+    panels[0, 0].legend()
+    figure.savefig(file, dpi=120)
+
+
 def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
     """Observations of consecutive steps, by key."""
     rng = np.random.default_rng(0)
@@ -306,18 +385,18 @@ def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def drawer(spec: TaskSpec) -> Draw:
-    """Draws from one episode, as from a store of such."""
+def drawer(spec: TaskSpec, length: int) -> Draw:
+    """Draws from one episode of so many steps, as from a store of such."""
     meta = EpisodeMeta("demo.0", spec.name, seed=0, source="demo")
-    arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, STEPS).items()}
-    arrays[ACTION] = np.random.default_rng(1).uniform(-1, 1, (STEPS, *spec.action.shape)).astype(np.float32)
+    arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, length).items()}
+    arrays[ACTION] = np.random.default_rng(1).uniform(-1, 1, (length, *spec.action.shape)).astype(np.float32)
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
         segments = []
-        for now in np.random.default_rng(step).integers(STEPS, size=count).tolist():
+        for now in np.random.default_rng(step).integers(length, size=count).tolist():
             start, end = max(0, now - before), now + after + 1
             held = {name: rows[start:end] for name, rows in arrays.items()}
-            segments.append(Segment(meta, STEPS, start, now, 1 / STEPS, held))
+            segments.append(Segment(meta, length, start, now, 1 / length, held))
         return segments
 
     return draw
