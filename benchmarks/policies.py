@@ -51,6 +51,8 @@ WINDOWS = {"state": 64, "images": 16}
 """Of a training step."""
 ROBOTS = ActorsConfig().simulators
 """That an actor decides for at once."""
+TABLED = {"decision": "ms", "training": "windows/s", "training_memory": "MiB"}
+"""Measures at several context lengths, and their units."""
 TARGETS = {
     "decision_80_over_2_state": "<= 1.25",
     "decision_80_over_2_images": "<= 1.25",
@@ -63,8 +65,11 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of decisions and training")
+    options.add_argument("--table", type=Path, metavar="FILE", help="the same, and memory, as Markdown")
     chosen = options.parse_args()
     device, quick = torch.device(chosen.device), chosen.quick
+    if quick and chosen.plot:
+        options.error("--plot wants all architectures, which --quick leaves out")
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")  # as the training loop does
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -77,6 +82,8 @@ def main() -> None:
     rows += [] if quick else sizes(device)
     if chosen.plot:
         plot(rows, chosen.plot)
+    if chosen.table:
+        chosen.table.write_text(table(rows))
     finish(results(where, rows, ratios), TARGETS, chosen.json)
 
 
@@ -185,7 +192,7 @@ def sharing(device: torch.device, quick: bool) -> tuple[list[Row], float]:
     shared, separate = (Training(config, "images", LONGEST, device, apart=apart) for apart in (False, True))
     samples = interleaved({"shared": shared.rate, "separate": separate.rate}, rounds=3 if quick else 7)
     case = f"{MAIN}, small, images, batch {config.batch_size}, T_o {LONGEST}"
-    rows = [Row("training", f"{case}, frames {side}", "windows/s", rates) for side, rates in samples.items()]
+    rows = [Row("sharing", f"{case}, frames {side}", "windows/s", rates) for side, rates in samples.items()]
     return rows, ratio(samples["shared"], samples["separate"])
 
 
@@ -346,28 +353,49 @@ def make_policy(architecture: Architecture, size: Size, kind: str, device: torch
     return DiffusionPolicy(PolicyConfig(architecture, size), SPECS[kind]).to(device)
 
 
+Curves = dict[str, dict[int, float]]
+"""Medians by context length, by what else the case says."""
+
+
+def curves(rows: list[Row], measure: str) -> Curves:
+    """Those of one measure."""
+    found: Curves = {}
+    for row in rows:
+        case, _, length = row.case.rpartition(", T_o ")
+        if row.measure == measure and length.isdigit():
+            found.setdefault(case, {})[int(length)] = row.value
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """All that is measured at several context lengths, as Markdown."""
+    parts = []
+    for measure, unit in TABLED.items():
+        found = curves(rows, measure)
+        lengths = sorted({length for curve in found.values() for length in curve})
+        parts.append(f"| {measure.replace('_', ' ')}, {unit} | {' | '.join(f'T_o {n}' for n in lengths)} |")
+        parts.append(f"|---|{'---:|' * len(lengths)}")
+        for case, curve in found.items():
+            shown = (f"{curve[n]:,.{1 if curve[n] < 20 else 0}f}" if n in curve else "" for n in lengths)
+            parts.append(f"| {case} | {' | '.join(shown)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
 def plot(rows: list[Row], file: Path) -> None:
-    """Medians of decisions for one robot and of training, over context lengths; a line an architecture."""
+    """Decisions for one robot and training over context lengths; a line an architecture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels: Any = figure.subplots(2, 2, sharex=True)
-    shown = (("decision", "batch 1,", "a decision, ms"), ("training", "batch", "training, windows/s"))
-    for (measure, batch, label), line in zip(shown, panels, strict=True):
+    for measure, line in zip(("decision", "training"), panels, strict=True):
         for kind, axes in zip(SPECS, line, strict=True):
+            batch = 1 if measure == "decision" else WINDOWS[kind]
             for architecture in get_args(Architecture):
-                points = [
-                    (int(row.case.rpartition(" ")[2]), row.value)
-                    for row in rows
-                    if row.measure == measure
-                    and row.case.startswith(f"{architecture}, small, {kind}, {batch}")
-                    and "frames" not in row.case
-                ]
-                axes.plot(*zip(*points, strict=True), marker="o", label=architecture)
-            axes.set(title=f"{kind}, size small", xscale="symlog", ylim=(0, None))
-            axes.set_xticks(LENGTHS, LENGTHS)
+                curve = curves(rows, measure)[f"{architecture}, small, {kind}, batch {batch}"]
+                axes.plot(list(curve), list(curve.values()), marker="o", label=architecture)
+            axes.set(title=f"{measure} from {kind}, batch {batch}", ylabel=TABLED[measure], ylim=(0, None))
             axes.grid(alpha=0.3)
-        line[0].set_ylabel(label)
     for axes in panels[1]:
         axes.set_xlabel("context length T_o")
     panels[0, 0].legend()

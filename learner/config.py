@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from replay.episode import ACTION, ArraySpec, Selection, TaskSpec
+from replay.episode import ACTION, Selection, TaskSpec
 
 Architecture = Literal["unet_cross", "unet_film", "dit"]
 Size = Literal["tiny", "small", "paper"]
@@ -196,7 +196,7 @@ class PolicyConfig:
         Raises:
             ValueError: `normalize` names what the task does not have, or a camera.
         """
-        keys = [key for key, array in spec.observation.items() if not is_camera(array)]
+        keys = [key for key, array in spec.observation.items() if not array.is_image]
         kinds: dict[str, Normalization] = {
             key: "identity" if key.endswith("_quat") else "min_max" for key in (*keys, ACTION)
         }
@@ -216,7 +216,7 @@ class PolicyConfig:
         """
         crops = {}
         for key, array in sorted(spec.observation.items()):
-            if is_camera(array):
+            if array.is_image:
                 height, width = (round(self.crop * side) for side in array.shape[:2])
                 _require(
                     min(height, width) >= SMALLEST_CROP,
@@ -225,11 +225,6 @@ class PolicyConfig:
                 )
                 crops[key] = height, width
         return crops
-
-
-def is_camera(spec: ArraySpec) -> bool:
-    """Whether an observation is an image, (H, W, 3) uint8."""
-    return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 
 @dataclass(frozen=True)
@@ -368,7 +363,7 @@ class LearnerConfig:
         Raises:
             ValueError: batch_size is not a multiple of them.
         """
-        cameras = any(is_camera(array) for array in spec.observation.values())
+        cameras = any(array.is_image for array in spec.observation.values())
         windows = self.windows_per_segment or (8 if cameras else 1)
         _require(
             self.batch_size % windows == 0,

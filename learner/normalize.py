@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from learner.config import Normalization, is_camera
+from learner.config import Normalization
 from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode, TaskSpec
 
 SMALLEST = 1e-4
@@ -38,7 +38,7 @@ def measure(episodes: Iterable[Episode], spec: TaskSpec) -> dict[str, Statistics
     Raises:
         ValueError: there are no episodes, or an action lies outside of the task's range.
     """
-    keys = [OBSERVATION_PREFIX + key for key, array in spec.observation.items() if not is_camera(array)]
+    keys = [OBSERVATION_PREFIX + key for key, array in spec.observation.items() if not array.is_image]
     names = {key: key for key in keys} | {ACTION: ACTION, EXPERT_ACTION: ACTION}
     moments = defaultdict[str, list[NDArray[np.float64]]](list)
     for episode in (episode for episode in episodes if episode.outcome != "invalid"):

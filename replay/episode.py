@@ -54,6 +54,11 @@ class ArraySpec:
         if not self.low <= self.high:
             raise EpisodeError(f"range is empty: low {self.low} > high {self.high}")
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is what a camera sees, (H, W, 3) uint8."""
+        return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] == 3
+
 
 @dataclass(frozen=True)
 class TaskSpec:

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from replay.datasets.lerobot import (
 )
 from replay.datasets.source import encode_about
 from replay.datasets.video import VideoWriter
-from replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, ArraySpec, Episode, TaskSpec
+from replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, Episode, TaskSpec
 
 CHUNK: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH: Final = f"data/{CHUNK}.parquet"
@@ -54,68 +55,75 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
     Args:
         path: where it goes.
         spec: the task's.
-        episodes: one at a time, with or without `expert_action` like the first one.
+        episodes: at least one, one at a time, with or without `expert_action` like the first one.
         lossless: pictures as PNG in the tables, which is exact and large, rather than as video.
     """
     import pyarrow as arrow
 
-    features: dict[str, Feature] = {}
-    files: _Files | None = None
+    coming = iter(episodes)
+    first = next(coming)
+    features = _features(spec, first, lossless)
+    files = _Files(path, features, spec.control_hz)
     rows: list[dict[str, Any]] = []
     texts: dict[str, int] = {}
     total: Stats = {}
-    for index, episode in enumerate(episodes):
-        if files is None:
-            features = _features(spec, episode, lossless)
-            files = _Files(path, features, spec.control_hz)
-            robot = episode.extras.get(ROBOT)
+    for index, episode in enumerate(chain([first], coming)):
         tasks = [str(text) for text in episode.extras.get(TEXTS) or [spec.name]]
         for text in tasks:
             texts.setdefault(text, len(texts))
         columns = _columns(episode, spec.control_hz, index, files.steps, texts[tasks[0]])
         where = files.add(columns)
         stats = {name: _stats(columns[name], feature) for name, feature in features.items()}
-        rows.append(
-            {
-                "episode_index": index,
-                "tasks": tasks,
-                "length": episode.length,
-                **where,
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-                **{
-                    f"stats/{name}/{kind}": value
-                    for name, found in stats.items()
-                    for kind, value in _plain(found).items()
-                },
-                ABOUT: encode_about(episode),
-            }
-        )
+        rows.append(_row(episode, index, tasks, where, stats))
         total = _together(total, stats) if total else stats
-    assert files is not None
     files.close()
     _write_table(path / EPISODES_PATH.format(chunk_index=0, file_index=0), arrow.Table.from_pylist(rows))
     _write_table(path / TASKS, _tasks_table(list(texts)))
-    _write_json(
-        path / STATS, {name: {k: v.tolist() for k, v in found.items()} for name, found in total.items()}
-    )
+    _write_json(path / STATS, {name: _plain(found) for name, found in total.items()})
     _write_json(path / SPEC, spec.to_dict())
-    info = {
+    counts = {"episodes": len(rows), "frames": files.steps, "tasks": len(texts)}
+    robot, videos = first.extras.get(ROBOT), bool(files.videos)
+    _write_json(path / INFO, _info(spec, features, counts, robot, videos))
+
+
+def _row(
+    episode: Episode, index: int, tasks: list[str], where: Mapping[str, Any], stats: Stats
+) -> dict[str, Any]:
+    """Of the episodes' table."""
+    described = {
+        f"stats/{name}/{kind}": value
+        for name, found in stats.items()
+        for kind, value in _plain(found).items()
+    }
+    return {
+        "episode_index": index,
+        "tasks": tasks,
+        "length": episode.length,
+        **where,
+        "meta/episodes/chunk_index": 0,
+        "meta/episodes/file_index": 0,
+        **described,
+        ABOUT: encode_about(episode),
+    }
+
+
+def _info(
+    spec: TaskSpec, features: Mapping[str, Feature], counts: Mapping[str, int], robot: Any, videos: bool
+) -> dict[str, Any]:
+    """What a reader looks at first."""
+    return {
         "codebase_version": VERSION,
         "robot_type": robot,
-        "total_episodes": len(rows),
-        "total_frames": files.steps,
-        "total_tasks": len(texts),
+        **{f"total_{name}": count for name, count in counts.items()},
         "chunks_size": FILES_PER_CHUNK,
         "data_files_size_in_mb": DATA_MEGABYTES,
         "video_files_size_in_mb": VIDEO_MEGABYTES,
         "fps": int(spec.control_hz) if spec.control_hz == int(spec.control_hz) else spec.control_hz,
-        "splits": {"train": f"0:{len(rows)}"},
+        "splits": {"train": f"0:{counts['episodes']}"},
         "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if files.videos else None,
+        "video_path": VIDEO_PATH if videos else None,
         "features": features,
     }
-    _write_json(path / INFO, info)
 
 
 class _Files:
@@ -211,7 +219,7 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
         specs[EXPERT_ACTION] = spec.action
     features: dict[str, Feature] = {}
     for name, array in specs.items():
-        if is_picture(array):
+        if array.is_image:
             features[name] = {
                 "dtype": "image" if lossless else "video",
                 "shape": [*array.shape],
@@ -222,11 +230,6 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
             features[name] = {"dtype": array.dtype, "shape": shape, "names": named.get(name)}
     features[NEXT_SUCCESS] = {"dtype": "bool", "shape": [1], "names": None}
     return features | {name: dict(feature) for name, feature in _COUNTED.items()}
-
-
-def is_picture(spec: ArraySpec) -> bool:
-    """Whether one step of an array is a picture in colours."""
-    return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 
 def _columns(episode: Episode, hz: float, index: int, first: int, task: int) -> dict[str, Array]:

@@ -51,6 +51,18 @@ RECORDED = {
     if "record" in rule
 }
 
+SILENT = {
+    "longview:backpressure:ratio5m",
+    "longview:limiter_wait:ratio5m",
+    "longview:learner_data_wait:ratio5m",
+}
+"""Rates of what need not happen in such a run."""
+REPORTED = {
+    *("env_steps_total", "simulated_seconds_total", "actor_seconds_total", "staleness_steps_bucket"),
+    *("publish_to_use_seconds_bucket", "success_ratio_lower", "completion_ratio", "gradient_norm", "loss"),
+    *("learner_step_seconds_bucket", "gpu_memory_bytes", "store_committed_bytes_total", "actors_target"),
+    *("publish_interval_steps", "store_byte_budget", "errors_total", "samples_trained_total"),
+}
 DASHBOARDS = Path(monitoring.__file__).parent / "dashboards"
 NOTHING_TO_SHOW = {f"{file.stem}: Alerts" for file in DASHBOARDS.glob("*.json")}
 """Marks of alerts: none fires. The panel of that name counts them, and shows 0."""
@@ -138,51 +150,27 @@ def without_data(url: str) -> set[str]:
     return found
 
 
-@needs_prometheus
-def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview: Any) -> None:
-    (longview.folder / "watched.yaml").write_text(WATCHED)
-    process = longview.start("launch", "watched.yaml", "name=watched")
-    run = Run(longview.folder / "runs" / "watched")
-    url = longview.wait_for(lambda: run.state().get("prometheus"))
-
-    # Series arrive, and carry the run's name; every rule can be evaluated.
+def series_arrive(longview: Any, url: str) -> set[str]:
+    """With the run's name; and every rule can be evaluated. Returns the names of all that came."""
     longview.wait_for(lambda: query(url, "longview_success_ratio_upper"))
     longview.wait_for(lambda: query(url, "longview:staleness_publications:p90_10m >= 0"))
     (target,) = ask(url, "targets")["activeTargets"]
     assert (target["health"], target["labels"]) == ("up", {"instance": "hub", "job": "longview"})
-    names = {series["__name__"]: series for series in ask(url, "series?match[]={job='longview',run!=''}")}
     (group,) = ask(url, "rules")["groups"]
     assert {rule["health"] for rule in group["rules"]} == {"ok"}, group["rules"]
     assert sum(rule["type"] == "alerting" for rule in group["rules"]) == 8
-    silent = {
-        "longview:backpressure:ratio5m",
-        "longview:limiter_wait:ratio5m",
-        "longview:learner_data_wait:ratio5m",
-    }
     recorded = {series["__name__"] for series, _ in query(url, '{__name__=~"longview:.+", run="watched"}')}
-    assert recorded >= RECORDED - silent
-    reporting = {
-        *("env_steps_total", "simulated_seconds_total", "actor_seconds_total", "staleness_steps_bucket"),
-        *(
-            "publish_to_use_seconds_bucket",
-            "success_ratio_lower",
-            "completion_ratio",
-            "gradient_norm",
-            "loss",
-        ),
-        *("learner_step_seconds_bucket", "gpu_memory_bytes", "store_committed_bytes_total", "actors_target"),
-        *("publish_interval_steps", "store_byte_budget", "errors_total", "samples_trained_total"),
-    }
-    assert names.keys() >= {f"longview_{name}" for name in reporting}
+    assert recorded >= RECORDED - SILENT
+    names = {series["__name__"] for series in ask(url, "series?match[]={job='longview',run!=''}")}
+    assert names >= {f"longview_{name}" for name in REPORTED}
     assert {value for _, value in query(url, "sum by (run) (longview_actor_seconds_total) > 0")}
     assert len(query(url, "longview_actor_seconds_total > 0")) == 4, "simulator, policy, store, waiting"
-
     longview.wait_for(lambda: query(url, "longview_actors == 2"))
+    return names
 
-    # Every panel shows something, every choice can be made.
-    longview.wait_for(lambda: without_data(url) <= NOTHING_TO_SHOW)
 
-    # The hub dies: another takes over, somewhere else, and no counter falls.
+def another_hub_takes_over(longview: Any, run: Run, url: str, names: set[str]) -> None:
+    """When it dies; somewhere else, and no counter falls."""
     before = query(url, "longview_env_steps_total")[0][1]
     served = run.state()["metrics"]
     (hub,) = longview.processes("ray::MetricsHub")
@@ -195,22 +183,38 @@ def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview:
     resets = {name: query(url, f"max(resets({name}[10m]))")[0][1] for name in counters}
     assert resets == dict.fromkeys(counters, 0.0)
 
-    # Somebody looks on from a terminal, and looks away; somebody else stays to the end.
-    other = Terminal(longview, "status", "--watch")
-    look_on_and_away(longview)
-    assert process.poll() is None, "the run goes on"
 
-    # Prometheus dies: the run does not care.
+def the_run_goes_on_without_prometheus(longview: Any, run: Run, url: str) -> None:
     (prometheus,) = longview.processes("/prometheus --config")
     os.kill(prometheus, signal.SIGKILL)
 
     def step() -> float:
         return read_metrics(run.state()["metrics"])["longview_learner_step"][()]
 
-    code, output = longview("status", "watched")
+    _, output = longview("status", "watched")
     assert f"Prometheus: {url}" in output
     reached = step()
     longview.wait_for(lambda: step() > reached + 40)
+
+
+@needs_prometheus
+def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview: Any) -> None:
+    (longview.folder / "watched.yaml").write_text(WATCHED)
+    process = longview.start("launch", "watched.yaml", "name=watched")
+    run = Run(longview.folder / "runs" / "watched")
+    url = longview.wait_for(lambda: run.state().get("prometheus"))
+    names = series_arrive(longview, url)
+
+    # Every panel shows something, every choice can be made.
+    longview.wait_for(lambda: without_data(url) <= NOTHING_TO_SHOW)
+    another_hub_takes_over(longview, run, url, names)
+
+    # Somebody looks on from a terminal, and looks away; somebody else stays to the end.
+    other = Terminal(longview, "status", "--watch")
+    look_on_and_away(longview)
+    assert process.poll() is None, "the run goes on"
+
+    the_run_goes_on_without_prometheus(longview, run, url)
     code, output = longview("stop", "watched")
     assert code == 0, output
     output, _ = process.communicate(timeout=30)
