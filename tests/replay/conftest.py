@@ -39,13 +39,8 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        cluster.form()
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
-    finally:
-        for port in list(cluster.servers):
-            cluster.kill(port)
 
 
 @pytest.fixture
@@ -170,15 +165,39 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A Redis Cluster on this machine: three primaries, a replica of each."""
+    """A Redis Cluster on this machine: three primaries, a replica of each; it is there within its context."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: str = "", ca: str = "") -> None:
+        """
+        Args:
+            certificate, ca: files; with them the nodes speak TLS only.
+        """
         self._folder = folder
+        self._tls = {"tls-cert-file": certificate, "tls-key-file": certificate, "tls-ca-cert-file": ca}
+        self._trusted = {"ssl": True, "ssl_ca_certs": ca} if ca else {}
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
         self.url = ""
 
+    def __enter__(self) -> "Cluster":
+        try:
+            self.form()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for port in list(self.servers):
+            self.kill(port)
+
     def start(self, port: int) -> None:
-        command = [find_redis_server(), "--port", str(port), "--dir", str(self._folder), "--save", ""]
+        command = [find_redis_server(), "--dir", str(self._folder), "--save", ""]
+        if self._trusted:
+            command += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
+            command += ["--tls-cluster", "yes", "--tls-replication", "yes"]
+            command += [part for name, file in self._tls.items() for part in (f"--{name}", file)]
+        else:
+            command += ["--port", str(port)]
         command += ["--cluster-enabled", "yes", "--cluster-config-file", f"{port}.conf"]
         command += ["--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"]
         with (self._folder / f"{port}.log").open("ab") as log:
@@ -194,7 +213,7 @@ class Cluster:
         ports = [free_port_of_a_cluster() for _ in range(6)]
         for port in ports:
             self.start(port)
-        self.url = f"redis://127.0.0.1:{ports[0]}"
+        self.url = f"{'rediss' if self._trusted else 'redis'}://127.0.0.1:{ports[0]}"
         nodes = [self.node(port) for port in ports]
         self.until(lambda: all(map(answers, nodes)))
         for number, node in enumerate(nodes):
@@ -223,7 +242,7 @@ class Cluster:
         return found["role"], found.get("master_link_status", found["connected_slaves"])
 
     def node(self, port: int) -> Redis:
-        return Redis(port=port, socket_timeout=5)
+        return Redis(host="127.0.0.1", port=port, socket_timeout=5, **self._trusted)
 
     def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import redis
 import trustme
 
 from replay import client, keys
@@ -16,6 +17,7 @@ from replay.config import StoreConfig
 from replay.episode import EpisodeMeta, TaskSpec
 from replay.errors import StoreUnavailable
 from replay.store import EpisodeStore
+from tests.replay.conftest import Cluster
 
 SECRET = "hunter2-S3CRET"
 GUIDE = Path(__file__).parents[2] / "docs" / "store.md"
@@ -153,6 +155,19 @@ def test_that_user_on_a_cluster(cluster: Any, spec: TaskSpec, write: Any) -> Non
     for port in cluster.servers:
         cluster.node(port).execute_command("ACL", "SETUSER", *acl_line().split()[1:])
     everything(cluster.url.replace("//", f"//lab:{SECRET}@"), spec, write)
+
+
+def test_that_user_on_a_cluster_that_speaks_tls(
+    tmp_path: Path, start_tls: Any, certificates: Certificates, spec: TaskSpec, write: Any
+) -> None:
+    start_tls(certificates.server)  # skips where Redis cannot
+    with Cluster(tmp_path, certificates.server, certificates.ca) as cluster:
+        with pytest.raises(redis.ConnectionError):
+            redis.Redis(port=next(iter(cluster.servers))).ping()
+        for port in cluster.servers:
+            cluster.node(port).execute_command("ACL", "SETUSER", *acl_line().split()[1:])
+        url = cluster.url.replace("//", f"//lab:{SECRET}@")
+        everything(f"{url}?ssl_ca_certs={certificates.ca}", spec, write)
 
 
 def everything(url: str, spec: TaskSpec, write: Any) -> None:
