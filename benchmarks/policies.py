@@ -128,7 +128,7 @@ def encoding(device: torch.device) -> tuple[list[Row], dict[str, float]]:
 
 
 class TimedEncoder(DiffusionPolicy):
-    """Notes how long it last took to make tokens."""
+    """Notes how long it takes to make tokens."""
 
     milliseconds = 0.0
 
@@ -136,13 +136,14 @@ class TimedEncoder(DiffusionPolicy):
         started = perf_counter()
         token_FE = super().tokens(*arguments)
         token_FE.sum().item()  # waits for a GPU
-        self.milliseconds = 1000 * (perf_counter() - started)
+        self.milliseconds += 1000 * (perf_counter() - started)
         return token_FE
 
     def time(self, acting: "Acting", anew: bool = False) -> float:
         """Of a decision at the longest context."""
         if anew:
             acting.session.load(0, self)  # as with new weights, no token can be kept
+        self.milliseconds = 0.0
         acting.decide(LONGEST)
         return self.milliseconds
 

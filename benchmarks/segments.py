@@ -31,7 +31,7 @@ SETTINGS = (
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--task", default="grasp_and_return")
-    options.add_argument("--seconds", type=float, default=240.0, help="of processor time, for each")
+    options.add_argument("--seconds", type=float, default=200.0, help="of processor time, for each")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options.add_argument("overrides", nargs="*", metavar="key=value")
     chosen = options.parse_args()

@@ -15,7 +15,7 @@ from learner.policy import DiffusionPolicy
 
 Frames = Mapping[str, NDArray[Any]]
 """Consecutive observations by key, (n, ...) each, oldest first."""
-ENCODED_AT_ONCE = 128
+ENCODED_AT_ONCE = 64
 """Frames: of images, what so many need still fits a CPU's caches; more take it longer each."""
 
 

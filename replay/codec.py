@@ -16,7 +16,7 @@ that the limits below bound: nothing is allocated that the bytes only claim.
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from reprlib import repr as shown
 from typing import Any, Final
@@ -183,7 +183,7 @@ def encode_record(record: Record) -> bytes:
         EpisodeError: its meta holds values that are not plain, or do not fit 64 bits.
     """
     try:
-        return _pack(asdict(record))
+        return _pack({**vars(record), "meta": vars(record.meta)})
     except (ValueError, TypeError, OverflowError) as error:
         raise EpisodeError(f"episode {record.meta.id}: {error}") from error
 
