@@ -91,21 +91,23 @@ def main() -> None:
 
 
 def decisions(device: torch.device, quick: bool) -> tuple[list[Row], dict[str, float]]:
-    """What decisions take at every context length. The ratios are the worse ones of the two batches."""
+    """What decisions take at every context length. The ratios are the worse ones of the two batches, of
+    `small`."""
     rows: list[Row] = []
     ratios: dict[str, float] = {}
-    for architecture, kind, robots in product(get_args(Architecture), SPECS, (1, 64)):
+    policies = [(architecture, "small") for architecture in ((MAIN,) if quick else get_args(Architecture))]
+    for (architecture, size), kind, robots in product([*policies, (MAIN, "tiny")], SPECS, (1, 64)):
         many_images = (kind, robots) == ("images", 64)
-        if quick and (architecture != MAIN or many_images):
+        if quick and many_images:
             continue
-        acting = Acting(make_policy(architecture, "small", kind, device), robots)
+        acting = Acting(make_policy(architecture, size, kind, device), robots)
         sides = {f"T_o {T_o}": partial(acting.decide, T_o) for T_o in ((2, LONGEST) if quick else LENGTHS)}
         samples = interleaved(sides, rounds=3 if many_images else 15)
-        case = f"{architecture}, small, {kind}, batch {robots}"
+        case = f"{architecture}, {size}, {kind}, batch {robots}"
         rows += [Row("decision", f"{case}, {side}", "ms", times) for side, times in samples.items()]
         pairs = zip(samples[f"T_o {LONGEST}"], samples["T_o 2"], strict=True)
         rows.append(Row("decision_80_over_2", case, "", [longest / short for longest, short in pairs]))
-        if architecture == MAIN:
+        if (architecture, size) == (MAIN, "small"):
             name = f"decision_80_over_2_{kind}"
             ratios[name] = max(ratios.get(name, 0.0), rows[-1].value)
     return rows, ratios
