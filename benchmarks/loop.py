@@ -201,7 +201,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
     """Whole trainings by the default curriculum and by the longest context throughout, with equal steps. As
     with cameras, and unlike in a small policy of a few numbers, most of the time goes into the context. In a
     quick run the few steps leave more weight to what every training does once, so the two come closer."""
-    default = LearnerConfig(PolicyConfig(token_size=256, future_actions=14), steps=1000, batch_size=128)
+    default = LearnerConfig(PolicyConfig(token_size=384, future_actions=14), steps=1000, batch_size=128)
     if quick:
         default = replace(default, steps=40, warmup=10)
     configs = {
