@@ -16,15 +16,16 @@ class Memory:
             max_bytes: what is kept of blocks that nobody uses.
         """
         self._max_bytes = max_bytes
-        self._size = 0
-        self._spare: list[bytearray] = []
+        self._spare: tuple[int, list[bytearray]] = 0, []
+        """The size, and blocks of it; together, as another thread may want another size at any time."""
 
     def take(self, size: int) -> Array:
         """A block (size,) uint8 of whatever was there; once nothing refers to it or a view of it, it is taken
         again."""
-        if size != self._size:
-            self._size, self._spare = size, []
-        spare = self._spare
+        kept, spare = self._spare
+        if kept != size:
+            spare = []
+            self._spare = size, spare
         try:
             block = spare.pop()
         except IndexError:

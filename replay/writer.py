@@ -180,9 +180,7 @@ class EpisodeWriter:
         self._sent = None
         return committed
 
-    def _new_chunk(
-        self, step: Mapping[str, Array]
-    ) -> dict[str, tuple[Array, np.dtype[Any], tuple[int, ...]]]:
+    def _new_chunk(self, step: Mapping[str, Array]) -> Buffers:
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
-    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
@@ -165,7 +165,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A Redis Cluster on this machine: three primaries, a replica of each; it is there within its context."""
+    """A Redis Cluster on this machine: three primaries, a replica of each."""
 
     def __init__(self, folder: Path, certificate: str = "", ca: str = "") -> None:
         """
@@ -177,18 +177,6 @@ class Cluster:
         self._trusted = {"ssl": True, "ssl_ca_certs": ca} if ca else {}
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
         self.url = ""
-
-    def __enter__(self) -> "Cluster":
-        try:
-            self.form()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for port in list(self.servers):
-            self.kill(port)
 
     def start(self, port: int) -> None:
         command = [find_redis_server(), "--dir", str(self._folder), "--save", ""]
@@ -249,6 +237,18 @@ class Cluster:
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true in time"
             time.sleep(0.02)
+
+
+@contextmanager
+def redis_cluster(folder: Path, certificate: str = "", ca: str = "") -> Iterator[Cluster]:
+    """One that is there within the context; files as `Cluster` takes them."""
+    cluster = Cluster(folder, certificate, ca)
+    try:
+        cluster.form()
+        yield cluster
+    finally:
+        for port in list(cluster.servers):
+            cluster.kill(port)
 
 
 def answers(redis: Redis) -> bool:

@@ -17,7 +17,7 @@ from replay.config import StoreConfig
 from replay.episode import EpisodeMeta, TaskSpec
 from replay.errors import StoreUnavailable
 from replay.store import EpisodeStore
-from tests.replay.conftest import Cluster
+from tests.replay.conftest import redis_cluster
 
 SECRET = "hunter2-S3CRET"
 GUIDE = Path(__file__).parents[2] / "docs" / "store.md"
@@ -161,7 +161,7 @@ def test_that_user_on_a_cluster_that_speaks_tls(
     tmp_path: Path, start_tls: Any, certificates: Certificates, spec: TaskSpec, write: Any
 ) -> None:
     start_tls(certificates.server)  # skips where Redis cannot
-    with Cluster(tmp_path, certificates.server, certificates.ca) as cluster:
+    with redis_cluster(tmp_path, certificates.server, certificates.ca) as cluster:
         with pytest.raises(redis.ConnectionError):
             redis.Redis(port=next(iter(cluster.servers))).ping()
         for port in cluster.servers:
