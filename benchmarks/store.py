@@ -164,30 +164,33 @@ def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
 
 
 def against_raw(url: str, quick: bool) -> dict[str, list[float]]:
-    """MB/s of episodes without compression, in as actors give them and out as learners get them; and of
-    values of the same sizes that a pipeline of redis-py, as deep as an episode has chunks, puts into a new
-    hash and gets. Both sides remove what is old: memory that is new to Redis takes it longer."""
+    """MB/s of episodes without compression, in as actors give them and out as learners get them; and of as
+    many values of the same sizes that a pipeline of redis-py sets and gets. Both sides remove what is old:
+    memory that is new to Redis takes it longer."""
     spec = store_spec("raw", PICTURES)
     steps = recording(spec, CHUNKS * CHUNK)
     store = open_store(url, spec, compression=0, byte_budget=int(1e6 * KEPT * megabytes(steps)), shards=1)
     ids = [write(store, spec, 0, steps)]
     (record,) = store.records()
     redis = Redis.from_url(url)
-    rng, names = np.random.default_rng(0), [""]
+    rng, rounds = np.random.default_rng(0), [0]
     values = [rng.bytes(record.bytes // record.chunks) for _ in range(record.chunks)]
 
+    def names(round: int) -> list[str]:
+        return [f"raw:{round}:{index}" for index in range(len(values))]
+
     def put() -> None:
-        names.append(f"raw:{len(names)}")
+        rounds.append(len(rounds))
         with redis.pipeline(transaction=False) as pipe:
-            for index, value in enumerate(values):
-                pipe.hset(names[-1], str(index), value)
-            pipe.unlink(names[max(0, len(names) - KEPT)])
+            for name, value in zip(names(rounds[-1]), values, strict=True):
+                pipe.set(name, value)
+            pipe.unlink(*names(rounds[-1] - KEPT + 1))
             pipe.execute()
 
     def get() -> None:
         with redis.pipeline(transaction=False) as pipe:
-            for index in range(len(values)):
-                pipe.hget(names[-1], str(index))
+            for name in names(rounds[-1]):
+                pipe.get(name)
             pipe.execute()
 
     sides: dict[str, Callable[[], object]] = {

@@ -34,13 +34,14 @@ class PartialEpisode:
         """
         start = number * self.record.chunk_steps
         rows = min(self.record.chunk_steps, self.record.length - start)
-        if not self._arrays:
-            length = self.record.length
-            self._arrays = {n: np.empty((length, *a.shape[1:]), a.dtype) for n, a in chunk.items()}
-        expected = {name: ((rows, *a.shape[1:]), a.dtype) for name, a in self._arrays.items()}
+        like = self._arrays or chunk
+        expected = {name: ((rows, *a.shape[1:]), a.dtype) for name, a in like.items()}
         found = {name: (array.shape, array.dtype) for name, array in chunk.items()}
         if found != expected:
             raise CodecError(f"chunk {number} holds {found}, expected {expected}")
+        if not self._arrays:
+            length = self.record.length
+            self._arrays = {n: np.empty((length, *a.shape[1:]), a.dtype) for n, a in chunk.items()}
         for name, array in chunk.items():
             self._arrays[name][start : start + rows] = array
         self._present.add(number)

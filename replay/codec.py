@@ -31,6 +31,8 @@ from replay.errors import CodecError, EpisodeError, UnknownFormat
 
 MAX_CHUNK_BYTES: Final = 256 << 20
 """Largest body, before compression."""
+MAX_CHUNKS: Final = 1 << 16
+"""Of an episode."""
 MAX_ARRAYS: Final = 64
 MAX_DIMENSIONS: Final = 8
 MAX_NAME: Final = 128
@@ -208,6 +210,8 @@ def decode_record(data: bytes) -> Record:
             raise CodecError(
                 f"{record.length} steps, {record.chunks} chunks of {record.chunk_steps}, {record.bytes} bytes"
             )
+        if record.chunks > min(MAX_CHUNKS, -(-record.length // record.chunk_steps)):
+            raise CodecError(f"{record.chunks} chunks of {record.chunk_steps} for {record.length} steps")
         if any(type(version) is not int for version in versions):
             raise CodecError(f"policy_versions are {shown(versions)}, expected integers")
         return record

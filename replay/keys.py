@@ -6,6 +6,7 @@ script may touch them together.
 
 import re
 import zlib
+from collections.abc import Iterable
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
@@ -27,7 +28,7 @@ def shard_of(episode_id: str, shards: int) -> int:
 
 
 def layout(namespace: str) -> str:
-    """Hash: what every client of the namespace must agree on (`shards`)."""
+    """Hash: what every client of the namespace must agree on (`format`, `shards`)."""
     return f"{{{namespace}}}:layout"
 
 
@@ -76,13 +77,19 @@ def totals(tag: str) -> str:
     return f"{tag}:totals"
 
 
-def chunks(tag: str, episode_id: str, token: str) -> str:
-    """Hash: number of a chunk -> its bytes, of one writer of one episode; `open` until it is committed."""
-    return f"{chunks_prefix(tag)}{episode_id}:{token}"
+def chunks(tag: str, episode_id: str, token: str, numbers: Iterable[int]) -> list[str]:
+    """Strings: the bytes of these chunks, of one writer of one episode; they expire until it is committed."""
+    prefix = writer_prefix(tag, episode_id, token)
+    return [f"{prefix}{number}" for number in numbers]
+
+
+def writer_prefix(tag: str, episode_id: str, token: str) -> str:
+    """What the keys of a writer's chunks begin with; the rest is the number."""
+    return f"{chunks_prefix(tag)}{episode_id}:{token}:"
 
 
 def chunks_prefix(tag: str) -> str:
-    """What the chunk keys of a shard begin with; the rest is `<id>:<token>`."""
+    """What the chunk keys of a shard begin with; the rest is `<id>:<token>:<number>`."""
     return f"{tag}:chunks:"
 
 

@@ -1,6 +1,6 @@
 """Whole episodes as they are stored, and what becomes of those that are damaged."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
@@ -34,7 +34,7 @@ def read_whole(client: Client, tag: str, id: str) -> Episode:
     record = whole_record(id, packed)
     stored, still = client.pipelined(
         doing,
-        [("HGETALL", keys.chunks(tag, id, record.token)), ("HGET", keys.episodes(tag), id)],
+        [("MGET", *chunk_keys(tag, record)), ("HGET", keys.episodes(tag), id)],
     )
     if still != packed:
         raise UnknownEpisode(f"episode {id!r} was removed while it was read")
@@ -56,27 +56,32 @@ def whole_record(id: str, packed: bytes) -> Record:
         raise CodecError(f"episode {id}: {error}") from None
 
 
-def assemble(record: Record, stored: Mapping[bytes, bytes]) -> Episode:
-    """An episode from its record and all its chunks, by number.
+def assemble(record: Record, stored: Sequence[bytes | None]) -> Episode:
+    """An episode from its record and all its chunks; None are those that are not there.
 
     Raises:
         UnknownFormat: it is of another version of the format.
         CodecError: it is damaged.
     """
-    numbers = [str(number).encode() for number in range(record.chunks)]
     try:
-        if missing := [number.decode() for number in numbers if number not in stored]:
+        if missing := [str(number) for number, chunk in enumerate(stored) if chunk is None]:
             raise CodecError(f"chunks {', '.join(missing)} of {record.chunks} are missing")
-        chunks = [decode_chunk(stored[number]) for number in numbers]
+        whole = [chunk for chunk in stored if chunk is not None]
+        chunks = [decode_chunk(chunk) for chunk in whole]
         arrays = join_chunks(chunks)
         steps = [len(next(iter(chunk.values()))) for chunk in chunks]
         if sum(steps) != record.length or any(rows != record.chunk_steps for rows in steps[:-1]):
             raise CodecError(f"chunks hold {steps} steps, not {record.length} by {record.chunk_steps}")
-        if (size := sum(map(len, stored.values()))) != record.bytes:
+        if (size := sum(map(len, whole))) != record.bytes:
             raise CodecError(f"chunks have {size} bytes, not {record.bytes}")
     except CodecError as error:
         raise type(error)(f"episode {record.meta.id}: {error}") from None
     return Episode(record.meta, record.outcome, arrays, record.extras)
+
+
+def chunk_keys(tag: str, record: Record) -> list[str]:
+    """Where the chunks of an episode are."""
+    return keys.chunks(tag, record.meta.id, record.token, range(record.chunks))
 
 
 def set_aside(client: Client, tag: str, id: str, why: str) -> bool:

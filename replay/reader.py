@@ -110,10 +110,10 @@ class Reader:
         self, episodes: Mapping[str, PartialEpisode], missing: Mapping[str, Sequence[int]]
     ) -> dict[str, Found]:
         """The same episodes with their missing chunks."""
-        commands: list[tuple[str | int, ...]] = []
+        commands: list[tuple[str, ...]] = []
         for id, episode in episodes.items():
             tag = self._tag_of(id)
-            commands.append(("HMGET", keys.chunks(tag, id, episode.record.token), *missing[id]))
+            commands.append(("MGET", *keys.chunks(tag, id, episode.record.token, missing[id])))
             # Chunks go with their record: if it is still here after them, what is missing is damage.
             commands.append(("HEXISTS", keys.episodes(tag), id))
         replies = self._client.pipelined("reading chunks of episodes", commands)

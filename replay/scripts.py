@@ -23,30 +23,32 @@ local function record_of(packed)
 end
 """
 
-OPEN: Final = (
-    _RECORD
-    + """
--- See to it that chunks that are written next expire, unless their episode is committed.
--- KEYS 1 episodes  2 chunks of this writer
--- ARGV 1 id  2 token  3 life time of an uncommitted episode, milliseconds
--- Before the chunk itself, which is a plain HSET: passing it through Lua would cost more than all else.
-if record_of(redis.call('HGET', KEYS[1], ARGV[1])).token == ARGV[2] then return 0 end
-if redis.call('PEXPIRE', KEYS[2], ARGV[3]) == 0 then
-  redis.call('HSET', KEYS[2], 'open', '')
-  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+_UNLINK: Final = """
+local function unlink(prefix, chunks)
+  for i = 0, chunks - 1 do redis.call('UNLINK', prefix .. i) end
+end
+"""
+
+RENEW: Final = """
+-- Let the chunks of an episode that is not committed yet live on; one that is, stays for ever anyway.
+-- KEYS 1 prefix of this writer's chunks
+-- ARGV 1 number of chunks  2 their life time, milliseconds
+for i = 0, ARGV[1] - 1 do
+  if redis.call('PTTL', KEYS[1] .. i) > 0 then redis.call('PEXPIRE', KEYS[1] .. i, ARGV[2]) end
 end
 return 1
 """
-)
 
 DISCARD: Final = (
     _RECORD
+    + _UNLINK
     + """
 -- Remove the chunks of an episode, unless it is committed.
--- KEYS 1 episodes  2 chunks of this writer
--- ARGV 1 id  2 token
+-- KEYS 1 episodes  2 prefix of this writer's chunks
+-- ARGV 1 id  2 token  3 number of chunks
 if record_of(redis.call('HGET', KEYS[1], ARGV[1])).token == ARGV[2] then return 0 end
-return redis.call('UNLINK', KEYS[2])
+unlink(KEYS[2], ARGV[3])
+return 1
 """
 )
 
@@ -83,8 +85,8 @@ end
 COMMIT: Final = (
     """
 -- Make an episode visible, once, and make room for it.
--- KEYS 1 episodes  2 totals  3 removed  4 chunks of this writer  5 priorities  6 prioritized  7 quarantine
---      8 index of the episode's source  9... indices that may be evicted from
+-- KEYS 1 episodes  2 totals  3 removed  4 prefix of this writer's chunks  5 priorities  6 prioritized
+--      7 quarantine  8 index of the episode's source  9... indices that may be evicted from
 -- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
 --      9 byte budget  10 prefix of chunk keys  11 how many removals stay listed  12 entry of the index
 --      13... sources of KEYS 9...
@@ -96,6 +98,7 @@ local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
     + _CLOCK
     + _RECORD
     + _REMOVE
+    + _UNLINK
     + """
 local function oldest()
   local index, entry, time
@@ -113,7 +116,7 @@ local function evict(index, entry)
   local record = record_of(redis.call('HGET', episodes, id))
   redis.call('ZREM', index, entry)
   if not record.token then return 0 end -- an entry without episode
-  redis.call('UNLINK', ARGV[10] .. id .. ':' .. record.token)
+  unlink(ARGV[10] .. id .. ':' .. record.token .. ':', record.chunks)
   count('live:' .. record.meta.source, -1, record.length, record.bytes)
   count('evicted:' .. record.meta.source, 1, record.length, record.bytes)
   redis.call('HINCRBY', totals, 'bytes', -record.bytes)
@@ -130,11 +133,12 @@ end
 -- One that is in quarantine may come again, one that gave way may not.
 local gone = redis.call('ZSCORE', removed, ARGV[1]) and redis.call('HEXISTS', KEYS[7], ARGV[1]) == 0
 if present or gone then
-  redis.call('UNLINK', KEYS[4])
+  unlink(KEYS[4], chunks)
   return {'duplicate'}
 end
 
-local found = redis.call('HLEN', KEYS[4]) - redis.call('HEXISTS', KEYS[4], 'open')
+local found = 0
+for i = 0, chunks - 1 do found = found + redis.call('EXISTS', KEYS[4] .. i) end
 if found ~= chunks then return {'incomplete', found} end
 
 local stored = number('bytes')
@@ -147,8 +151,7 @@ while stored + size > budget do
   stored = stored - evict(index, entry)
 end
 
-redis.call('HDEL', KEYS[4], 'open')
-redis.call('PERSIST', KEYS[4])
+for i = 0, chunks - 1 do redis.call('PERSIST', KEYS[4] .. i) end
 redis.call('HSET', episodes, ARGV[1], ARGV[3])
 redis.call('ZADD', KEYS[8], tick(), ARGV[12])
 count('live:' .. ARGV[4], 1, length, size)
@@ -234,16 +237,19 @@ return 1
 """
 )
 
-DROP: Final = """
+DROP: Final = (
+    _UNLINK
+    + """
 -- Remove an episode that is in quarantine for good.
--- KEYS 1 quarantine  2 totals  3 its chunks, if they are known
--- ARGV 1 id  2 what is stored there
+-- KEYS 1 quarantine  2 totals  3 prefix of its chunks, if they are known
+-- ARGV 1 id  2 what is stored there  3 number of its chunks, if they are known
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[2], 'quarantined', redis.call('HLEN', KEYS[1]))
-if KEYS[3] then redis.call('UNLINK', KEYS[3]) end
+if KEYS[3] then unlink(KEYS[3], ARGV[3]) end
 return 1
 """
+)
 
 RELIST: Final = (
     """

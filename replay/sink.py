@@ -25,14 +25,18 @@ class Sink:
         self._tag_of = tag_of
         self._budget = config.byte_budget // shards
         self._config = config
+        self._life = int(1000 * config.orphan_seconds)
         self._commit = client.script(scripts.COMMIT, replicated=True)
         self._discard = client.script(scripts.DISCARD)
 
     def chunk(self, record: Record, chunk: bytes | memoryview) -> Commands:
         """What stores the next chunk of an episode, whose record counts those before."""
-        names, args = self._writer(record)
-        open = ("EVAL", scripts.OPEN, len(names), *names, *args, int(1000 * self._config.orphan_seconds))
-        return open, ("HSET", names[-1], record.chunks, chunk)
+        # Where there is one of this number, it is the same, and must not begin to expire if it is committed.
+        return [("SET", f"{self._prefix(record)}{record.chunks}", chunk, "PX", self._life, "NX")]
+
+    def renew(self, record: Record) -> Commands:
+        """What lets the chunks of an episode that are stored live on."""
+        return [("EVAL", scripts.RENEW, 1, self._prefix(record), record.chunks, self._life)]
 
     def send(self, commands: Commands) -> None:
         """Store chunks, again.
@@ -52,7 +56,7 @@ class Sink:
         """
         id, source, evicted = record.meta.id, record.meta.source, self._config.evict
         tag, listed = self._tag_of(id), REMOVED_LISTED
-        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), keys.chunks(tag, id, record.token)]
+        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), self._prefix(record)]
         names += [keys.priorities(tag), keys.prioritized(tag), keys.quarantine(tag)]
         names += [keys.index(tag, name) for name in (source, *evicted)]
         args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
@@ -77,8 +81,9 @@ class Sink:
         Raises:
             RedisError: it did not work.
         """
-        self._discard(*self._writer(record))
+        id = record.meta.id
+        names = [keys.episodes(self._tag_of(id)), self._prefix(record)]
+        self._discard(names, [id, record.token, record.chunks])
 
-    def _writer(self, record: Record) -> tuple[list[str], list[Any]]:
-        id, tag = record.meta.id, self._tag_of(record.meta.id)
-        return [keys.episodes(tag), keys.chunks(tag, id, record.token)], [id, record.token]
+    def _prefix(self, record: Record) -> str:
+        return keys.writer_prefix(self._tag_of(record.meta.id), record.meta.id, record.token)

@@ -5,7 +5,8 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from replay.writer import EpisodeWriter
 
 log = logging.getLogger(__name__)
 
+FORMAT: Final = 2
+"""Of what is where in a namespace; replay/keys.py and codec.py say what that is."""
+
 
 class EpisodeStore:
     """A namespace of a Redis. Safe to use from several threads; a writer belongs to one."""
@@ -61,6 +65,7 @@ class EpisodeStore:
 
         Raises:
             StoreUnavailable: Redis does not answer within 15 s, or refuses the credentials.
+            StoreError: the namespace is of another version's format.
             ValueError: the namespace holds characters that a key must not.
         """
         keys.check_namespace(namespace)
@@ -353,9 +358,20 @@ class EpisodeStore:
     # Plumbing
 
     def _agree_on_shards(self) -> int:
+        """The number of shards, once this Longview and the namespace's are known to lay it out alike."""
         key = keys.layout(self._namespace)
-        self._call("connecting", lambda: self._redis.hsetnx(key, "shards", self._config.shards))
-        return int(self._call("connecting", lambda: self._redis.hget(key, "shards")))
+        found = self._call("connecting", lambda: self._redis.hgetall(key))
+        if b"shards" not in found:
+            # The format first: one who sees the shards sees it, too.
+            for name, value in (("format", FORMAT), ("shards", self._config.shards)):
+                self._call("connecting", partial(self._redis.hsetnx, key, name, value))
+            found = self._call("connecting", lambda: self._redis.hgetall(key))
+        if (format := int(found.get(b"format", 1))) != FORMAT:
+            raise StoreError(
+                f"namespace {self._namespace} is of format {format}, this version of Longview reads format "
+                f"{FORMAT}: use another namespace, or the version that wrote it"
+            )
+        return int(found[b"shards"])
 
     def _tag(self, id: str) -> str:
         return self._tags[keys.shard_of(id, len(self._tags))]

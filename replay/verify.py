@@ -17,7 +17,7 @@ from replay.episode import SOURCES, TaskSpec, validate_episode
 from replay.errors import CodecError, EpisodeError, UnknownFormat
 from replay.index import entry_of
 from replay.keys import shard_of
-from replay.quarantine import aside_of, assemble, owned, set_aside, whole_record
+from replay.quarantine import aside_of, assemble, chunk_keys, owned, set_aside, whole_record
 
 PAGE: Final = 500
 """Episodes, or keys, that are asked for at once."""
@@ -133,14 +133,20 @@ class Verifier:
         for group in _groups(records):
             commands: list[tuple[str, ...]] = []
             for record in group:
-                chunks = keys.chunks(tag, record.meta.id, record.token)
-                commands += [("HGETALL", chunks), ("PTTL", chunks)]
-            replies = self._ask(commands)
-            for record, stored, left in zip(group, replies[::2], replies[1::2], strict=True):
-                self._episode(tag, record, stored, left, specs)
+                chunks = chunk_keys(tag, record)
+                commands += [("MGET", *chunks), *(("PTTL", chunk) for chunk in chunks)]
+            replies = iter(self._ask(commands))
+            for record in group:
+                stored, *lives = islice(replies, 1 + record.chunks)
+                self._episode(tag, record, stored, lives, specs)
 
     def _episode(
-        self, tag: str, record: Record, stored: dict[bytes, bytes], left: int, specs: dict[str, TaskSpec]
+        self,
+        tag: str,
+        record: Record,
+        stored: list[bytes | None],
+        lives: list[int],
+        specs: dict[str, TaskSpec],
     ) -> None:
         id, task = record.meta.id, record.meta.task
         try:
@@ -154,8 +160,8 @@ class Verifier:
         except (CodecError, EpisodeError) as error:
             self._damaged(tag, id, str(error))
         else:
-            if left >= 0:
-                self._expiring(tag, record, left)
+            if any(left >= 0 for left in lives):
+                self._expiring(tag, record, lives)
             self.verdict.episodes += 1
             self.verdict.steps += record.length
             self.verdict.bytes += record.bytes
@@ -166,9 +172,10 @@ class Verifier:
             repaired = self.repair and set_aside(self.client, tag, id, why)
             self._found("episode", id, why, repaired)
 
-    def _expiring(self, tag: str, record: Record, left: int) -> None:
+    def _expiring(self, tag: str, record: Record, lives: list[int]) -> None:
         if self.repair:
-            self._ask([("PERSIST", keys.chunks(tag, record.meta.id, record.token))])
+            self._ask([("PERSIST", chunk) for chunk in chunk_keys(tag, record)])
+        left = min(left for left in lives if left >= 0)
         self._found("expiry", record.meta.id, f"would expire in {left / 1000:.0f} s", self.repair)
 
     # Indices
@@ -215,13 +222,15 @@ class Verifier:
 
     def _expiries(self) -> None:
         """Find chunks that belong to no episode and will not expire."""
-        for tag, key, id, token in self.client.call("looking for chunks", lambda: list(self._orphans())):
+        writers: dict[str, list[str]] = {}
+        for key in self.client.call("looking for chunks", lambda: list(self._orphans())):
+            writers.setdefault(key.rpartition(":")[0], []).append(key)
+        for writer, chunks in writers.items():
             if self.repair:
-                names = [keys.episodes(tag), key]
-                self._script(scripts.OPEN, names, [id, token, int(1000 * self.orphan_seconds)])
-            self._found("expiry", key, "chunks of no episode, which would stay for ever", self.repair)
+                self._ask([("PEXPIRE", chunk, int(1000 * self.orphan_seconds)) for chunk in chunks])
+            self._found("expiry", writer, "chunks of no episode, which would stay for ever", self.repair)
 
-    def _orphans(self) -> Iterator[tuple[str, str, str, str]]:
+    def _orphans(self) -> Iterator[str]:
         prefixes = {keys.chunks_prefix(tag): tag for tag in self.tags}
         found = self.client.redis.scan_iter(keys.chunks_pattern(self.namespace), count=PAGE)
         for page in _pages(found, PAGE):
@@ -229,7 +238,7 @@ class Verifier:
             for key in page:
                 prefix = next((prefix for prefix in prefixes if key.startswith(prefix.encode())), None)
                 if prefix is not None:
-                    id, _, token = key.decode()[len(prefix) :].rpartition(":")
+                    id, _, token = key.decode()[len(prefix) :].rpartition(":")[0].rpartition(":")
                     named.append((prefixes[prefix], key.decode(), id, token))
             # How long each lives, whose it is, and once more how long: one that is committed or evicted in
             # between is not taken for an orphan.
@@ -245,10 +254,12 @@ class Verifier:
                 )
             ]
             replies = iter(self.client.pipeline(questions))
-            for name, packed, aside, left in zip(lasting, replies, replies, replies, strict=True):
+            for (_, name, _, token), packed, aside, left in zip(
+                lasting, replies, replies, replies, strict=True
+            ):
                 of = [packed] if packed is not None else []
                 of += [aside_of(aside).record] if aside is not None else []
-                if left == FOREVER and not any(owned(name[-1], record) for record in of):
+                if left == FOREVER and not any(owned(token, record) for record in of):
                     yield name
 
     # Totals and quarantine
@@ -265,13 +276,15 @@ class Verifier:
 
     def _drop(self, tag: str) -> None:
         for id, value in self._aside(tag).items():
-            names = [keys.quarantine(tag), keys.totals(tag)]
+            names, args = [keys.quarantine(tag), keys.totals(tag)], list[Any]([id, value])
             try:
                 record = whole_record(id.decode(), aside_of(value).record)
-                names.append(keys.chunks(tag, id.decode(), record.token))
             except CodecError:
                 pass  # which chunks are its own cannot be told: they expire like all that are nobody's
-            self._script(scripts.DROP, names, [id, value])
+            else:
+                names.append(keys.writer_prefix(tag, id.decode(), record.token))
+                args.append(record.chunks)
+            self._script(scripts.DROP, names, args)
 
     # Plumbing
 

@@ -1,5 +1,6 @@
 """Writing one episode, step by step."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from replay.codec import Record, encode_chunk, encode_record, frame, seal
+from replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, frame, seal
 from replay.config import StoreConfig
 from replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from replay.errors import EpisodeError, MissingChunks
@@ -57,6 +58,8 @@ class EpisodeWriter:
         self._rows = 0
         self._handed_over = 0
         """Steps that have left the buffers."""
+        self._renewed = time.monotonic()
+        """When the chunks that are stored were last seen to."""
         self._commit: Job | None = None
         self._outcome = ""
         self._aborted = False
@@ -140,6 +143,11 @@ class EpisodeWriter:
             self._sender.call(self._lane, doing, lambda: self._sink.discard(self._record))
 
     def _hand_over(self) -> None:
+        if self._handed_over >= MAX_CHUNKS * self._config.chunk_steps:
+            raise EpisodeError(
+                f"episode {self._id}: has {MAX_CHUNKS} chunks already, the most there may be; "
+                "raise replay.chunk_steps"
+            )
         arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
         for name, array in arrays.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
@@ -157,6 +165,9 @@ class EpisodeWriter:
         """Runs in the background, chunk after chunk."""
         chunk, record = encode(), self._record
         commands = self._sink.chunk(record, chunk)
+        if time.monotonic() - self._renewed > self._config.orphan_seconds / 2:
+            self._renewed = time.monotonic()
+            commands = [*self._sink.renew(record), *commands]
         self._record = replace(
             record, length=record.length + rows, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
         )

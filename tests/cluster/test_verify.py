@@ -33,7 +33,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         with Redis.from_url(url) as redis:
             assert redis.config_get("appendfsync") == {"appendfsync": "always"}
             (key,) = redis.scan_iter("{lab:0}:chunks:demo.walk.1:*")
-            redis.hset(key, "0", b"nonsense")
+            redis.set(key, b"nonsense")
             redis.hincrby("{lab:0}:totals", "live:demo:steps", 1)
         store.close()
         yield url

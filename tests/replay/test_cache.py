@@ -59,6 +59,12 @@ def test_a_chunk_that_does_not_belong_there_is_refused(wrong: dict[str, Array]) 
         episode.fill(1, wrong)
 
 
+def test_a_length_that_is_forged_costs_no_memory() -> None:
+    forged = Record(EpisodeMeta("a", "walk", 0, "demo"), "success", 10**15, 1, 99, "ab", 10**15)
+    with pytest.raises(CodecError, match="chunk 0 holds"):
+        PartialEpisode(forged).fill(0, chunk(0, 4))
+
+
 def test_what_was_not_used_for_longest_gives_way() -> None:
     cache = EpisodeCache(max_bytes=3 * 4)
     for id in "abc":

@@ -2,7 +2,7 @@ import struct
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -15,7 +15,15 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from xxhash import xxh3_64_intdigest
 
 from replay import codec
-from replay.codec import Record, decode_chunk, decode_record, decode_spec, encode_chunk, encode_record
+from replay.codec import (
+    MAX_CHUNKS,
+    Record,
+    decode_chunk,
+    decode_record,
+    decode_spec,
+    encode_chunk,
+    encode_record,
+)
 from replay.episode import ArraySpec, EpisodeMeta, TaskSpec
 from replay.errors import CodecError, EpisodeError, UnknownFormat
 
@@ -273,6 +281,15 @@ def test_record_round_trip() -> None:
     meta = EpisodeMeta("rollout.walk.000000001", "walk", 2**64 - 1, "rollout", (3, 4), 8)
     record = Record(meta, "wrong", length=70, chunks=2, bytes=1234, token="ab", chunk_steps=64)
     assert decode_record(encode_record(record)) == record
+
+
+@pytest.mark.parametrize("length", [70, 2 * MAX_CHUNKS])
+def test_a_record_of_more_chunks_than_there_may_be_is_refused(length: int) -> None:
+    meta, most = EpisodeMeta("x", "walk", 0, "rollout"), min(MAX_CHUNKS, length)
+    record = Record(meta, "success", length, most, 1234, "ab", chunk_steps=1)
+    assert decode_record(encode_record(record)) == record
+    with pytest.raises(CodecError, match=f"{most + 1} chunks of 1 for {length} steps"):
+        decode_record(encode_record(replace(record, chunks=most + 1)))
 
 
 def test_a_record_of_values_that_are_not_plain_is_refused() -> None:

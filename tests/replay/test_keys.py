@@ -6,7 +6,7 @@ from replay import keys
 def test_all_keys_of_a_shard_share_its_hash_tag() -> None:
     tag = keys.tag("lab", 3)
     names = [keys.episodes(tag), keys.index(tag, "demo"), keys.removed(tag), keys.totals(tag)]
-    names += [keys.chunks(tag, "some.id", "token"), keys.chunks_prefix(tag)]
+    names += [*keys.chunks(tag, "some.id", "token", range(2)), keys.chunks_prefix(tag)]
     assert len(set(names)) == len(names)
     assert all(name.startswith("{lab:3}:") for name in names)
 

@@ -16,6 +16,7 @@ from replay import client, keys
 from replay.config import StoreConfig
 from replay.episode import EpisodeMeta, TaskSpec
 from replay.errors import StoreUnavailable
+from replay.quarantine import chunk_keys
 from replay.store import EpisodeStore
 from tests.replay.conftest import redis_cluster
 
@@ -190,8 +191,7 @@ def everything(url: str, spec: TaskSpec, write: Any) -> None:
     assert len(evicting.sample({"rollout": 1.0}, 8, 2, 2, np.random.default_rng(0))) == 8
     assert evicting.read(evicting.ids()[0]).length == 10
     record = next(evicting.records())
-    tag = keys.tag("lab", 0)
-    evicting._redis.hset(keys.chunks(tag, record.meta.id, record.token), 0, b"damaged")
+    evicting._redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")
     assert list(evicting.verify(repair=True).quarantined) == [record.meta.id]
     assert evicting.verify(repair=True, drop=True).sound
     with pytest.raises(StoreUnavailable, match=r"refuses: .*no permissions to access one of the keys"):

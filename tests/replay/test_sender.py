@@ -110,21 +110,23 @@ def test_a_chunk_larger_than_the_queue_goes_alone(connect: Connect, write: Any) 
 
 
 def test_an_error_is_told_to_the_writer_whose_it_is(
-    connect: Connect, begin: Any, step: Any, redis: Redis
+    connect: Connect, begin: Any, step: Any, redis: Redis, url: str, namespace: str
 ) -> None:
-    store = connect(shards=1)
+    rights = [f"~{{{namespace}}}:*", f"~{keys.chunks_prefix(tag := keys.tag(namespace, 0))}*.000000001:*"]
+    rights += [f"~{tag}:[^c]*", "+@all"]  # all but the chunks of others
+    redis.execute_command("ACL", "SETUSER", "one", "on", ">pw", *rights)
+    store = connect(url.replace("unix://", "unix://one:pw@"), shards=1)
     good, bad = begin(store, 1), begin(store, 2)
     record = bad._record
-    redis.set(keys.chunks(store._tag(record.meta.id), record.meta.id, record.token), "in the way")
     for row in range(4):
         good.append(step(row))
         bad.append(step(row))
     bad.append(step(4))
     store.flush()
     for _ in range(2):
-        with pytest.raises(StoreError, match=rf"writing episode {record.meta.id}: .*WRONGTYPE"):
+        with pytest.raises(StoreError, match=rf"writing episode {record.meta.id}: .*refuses: .*keys"):
             bad.append(step(5))
-    with pytest.raises(StoreError, match="WRONGTYPE"):
+    with pytest.raises(StoreError, match="refuses"):
         bad.commit("success")
     for row in range(4, 9):
         good.append(step(row))
@@ -168,7 +170,7 @@ def test_every_request_is_cut_once(
 ) -> None:
     write(connect(), 0, source="demo")  # so that Redis knows all scripts
     store = connect(proxy.url)
-    proxy.cuts, proxy.only = cycle([moment, None]), b"EVAL"
+    proxy.cuts, proxy.only = cycle([moment, None]), b":chunks:"
     for number in range(3):
         writer = begin(store, number)
         for row in range(6):
@@ -181,7 +183,7 @@ def test_every_request_is_cut_once(
     assert sum(proxy.done.values()) == proxy.done[moment]
     count = store.stats().committed[("rollout", "success")]
     assert (count.episodes, count.steps) == (3, 18)
-    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 4
+    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 3 + 3 * 2
     assert [rewards(store, number) for number in range(3)] == [list(range(6))] * 3
     assert store.verify().findings == []
 

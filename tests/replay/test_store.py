@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,7 +144,7 @@ def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
         for row in range(number + 1):
             writer.append(step(row))
         writer.commit(outcome)
-        size = sum(map(len, stored_chunks(store, writer).values()))
+        size = sum(map(len, stored_chunks(store, writer)))
         before = expected.get((source, outcome), Count())
         expected[source, outcome] = before + Count(1, number + 1, size)
     stats = connect().stats()
@@ -155,10 +155,10 @@ def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
         assert stats.stored[source] == sum(counts, Count())
 
 
-def stored_chunks(store: EpisodeStore, writer: Any) -> dict[bytes, bytes]:
+def stored_chunks(store: EpisodeStore, writer: Any) -> list[bytes]:
     record = writer._record
-    key = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token)
-    return cast(dict[bytes, bytes], store._redis.hgetall(key))
+    names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
+    return [chunk for chunk in store._redis.mget(names) if chunk is not None]
 
 
 # Commit, exactly once
@@ -179,12 +179,11 @@ def test_the_first_of_two_writers_wins(
     for number in range(5, 9):
         late.append(step(200 + number))
     late.abort()
-    until(lambda: len(chunk_keys(redis, namespace)) == 1)
+    until(lambda: len(chunk_keys(redis, namespace)) == 3)
     store = connect()
     assert store.read("rollout.walk.000000001").arrays["reward"].tolist() == list(range(100, 109))
     assert list(store.stats().committed) == [("rollout", "success")]
-    (left,) = chunk_keys(redis, namespace)
-    assert redis.ttl(left) == -1
+    assert [redis.ttl(left) for left in chunk_keys(redis, namespace)] == [-1] * 3
 
 
 @everywhere
@@ -203,7 +202,7 @@ def test_many_writers_at_once(connect: Connect, step: Any, begin: Any, redis: Re
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(work, range(16))) == 12
     assert store.stats().committed[("rollout", "success")].episodes == 12
-    assert len(chunk_keys(redis, namespace)) == 12
+    assert len(chunk_keys(redis, namespace)) == 12 * 2
     for id in store.ids():
         rewards = store.read(id).arrays["reward"]
         assert (rewards - rewards[0]).tolist() == list(range(6))
@@ -218,11 +217,12 @@ def test_a_write_that_arrives_late_does_no_harm(
     for number in range(6):
         writer.append(step(number))
     writer.commit("success")
-    (key,) = chunk_keys(redis, namespace)
-    first = redis.hget(key, "0")
-    assert isinstance(first, bytes)
-    store._client.pipeline(store._sink.chunk(replace(writer._record, chunks=0), first))
-    assert redis.ttl(key) == -1
+    first, second = sorted(chunk_keys(redis, namespace))
+    chunk = redis.get(first)
+    assert isinstance(chunk, bytes)
+    late = replace(writer._record, chunks=0)
+    store._client.pipeline([*store._sink.chunk(late, chunk), *store._sink.renew(writer._record)])
+    assert redis.ttl(first) == redis.ttl(second) == -1
     assert store.read("rollout.walk.000000001").length == 6
 
 
@@ -249,7 +249,7 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
         process.kill()
-    assert len(chunk_keys(redis, namespace)) == 1
+    assert len(chunk_keys(redis, namespace)) == 2
     assert store.ids() == []
     assert "killed" not in store
     until(lambda: not chunk_keys(redis, namespace))
@@ -280,15 +280,33 @@ def test_chunks_that_redis_has_lost_are_sent_again(
     for number in range(10):
         writer.append(step(number))
     store.flush()
-    (key,) = chunk_keys(redis, namespace)
-    redis.delete(key)
+    redis.delete(min(chunk_keys(redis, namespace)))
     for number in range(10, 15):
         writer.append(step(number))
     assert writer.commit("success")
     assert store.read(store.ids()[0]).arrays["reward"].tolist() == list(range(15))
-    (key,) = chunk_keys(redis, namespace)
-    assert redis.ttl(key) == -1
+    assert [redis.ttl(key) for key in chunk_keys(redis, namespace)] == [-1] * 4
     assert store.verify().findings == []
+
+
+@everywhere
+def test_chunks_of_a_writer_that_goes_on_do_not_expire(connect: Connect, begin: Any, step: Any) -> None:
+    store = connect(orphan_seconds=2.0, queue_bytes=1)
+    writer = begin(store, 1)
+    for number in range(15):
+        writer.append(step(number))
+        if number in (5, 10):
+            time.sleep(1.2)
+    assert writer.commit("success")
+    assert store.read(store.ids()[0]).length == 15
+
+
+def test_a_namespace_of_another_format_is_refused(connect: Connect, redis: Redis, namespace: str) -> None:
+    redis.hset(keys.layout(namespace), "shards", 4)  # as before there was a format
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"{namespace} is of format 1, .* reads format 2: use another"):
+            connect()
+    assert redis.hgetall(keys.layout(namespace)) == {b"shards": b"4"}
 
 
 # Byte budget
@@ -316,7 +334,8 @@ def test_the_oldest_that_are_no_demonstrations_give_way(
         for source, number in [("rollout", 6), ("rollout", 8), ("dagger", 7)]
     ]
     stats = store.stats()
-    assert stats.total.episodes == len(store.ids()) == len(chunk_keys(redis, namespace)) == 6
+    assert stats.total.episodes == len(store.ids()) == 6
+    assert len(chunk_keys(redis, namespace)) == 6 * 3
     assert stats.total.bytes == sum(count.bytes for count in stats.stored.values())
     assert stats.committed[("rollout", "success")].episodes == 5
     assert stats.committed[("dagger", "success")].episodes == 4
@@ -605,10 +624,10 @@ def test_a_damaged_episode_is_set_aside_and_another_drawn(
     connect: Connect, write: Any, redis: Redis, namespace: str
 ) -> None:
     ids = [write(store := connect(), number, length=20) for number in range(3)]
-    (key,) = redis.scan_iter(f"{{{namespace}:*:chunks:{ids[1]}:*", count=10_000)
-    chunk = redis.hget(key, "2")
+    (key,) = redis.scan_iter(f"{{{namespace}:*:chunks:{ids[1]}:*:2", count=10_000)
+    chunk = redis.get(key)
     assert isinstance(chunk, bytes)
-    redis.hset(key, "2", chunk[:-1] + bytes([chunk[-1] ^ 1]))
+    redis.set(key, chunk[:-1] + bytes([chunk[-1] ^ 1]))
     segments = store.sample({"rollout": 1}, 200, 3, 3, np.random.default_rng(0))
     assert len(segments) == 200
     assert {segment.meta.id for segment in segments[100:]} == {ids[0], ids[2]}

@@ -10,8 +10,10 @@ import pytest
 from redis import Redis
 
 from replay import keys
+from replay.codec import decode_chunk, encode_chunk
 from replay.errors import Quarantined, UnknownFormat
 from replay.index import entry_of
+from replay.quarantine import chunk_keys
 from replay.store import EpisodeStore
 from replay.verify import Finding, Verdict
 
@@ -34,15 +36,21 @@ def record_of(store: EpisodeStore, id: str) -> Any:
     return record
 
 
-def chunks_of(store: EpisodeStore, id: str) -> str:
-    return keys.chunks(store._tag(id), id, record_of(store, id).token)
+def chunks_of(store: EpisodeStore, id: str) -> list[str]:
+    return chunk_keys(store._tag(id), record_of(store, id))
 
 
-def flip(redis: Redis, key: str, field: str, place: int = -1) -> None:
+def flip(redis: Redis, key: str, place: int = -1) -> None:
     """Flip a bit of a byte that is stored."""
-    stored: Any = bytearray(redis.hget(key, field) or b"")
+    stored: Any = bytearray(redis.get(key) or b"")
     stored[place] ^= 1
-    redis.hset(key, field, bytes(stored))
+    redis.set(key, bytes(stored))
+
+
+def pack_anew(redis: Redis, key: str) -> None:
+    """Store the same chunk in other bytes."""
+    chunk: Any = redis.get(key)
+    redis.set(key, encode_chunk(decode_chunk(chunk), compression=0))
 
 
 DEMO, ROLLOUT = "demo.walk.000000003", "rollout.walk.000000004"
@@ -64,13 +72,13 @@ def test_nothing_is_wrong(store: EpisodeStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda redis, key: flip(redis, key, "1"), "chunk is damaged: its checksum does not match"),
-        (lambda redis, key: flip(redis, key, "1", 3), "chunk is damaged: its checksum does not match"),
-        (lambda redis, key: redis.hdel(key, "1"), "chunks 1 of 3 are missing"),
-        (lambda redis, key: redis.delete(key), "chunks 0, 1, 2 of 3 are missing"),
-        (lambda redis, key: redis.hset(key, "2", redis.hget(key, "1")), r"chunks hold \[4, 4, 4\] steps"),
-        (lambda redis, key: redis.hset(key, "3", b"more"), r"chunks have \d+ bytes, not \d+"),
-        (lambda redis, key: redis.hset(key, "0", b""), "0 bytes are too few for a chunk"),
+        (lambda redis, chunks: flip(redis, chunks[1]), "chunk is damaged: its checksum does not match"),
+        (lambda redis, chunks: flip(redis, chunks[1], 3), "chunk is damaged: its checksum does not match"),
+        (lambda redis, chunks: redis.delete(chunks[1]), "chunks 1 of 3 are missing"),
+        (lambda redis, chunks: redis.delete(*chunks), "chunks 0, 1, 2 of 3 are missing"),
+        (lambda redis, chunks: redis.set(chunks[2], redis.get(chunks[1])), r"chunks hold \[4, 4, 4\] steps"),
+        (lambda redis, chunks: pack_anew(redis, chunks[1]), r"chunks have \d+ bytes, not \d+"),
+        (lambda redis, chunks: redis.set(chunks[0], b""), "0 bytes are too few for a chunk"),
     ],
 )
 def test_a_damaged_episode_is_set_aside_by_who_reads_it(
@@ -81,9 +89,9 @@ def test_a_damaged_episode_is_set_aside_by_who_reads_it(
     damage: Any,
     why: str,
 ) -> None:
-    other, key = connect(), chunks_of(store, ROLLOUT)
+    other, chunks = connect(), chunks_of(store, ROLLOUT)
     assert len(other.ids()) == 8
-    damage(redis, key)
+    damage(redis, chunks)
     with pytest.raises(Quarantined, match=rf"episode {ROLLOUT}: .*{why}"):
         store.read(ROLLOUT)
     assert [record.getMessage() for record in caplog.records if ROLLOUT in record.getMessage()]
@@ -103,7 +111,7 @@ def test_a_damaged_episode_is_set_aside_by_who_reads_it(
 
 @on_both
 def test_sampling_goes_on_without_a_damaged_episode(store: EpisodeStore, redis: Redis) -> None:
-    flip(redis, chunks_of(store, ROLLOUT), "1")
+    flip(redis, chunks_of(store, ROLLOUT)[1])
     segments = store.sample({"rollout": 1.0}, 300, 9, 9, np.random.default_rng(0))
     assert len(segments) == 300
     assert {segment.meta.id for segment in segments} == {f"rollout.walk.{number:09d}" for number in (0, 2, 6)}
@@ -112,9 +120,9 @@ def test_sampling_goes_on_without_a_damaged_episode(store: EpisodeStore, redis: 
 
 
 def test_another_version_is_not_taken_for_damage(store: EpisodeStore, redis: Redis) -> None:
-    key = chunks_of(store, DEMO)
-    chunk: Any = redis.hget(key, "0")
-    redis.hset(key, "0", chunk[:3] + b"\7" + bytes(12) + chunk[16:])
+    key = chunks_of(store, DEMO)[0]
+    chunk: Any = redis.get(key)
+    redis.set(key, chunk[:3] + b"\7" + bytes(12) + chunk[16:])
     with pytest.raises(UnknownFormat):
         store.read(DEMO)
     verdict = store.verify(repair=True)
@@ -132,7 +140,7 @@ def test_an_id_may_come_again_after_its_episode_was_set_aside(
     other = connect()
     # What the first one left behind is nobody's once the second is set aside too, and then expires.
     for attempt, kinds in (1, ["episode"]), (2, ["episode", "expiry"]):
-        flip(redis, chunks_of(store, ROLLOUT), "0")
+        flip(redis, chunks_of(store, ROLLOUT)[0])
         assert [found.kind for found in store.verify(repair=True).findings] == kinds
         assert other.missing([DEMO, ROLLOUT]) == [ROLLOUT]
         write(store, 4, first=100 * attempt)
@@ -144,7 +152,7 @@ def test_an_id_may_come_again_after_its_episode_was_set_aside(
 def test_a_reader_that_may_not_write_reads_on(
     store: EpisodeStore, connect: Connect, redis: Redis, url: str
 ) -> None:
-    flip(redis, chunks_of(store, DEMO), "0")
+    flip(redis, chunks_of(store, DEMO)[0])
     redis.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@read", "+@connection", "+info")
     redis.execute_command("ACL", "SETUSER", "reader", "+eval", "+evalsha", "+hsetnx")
     reader = connect(url.replace("unix://", "unix://reader:pw@"))
@@ -179,15 +187,16 @@ def change_totals(store: EpisodeStore, redis: Redis) -> None:
 
 
 def leave_chunks(store: EpisodeStore, redis: Redis) -> None:
-    redis.hset(keys.chunks(store._tag("nobody"), "nobody", "0123456789abcdef"), "0", b"chunk")
+    (key,) = keys.chunks(store._tag("nobody"), "nobody", "0123456789abcdef", [0])
+    redis.set(key, b"chunk")
 
 
 def let_expire(store: EpisodeStore, redis: Redis) -> None:
-    redis.expire(chunks_of(store, DEMO), 1000)
+    redis.expire(chunks_of(store, DEMO)[1], 1000)
 
 
 def spoil_chunk(store: EpisodeStore, redis: Redis) -> None:
-    flip(redis, chunks_of(store, DEMO), "0")
+    flip(redis, chunks_of(store, DEMO)[0])
 
 
 def spoil_record(store: EpisodeStore, redis: Redis) -> None:
@@ -276,10 +285,10 @@ def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, na
     spoil_chunk(store, redis)
     store.verify(repair=True)
     assert store.stats().quarantined == 1
-    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 8, "evidence stays"
+    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 8 * 3, "evidence stays"
     verdict = store.verify(drop=True)
     assert (verdict.sound, verdict.quarantined, store.stats().quarantined) == (True, {}, 0)
-    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 7
+    assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 7 * 3
 
 
 def test_a_damaged_shard_does_not_stop_its_writers(

@@ -33,10 +33,9 @@ def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
     def rewards(writer: EpisodeWriter) -> list[list[float]]:
         store.flush()
         record = writer._record
-        key = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token)
-        chunks: Any = redis.hgetall(key)
-        chunks.pop(b"open", None)
-        return [decode_chunk(chunks[number])["reward"].tolist() for number in sorted(chunks)]
+        names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
+        chunks: Any = redis.mget(names)
+        return [decode_chunk(chunk)["reward"].tolist() for chunk in chunks if chunk is not None]
 
     return rewards
 
@@ -104,6 +103,16 @@ def test_values_that_are_not_finite_are_refused(
     with pytest.raises(EpisodeError, match="reward holds values that are not finite in steps 3 to 4"):
         writer.commit("success")
     assert store.ids() == []
+
+
+def test_an_episode_that_is_too_long_ends_with_what_to_do(
+    writer: EpisodeWriter, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay.writer.MAX_CHUNKS", 2)
+    for number in range(9):
+        writer.append(step(number))
+    with pytest.raises(EpisodeError, match=r"has 2 chunks already, .*; raise replay\.chunk_steps"):
+        writer.append(step(9))
 
 
 def test_an_array_may_be_used_again_at_once(
