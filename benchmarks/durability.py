@@ -8,10 +8,11 @@ that moment: without all that the kernel still held back. It needs root.
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,6 +75,8 @@ class Outcome:
     broken: int = 0
     """What is in the store and not what was written, or otherwise wrong with it."""
     kills: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    """When Redis was there again after each."""
     recovered: list[float] = field(default_factory=list)
     """Seconds from each start to the first acknowledgement after it."""
 
@@ -94,9 +97,10 @@ def lost_seconds(outcome: Outcome) -> list[float]:
     """For each kill, how long before it the oldest episode was acknowledged that it cost; 0 if none."""
     lost = [0.0] * len(outcome.kills)
     for id in outcome.missing:
-        acknowledged = outcome.acknowledged[id]
-        number, killed = next((n, at) for n, at in enumerate(outcome.kills) if at > acknowledged)
-        lost[number] = max(lost[number], killed - acknowledged)
+        noted = outcome.acknowledged[id]
+        # What was acknowledged just before a kill may be noted just after it, but before Redis is back.
+        number = next(number for number, start in enumerate(outcome.starts) if start > noted)
+        lost[number] = max(lost[number], outcome.kills[number] - noted)
     return lost
 
 
@@ -119,7 +123,7 @@ def measured(fsync: str, ends: int, writers: int, end: str) -> Outcome:
         for _ in range(ends):
             time.sleep(chance.uniform(0.2, 1.5))
             outcome.kills.append(server.kill())
-            started = server.start()
+            outcome.starts.append(started := server.start())
             outcome.recovered.append(everybody_wrote(logs, started) - started)
         stop.set()
         for process in processes:
@@ -196,7 +200,7 @@ class Server:
 
     def start(self) -> float:
         """Start it; when it was there."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, start_new_session=True)
         while True:
             try:
                 client = Client(self.url, CONFIG)
@@ -206,10 +210,16 @@ class Server:
             return time.monotonic()
 
     def kill(self) -> float:
-        """Kill it; when it was dead."""
-        self._process.kill()
+        """Kill it, and the child that may be rewriting its file; when it was dead."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        return time.monotonic()
+        dead = time.monotonic()
+        with suppress(ProcessLookupError):
+            while time.monotonic() < dead + 5:  # as long as the child is there, the disk is busy
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
+        return dead
 
     def close(self) -> None:
         self.kill()
