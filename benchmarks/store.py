@@ -126,18 +126,21 @@ def lift_steps(length: int) -> dict[str, NDArray[Any]]:
 
 
 def recording(spec: TaskSpec, length: int) -> Steps:
-    """Steps of an episode that compress as real ones do: the pictures are those of lift, states walk at
+    """Steps of an episode that compress as real ones do: the pictures are those of lift, again after `CHUNK`
+    steps, so that they are in the processor's caches as those that a simulator just made; states walk at
     random."""
     rng = np.random.default_rng(0)
     pictures = iter(array for array in lift_steps(CHUNK).values() if array.dtype == np.uint8)
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in spec.arrays().items():
         if array.dtype == "uint8":
-            arrays[name] = np.resize(next(pictures), (length, *array.shape))
+            arrays[name] = next(pictures)
         else:
             walk = 0.01 * rng.standard_normal((length, *array.shape)).cumsum(axis=0)
             arrays[name] = walk.astype(np.float32)
-    return [{name: np.asarray(rows[step]) for name, rows in arrays.items()} for step in range(length)]
+    return [
+        {name: np.asarray(rows[step % len(rows)]) for name, rows in arrays.items()} for step in range(length)
+    ]
 
 
 def megabytes(steps: Steps) -> float:

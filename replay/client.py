@@ -176,12 +176,11 @@ class Client:
             source: its text. Every key that it touches is in KEYS, or begins with the tag of those.
             replicated: it changes what must not be lost: return once `replay.replicas` replicas hold that.
         """
-        sha = sha1(source.encode()).hexdigest()
         execute = self._replicated if replicated and self._replicas else self.redis.execute_command
 
         def run(names: Sequence[str], args: Sequence[Any]) -> Any:
             try:
-                return execute("EVALSHA", sha, len(names), *names, *args)
+                return execute(*by_hash(source, names, args))
             except NoScriptError:
                 return execute("EVAL", source, len(names), *names, *args)
 
@@ -262,6 +261,11 @@ class Client:
             # While some shards have nobody to serve them, the others go on.
             require_full_coverage=False,
         )
+
+
+def by_hash(source: str, names: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
+    """The command that runs a script which the server has met."""
+    return ("EVALSHA", sha1(source.encode()).hexdigest(), len(names), *names, *args)
 
 
 def _bounds(connections: int, seconds: float) -> dict[str, Any]:

@@ -56,17 +56,19 @@ class Job:
     doing: str
     """For errors."""
     size: int
-    work: Callable[[], Any]
-    """Makes the commands that store a chunk, or, `alone`, does what is to be done itself."""
-    alone: bool
+    commands: Callable[[], Commands]
+    """Makes what is sent, in one round trip with what is before and behind it."""
+    finish: Callable[[Sequence[Any]], Any]
+    """What came of it, from the replies."""
+    is_chunk: bool
     done: bool = False
     value: Any = None
     error: ReplayError | None = None
 
     def prepare(self) -> Commands:
         """The commands, which are made once."""
-        commands: Commands = self.work()
-        self.work = lambda: commands
+        commands = self.commands()
+        self.commands = lambda: commands
         return commands
 
     def result(self) -> Any:
@@ -106,15 +108,14 @@ class Sender:
         self._trouble: Trouble | None = None
         self._thread: threading.Thread | None = None
 
-    def put(self, lane: Lane, doing: str, size: int, work: Callable[[], Commands]) -> None:
+    def put(self, lane: Lane, doing: str, size: int, commands: Callable[[], Commands]) -> None:
         """Hand over a chunk of `size` bytes; waits only while the queue is full.
 
         Args:
             lane: whose it is.
             doing: for errors.
             size: in memory.
-            work: makes the commands that store it, which may run any number of times; called once, in the
-                background.
+            commands: makes what stores it, which may run any number of times; called once, in the background.
 
         Raises:
             StoreUnavailable, StoreFull: the queue stayed full; nothing was taken.
@@ -124,17 +125,26 @@ class Sender:
             self._wait_for_room(size + JOB_BYTES, doing)
             if lane.failure is not None:
                 raise lane.failure
-            self._take(Job(self, lane, doing, size + JOB_BYTES, work, alone=False))
+            size += JOB_BYTES
+            self._take(Job(self, lane, doing, size, commands, _without_error, is_chunk=True))
 
-    def call(self, lane: Lane, doing: str, work: Callable[[], Any]) -> Job:
+    def call(
+        self,
+        lane: Lane,
+        doing: str,
+        finish: Callable[[Sequence[Any]], Any],
+        commands: Callable[[], Commands] = tuple,
+    ) -> Job:
         """Do something once all that the lane handed over is stored; does not wait.
 
         Args:
             lane: whose it is; if a chunk of it cannot be stored, this fails for the same reason.
             doing: for errors.
-            work: one attempt, which may be repeated any number of times.
+            finish: one attempt, which may be repeated any number of times; takes the replies to `commands`.
+            commands: makes what may be sent right behind the chunks, when it is not yet known whether they
+                were stored; called once, in the background.
         """
-        job = Job(self, lane, doing, JOB_BYTES, work, alone=True)
+        job = Job(self, lane, doing, JOB_BYTES, commands, finish, is_chunk=False)
         with self._changed:
             if lane.failure is not None:
                 self._end(job, error=lane.failure)
@@ -176,7 +186,7 @@ class Sender:
             try:
                 self._wait_until(lambda: not self._jobs, "storing what is left", since)
             except StoreError as error:
-                lost = [job for job in self._jobs if job.alone]
+                lost = [job for job in self._jobs if not job.is_chunk]
                 for job in list(self._jobs):
                     self._end(job, error=error)
                 if lost:
@@ -185,7 +195,7 @@ class Sender:
     def state(self) -> Queue:
         """How full the queue is."""
         with self._changed:
-            chunks = sum(not job.alone for job in self._jobs)
+            chunks = sum(job.is_chunk for job in self._jobs)
             return Queue(chunks, self._bytes, self._waited)
 
     # What waits, holding the lock
@@ -272,28 +282,25 @@ class Sender:
             batch, size = [first], first.size
             for job in islice(self._jobs, 1, BATCH):
                 size += job.size
-                if first.alone or job.alone or size > BATCH_BYTES:
+                if size > BATCH_BYTES:
                     break
                 batch.append(job)
             return batch
 
     def _attempts(self, batch: Sequence[Job]) -> Iterator[tuple[Job, Callable[[], Any]]]:
         """What each job of a batch comes to, one after the other."""
-        if batch[0].alone:
-            yield batch[0], batch[0].work
-            return
         ready: list[tuple[Job, Commands]] = []
         for job in batch:
             try:
-                ready.append((job, job.prepare()))
+                if not job.done:  # as it is when a chunk before it cannot be stored
+                    ready.append((job, job.prepare()))
             except ReplayError as error:
                 self._fail(job, error)
         sent = [command for _, commands in ready for command in commands]
         doing = batch[0].doing
         replies = iter(self._client.attempt(doing, lambda: self._client.pipeline(sent, raise_on_error=False)))
         for job, commands in ready:
-            own = list(islice(replies, len(commands)))
-            yield job, partial(_without_error, own)
+            yield job, partial(job.finish, list(islice(replies, len(commands))))
 
     def _succeed(self, job: Job, value: Any) -> None:
         with self._changed:
@@ -303,7 +310,7 @@ class Sender:
     def _fail(self, job: Job, error: ReplayError) -> None:
         log.error("%s", error)
         with self._changed:
-            if not job.alone:  # what comes after it is worth nothing
+            if job.is_chunk:  # what comes after it is worth nothing
                 job.lane.failure = error
                 self.drop(job.lane, error)
             self._end(job, error=error)

@@ -1,10 +1,10 @@
 """Where writers' episodes go: what is sent to Redis to store and to commit them, one attempt at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from replay import keys, scripts
-from replay.client import Client
+from replay.client import Client, by_hash
 from replay.codec import Record, encode_record
 from replay.config import StoreConfig
 from replay.errors import MissingChunks, StoreFull
@@ -46,31 +46,35 @@ class Sink:
         """
         self._client.pipeline(commands)
 
-    def commit(self, record: Record) -> bool:
+    def committing(self, record: Record) -> Commands:
+        """What may make an episode visible when it is sent right behind its chunks; `commit` takes the reply.
+        Nothing, where replicas have to hold it: that takes a command more, on the same connection."""
+        return [] if self._config.replicas else [by_hash(scripts.COMMIT, *self._commitment(record))]
+
+    def commit(self, record: Record, replies: Sequence[Any] = ()) -> bool:
         """Make an episode visible whose chunks are all stored; False: another writer's already was.
+
+        Args:
+            replies: to `committing`, if that was sent.
 
         Raises:
             StoreFull: there is no room, and nothing that may be evicted.
             MissingChunks: what was stored of it is no longer there.
             RedisError: it did not work.
         """
-        id, source, evicted = record.meta.id, record.meta.source, self._config.evict
-        tag, listed = self._tag_of(id), REMOVED_LISTED
-        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), self._prefix(record)]
-        names += [keys.priorities(tag), keys.prioritized(tag), keys.quarantine(tag)]
-        names += [keys.index(tag, name) for name in (source, *evicted)]
-        args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
-        args += [record.length, record.bytes, record.chunks]
-        args += [self._budget, keys.chunks_prefix(tag), listed, entry_of(record), *evicted]
-        verdict, *detail = self._commit(names, args)
+        if replies and not isinstance(replies[0], Exception):
+            verdict, *detail = replies[0]
+        else:
+            verdict, *detail = self._commit(*self._commitment(record))
         if verdict == b"full":
             raise StoreFull(
-                f"no room for episode {id} of {record.bytes} bytes: its shard may hold {self._budget} bytes, "
-                f"{detail[0]} of them are never evicted; raise replay.byte_budget, which the shards divide"
+                f"no room for episode {record.meta.id} of {record.bytes} bytes: its shard may hold "
+                f"{self._budget} bytes, {detail[0]} of them are never evicted; "
+                "raise replay.byte_budget, which the shards divide"
             )
         if verdict == b"incomplete":
             raise MissingChunks(
-                f"episode {id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
+                f"episode {record.meta.id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
                 f"replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest was written"
             )
         return bool(verdict == b"committed")
@@ -84,6 +88,17 @@ class Sink:
         id = record.meta.id
         names = [keys.episodes(self._tag_of(id)), self._prefix(record)]
         self._discard(names, [id, record.token, record.chunks])
+
+    def _commitment(self, record: Record) -> tuple[list[str], list[Any]]:
+        id, source, evicted = record.meta.id, record.meta.source, self._config.evict
+        tag, listed = self._tag_of(id), REMOVED_LISTED
+        names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), self._prefix(record)]
+        names += [keys.priorities(tag), keys.prioritized(tag), keys.quarantine(tag)]
+        names += [keys.index(tag, name) for name in (source, *evicted)]
+        args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
+        args += [record.length, record.bytes, record.chunks]
+        args += [self._budget, keys.chunks_prefix(tag), listed, entry_of(record), *evicted]
+        return names, args
 
     def _prefix(self, record: Record) -> str:
         return keys.writer_prefix(self._tag_of(record.meta.id), record.meta.id, record.token)

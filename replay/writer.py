@@ -1,7 +1,7 @@
 """Writing one episode, step by step."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -129,6 +129,7 @@ class EpisodeWriter:
             self._lane,
             f"committing episode {self._id}",
             partial(self._make_visible, outcome),
+            lambda: self._sink.committing(replace(self._record, outcome=outcome)),
         )
         return self._commit
 
@@ -140,7 +141,7 @@ class EpisodeWriter:
         self._sender.drop(self._lane, EpisodeError(f"episode {self._id} was aborted"))
         if self._handed_over:
             doing = f"discarding episode {self._id}"
-            self._sender.call(self._lane, doing, lambda: self._sink.discard(self._record))
+            self._sender.call(self._lane, doing, lambda _: self._sink.discard(self._record))
 
     def _hand_over(self) -> None:
         if self._handed_over >= MAX_CHUNKS * self._config.chunk_steps:
@@ -177,11 +178,11 @@ class EpisodeWriter:
             self._sent.append(commands)
         return commands
 
-    def _make_visible(self, outcome: str) -> bool:
-        """One attempt to commit, in the background."""
+    def _make_visible(self, outcome: str, replies: Sequence[Any]) -> bool:
+        """One attempt to commit, in the background; `replies` are those to `Sink.committing`."""
         record = replace(self._record, outcome=outcome)
         try:
-            committed = self._sink.commit(record)
+            committed = self._sink.commit(record, replies)
         except MissingChunks:
             if self._sent is None:
                 raise
