@@ -7,7 +7,7 @@ own episode by the writer's token; what is removed twice is gone.
 
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from pathlib import Path
@@ -27,6 +27,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
     TimeoutError,
     TryAgainError,
 )
@@ -195,7 +196,7 @@ class Client:
 
         return self.call(doing, lambda: self.pipeline(commands))
 
-    def pipeline(self, commands: Sequence[Sequence[Any]], raise_on_error: bool = True) -> list[Any]:
+    def pipeline(self, commands: Iterable[Sequence[Any]], raise_on_error: bool = True) -> list[Any]:
         """One try of what `pipelined` repeats; errors stay as they came, raised or among the replies."""
         with self.redis.pipeline(transaction=False) as pipe:
             for command in commands:
@@ -203,6 +204,34 @@ class Client:
                 pipe.execute_command(*command)
             replies: list[Any] = pipe.execute(raise_on_error)
             return replies
+
+    def stream(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
+        """As `pipeline`, with errors among the replies; but each command leaves as soon as it is made, so the
+        server works on it while the next is made. A cluster gets all at once.
+
+        The replies to all commands together must be small: none is read before the last command has left.
+        """
+        if self._clustered:
+            return self.pipeline(commands, raise_on_error=False)
+        pool = self.redis.connection_pool
+        connection, waiting = pool.get_connection(), 0
+        try:
+            for command in commands:
+                connection.send_packed_command(connection.pack_command(*command))
+                waiting += 1
+            replies = []
+            while waiting:
+                waiting -= 1
+                try:
+                    replies.append(connection.read_response())
+                except ResponseError as error:
+                    replies.append(error)
+            return replies
+        except BaseException:
+            connection.disconnect()  # else who has it next would read what was meant for this
+            raise
+        finally:
+            pool.release(connection)
 
     def _replicated(self, *command: Any) -> Any:
         """Run a script, then WAIT: for what this connection wrote, so both go the same way."""

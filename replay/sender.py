@@ -23,6 +23,10 @@ JOB_BYTES: Final = 4096
 BATCH: Final = 16
 BATCH_BYTES: Final = 16 << 20
 """At most so much goes in one round trip."""
+LARGE_BYTES: Final = 1 << 20
+"""A chunk of this size is worth a pause of its writer, for it to leave at once."""
+PAUSE_SECONDS: Final = 1e-6
+"""What is asked for: the system makes some 50 us of it."""
 LINGER_SECONDS: Final = 1.0
 """The thread ends when it has had nothing to do for so long; another is started when there is something."""
 
@@ -127,6 +131,10 @@ class Sender:
                 raise lane.failure
             size += JOB_BYTES
             self._take(Job(self, lane, doing, size, commands, _without_error, is_chunk=True))
+        if size >= LARGE_BYTES:
+            # A thread that lets go of the interpreter only while it copies a row has it again before another
+            # wakes up: without a pause nothing of an episode would leave before its last step.
+            time.sleep(PAUSE_SECONDS)
 
     def call(
         self,
@@ -289,18 +297,21 @@ class Sender:
 
     def _attempts(self, batch: Sequence[Job]) -> Iterator[tuple[Job, Callable[[], Any]]]:
         """What each job of a batch comes to, one after the other."""
-        ready: list[tuple[Job, Commands]] = []
-        for job in batch:
-            try:
-                if not job.done:  # as it is when a chunk before it cannot be stored
-                    ready.append((job, job.prepare()))
-            except ReplayError as error:
-                self._fail(job, error)
-        sent = [command for _, commands in ready for command in commands]
-        doing = batch[0].doing
-        replies = iter(self._client.attempt(doing, lambda: self._client.pipeline(sent, raise_on_error=False)))
-        for job, commands in ready:
-            yield job, partial(job.finish, list(islice(replies, len(commands))))
+        sent: list[tuple[Job, int]] = []
+
+        def commands() -> Iterator[Sequence[Any]]:
+            for job in batch:
+                try:
+                    if not job.done:  # as it is when a chunk before it cannot be stored
+                        commands = job.prepare()
+                        sent.append((job, len(commands)))
+                        yield from commands
+                except ReplayError as error:
+                    self._fail(job, error)
+
+        replies = iter(self._client.attempt(batch[0].doing, lambda: self._client.stream(commands())))
+        for job, count in sent:
+            yield job, partial(job.finish, list(islice(replies, count)))
 
     def _succeed(self, job: Job, value: Any) -> None:
         with self._changed:

@@ -3,14 +3,15 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
-from replay.client import redact
+from replay.client import Client, redact
 from replay.config import StoreConfig
 from replay.errors import StoreFull, StoreUnavailable
 from replay.store import EpisodeStore
@@ -112,3 +113,22 @@ def test_redis_at_its_own_memory_limit(
         StoreFull, match=r"its own memory limit, which has to lie well above replay.byte_budget"
     ):
         connect(f"unix://{socket_path}", patience_seconds=0.3)
+
+
+@pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)
+def test_a_conversation_that_breaks_off_spoils_no_other(url: str) -> None:
+    def broken() -> Iterator[tuple[str, ...]]:
+        yield "SET", "{stream}:a", "1"
+        yield "INCR", "{stream}:a"
+        raise KeyError
+
+    client = Client(url, StoreConfig(max_connections=1))
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            client.stream(broken())
+        commands = [("SET", "{stream}:a", "x"), ("INCR", "{stream}:a"), ("GET", "{stream}:a")]
+        _, wrong, got = client.stream(commands)
+        assert isinstance(wrong, ResponseError)
+        assert got == b"x"
+    assert client.stream([]) == []
+    client.redis.close()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ def test_a_refusal_is_told_to_all_whom_it_concerns(
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("command", "requests"), [(b"\r\nSET\r\n", 6), (b"EVALSHA", 3)])
 def test_every_request_is_cut_once(
     connect: Connect,
     begin: Any,
@@ -167,10 +168,12 @@ def test_every_request_is_cut_once(
     redis: Redis,
     namespace: str,
     moment: str,
+    command: bytes,
+    requests: int,
 ) -> None:
     write(connect(), 0, source="demo")  # so that Redis knows all scripts
     store = connect(proxy.url)
-    proxy.cuts, proxy.only = cycle([moment, None]), b":chunks:"
+    proxy.cuts, proxy.only = cycle([moment, None]), command
     for number in range(3):
         writer = begin(store, number)
         for row in range(6):
@@ -178,9 +181,7 @@ def test_every_request_is_cut_once(
             store.flush()
         assert writer.commit("success")
     proxy.cuts = cycle([None])
-    # Of each, the first chunk, and the last one with the commit.
-    assert proxy.done[moment] >= 6
-    assert sum(proxy.done.values()) == proxy.done[moment]
+    assert proxy.done == {moment: requests}
     count = store.stats().committed[("rollout", "success")]
     assert (count.episodes, count.steps) == (3, 18)
     assert len(list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))) == 3 + 3 * 2
@@ -190,26 +191,26 @@ def test_every_request_is_cut_once(
 
 def test_a_line_that_keeps_breaking(connect: Connect, begin: Any, step: Any, proxy: Proxy) -> None:
     store, chance = connect(proxy.url), random.Random(0)
-    proxy.cuts = iter(lambda: chance.choice([*MOMENTS, None, None, None]), "")
-    proxy.only = b"EVAL"
+    proxy.cuts = iter(lambda: chance.choice([*MOMENTS, *repeat(None, 4)]), "")
+    proxy.only = b"EVALSHA"
 
     def work(worker: int) -> int:
         committed = 0
-        for number in range(8):  # of which each is written by two
-            writer = begin(store, 8 * (worker // 2) + number)
+        for number in range(16):  # of which each is written by two
+            writer = begin(store, 16 * (worker // 2) + number)
             for row in range(10):
                 writer.append(step(row))
             committed += writer.commit("success")
         return committed
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, range(8))) == 32
+        assert sum(pool.map(work, range(8))) == 64
     assert all(proxy.done[moment] > 3 for moment in MOMENTS)
     proxy.cuts = cycle([None])
     count = store.stats().committed[("rollout", "success")]
-    assert (count.episodes, count.steps) == (32, 320)
+    assert (count.episodes, count.steps) == (64, 640)
     verdict = store.verify()
-    assert (verdict.episodes, verdict.findings) == (32, [])
+    assert (verdict.episodes, verdict.findings) == (64, [])
 
 
 PROGRAM = """
