@@ -286,17 +286,22 @@ class Sender:
             if not self._changed.wait_for(lambda: self._jobs, LINGER_SECONDS):
                 self._thread = None
                 return []
-            first = next(iter(self._jobs))
-            batch, size = [first], first.size
-            for job in islice(self._jobs, 1, BATCH):
-                size += job.size
-                if size > BATCH_BYTES:
-                    break
-                batch.append(job)
+            batch = [next(iter(self._jobs))]
+            self._fill(batch)
             return batch
 
-    def _attempts(self, batch: Sequence[Job]) -> Iterator[tuple[Job, Callable[[], Any]]]:
-        """What each job of a batch comes to, one after the other."""
+    def _fill(self, batch: list[Job]) -> None:
+        """Add to a batch what waits behind it."""
+        size = sum(job.size for job in batch)
+        for job in islice(self._jobs, BATCH):
+            if job not in batch:
+                size += job.size
+                if len(batch) == BATCH or size > BATCH_BYTES:
+                    break
+                batch.append(job)
+
+    def _attempts(self, batch: list[Job]) -> Iterator[tuple[Job, Callable[[], Any]]]:
+        """What each job of a batch comes to, one after the other; the batch grows while it is sent."""
         sent: list[tuple[Job, int]] = []
 
         def commands() -> Iterator[Sequence[Any]]:
@@ -308,6 +313,9 @@ class Sender:
                         yield from commands
                 except ReplayError as error:
                     self._fail(job, error)
+                if job is batch[-1]:
+                    with self._changed:
+                        self._fill(batch)
 
         replies = iter(self._client.attempt(batch[0].doing, lambda: self._client.stream(commands())))
         for job, count in sent:
