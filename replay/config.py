@@ -40,7 +40,7 @@ class StoreConfig:
     limiter_seconds: float = 600.0
     """The learner waits for so long for what those two want, before it fails."""
     orphan_seconds: float = 3600.0
-    """Chunks of an uncommitted episode expire this long after the last of them was written."""
+    """Chunks of an uncommitted episode expire when half to all of this has passed since the last of them."""
     call_seconds: float = 10.0
     """Redis is taken to be away when it does not answer a call for so long."""
     patience_seconds: float = 60.0

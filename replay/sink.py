@@ -75,7 +75,7 @@ class Sink:
         if verdict == b"incomplete":
             raise MissingChunks(
                 f"episode {record.meta.id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
-                f"replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest was written"
+                f"within replay.orphan_seconds ({self._config.orphan_seconds:g}) of the newest"
             )
         return bool(verdict == b"committed")
 
