@@ -16,8 +16,8 @@ digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 longview=$(digest "$LONGVIEW_REDIS_PASSWORD")
 ray=$(digest "$RAY_REDIS_PASSWORD")
 # As docs/store.md has it, for the runs of all names.
-store='-@all +info +time +wait +cluster|slots +command +eval +evalsha +hget +hset +hsetnx +hdel +hgetall
-    +hmget +hkeys +hlen +hexists +hincrby +hscan +zadd +zrem +zcard +zscore +zrange +zrangebyscore
+store='-@all +info +time +wait +cluster|slots +command +eval +evalsha +set +mget +exists +hget +hset
+    +hsetnx +hdel +hgetall +hkeys +hlen +hexists +hincrby +hscan +zadd +zrem +zcard +zscore +zrange +zrangebyscore
     +zpopmin +zscan +persist +pexpire +pttl +unlink +scan'
 cat >"$run/users.acl" <<ACL
 user default off
