@@ -6,6 +6,7 @@ LONGVIEW_REFRESH_GOLDEN=1 pytest tests/learner/test_train.py -k golden
 import itertools
 import json
 import os
+import platform
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,6 +173,20 @@ def test_what_is_published_reported_and_saved(
         assert report.gpu_memory == 0
         assert report.data_wait_s >= 0
         assert report.out_of_range == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps its heap otherwise")
+def test_free_memory_goes_back_to_the_system(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    blocks = [bytearray(100_000) for _ in range(3000)]
+    kept = blocks[::10]
+    before = resident()
+    blocks.clear()
+    train(replace(tiny, steps=4, warmup=1), **arguments)
+    assert resident() < before - 150, "MiB"
+    assert len(kept) == 300
 
 
 @pytest.mark.parametrize(("windows", "around"), [(None, 0), (2, 15)])
