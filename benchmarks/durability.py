@@ -247,8 +247,10 @@ class Fragile(Server):
     def kill(self) -> float:
         killed = super().kill()
         disk = os.open(self._data, os.O_RDONLY)
-        fcntl.ioctl(disk, SHUTDOWN, NO_LOG_FLUSH)
-        os.close(disk)
+        try:
+            fcntl.ioctl(disk, SHUTDOWN, NO_LOG_FLUSH)
+        finally:
+            os.close(disk)
         command("umount", self._data)
         command("mount", "-o", "loop", self._image, self._data)
         return killed

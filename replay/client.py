@@ -214,21 +214,19 @@ class Client:
         if self._clustered:
             return self.pipeline(commands, raise_on_error=False)
         pool = self.redis.connection_pool
-        connection, waiting = pool.get_connection(), 0
+        connection, sent, replies = pool.get_connection(), 0, []
         try:
             for command in commands:
                 connection.send_packed_command(connection.pack_command(*command))
-                waiting += 1
-            replies = []
-            while waiting:
-                waiting -= 1
+                sent += 1
+            for _ in range(sent):
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
             return replies
-        except BaseException:
-            connection.disconnect()  # else who has it next would read what was meant for this
+        except BaseException:  # Ctrl-C, too: who has the connection next would read what was meant for this
+            connection.disconnect()
             raise
         finally:
             pool.release(connection)
