@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import Action, ActionError, Environment, Expert, Observation, Task
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array, EpisodeMeta
+from longview.actors.task import Action, ActionError, Environment, Expert, Observation, Task
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array, EpisodeMeta
 
 
 class Policy(Protocol):

@@ -18,9 +18,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.config import NO_CAMERAS, CamerasConfig
-from replay.datasets.source import Columns
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.config import NO_CAMERAS, CamerasConfig
+from longview.replay.datasets.source import Columns
+from longview.replay.episode import ArraySpec, TaskSpec
 
 Observation = dict[str, NDArray[Any]]
 Action = NDArray[np.float32]
@@ -46,8 +46,8 @@ class ActionError(ValueError):
 
 
 class Task(Protocol):
-    """One task. Its environment's observations are a dict of the spec's keys; when an episode ends,
-    `info["outcome"]` is one of `replay.episode.OUTCOMES`, and the time limit is the environment's own."""
+    """One task. Its environment's observations are a dict of the spec's keys. When an episode ends,
+    `info["outcome"]` is one of `longview.replay.episode.OUTCOMES`. The environment keeps the time limit."""
 
     spec: TaskSpec
 
@@ -69,8 +69,8 @@ class ImportedTask(Task, Protocol):
     """A task that data sets know by other names."""
 
     columns: Mapping[str, Columns]
-    """By format (see `replay.datasets.formats`): which of a data set's arrays each observation follows from,
-    and how, where it is not there by its own name."""
+    """By format (see `longview.replay.datasets.formats`): which of a data set's arrays each observation
+    follows from, and how, where it is not there by its own name."""
 
 
 def columns_of(task: Task) -> Mapping[str, Columns]:

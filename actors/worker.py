@@ -9,12 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.config import ActorsConfig
-from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
-from actors.task import Task
-from monitoring.hub import Totals, encode_report
-from replay.episode import EpisodeMeta, episode_id
-from replay.sender import Queue
+from longview.actors.config import ActorsConfig
+from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
+from longview.actors.task import Task
+from longview.monitoring.hub import Totals, encode_report
+from longview.replay.episode import EpisodeMeta, episode_id
+from longview.replay.redis.sender import Queue
 
 log = logging.getLogger(__name__)
 

@@ -23,22 +23,22 @@ import torch
 from common import Row, finish, machine, parser, results
 from rich.console import Console
 
-from actors.config import ActorsConfig
-from actors.task import Task
-from actors.worker import Order, Worker
-from cluster.config import RunConfig, preset_file, read_config, task_of
-from cluster.services import redis_server
-from learner.config import LearnerConfig
-from learner.normalize import measure
-from learner.policy import DiffusionPolicy
-from learner.progress import Progress
-from learner.session import PolicySession
-from learner.train import train
-from monitoring.hub import Hub
-from monitoring.report import Rate
-from replay.config import StoreConfig
-from replay.episode import Episode
-from replay.store import EpisodeStore
+from longview.actors.config import ActorsConfig
+from longview.actors.task import Task
+from longview.actors.worker import Order, Worker
+from longview.cluster.run.config import RunConfig, preset_file, read_config, task_of
+from longview.cluster.run.services import redis_server
+from longview.learner.config import LearnerConfig
+from longview.learner.laps import TrainingProgress
+from longview.learner.normalize import measure
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.session import PolicySession
+from longview.learner.train import train
+from longview.monitoring.hub import Hub
+from longview.monitoring.report import Rate
+from longview.replay.config import StoreConfig
+from longview.replay.episode import Episode
+from longview.replay.store import EpisodeStore
 
 GRIDS = {"return_point": (1, 8, 32, 48, 64), "grasp_and_return": (4, 16, 24, 48)}
 """Context lengths that are compared."""
@@ -163,7 +163,7 @@ def training(
     store: EpisodeStore,
     config: LearnerConfig,
     seed: int,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[TrainingProgress], None] = lambda _: None,
     validation: Sequence[Episode] = (),
 ) -> DiffusionPolicy:
     """Train on a store's demonstrations, as a learner rank does."""

@@ -22,12 +22,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from common import Row, finish, machine, parser, results
 
-from cluster.services import find_redis_server
-from replay.client import Client
-from replay.config import StoreConfig
-from replay.episode import ArraySpec, EpisodeMeta, TaskSpec
-from replay.errors import StoreUnavailable
-from replay.store import EpisodeStore
+from longview.cluster.run.services import find_redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.episode import ArraySpec, EpisodeMeta, TaskSpec
+from longview.replay.errors import StoreUnavailable
+from longview.replay.redis.client import Client
+from longview.replay.store import EpisodeStore
 
 SPEC = TaskSpec("walk", {"position": ArraySpec((32,))}, ArraySpec((7,), low=-1, high=1), 20.0, 100, (1,), 1)
 CONFIG = StoreConfig(chunk_steps=16)

@@ -5,10 +5,10 @@ from urllib.request import ProxyHandler, build_opener
 
 from common import Row, arguments, finish, machine, results, seconds
 
-from actors.config import ActorsConfig
-from actors.task import load_task
-from actors.worker import Order, Worker
-from monitoring.hub import Hub
+from longview.actors.config import ActorsConfig
+from longview.actors.task import load_task
+from longview.actors.worker import Order, Worker
+from longview.monitoring.hub import Hub
 
 ACTORS = (1, 100, 1000)
 TARGETS = {"scrape": "<= 1000"}

@@ -2,7 +2,7 @@
 
 # ruff: noqa: E402
 # Ray reads its authentication mode when it is imported.
-from cluster.ray_auth import choose_ray_auth
+from longview.cluster.roles.auth import choose_ray_auth
 
 choose_ray_auth(None)
 
@@ -22,26 +22,29 @@ from common import Row, arguments, finish, interleaved, machine, ratio, results,
 from context_lengths import training
 from numpy.typing import NDArray
 
-from actors.config import ActorsConfig, EvaluationConfig
-from actors.rollout import Policy
-from actors.task import Environment, Task, load_task
-from actors.worker import Order, Worker
-from cluster.config import RunConfig
-from cluster.dispatch import Dispatcher
-from cluster.launch import TICK_SECONDS, ray_cluster
-from cluster.orders import Orders
-from cluster.reports import HUB
-from cluster.roles import ALWAYS_BACK, Handle, MetricsHub, RolloutActor, start
-from cluster.services import redis_server
-from cluster.weights import HeldWeights, WeightBoard
-from learner import curriculum
-from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
-from learner.policy import DiffusionPolicy, policy_to_bytes
-from learner.session import PolicySession
-from monitoring.hub import Hub
-from replay.config import StoreConfig
-from replay.episode import Episode, TaskSpec, episode_id
-from replay.store import EpisodeStore
+from longview.actors.config import ActorsConfig, EvaluationConfig
+from longview.actors.rollout import Policy
+from longview.actors.task import Environment, Task, load_task
+from longview.actors.worker import Order, Worker
+from longview.cluster.driver.dispatch import Dispatcher
+from longview.cluster.driver.launch import TICK_SECONDS, ray_cluster
+from longview.cluster.driver.orders import Orders
+from longview.cluster.driver.weights import HeldWeights
+from longview.cluster.roles.board import WeightBoard
+from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
+from longview.cluster.roles.reporting import HUB
+from longview.cluster.roles.rollout import RolloutActor
+from longview.cluster.run.config import RunConfig
+from longview.cluster.run.services import redis_server
+from longview.learner import curriculum
+from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
+from longview.learner.policy import DiffusionPolicy, policy_to_bytes
+from longview.learner.session import PolicySession
+from longview.monitoring.hub import Hub
+from longview.replay.config import StoreConfig
+from longview.replay.episode import Episode, TaskSpec, episode_id
+from longview.replay.store import EpisodeStore
 
 SIMULATORS = 8
 """M, where an actor's own overhead is measured."""

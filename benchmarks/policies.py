@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from actors.config import ActorsConfig
-from learner.compiled import compile_denoiser
-from learner.config import Architecture, CurriculumConfig, LearnerConfig, PolicyConfig, Size
-from learner.policy import DiffusionPolicy, mean_loss
-from learner.recipe import Draw, Recipe
-from learner.session import PolicySession
-from learner.train import flatten
-from learner.windows import Batch
-from replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, EpisodeMeta, Segment, TaskSpec
+from longview.actors.config import ActorsConfig
+from longview.learner.compiled import compile_denoiser
+from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig, PolicyConfig, Size
+from longview.learner.policy import DiffusionPolicy, mean_loss
+from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.session import PolicySession
+from longview.learner.train import flatten
+from longview.learner.windows import Batch
+from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, EpisodeMeta, Segment, TaskSpec
 
 LENGTHS = (1, 2, 8, 20, 48, 80)
 """T_o."""
@@ -416,7 +416,7 @@ def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def drawer(spec: TaskSpec, length: int) -> Draw:
+def drawer(spec: TaskSpec, length: int) -> DrawSegments:
     """Draws from one episode of so many steps, as from a store of such."""
     meta = EpisodeMeta("demo.0", spec.name, seed=0, source="demo")
     arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, length).items()}

@@ -12,9 +12,9 @@ from common import Row, finish, machine, parser, results
 from context_lengths import demonstrated, training
 from rich.console import Console
 
-from cluster.config import RunConfig, preset_file, read_config, task_of
-from learner.progress import Progress
-from replay.store import EpisodeStore
+from longview.cluster.run.config import RunConfig, preset_file, read_config, task_of
+from longview.learner.laps import TrainingProgress
+from longview.replay.store import EpisodeStore
 
 WINDOWS = (1, 2, 4, 8, 16)
 DEMONSTRATIONS, UNSEEN = 30, 6
@@ -39,7 +39,7 @@ def main() -> None:
     seconds = 5.0 if chosen.quick else chosen.seconds
     config = read_config(preset_file(chosen.task), [*SETTINGS, *chosen.overrides], task=chosen.task)
     where = machine(task=chosen.task, seconds=seconds, seeds=chosen.seeds)
-    found: dict[int, list[Progress]] = {}
+    found: dict[int, list[TrainingProgress]] = {}
     unseen = 2 if chosen.quick else UNSEEN
     for seed in chosen.seeds:
         episodes = unseen + (4 if chosen.quick else DEMONSTRATIONS)
@@ -54,9 +54,9 @@ def main() -> None:
 
 def trained(
     config: RunConfig, store: EpisodeStore, held_out: list[str], windows: int, seconds: float, seed: int
-) -> Progress:
+) -> TrainingProgress:
     """The last report of a training that takes so long."""
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     task, unseen = task_of(config), [store.read(id) for id in held_out]
 
     def train(steps: int) -> float:
@@ -77,7 +77,7 @@ def trained(
     return reports[-1]
 
 
-def rows(found: dict[int, list[Progress]]) -> list[Row]:
+def rows(found: dict[int, list[TrainingProgress]]) -> list[Row]:
     """A sample a seed."""
     made = []
     for windows, ends in found.items():

@@ -10,9 +10,9 @@ import mujoco
 import numpy as np
 from common import Row, arguments, finish, interleaved, machine, ratio, results, seconds
 
-from actors.config import CamerasConfig
-from actors.task import Environment, load_task
-from actors.tasks.arm import import_robosuite, settings
+from longview.actors.config import CamerasConfig
+from longview.actors.task import Environment, load_task
+from longview.actors.tasks.arm import import_robosuite, settings
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE = 84
@@ -21,8 +21,8 @@ OURS = ("lift", "grasp_and_return", "push_t", "return_point")
 
 MEMORY = """
 import sys
-from actors.config import CamerasConfig
-from actors.task import load_task
+from longview.actors.config import CamerasConfig
+from longview.actors.task import load_task
 env = load_task("lift", CamerasConfig(tuple(sys.argv[1:]))).make()
 env.reset(seed=0)
 for _ in range(5):

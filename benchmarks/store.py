@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 from redis import Connection, Redis
 from rich.console import Console
 
-from actors.config import CamerasConfig
-from actors.task import load_task
-from cluster.services import redis_server
-from replay import keys
-from replay.client import Client, Script
-from replay.codec import Record, decode_chunk, encode_chunk
-from replay.config import StoreConfig
-from replay.episode import SOURCES, ArraySpec, EpisodeMeta, Selection, TaskSpec, episode_id
-from replay.index import Index
-from replay.sampling import draw
-from replay.sink import Sink
-from replay.store import EpisodeStore
+from longview.actors.config import CamerasConfig
+from longview.actors.task import load_task
+from longview.cluster.run.services import redis_server
+from longview.replay.codec import Record, decode_chunk, encode_chunk
+from longview.replay.config import StoreConfig
+from longview.replay.episode import SOURCES, ArraySpec, EpisodeMeta, Selection, TaskSpec, episode_id
+from longview.replay.redis import keys
+from longview.replay.redis.client import Client, Script
+from longview.replay.redis.index import Index
+from longview.replay.redis.sink import Sink
+from longview.replay.sampling import draw
+from longview.replay.store import EpisodeStore
 
 CHUNK, CHUNKS = 64, 4
 """K, and how many of them an episode has."""
@@ -289,8 +289,8 @@ def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
     """Seconds per batch of windows of pictures and states as tensors: ours from the cache that a learner has,
     ours without it, and TorchRL's slices from its storage in Redis and from that in memory. All hold the same
     episodes."""
-    from learner.config import Horizon
-    from learner.windows import build, nows
+    from longview.learner.config import Horizon
+    from longview.learner.windows import build, nows
 
     spec, length, episodes = store_spec("windows", PICTURES), 200, 6
     steps = recording(spec, length)

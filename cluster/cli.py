@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import dashboards_cli, store_cli
-from cluster.command import INTERRUPTED, AsJson, RunName, Settings, explained, group
-from cluster.ray_auth import choose_ray_auth
+from longview.cluster.commands import dashboards as dashboards_cli
+from longview.cluster.commands import store as store_cli
+from longview.cluster.commands.common import INTERRUPTED, AsJson, RunName, Settings, explained, group
+from longview.cluster.roles.auth import choose_ray_auth
 
 app = group("Train robot policies that remember: many context lengths, one set of weights.")
 app.add_typer(store_cli.app, name="store")
@@ -53,7 +54,7 @@ def demo(
 
         longview demo --resume return_point-20260101-120000
     """
-    from cluster.config import preset_file, read_config
+    from longview.cluster.run.config import preset_file, read_config
 
     if resume is None:
         config = read_config(preset_file(task), settings or [], task=task)
@@ -87,9 +88,9 @@ def launch(
 
         longview launch my_run.yaml --or-resume name=my_run
     """
-    from cluster.config import ConfigError, read_config
-    from cluster.runs import resumable_run
-    from cluster.scaling import still_scaled
+    from longview.cluster.driver.scaling import still_scaled
+    from longview.cluster.run.config import ConfigError, read_config
+    from longview.cluster.run.folder import resumable_run
 
     settings = settings or []
     if resume is not None:
@@ -103,17 +104,17 @@ def launch(
 
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
-    from cluster.config import read_config
-    from cluster.runs import open_run
-    from cluster.scaling import scaled_settings
+    from longview.cluster.driver.scaling import scaled_settings
+    from longview.cluster.run.config import read_config
+    from longview.cluster.run.folder import open_run
 
     run = open_run(name)
     _run(read_config(run.path / "config.yaml", [*scaled_settings(run), *settings]), run, address)
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:
-    from cluster.preflight import refuse_unsimulated, refuse_untrainable
-    from cluster.runs import create_run, refuse_port_in_use
+    from longview.cluster.run.folder import create_run, refuse_port_in_use
+    from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
 
     refuse_untrainable(config)
     refuse_port_in_use(config.monitoring)
@@ -124,7 +125,7 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     else:
         run.lock()
     choose_ray_auth(address)
-    from cluster import launch as launching
+    from longview.cluster.driver import launch as launching
 
     raise typer.Exit(launching.launch(config, run, address))
 
@@ -151,9 +152,9 @@ def collect(
 
         longview collect lift --episodes 400 --resume lift_demos
     """
-    from cluster.collect import collect as demonstrate
-    from cluster.config import ConfigError, preset_file, read_config
-    from cluster.runs import open_run
+    from longview.cluster.commands.collect import collect as demonstrate
+    from longview.cluster.run.config import ConfigError, preset_file, read_config
+    from longview.cluster.run.folder import open_run
 
     run = None if resume is None else open_run(resume)
     wanted = [] if episodes is None else [f"actors.demonstrations={episodes}"]
@@ -183,8 +184,8 @@ def evaluate(
 
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
     """
-    from cluster.config import ConfigError, read_config
-    from cluster.runs import find_policy
+    from longview.cluster.run.config import ConfigError, read_config
+    from longview.cluster.run.folder import find_policy
 
     try:
         lengths = None if context is None else [int(length) for length in context.split(",")]
@@ -193,7 +194,7 @@ def evaluate(
     file = find_policy(checkpoint)
     read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
-    from cluster.evaluate import evaluate_checkpoint
+    from longview.cluster.commands.evaluate import evaluate_checkpoint
 
     evaluate_checkpoint(file, task, lengths, episodes, seed, settings or [], as_json=as_json)
 
@@ -213,9 +214,9 @@ def status(
 
         longview status my_run --watch
     """
-    from cluster.runs import open_run
-    from cluster.summary import show_status
-    from cluster.watch import watch as watch_run
+    from longview.cluster.run.folder import open_run
+    from longview.cluster.views.summary import show_status
+    from longview.cluster.views.watch import watch as watch_run
 
     found = open_run(run)
     if watch:
@@ -230,7 +231,7 @@ def stop(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the run to save and end.")] = 60.0,
 ) -> None:
     """End a run cleanly: everything is saved, `--resume` goes on with it."""
-    from cluster.runs import RunError, open_run
+    from longview.cluster.run.folder import RunError, open_run
 
     found = open_run(run)
     if not found.under_way():
@@ -264,8 +265,8 @@ def scale(
 
         longview scale actors=2 my_run --no-wait
     """
-    from cluster.runs import open_run
-    from cluster.scaling import ask, parse
+    from longview.cluster.driver.scaling import ask, parse
+    from longview.cluster.run.folder import open_run
 
     actors = parse(wanted)
     ask(open_run(run), actors, timeout, typer.echo, wait=wait)

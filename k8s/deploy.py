@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import yaml
 
-from cluster.config import ConfigError, read_config
 from k8s.check import SECRETS, entrypoint, problems, run_config
 from k8s.pods import Object
+from longview.cluster.run.config import ConfigError, read_config
 
 OVERLAYS = Path(__file__).parent / "overlays"
 NAMESPACE = "longview"

@@ -4,8 +4,8 @@ comes while training goes on has to wait for a compiler."""
 import os
 import shutil
 
-from learner.policy import DiffusionPolicy
-from learner.recipe import Recipe
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.recipe import Recipe
 
 
 def compile_denoiser(policy: DiffusionPolicy, recipe: Recipe, steps: range) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from replay.episode import ACTION, Selection, TaskSpec
+from longview.replay.episode import ACTION, Selection, TaskSpec
 
 Architecture = Literal["unet_cross", "unet_film", "dit"]
 Size = Literal["tiny", "small", "paper"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from learner.config import CurriculumConfig
+from longview.learner.config import CurriculumConfig
 
 
 def length(

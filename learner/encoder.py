@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.config import PolicyConfig
+from longview.learner.config import PolicyConfig
 
 KEYPOINTS = 32
 """K: how many things a camera's network looks for, after Diffusion Policy."""

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from learner.config import Normalization
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode, TaskSpec
+from longview.learner.config import Normalization
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode, TaskSpec
 
 SMALLEST = 1e-4
 """A dimension whose range is narrower is taken as constant: it is centred, and not stretched."""

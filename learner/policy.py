@@ -18,13 +18,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.config import PolicyConfig
-from learner.denoisers import make
-from learner.encoder import FrameEncoder
-from learner.noise import add_noise, ddim, squared_cosine, strides
-from learner.normalize import Normalizer, Statistics
-from learner.windows import Batch
-from replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
+from longview.learner.config import PolicyConfig
+from longview.learner.encoder import FrameEncoder
+from longview.learner.normalize import Normalizer, Statistics
+from longview.learner.policies.diffusion.denoisers import make
+from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
+from longview.learner.windows import Batch
+from longview.replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
 
 FORMAT = "longview-policy-2"
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.checkpoint import Checkpoint, pack, unpack
+from longview.learner.checkpoint import Checkpoint, pack, unpack
 
 
 def join(address: str, rank: int, world: int, device: str, timeout_s: float = 300.0) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner import curriculum
-from learner.config import Horizon, LearnerConfig
-from learner.policy import DiffusionPolicy
-from learner.windows import Batch, build, margin, nows
-from replay.episode import Segment, TaskSpec
+from longview.learner import curriculum
+from longview.learner.config import Horizon, LearnerConfig
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.windows import Batch, build, margin, nows
+from longview.replay.episode import Segment, TaskSpec
 
-Draw = Callable[[int, int, int, int], list[Segment]]
+DrawSegments = Callable[[int, int, int, int], list[Segment]]
 """(step, before, after, count) -> `count` segments with `before` steps before and `after` steps after their
 now. Given the same store contents, a function of the step (and of the rank), so that a resumed run draws
 the same. Called from another thread, some steps ahead."""
@@ -28,7 +28,7 @@ class Recipe:
     spec: TaskSpec
     seed: int
     rank: int
-    draw: Draw
+    draw: DrawSegments
 
     def __post_init__(self) -> None:
         """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.policy import DiffusionPolicy
+from longview.learner.policy import DiffusionPolicy
 
 Frames = Mapping[str, NDArray[Any]]
 """Consecutive observations by key, (n, ...) each, oldest first."""

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from learner import checkpoint, ranks
-from learner.compiled import compile_denoiser
-from learner.config import LearnerConfig
-from learner.normalize import Statistics
-from learner.policy import DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
-from learner.progress import Lap, Progress, Taken
-from learner.recipe import Draw, Recipe
-from learner.validation import validate
-from learner.windows import Batch
-from replay.episode import Episode, TaskSpec, difference
+from longview.learner import checkpoint, ranks
+from longview.learner.compiled import compile_denoiser
+from longview.learner.config import LearnerConfig
+from longview.learner.laps import Lap, Taken, TrainingProgress
+from longview.learner.normalize import Statistics
+from longview.learner.policy import DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
+from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.validation import validate
+from longview.learner.windows import Batch
+from longview.replay.episode import Episode, TaskSpec, difference
 
 AHEAD = 3
 """Batches prepared in advance."""
@@ -33,10 +33,10 @@ def train(
     spec: TaskSpec,
     *,
     seed: int,
-    draw: Draw,
+    draw: DrawSegments,
     statistics: Callable[[], Mapping[str, Statistics]],
     publish: Callable[[int, bytes], None],
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
     checkpoints: Path,
     validation: Sequence[Episode] = (),

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from learner.policy import DiffusionPolicy, mean_loss
-from learner.windows import build
-from replay.episode import Episode, Segment
+from longview.learner.policy import DiffusionPolicy, mean_loss
+from longview.learner.windows import build
+from longview.replay.episode import Episode, Segment
 
 WINDOWS = 64
 """Validated on, of all episodes together."""
 
 
 class Validation(TypedDict):
-    """The entries of a `Progress` that come from validation."""
+    """The entries of a `TrainingProgress` that come from validation."""
 
     validation_loss_by_context: dict[int, float]
     action_error_by_context: dict[int, float]

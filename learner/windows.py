@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.config import Horizon
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
+from longview.learner.config import Horizon
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
 
 SPREAD = 8
 """Windows of one segment lie within so many steps per window."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from monitoring.panels import DASHBOARDS, RED, RUN, Dashboard, Panel
+from longview.monitoring.panels import DASHBOARDS, RED, RUN, Dashboard, Panel
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import QueryVariable

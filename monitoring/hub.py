@@ -26,7 +26,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from monitoring.metrics import CATALOGUE, Metric, metric
+from longview.monitoring.metrics import CATALOGUE, Metric, metric
 
 MAX_REPORT_BYTES = 1 << 18
 MAX_TEXT = 128

@@ -1,6 +1,6 @@
 """Every metric of Longview: its name, kind, unit, labels and meaning, once.
 
-python -m monitoring.metrics > docs/metrics.md
+python -m longview.monitoring.metrics > docs/metrics.md
 """
 
 from dataclasses import dataclass
@@ -352,7 +352,7 @@ def markdown() -> str:
         "# Metrics",
         "",
         "What the hub serves at /metrics. Besides the labels below, every series has `run`, the run's name.",
-        "Made from monitoring/metrics.py by `python -m monitoring.metrics > docs/metrics.md`.",
+        "Made from monitoring/metrics.py by `python -m longview.monitoring.metrics > docs/metrics.md`.",
         "",
         "| name | type | unit | labels | meaning |",
         "|---|---|---|---|---|",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from monitoring.metrics import RATES
+from longview.monitoring.metrics import RATES
 
 RUN = '{run="$run"}'
 TASK = '{run="$run", task=~"$task"}'

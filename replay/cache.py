@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from replay.codec import Record
-from replay.episode import Array
-from replay.errors import CodecError
+from longview.replay.codec import Record
+from longview.replay.episode import Array
+from longview.replay.errors import CodecError
 
 
 class PartialEpisode:

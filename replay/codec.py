@@ -26,8 +26,8 @@ import numpy as np
 import zstandard
 from xxhash import xxh3_64
 
-from replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
-from replay.errors import CodecError, EpisodeError, UnknownFormat
+from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
+from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 
 MAX_CHUNK_BYTES: Final = 256 << 20
 """Largest body, before compression."""

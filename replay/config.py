@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from replay.episode import SOURCES
+from longview.replay.episode import SOURCES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.errors import EpisodeError
+from longview.replay.errors import EpisodeError
 
 SOURCES: Final = ("demo", "rollout", "dagger", "import")
 """Where an episode came from."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from replay.errors import LimiterTimeout
+from longview.replay.errors import LimiterTimeout
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.episode import OUTCOMES, SOURCES, Selection, stratum_names
-from replay.errors import StoreError
+from longview.replay.episode import OUTCOMES, SOURCES, Selection, stratum_names
+from longview.replay.errors import StoreError
 
 STEPS: Final = 8
 """From where an episode is looked for first, it is this close, or looked for in another way."""

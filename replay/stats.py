@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from replay.episode import SOURCES
+from longview.replay.episode import SOURCES
 
 
 @dataclass(frozen=True)

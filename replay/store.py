@@ -10,28 +10,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay import keys, limiter, scripts
-from replay.client import Client
-from replay.codec import (
-    Record,
-    decode_record,
-    decode_spec,
-    encode_spec,
-)
-from replay.config import StoreConfig
-from replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
-from replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
-from replay.index import PAGE, Index
-from replay.limiter import Limiter
-from replay.memory import Memory
-from replay.quarantine import read_whole, set_aside
-from replay.reader import Reader
-from replay.sampling import draw
-from replay.sender import Queue, Sender
-from replay.sink import Sink
-from replay.stats import StoreStats, stats_of
-from replay.verify import Verdict, Verifier
-from replay.writer import EpisodeWriter
+from longview.replay import limiter
+from longview.replay.codec import Record, decode_record, decode_spec, encode_spec
+from longview.replay.config import StoreConfig
+from longview.replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
+from longview.replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
+from longview.replay.limiter import Limiter
+from longview.replay.redis import keys, scripts
+from longview.replay.redis.blocks import BlockPool
+from longview.replay.redis.client import Client
+from longview.replay.redis.index import PAGE, Index
+from longview.replay.redis.quarantine import read_whole, set_aside
+from longview.replay.redis.reader import ChunkReader
+from longview.replay.redis.sender import Queue, Sender
+from longview.replay.redis.sink import Sink
+from longview.replay.redis.verify import Verdict, Verifier
+from longview.replay.redis.writer import EpisodeWriter
+from longview.replay.sampling import draw
+from longview.replay.stats import StoreStats, stats_of
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +46,14 @@ class EpisodeStore:
         self._specs: dict[str, TaskSpec] = {}
         self._lock = threading.RLock()
         self._tags = [keys.tag(namespace, shard) for shard in range(self._agree_on_shards())]
-        self._reader = Reader(client, self._tag, config.cache_bytes)
+        self._reader = ChunkReader(client, self._tag, config.cache_bytes)
         self._index = Index(len(self._tags))
         self._refreshed = -float("inf")
         self.limiter = Limiter()
         """When `sample` may draw: of this process alone, and another at any time."""
         self._sink = Sink(client, self._tag, len(self._tags), config)
         self._sender = Sender(client, config)
-        self._memory = Memory(config.queue_bytes)
+        self._memory = BlockPool(config.queue_bytes)
 
     @staticmethod
     def connect(url: str, namespace: str, config: StoreConfig) -> "EpisodeStore":

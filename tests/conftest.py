@@ -16,8 +16,8 @@ import pytest
 import zarr
 from numcodecs import Blosc
 
-from actors.tasks import push_t
-from cluster.ray_auth import choose_ray_auth
+from longview.actors.tasks import push_t
+from longview.cluster.roles.auth import choose_ray_auth
 
 # Before any test imports Ray.
 choose_ray_auth(None)
@@ -29,7 +29,7 @@ COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[0] = "longview"
-from cluster.cli import main
+from longview.cluster.cli import main
 main()
 """
 

@@ -15,9 +15,9 @@ PROJECT = {
     "replay": (),
     "monitoring": (),
     "actors": ("replay", "monitoring"),
-    "learner": ("replay.episode", "monitoring"),
+    "learner": ("longview.replay.episode", "monitoring"),
     "cluster": ("replay", "monitoring", "actors", "learner"),
-    "k8s": ("cluster.config",),
+    "k8s": ("longview.cluster.run.config",),
 }
 THIRD_PARTY = {
     "replay": {"numpy", "redis", "msgpack", "zstandard", "xxhash", "zarr", "h5py", "pyarrow", "av", "PIL"},
@@ -32,7 +32,7 @@ THIRD_PARTY = {
 }
 SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}
 """Only below actors/tasks, and only inside functions."""
-SIMULATED = {"actors.tasks.osc", "actors.tasks.table"}
+SIMULATED = {"longview.actors.tasks.osc", "longview.actors.tasks.table"}
 """Modules that import simulators themselves, and are imported like one."""
 LAZY = {
     "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},
@@ -88,7 +88,7 @@ def breaches(path: Path) -> Iterator[str]:
             top in LAZY.get(folder, set())
             and not lazy
             and not simulated
-            and module != "learner.config.LearnerConfig"
+            and module != "longview.learner.config.LearnerConfig"
         ):
             yield f"{folder} may import {module} only inside a function"
 
@@ -103,12 +103,12 @@ def test_imports_follow_the_table(path: Path) -> None:
     [
         ("replay", "import torch"),
         ("replay", "import zarr"),
-        ("replay", "from actors.task import Task"),
-        ("learner", "from replay.store import EpisodeStore"),
+        ("replay", "from longview.actors.task import Task"),
+        ("learner", "from longview.replay.store import EpisodeStore"),
         ("learner", "import ray"),
         ("actors", "from learner import policy"),
         ("actors", "import robosuite"),
-        ("actors", "from actors.tasks.osc import Arm"),
+        ("actors", "from longview.actors.tasks.osc import Arm"),
         ("monitoring", "import matplotlib"),
     ],
 )
@@ -124,8 +124,8 @@ def test_configs_and_specs_need_nothing_heavy() -> None:
 import sys
 for name in ("torch", "ray", "robosuite", "mujoco", "gym_pusht", "zarr"):
     sys.modules[name] = None
-from cluster.config import read_config
-from actors.task import load_task, task_names
+from longview.cluster.run.config import read_config
+from longview.actors.task import load_task, task_names
 read_config(None)
 [load_task(name).spec for name in task_names()]
 """

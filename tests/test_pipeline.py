@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.config import ActorsConfig
-from actors.task import load_task
-from actors.worker import Order, Worker
-from cluster.services import redis_server
-from learner.config import PolicyConfig
-from learner.windows import Batch, build, nows
-from monitoring.hub import Hub
-from replay.config import StoreConfig
-from replay.store import EpisodeStore
+from longview.actors.config import ActorsConfig
+from longview.actors.task import load_task
+from longview.actors.worker import Order, Worker
+from longview.cluster.run.services import redis_server
+from longview.learner.config import PolicyConfig
+from longview.learner.windows import Batch, build, nows
+from longview.monitoring.hub import Hub
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
 
 TASK = load_task("counting")
 

@@ -8,11 +8,11 @@ Importing this package registers them with gymnasium, so either of these makes o
 
 from gymnasium import register
 
-register("longview/CountScoops-v0", entry_point="actors.tasks.count_scoops:make")
-register("longview/Counting-v0", entry_point="actors.tasks.counting:make")
-register("longview/GraspAndReturn-v0", entry_point="actors.tasks.grasp_and_return:make")
-register("longview/Lift-v0", entry_point="actors.tasks.lift:make")
-register("longview/PushAndReturn-v0", entry_point="actors.tasks.push_and_return:make")
-register("longview/PushT-v0", entry_point="actors.tasks.push_t:make")
-register("longview/ReturnPoint-v0", entry_point="actors.tasks.return_point:make")
-register("longview/Square-v0", entry_point="actors.tasks.square:make")
+register("longview/CountScoops-v0", entry_point="longview.actors.tasks.count_scoops:make")
+register("longview/Counting-v0", entry_point="longview.actors.tasks.counting:make")
+register("longview/GraspAndReturn-v0", entry_point="longview.actors.tasks.grasp_and_return:make")
+register("longview/Lift-v0", entry_point="longview.actors.tasks.lift:make")
+register("longview/PushAndReturn-v0", entry_point="longview.actors.tasks.push_and_return:make")
+register("longview/PushT-v0", entry_point="longview.actors.tasks.push_t:make")
+register("longview/ReturnPoint-v0", entry_point="longview.actors.tasks.return_point:make")
+register("longview/Square-v0", entry_point="longview.actors.tasks.square:make")

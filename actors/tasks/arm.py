@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.config import NO_CAMERAS, CamerasConfig
-from actors.task import (
+from longview.actors.config import NO_CAMERAS, CamerasConfig
+from longview.actors.task import (
     Action,
     Environment,
     Expert,
@@ -24,7 +24,7 @@ from actors.task import (
     checked_action,
     observation_space,
 )
-from replay.episode import ArraySpec, TaskSpec
+from longview.replay.episode import ArraySpec, TaskSpec
 
 Vector = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ ROBOT_STATE = {
 
 @dataclass(frozen=True)
 class ArmTask:
-    """A task whose simulator is an `ArmEnv`; see `actors.task.Task`."""
+    """A task whose simulator is an `ArmEnv`; see `longview.actors.task.Task`."""
 
     spec: TaskSpec
     environment: "type[ArmEnv]"
@@ -153,7 +153,7 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset to an episode that follows from the seed."""
-        from actors.tasks.osc import Arm
+        from longview.actors.tasks.osc import Arm
 
         super().reset(seed=seed)
         if seed is not None:
@@ -234,7 +234,7 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
         return {key: value.astype(np.float32) for key, value in self.state().items()} | images
 
     def _picture(self, camera: str, size: int, quality: str) -> Any:
-        from actors.tasks.render import Renderer
+        from longview.actors.tasks.render import Renderer
 
         if (size, quality) not in self._renderers:
             self._renderers[size, quality] = Renderer(self.model, size, quality)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import Action, Environment, Expert
+from longview.actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
+from longview.replay.episode import ArraySpec, TaskSpec
 
 SCOOPS = 2
 """How many there must be before the button is pressed."""
@@ -67,7 +67,7 @@ class CountScoops(ToolEnv):
     workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.1, 0.1), (0.1, 0.35, 0.1))
 
     def build(self, robosuite: ModuleType) -> Any:
-        from actors.tasks.table import Mark, Table
+        from longview.actors.tasks.table import Mark, Table
 
         bowl = Mark("bowl", "cylinder", (RADIUS,), BOWL, (0.95, 0.9, 0.8, 0.5), height=0.06)
         button = Mark("button", "cylinder", (REACH,), BUTTON, (0.8, 0.1, 0.1, 1.0), height=0.03)

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from actors.task import (
+from longview.actors.task import (
     Action,
     Environment,
     Expert,
@@ -18,7 +18,7 @@ from actors.task import (
     checked_action,
     observation_space,
 )
-from replay.episode import ArraySpec, TaskSpec
+from longview.replay.episode import ArraySpec, TaskSpec
 
 LENGTHS = (3, 41)
 """Range of episode lengths, in steps."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.task import Action, Environment, Expert
-from actors.tasks.arm import OPEN, ArmTask, TableEnv, Vector, reach, settings
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import Action, Environment, Expert
+from longview.actors.tasks.arm import OPEN, ArmTask, TableEnv, Vector, reach, settings
+from longview.replay.episode import ArraySpec, TaskSpec
 
 PAD_Y = 0.16
 """Distance of the pads from the middle, in metres."""
@@ -78,7 +78,7 @@ class GraspAndReturn(TableEnv):
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import BoxObject
 
-        from actors.tasks.table import Mark, Table
+        from longview.actors.tasks.table import Mark, Table
 
         self.cube = BoxObject("cube", size=(CUBE,) * 3, rgba=(0.8, 0.1, 0.1, 1.0), density=500.0)
         pads = [

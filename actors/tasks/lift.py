@@ -6,9 +6,9 @@ are the state keys that robomimic calls low-dim.
 
 import numpy as np
 
-from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import Action, Environment, Expert
+from longview.actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
+from longview.replay.episode import ArraySpec, TaskSpec
 
 UP = 0.08
 """How far up, in metres, the expert wants to go with the cube."""

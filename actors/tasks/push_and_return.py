@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import Action, Environment, Expert
+from longview.actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
+from longview.replay.episode import ArraySpec, TaskSpec
 
 MIDDLE, RING = np.array((-0.06, 0.0)), 0.14
 """Place of the mark, and distance of the slots from it, in metres. The arm reaches behind all of them."""
@@ -78,7 +78,7 @@ class PushAndReturn(ToolEnv):
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import CylinderObject
 
-        from actors.tasks.table import Mark, Table
+        from longview.actors.tasks.table import Mark, Table
 
         self.puck = CylinderObject("puck", size=PUCK, rgba=(0.8, 0.1, 0.1, 1.0), density=500.0)
         slots = [

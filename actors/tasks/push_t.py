@@ -14,8 +14,15 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import Action, Environment, Observation, action_space, checked_action, observation_space
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import (
+    Action,
+    Environment,
+    Observation,
+    action_space,
+    checked_action,
+    observation_space,
+)
+from longview.replay.episode import ArraySpec, TaskSpec
 
 SIZE: Final = 512
 """Side of the picture, in pixels; walls stand at 5 and 506, but a block that is pushed hard goes through."""
@@ -56,8 +63,8 @@ columns: Final = {
         "observation.agent_position": ("observation.state", lambda state: state[:, :2]),
     }
 }
-"""Where to find what in a replay buffer of Diffusion Policy; see `actors.task.ImportedTask`. Its `state`
-holds the disc's position (2) and the block's position (2) and angle."""
+"""Where to find what in a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
+Its `state` holds the disc's position (2) and the block's position (2) and angle."""
 
 expert = None
 """Nobody has written one."""

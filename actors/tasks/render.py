@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import SimulatorError
+from longview.actors.task import SimulatorError
 
 if TYPE_CHECKING:
     import mujoco

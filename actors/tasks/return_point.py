@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.task import (
+from longview.actors.task import (
     Action,
     Environment,
     Expert,
@@ -30,7 +30,7 @@ from actors.task import (
     checked_action,
     observation_space,
 )
-from replay.episode import ArraySpec, TaskSpec
+from longview.replay.episode import ArraySpec, TaskSpec
 
 SPEED = 0.08
 """Distance per step at full action."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.task import Action, Environment, Expert
-from actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import Action, Environment, Expert
+from longview.actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector, reach
+from longview.replay.episode import ArraySpec, TaskSpec
 
 HANDLE = 0.06
 """How far from the nut's middle, in metres, the expert grasps it."""

@@ -12,7 +12,7 @@ from robosuite.models.arenas import TableArena
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import new_geom
 
-from actors.tasks.arm import SURFACE
+from longview.actors.tasks.arm import SURFACE
 
 SIZE = (0.8, 0.8, 0.05)
 """Of the table's top, in metres."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from learner.config import CurriculumConfig
-from learner.curriculum import length
+from longview.learner.config import CurriculumConfig
+from longview.learner.curriculum import length
 
 STEPS, LONGEST = 600, 64
 CURRICULA = {

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from replay.datasets import lerobot, lerobot_writer, robomimic, zarr
-from replay.datasets.source import Columns, Reader, Source, source_of
-from replay.episode import TaskSpec
-from replay.errors import DatasetError
+from longview.replay.datasets import lerobot, lerobot_writer, robomimic, zarr
+from longview.replay.datasets.source import Columns, DatasetReader, Source, source_of
+from longview.replay.episode import TaskSpec
+from longview.replay.errors import DatasetError
 
 HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
-READERS: Final[Mapping[str, Callable[[Path], Reader]]] = {
+READERS: Final[Mapping[str, Callable[[Path], DatasetReader]]] = {
     "robomimic": robomimic.RobomimicReader,
     "lerobot": lerobot.LerobotReader,
     "zarr": zarr.ZarrReader,

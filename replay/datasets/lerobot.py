@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.datasets.source import About, Reader, decode_about, decode_spec_of
-from replay.datasets.video import VideoReader
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
-from replay.errors import DatasetError
+from longview.replay.datasets.source import About, DatasetReader, decode_about, decode_spec_of
+from longview.replay.datasets.video import VideoReader
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
+from longview.replay.errors import DatasetError
 
 VERSION: Final = "v3.0"
 INFO: Final = "meta/info.json"
@@ -37,9 +37,9 @@ _PICTURES: Final = ("image", "video")
 _FEATURES: Final = {ACTION: ACTION, REWARD: NEXT_REWARD, EXPERT_ACTION: EXPERT_ACTION}
 
 
-class LerobotReader(Reader):
-    """See `replay.datasets.source.Reader`. In memory are the episodes' table, without its statistics, and of
-    one file of data at a time what is not pictures."""
+class LerobotReader(DatasetReader):
+    """See `longview.replay.datasets.source.DatasetReader`. In memory are the episodes' table, without its
+    statistics, and of one file of data at a time what is not pictures."""
 
     def __init__(self, path: Path) -> None:
         """Open it.

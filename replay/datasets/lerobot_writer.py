@@ -1,4 +1,4 @@
-"""Writes a LeRobotDataset of version 3; see `replay.datasets.lerobot` for what is where in it."""
+"""Writes a LeRobotDataset of version 3; see `longview.replay.datasets.lerobot` for what is where in it."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.datasets.lerobot import (
+from longview.replay.datasets.lerobot import (
     ABOUT,
     EPISODES,
     INFO,
@@ -23,9 +23,9 @@ from replay.datasets.lerobot import (
     TEXTS,
     VERSION,
 )
-from replay.datasets.source import encode_about
-from replay.datasets.video import VideoWriter
-from replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, Episode, TaskSpec
+from longview.replay.datasets.source import encode_about
+from longview.replay.datasets.video import VideoWriter
+from longview.replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, Episode, TaskSpec
 
 CHUNK: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH: Final = f"data/{CHUNK}.parquet"

@@ -16,9 +16,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.datasets.source import About, Reader, decode_about, decode_spec_of, encode_about
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array, Episode, TaskSpec
-from replay.errors import DatasetError
+from longview.replay.datasets.source import About, DatasetReader, decode_about, decode_spec_of, encode_about
+from longview.replay.episode import (
+    ACTION,
+    EXPERT_ACTION,
+    OBSERVATION_PREFIX,
+    REWARD,
+    Array,
+    Episode,
+    TaskSpec,
+)
+from longview.replay.errors import DatasetError
 
 GYMNASIUM: Final = 2
 """robomimic's type of environments that are not robosuite's (1)."""
@@ -31,8 +39,8 @@ _ARRAYS: Final = {ACTION: "actions", REWARD: "rewards", EXPERT_ACTION: "expert_a
 _DEMO: Final = re.compile(r"demo_(\d+)")
 
 
-class RobomimicReader(Reader):
-    """See `replay.datasets.source.Reader`; the file stays open."""
+class RobomimicReader(DatasetReader):
+    """See `longview.replay.datasets.source.DatasetReader`; the file stays open."""
 
     action_range = (-1.0, 1.0)
 

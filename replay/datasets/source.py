@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.episode import (
+from longview.replay.episode import (
     ACTION,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
@@ -24,7 +24,7 @@ from replay.episode import (
     TaskSpec,
     episode_id,
 )
-from replay.errors import DatasetError, EpisodeError
+from longview.replay.errors import DatasetError, EpisodeError
 
 Columns = Mapping[str, tuple[str, Callable[[Array], Array]]]
 """By an array's name in the episode: which of the data set's it comes from, and how it follows from that."""
@@ -47,7 +47,7 @@ class About:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Reader(ABC):
+class DatasetReader(ABC):
     """One data set, episode by episode. Its arrays have the names that they have in an episode, and any
     numeric dtype; `Source` checks and converts them."""
 
@@ -90,7 +90,7 @@ class Reader(ABC):
 class Source:
     """A data set as episodes of a task; one of them is in memory at a time."""
 
-    reader: Reader
+    reader: DatasetReader
     spec: TaskSpec
     columns: Columns
     indices: Sequence[int]
@@ -157,7 +157,7 @@ class Source:
 
 
 def source_of(
-    reader: Reader,
+    reader: DatasetReader,
     task: str,
     known: TaskSpec | None = None,
     columns: Columns | None = None,
@@ -201,7 +201,7 @@ def source_of(
     return Source(reader, known, found, indices)
 
 
-def implied_spec(reader: Reader, task: str, hz: float | None = None) -> TaskSpec:
+def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> TaskSpec:
     """The task that the data itself tells of: its arrays, its rate, the range of its actions, its longest
     episode, and all of its episodes as the number of demonstrations.
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.datasets.source import RATE_TOLERANCE
-from replay.episode import Array
-from replay.errors import DatasetError
+from longview.replay.datasets.source import RATE_TOLERANCE
+from longview.replay.episode import Array
+from longview.replay.errors import DatasetError
 
 CODEC: Final = "libx264"
 OPTIONS: Final = {"crf": "18", "g": "2", "bf": "0"}

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from replay.datasets.source import About, Reader
-from replay.episode import ACTION, OBSERVATION_PREFIX, Array
-from replay.errors import DatasetError
+from longview.replay.datasets.source import About, DatasetReader
+from longview.replay.episode import ACTION, OBSERVATION_PREFIX, Array
+from longview.replay.errors import DatasetError
 
 BLOSC_HEADER: Final = struct.Struct("<12xI")
 """In front of every compressed chunk; holds its size in bytes, this header included."""
@@ -24,8 +24,8 @@ SMALLEST: Final = 16
 """Pixels a side; some buffers hold pictures as floats, with values from 0 to 255."""
 
 
-class ZarrReader(Reader):
-    """See `replay.datasets.source.Reader`."""
+class ZarrReader(DatasetReader):
+    """See `longview.replay.datasets.source.DatasetReader`."""
 
     def __init__(self, path: Path) -> None:
         """Open it.

@@ -7,8 +7,16 @@ import gymnasium
 import numpy as np
 import pytest
 
-from actors.task import Action, ActionError, Environment, Expert, Observation, action_space, observation_space
-from replay.episode import ArraySpec, TaskSpec
+from longview.actors.task import (
+    Action,
+    ActionError,
+    Environment,
+    Expert,
+    Observation,
+    action_space,
+    observation_space,
+)
+from longview.replay.episode import ArraySpec, TaskSpec
 
 SPEC = TaskSpec(
     name="fragile",

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.task import load_task
-from actors.tasks.render import Renderer, RendererError, egl_device
+from longview.actors.task import load_task
+from longview.actors.tasks.render import Renderer, RendererError, egl_device
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
@@ -31,7 +31,7 @@ SCENE = """
 
 SCRIPT = f"""
 import mujoco
-from actors.tasks.render import Renderer
+from longview.actors.tasks.render import Renderer
 model = mujoco.MjModel.from_xml_string('''{SCENE}''')
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
-from actors.task import Task, load_task
-from replay.episode import EpisodeMeta
+from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
+from longview.actors.task import Task, load_task
+from longview.replay.episode import EpisodeMeta
 
 TASK = load_task("counting")
 EXECUTE = 8

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from actors.config import ActorsConfig, CamerasConfig
-from actors.task import Task, load_task
-from actors.worker import PURPOSES, Order, Worker, episode_seed
-from cluster.services import redis_server
-from monitoring.hub import Hub
-from replay.config import StoreConfig
-from replay.store import EpisodeStore
+from longview.actors.config import ActorsConfig, CamerasConfig
+from longview.actors.task import Task, load_task
+from longview.actors.worker import PURPOSES, Order, Worker, episode_seed
+from longview.cluster.run.services import redis_server
+from longview.monitoring.hub import Hub
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
 
 TASK = load_task("return_point")
 

@@ -14,7 +14,7 @@ WITHOUT_HEAVY_IMPORTS = """
 import sys
 for name in ("torch", "ray", "robosuite", "mujoco"):
     sys.modules[name] = None
-from cluster.cli import main
+from longview.cluster.cli import main
 sys.argv = ["longview", *sys.argv[1:]]
 main()
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.runs import Run, open_store
+from longview.cluster.run.folder import Run, open_store
 
 SMALL = """
 task: push_t

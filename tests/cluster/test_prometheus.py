@@ -18,10 +18,10 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 import yaml
 
-import monitoring
-from cluster.runs import Run
-from cluster.services import prometheus_server
-from monitoring.hub import read_metrics
+from longview import monitoring
+from longview.cluster.run.folder import Run
+from longview.cluster.run.services import prometheus_server
+from longview.monitoring.hub import read_metrics
 from tests.conftest import COMMAND
 
 needs_prometheus = pytest.mark.skipif(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.runs import Run, open_store
-from monitoring.hub import read_metrics
+from longview.cluster.run.folder import Run, open_store
+from longview.monitoring.hub import read_metrics
 
 SMALL = """
 task: return_point

@@ -10,12 +10,13 @@ import ray
 from ray.exceptions import RayActorError
 from redis import Redis
 
-from actors.worker import Order
-from cluster.config import read_config, task_of
-from cluster.launch import ray_cluster
-from cluster.roles import RolloutActor, start
-from cluster.services import redis_server
-from replay.store import EpisodeStore
+from longview.actors.worker import Order
+from longview.cluster.driver.launch import ray_cluster
+from longview.cluster.roles.ray import start
+from longview.cluster.roles.rollout import RolloutActor
+from longview.cluster.run.config import read_config, task_of
+from longview.cluster.run.services import redis_server
+from longview.replay.store import EpisodeStore
 
 
 class Slow(RolloutActor):

@@ -11,11 +11,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from cluster.config import read_config
 from k8s.check import entrypoint, problems, run_config
 from k8s.deploy import config_problems
 from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
 from k8s.pods import Object, pods_of
+from longview.cluster.run.config import read_config
 from tests.k8s.conftest import find
 
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -13,10 +13,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from cluster.services import find_redis_server
-from replay.config import StoreConfig
-from replay.episode import ArraySpec, EpisodeMeta, TaskSpec
-from replay.store import EpisodeStore
+from longview.cluster.run.services import find_redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.episode import ArraySpec, EpisodeMeta, TaskSpec
+from longview.replay.store import EpisodeStore
 from tests.k8s.conftest import ROOT
 
 BASE = ROOT / "k8s" / "base"

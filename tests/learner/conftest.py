@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from actors.task import Task, load_task
-from learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
-from learner.normalize import measure
-from learner.policy import DiffusionPolicy
-from learner.recipe import Draw
-from replay.episode import (
+from longview.actors.task import Task, load_task
+from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
+from longview.learner.normalize import measure
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.recipe import DrawSegments
+from longview.replay.episode import (
     ACTION,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
@@ -88,7 +88,7 @@ def cut(episode: Episode, now: int, before: int, after: int) -> Segment:
     return Segment(episode.meta, episode.length, start, now, 1.0, arrays)
 
 
-def drawer(episodes: list[Episode], seed: int) -> Draw:
+def drawer(episodes: list[Episode], seed: int) -> DrawSegments:
     """A `draw` for the training loop, over episodes in memory."""
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
@@ -140,7 +140,7 @@ def cut_fixture() -> Callable[[Episode, int, int, int], Segment]:
 
 
 @pytest.fixture(name="drawer")
-def drawer_fixture() -> Callable[[list[Episode], int], Draw]:
+def drawer_fixture() -> Callable[[list[Episode], int], DrawSegments]:
     return drawer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner import checkpoint
+from longview.learner import checkpoint
 
 TENSORS = {"weights": torch.arange(50.0), "step": torch.tensor(3.0)}
 

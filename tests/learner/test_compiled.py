@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from torch._dynamo.utils import counters
 
-from learner.config import Architecture, CurriculumConfig, LearnerConfig
-from learner.progress import Progress
-from learner.train import train
+from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.laps import TrainingProgress
+from longview.learner.train import train
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_nothing_is_compiled_once_training_goes_on(
         graphs.append(counters["stats"]["unique_graphs"])
         return len(graphs) == 13
 
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     arguments |= {"should_stop": stop_at_13, "report": reports.append}
     train(config, **arguments)
     assert graphs == [2] * 13

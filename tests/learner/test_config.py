@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from actors.task import load_task
-from learner.config import (
+from longview.actors.task import load_task
+from longview.learner.config import (
     SIZES,
     Architecture,
     CurriculumConfig,
@@ -16,7 +16,7 @@ from learner.config import (
     LearnerConfig,
     PolicyConfig,
 )
-from replay.episode import ArraySpec, Selection
+from longview.replay.episode import ArraySpec, Selection
 
 SPEC = load_task("return_point").spec
 

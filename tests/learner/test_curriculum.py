@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from learner.config import CurriculumConfig
-from learner.curriculum import length
+from longview.learner.config import CurriculumConfig
+from longview.learner.curriculum import length
 
 
 def lengths(config: CurriculumConfig, seed: int = 5, total: int = 1000, longest: int = 64) -> list[int]:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import PolicyConfig
-from learner.encoder import Camera, FrameEncoder, crop, spatial_softmax
+from longview.learner.config import PolicyConfig
+from longview.learner.encoder import Camera, FrameEncoder, crop, spatial_softmax
 
 SIZE = (36, 40)
 """Of crops; their images are 40 x 44, so there are 5 x 5 places."""

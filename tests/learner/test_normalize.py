@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.task import load_task
-from learner.config import Normalization
-from learner.normalize import Normalizer, Statistics, measure
-from replay.episode import Episode, TaskSpec
+from longview.actors.task import load_task
+from longview.learner.config import Normalization
+from longview.learner.normalize import Normalizer, Statistics, measure
+from longview.replay.episode import Episode, TaskSpec
 
 SPEC = load_task("return_point").spec
 

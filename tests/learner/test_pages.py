@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from actors.config import CamerasConfig
-from actors.task import load_task
-from learner.config import SIZES, Architecture, PolicyConfig, Size
-from learner.policy import DiffusionPolicy, policy_to_bytes
+from longview.actors.config import CamerasConfig
+from longview.actors.task import load_task
+from longview.learner.config import SIZES, Architecture, PolicyConfig, Size
+from longview.learner.policy import DiffusionPolicy, policy_to_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 

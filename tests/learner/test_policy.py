@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from learner.config import Architecture, Prediction
-from learner.normalize import Statistics, measure
-from learner.policy import FORMAT, DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
-from learner.windows import Batch, build, margin, nows
-from replay.episode import ArraySpec, Episode, Segment, TaskSpec
+from longview.learner.config import Architecture, Prediction
+from longview.learner.normalize import Statistics, measure
+from longview.learner.policy import FORMAT, DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
+from longview.learner.windows import Batch, build, margin, nows
+from longview.replay.episode import ArraySpec, Episode, Segment, TaskSpec
 
 Cut = Callable[[Episode, int, int, int], Segment]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner import checkpoint
+from longview.learner import checkpoint
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

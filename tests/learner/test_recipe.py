@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import Architecture, CurriculumConfig, LearnerConfig
-from learner.normalize import measure
-from learner.policy import DiffusionPolicy
-from learner.recipe import Draw, Recipe, padded
-from learner.windows import Batch
-from replay.episode import Episode, TaskSpec
+from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.normalize import measure
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.recipe import DrawSegments, Recipe, padded
+from longview.learner.windows import Batch
+from longview.replay.episode import Episode, TaskSpec
 
 
 class Watched(DiffusionPolicy):
@@ -28,7 +28,7 @@ class Watched(DiffusionPolicy):
 
 
 def test_all_frames_of_a_segment_are_cropped_alike(
-    tiny: LearnerConfig, looking: list[Episode], looking_spec: TaskSpec, drawer: Callable[..., Draw]
+    tiny: LearnerConfig, looking: list[Episode], looking_spec: TaskSpec, drawer: Callable[..., DrawSegments]
 ) -> None:
     config = replace(tiny, windows_per_segment=2, batch_size=8, curriculum=CurriculumConfig("fixed"))
     config = replace(config, policy=replace(tiny.policy, context_length=3))

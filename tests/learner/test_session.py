@@ -8,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from learner.config import Architecture, LearnerConfig
-from learner.normalize import Statistics, measure
-from learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
-from learner.session import PolicySession
-from learner.train import train
-from replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
+from longview.learner.config import Architecture, LearnerConfig
+from longview.learner.normalize import Statistics, measure
+from longview.learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
+from longview.learner.session import PolicySession
+from longview.learner.train import train
+from longview.replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
 
 Array = NDArray[Any]
 
@@ -176,7 +176,7 @@ def test_every_frame_is_encoded_once_and_all_slots_together(play: Play, policy: 
 def test_many_frames_are_encoded_in_pieces(
     play: Play, policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.session.ENCODED_AT_ONCE", 5)
+    monkeypatch.setattr("longview.learner.session.ENCODED_AT_ONCE", 5)
     with encoded(policy) as counts:
         actions = play.act([0, 2], [5, 7], [True] * 2, 64)
     assert counts == [5, 5, 2]

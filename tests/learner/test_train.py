@@ -19,15 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner import checkpoint
-from learner.config import Architecture, CurriculumConfig, LearnerConfig
-from learner.curriculum import length
-from learner.policy import policy_from_bytes, policy_to_bytes
-from learner.progress import Progress, TrainingDiverged
-from learner.recipe import Draw
-from learner.train import ema_decay, flatten, learning_rate, prepared, train
-from learner.windows import Batch
-from replay.episode import ArraySpec, Episode, Segment, TaskSpec
+from longview.learner import checkpoint
+from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.curriculum import length
+from longview.learner.laps import TrainingDiverged, TrainingProgress
+from longview.learner.policy import policy_from_bytes, policy_to_bytes
+from longview.learner.recipe import DrawSegments
+from longview.learner.train import ema_decay, flatten, learning_rate, prepared, train
+from longview.learner.windows import Batch
+from longview.replay.episode import ArraySpec, Episode, Segment, TaskSpec
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 
@@ -37,7 +37,7 @@ def test_golden_loss_curve(
     tiny: LearnerConfig, arguments: dict[str, Any], architecture: Architecture
 ) -> None:
     policy = replace(tiny.policy, architecture=architecture)
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     train(replace(tiny, policy=policy, steps=40, report_every=2), **arguments | {"report": reports.append})
     curve = [report.loss for report in reports if report.step % 2 == 0]
     golden = json.loads(GOLDEN.read_text())
@@ -55,7 +55,7 @@ def test_a_thousand_steps_without_a_value_that_is_not_finite(
     """Fast ones, too: with a learning rate that the default has for larger batches."""
     policy = replace(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
     config = replace(tiny, policy=policy, steps=1000, learning_rate=3e-3, publish_every=500)
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     trained = train(config, **arguments | {"report": reports.append})
     assert all(torch.isfinite(weights).all() for weights in trained.state_dict().values())
     assert fmean(report.loss for report in reports[-20:]) < 0.6 * fmean(report.loss for report in reports[:5])
@@ -143,7 +143,7 @@ def test_half_the_precision_is_enough(
     tiny = replace(tiny, policy=replace(tiny.policy, architecture=architecture))
     losses: dict[str, list[float]] = {}
     for precision in ("float32", "bfloat16"):
-        reports: list[Progress] = []
+        reports: list[TrainingProgress] = []
         config = replace(tiny, precision=precision)
         train(config, **arguments | {"report": reports.append, "checkpoints": tmp_path / precision})
         losses[precision] = [report.loss for report in reports]
@@ -155,7 +155,7 @@ def test_what_is_published_reported_and_saved(
     tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     published: dict[int, bytes] = {}
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     average = train(tiny, **arguments | {"publish": published.__setitem__, "report": reports.append})
     assert list(published) == [10, 20, 24]
     assert published[24] == policy_to_bytes(average)
@@ -246,13 +246,16 @@ def test_an_error_while_drawing_ends_the_training(tiny: LearnerConfig, arguments
 
 
 def test_training_learns_to_act_as_the_expert_in_episodes_it_has_not_seen(
-    tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], drawer: Callable[..., Draw]
+    tiny: LearnerConfig,
+    arguments: dict[str, Any],
+    returning: list[Episode],
+    drawer: Callable[..., DrawSegments],
 ) -> None:
     config = replace(
         tiny, steps=300, batch_size=32, warmup=20, learning_rate=4e-3, publish_every=60, checkpoint_every=300,
         policy=replace(tiny.policy, context_length=8, dropout=0.0), curriculum=CurriculumConfig("sprinkle"),
     )  # fmt: skip
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     changed = {"draw": drawer(returning[3:], seed=3), "report": reports.append, "validation": returning[:3]}
     train(config, **arguments | changed)
     assert [report.step for report in reports if report.validation_s] == [60, 120, 180, 240, 300]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.policy import DiffusionPolicy
-from learner.validation import validate
-from replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
+from longview.learner.policy import DiffusionPolicy
+from longview.learner.validation import validate
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
 
 
 def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning: list[Episode]) -> None:

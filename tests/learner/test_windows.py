@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.task import load_task
-from learner.config import Horizon
-from learner.windows import SPREAD, Batch, build, folded, margin, nows
-from replay.episode import Episode, Segment, TaskSpec
+from longview.actors.task import load_task
+from longview.learner.config import Horizon
+from longview.learner.windows import SPREAD, Batch, build, folded, margin, nows
+from longview.replay.episode import Episode, Segment, TaskSpec
 
 HORIZON = Horizon(context=16, past=3, future=5, execute=2)
 COUNTING, RETURNING = load_task("counting").spec, load_task("return_point").spec

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from conftest import TINY, TINY_TRAINING, collect, cut, drawer
 from safetensors.torch import save_file
 
-from actors.task import load_task
-from learner import ranks
-from learner.config import Horizon
-from learner.normalize import measure
-from learner.policy import DiffusionPolicy, mean_loss, policy_to_bytes
-from learner.progress import Lap, Taken, TrainingDiverged
-from learner.train import flatten, train
-from learner.windows import build
-from replay.episode import Segment
+from longview.actors.task import load_task
+from longview.learner import ranks
+from longview.learner.config import Horizon
+from longview.learner.laps import Lap, Taken, TrainingDiverged
+from longview.learner.normalize import measure
+from longview.learner.policy import DiffusionPolicy, mean_loss, policy_to_bytes
+from longview.learner.train import flatten, train
+from longview.learner.windows import build
+from longview.replay.episode import Segment
 
 TASK = load_task("return_point")
 EPISODES = [collect(TASK, seed, noise=0.1) for seed in range(8)]

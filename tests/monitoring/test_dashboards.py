@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from monitoring import dashboards
-from monitoring.dashboards import FOLDER, build
-from monitoring.metrics import CATALOGUE
-from monitoring.panels import DASHBOARDS, OVERVIEW, Panel
+from longview.monitoring import dashboards
+from longview.monitoring.dashboards import FOLDER, build
+from longview.monitoring.metrics import CATALOGUE
+from longview.monitoring.panels import DASHBOARDS, OVERVIEW, Panel
 
 RULES = yaml.safe_load((FOLDER.parent / "rules.yaml").read_text())["groups"][0]["rules"]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}

@@ -4,7 +4,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from monitoring.film import COLUMNS, GAP, TILE, write_sheet, write_video
+from longview.monitoring.film import COLUMNS, GAP, TILE, write_sheet, write_video
 
 
 def film(length: int, brightness: int, size: tuple[int, int] = (32, 48)) -> list[np.ndarray]:

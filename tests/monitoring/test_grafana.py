@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster.dashboards_cli import app
-from monitoring.dashboards import FOLDER
-from monitoring.grafana import TIMEOUT_SECONDS, GrafanaError, push
+from longview.cluster.commands.dashboards import app
+from longview.monitoring.dashboards import FOLDER
+from longview.monitoring.grafana import TIMEOUT_SECONDS, GrafanaError, push
 
 TOKEN = "glsa_0123456789abcdefABCDEF_deadbeef"
 FILES = sorted(FOLDER.glob("*.json"))
@@ -279,7 +279,7 @@ def test_what_is_no_grafana_or_a_sick_one_is_told(answer: tuple[Any, ...], words
 
 def test_a_host_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TIMEOUT_SECONDS <= 30
-    monkeypatch.setattr("monitoring.grafana.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("longview.monitoring.grafana.TIMEOUT_SECONDS", 0.2)
     released = threading.Event()
     for url in serve(lambda *_: (released.wait(30), (200, {}))[1]):
         assert "does not answer within 0.2 s" in refused(url)

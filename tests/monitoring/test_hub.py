@@ -10,9 +10,9 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from monitoring import hub as hub_module
-from monitoring.hub import MAX_REPORT_BYTES, Hub, Reporters, Totals, encode_report, read_metrics
-from monitoring.metrics import CATALOGUE, metric
+from longview.monitoring import hub as hub_module
+from longview.monitoring.hub import MAX_REPORT_BYTES, Hub, Reporters, Totals, encode_report, read_metrics
+from longview.monitoring.metrics import CATALOGUE, metric
 
 STEPS = "longview_env_steps_total"
 SECONDS = "longview_publish_to_use_seconds"

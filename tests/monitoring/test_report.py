@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitoring.film import write_sheet, write_video
-from monitoring.report import (
+from longview.monitoring.film import write_sheet, write_video
+from longview.monitoring.report import (
     completion_plot,
     learning_plot,
     rates,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.reports import SCRAPE_SECONDS
-from monitoring.metrics import CATALOGUE
+from longview.cluster.driver.reports import SCRAPE_SECONDS
+from longview.monitoring.metrics import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"

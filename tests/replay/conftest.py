@@ -16,13 +16,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-from cluster.services import find_redis_server, redis_server
-from replay.client import Client
-from replay.config import StoreConfig
-from replay.episode import ArraySpec, EpisodeMeta, TaskSpec, episode_id
-from replay.store import EpisodeStore
-from replay.writer import EpisodeWriter
-from tests.replay.proxy import Proxy
+from longview.cluster.run.services import find_redis_server, redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.episode import ArraySpec, EpisodeMeta, TaskSpec, episode_id
+from longview.replay.redis.client import Client
+from longview.replay.redis.writer import EpisodeWriter
+from longview.replay.store import EpisodeStore
+from tests.replay.redis.proxy import Proxy
 
 NAMESPACES = (f"test-{number}" for number in itertools.count())
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from replay.cache import EpisodeCache, PartialEpisode
-from replay.codec import Record
-from replay.episode import Array, EpisodeMeta
-from replay.errors import CodecError
+from longview.replay.cache import EpisodeCache, PartialEpisode
+from longview.replay.codec import Record
+from longview.replay.episode import Array, EpisodeMeta
+from longview.replay.errors import CodecError
 
 
 def partial(id: str = "a", length: int = 10) -> PartialEpisode:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from xxhash import xxh3_64_intdigest
 
-from replay import codec
-from replay.codec import (
+from longview.replay import codec
+from longview.replay.codec import (
     MAX_CHUNKS,
     Record,
     decode_chunk,
@@ -24,8 +24,8 @@ from replay.codec import (
     encode_chunk,
     encode_record,
 )
-from replay.episode import ArraySpec, EpisodeMeta, TaskSpec
-from replay.errors import CodecError, EpisodeError, UnknownFormat
+from longview.replay.episode import ArraySpec, EpisodeMeta, TaskSpec
+from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 
 NAMES = st.text(min_size=1, max_size=30)
 PLAIN = st.recursive(

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from replay.config import StoreConfig
+from longview.replay.config import StoreConfig
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from replay.episode import difference
+from longview.replay.episode import difference
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import zarr
 
-from replay.config import StoreConfig
-from replay.datasets.formats import WRITERS, open_source, recognise
-from replay.datasets.robomimic import write
-from replay.datasets.source import Source
-from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
-from replay.errors import DatasetError
-from replay.store import EpisodeStore
+from longview.replay.config import StoreConfig
+from longview.replay.datasets.formats import WRITERS, open_source, recognise
+from longview.replay.datasets.robomimic import write
+from longview.replay.datasets.source import Source
+from longview.replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
+from longview.replay.errors import DatasetError
+from longview.replay.store import EpisodeStore
 
 SPEC = TaskSpec(
     name="stack",

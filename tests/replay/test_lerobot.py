@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from replay.datasets.formats import open_source
-from replay.datasets.lerobot_writer import write
-from replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
-from replay.errors import DatasetError
+from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.lerobot_writer import write
+from longview.replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
+from longview.replay.errors import DatasetError
 
 SPEC = TaskSpec(
     name="sort",

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replay.errors import LimiterTimeout
-from replay.limiter import Limiter
-from replay.store import EpisodeStore
+from longview.replay.errors import LimiterTimeout
+from longview.replay.limiter import Limiter
+from longview.replay.store import EpisodeStore
 
 Connect = Callable[..., EpisodeStore]
 

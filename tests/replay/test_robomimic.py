@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from actors.tasks import lift
-from replay.datasets.formats import open_source
-from replay.datasets.robomimic import RobomimicReader, simulator_arguments, write
-from replay.episode import validate_episode
-from replay.errors import DatasetError
+from longview.actors.tasks import lift
+from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.robomimic import RobomimicReader, simulator_arguments, write
+from longview.replay.episode import validate_episode
+from longview.replay.errors import DatasetError
 
 OLD = {
     "type": "OSC_POSE",

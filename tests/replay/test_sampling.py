@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replay.episode import OUTCOMES, SOURCES, Selection
-from replay.errors import StoreError
-from replay.sampling import Stratum, Table, draw, plan
+from longview.replay.episode import OUTCOMES, SOURCES, Selection
+from longview.replay.errors import StoreError
+from longview.replay.sampling import Stratum, Table, draw, plan
 
 EPISODES = [
     # id, steps, source, outcome, task, committed, priority

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from actors.tasks import counting
-from replay import keys
-from replay.episode import (
+from longview.actors.tasks import counting
+from longview.replay.episode import (
     OUTCOMES,
     SOURCES,
     ArraySpec,
@@ -25,7 +24,7 @@ from replay.episode import (
     episode_id,
     validate_episode,
 )
-from replay.errors import (
+from longview.replay.errors import (
     EpisodeError,
     MissingChunks,
     Quarantined,
@@ -34,9 +33,10 @@ from replay.errors import (
     StoreUnavailable,
     UnknownEpisode,
 )
-from replay.stats import Count
-from replay.store import EpisodeStore
-from tests.replay.proxy import Proxy
+from longview.replay.redis import keys
+from longview.replay.stats import Count
+from longview.replay.store import EpisodeStore
+from tests.replay.redis.proxy import Proxy
 
 Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
@@ -230,9 +230,9 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
     program = """if True:
         import sys, time
         import numpy as np
-        from replay.config import StoreConfig
-        from replay.episode import EpisodeMeta
-        from replay.store import EpisodeStore
+        from longview.replay.config import StoreConfig
+        from longview.replay.episode import EpisodeMeta
+        from longview.replay.store import EpisodeStore
 
         config = StoreConfig(chunk_steps=4, orphan_seconds=2.0)
         store = EpisodeStore.connect(sys.argv[1], sys.argv[2], config)
@@ -610,8 +610,8 @@ def test_priorities_survive_a_restart(
 
 
 def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replay.store.PAGE", 3)
-    monkeypatch.setattr("replay.index.PAGE", 3)
+    monkeypatch.setattr("longview.replay.store.PAGE", 3)
+    monkeypatch.setattr("longview.replay.redis.index.PAGE", 3)
     store, reader = connect(shards=2), connect()
     ids = [write(store, number, source=SOURCES[number % 3]) for number in range(30)]
     store.prioritize(dict.fromkeys(ids, 0.0) | {ids[7]: 1.0})
@@ -670,7 +670,7 @@ def test_an_episode_removed_in_the_middle_of_a_read(connect: Connect, write: Any
 def test_a_reader_that_missed_removals_starts_anew(
     connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replay.sink.REMOVED_LISTED", 2)
+    monkeypatch.setattr("longview.replay.redis.sink.REMOVED_LISTED", 2)
     store, reader = connect(shards=1), connect()
     for number in range(3):
         write(store, number)

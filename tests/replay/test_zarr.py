@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import zarr
 
-from actors.tasks import push_t
-from learner.config import Horizon
-from learner.windows import build
-from replay.datasets.formats import open_source
-from replay.episode import ArraySpec, Episode, validate_episode
-from replay.errors import DatasetError
-from replay.store import EpisodeStore
+from longview.actors.tasks import push_t
+from longview.learner.config import Horizon
+from longview.learner.windows import build
+from longview.replay.datasets.formats import open_source
+from longview.replay.episode import ArraySpec, Episode, validate_episode
+from longview.replay.errors import DatasetError
+from longview.replay.store import EpisodeStore
 
 SPEC = push_t.spec
 PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from actors.task import Environment, Observation, Task, load_task
+from longview.actors.task import Environment, Observation, Task, load_task
 
 
 class Played(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.task import Environment
+from longview.actors.task import Environment
 
 
 def test_a_simulator_that_diverges_says_so(simulators: Callable[[str], Environment]) -> None:

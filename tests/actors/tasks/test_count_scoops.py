@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.task import Environment
-from actors.tasks.count_scoops import BUTTON, HOVER, PRESSED, RIM, SCOOPS, START, task
+from longview.actors.task import Environment
+from longview.actors.tasks.count_scoops import BUTTON, HOVER, PRESSED, RIM, SCOOPS, START, task
 
 
 def test_the_expert_scoops_twice_and_presses(env: Environment, play: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.tasks import counting
+from longview.actors.tasks import counting
 
 
 def test_the_expert_counts_without_gaps_and_succeeds(play: Callable[..., Any]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.task import Environment, load_task
-from cluster.config import preset_file, read_config
+from longview.actors.task import Environment, load_task
+from longview.cluster.run.config import preset_file, read_config
 
 
 def anywhere(env: Environment, rng: np.random.Generator) -> NDArray[Any]:

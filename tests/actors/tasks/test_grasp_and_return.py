@@ -3,8 +3,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.task import Environment
-from actors.tasks.grasp_and_return import PAD_Y, task
+from longview.actors.task import Environment
+from longview.actors.tasks.grasp_and_return import PAD_Y, task
 
 
 def test_without_memory_the_expert_is_at_chance(env: Environment) -> None:

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from actors.task import Environment
+from longview.actors.task import Environment
 
 
 def test_start_and_cube_differ_between_episodes(simulators: Callable[[str], Environment]) -> None:

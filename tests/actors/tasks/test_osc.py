@@ -7,8 +7,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from actors.tasks import lift
-from actors.tasks.arm import ArmEnv, import_robosuite, settings
+from longview.actors.tasks import lift
+from longview.actors.tasks.arm import ArmEnv, import_robosuite, settings
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def reset(simulator: Any, seed: int) -> None:
 
 
 def both(stock: Any, ours: Any, seed: int) -> Any:
-    from actors.tasks.osc import Arm
+    from longview.actors.tasks.osc import Arm
 
     reset(stock, seed)
     reset(ours, seed)
@@ -73,8 +73,8 @@ def test_two_hundred_steps_in_the_air_are_the_same(stock: Any, ours: Any) -> Non
 
 
 def test_an_absolute_orientation_is_held(ours: Any) -> None:
-    from actors.tasks.arm import DOWN
-    from actors.tasks.osc import Arm
+    from longview.actors.tasks.arm import DOWN
+    from longview.actors.tasks.osc import Arm
 
     reset(ours, 4)
     arm, rng = Arm(ours, ArmEnv.posture_kp), np.random.default_rng(4)

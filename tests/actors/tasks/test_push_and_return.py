@@ -3,8 +3,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.task import Environment
-from actors.tasks.push_and_return import MIDDLE, RING, SLOTS, START, task
+from longview.actors.task import Environment
+from longview.actors.tasks.push_and_return import MIDDLE, RING, SLOTS, START, task
 
 
 def test_a_puck_returned_to_another_slot_is_wrong(env: Environment) -> None:

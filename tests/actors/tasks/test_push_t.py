@@ -8,8 +8,8 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from actors.task import Environment
-from actors.tasks import push_t
+from longview.actors.task import Environment
+from longview.actors.tasks import push_t
 
 PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
 

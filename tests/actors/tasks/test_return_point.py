@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors.tasks import return_point
+from longview.actors.tasks import return_point
 
 EPISODES = 800
 CHANCE, MARGIN = 0.5, 0.1

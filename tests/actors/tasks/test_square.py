@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.task import Environment
-from actors.tasks.square import task
+from longview.actors.task import Environment
+from longview.actors.tasks.square import task
 
 
 def nut(scene: Any) -> Any:

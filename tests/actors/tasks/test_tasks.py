@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import actors.tasks  # noqa: F401  (registers them with gymnasium)
-from actors.task import ActionError, Environment, UnknownTask, checked_action, load_task, task_names
-from replay.episode import ArraySpec, validate_step
+import longview.actors.tasks  # noqa: F401  (registers them with gymnasium)
+from longview.actors.task import ActionError, Environment, UnknownTask, checked_action, load_task, task_names
+from longview.replay.episode import ArraySpec, validate_step
 
 IDS = {
     "count_scoops": "CountScoops",
@@ -44,7 +44,7 @@ def elsewhere() -> dict[str, str]:
     """How an episode of each task ends in another process, with a simulator that has seen no other."""
     script = f"""
 import runpy
-from actors.task import load_task
+from longview.actors.task import load_task
 play = runpy.run_path({str(Path(__file__).with_name("conftest.py"))!r})["play_episode"]
 for name in {sorted(IDS)}:
     task = load_task(name)
@@ -149,7 +149,7 @@ def test_what_is_clipped_to_the_range_is_accepted() -> None:
 def test_the_specs_need_no_simulator() -> None:
     script = """
 import sys
-from actors.task import load_task, task_names
+from longview.actors.task import load_task, task_names
 for name in task_names():
     assert load_task(name).spec.name == name
 loaded = {"robosuite", "mujoco", "torch", "ray", "cv2"} & sys.modules.keys()

@@ -1,0 +1,96 @@
+"""`longview collect`: a task's expert demonstrates it, in this process; without Ray, without a policy."""
+
+import sys
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import track
+
+from longview.actors.task import Task
+from longview.actors.worker import Order, Worker
+from longview.cluster.run.config import ConfigError, RunConfig, task_of, without_password
+from longview.cluster.run.folder import Run, create_run
+from longview.cluster.run.progress import RunProgress
+from longview.cluster.run.services import redis_server
+from longview.cluster.views import summary
+from longview.cluster.views.episodes import film_of, stage
+from longview.cluster.views.terminal import console, store_table
+from longview.monitoring.film import write_sheet, write_video
+from longview.replay.errors import StoreError
+from longview.replay.store import EpisodeStore
+
+SHOWN = 8
+"""How many episodes are shown: the first ones."""
+
+
+def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path | None) -> None:
+    """Bring a run's demonstrations to their number, and show the first ones.
+
+    Args:
+        config: the run's.
+        run: its folder, if it exists. Demonstrations that are in its store are not collected again.
+        video: where they are shown as mp4.
+        sheet: where they are shown as a contact sheet, a PNG.
+
+    Raises:
+        ConfigError: the task has no expert, or it is to be shown and draws no pictures.
+        SimulatorError: this machine lacks what the task needs.
+    """
+    task = task_of(config)
+    if task.expert is None:
+        raise ConfigError(f"task {config.task} has no expert to demonstrate it")
+    scene = stage(task) if video or sheet else None
+    for file in (video, sheet):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if run is None:
+        run = create_run(config)
+    else:
+        run.lock()
+    progress = RunProgress(run, config, task.spec, history=run.evaluations())
+    status = "failed"
+    try:
+        with ExitStack() as services:
+            url = config.replay.url or services.enter_context(
+                redis_server(run.path / "redis", config.replay.fsync)
+            )
+            store = EpisodeStore.connect(url, run.name, config.replay)
+            services.callback(store.close)
+            store.register(task.spec)
+            run.write_state(store=without_password(url))
+            _demonstrate(progress, task, store)
+            if scene is not None:
+                films = [film_of(scene, store.read(id)) for id in store.ids("demo")[:SHOWN]]
+                if video:
+                    write_video(video, films, task.spec.control_hz)
+                if sheet:
+                    write_sheet(sheet, films, task.spec.control_hz)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        print(f"go on with it by: longview collect {config.task} --resume {run.name}", file=sys.stderr)
+        raise
+    finally:
+        progress.enter(status)
+        summary.write(run, summary.summarize(progress, status))
+
+
+def _demonstrate(progress: RunProgress, task: Task, store: EpisodeStore) -> None:
+    config, outcomes = progress.config, Counter[str]()
+    # One simulator: more of them in a process do not make more steps.
+    actors = replace(config.actors, simulators=1)
+    worker = Worker(task, actors, config.seed, "collect", 1, store, lambda _: None)
+    wanted = config.demonstration_count(task.spec)
+    progress.enter("collect")
+    try:
+        for index in track(range(wanted), "collecting", console=console, transient=True):
+            outcomes.update(worker.work(Order("demo", index, 1, beta=1.0), None).outcomes)
+    finally:
+        with suppress(StoreError):  # what ended it matters more
+            progress.stats = store.stats()
+    new = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "none, all were there"
+    console.print(f"new demonstrations: {new}")
+    console.print(store_table(store.stats()))
+    console.print(str(progress.run.path), soft_wrap=True)

@@ -1,0 +1,59 @@
+"""What every command of the command line shares."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+P = ParamSpec("P")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Config values, such as `learner.steps=3000 seed=1`."),
+]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run; by default the newest.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def group(help: str) -> typer.Typer:
+    """A command with commands below it."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """Errors that a person can mend become one message and an exit code; all others keep their traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from longview.actors.task import SimulatorError
+        from longview.cluster.run.config import ConfigError
+        from longview.cluster.run.folder import RunError
+        from longview.cluster.run.services import ServiceError
+        from longview.monitoring.grafana import GrafanaError
+        from longview.replay.errors import ReplayError
+
+        try:
+            command(*args, **kwargs)
+        except (ConfigError, RunError) as error:
+            _fail(error, USAGE)
+        except (GrafanaError, ReplayError, ServiceError, SimulatorError, OSError) as error:
+            _fail(error, FAILED)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    typer.echo(f"longview: {error}", err=True)
+    raise typer.Exit(code) from None

@@ -1,0 +1,83 @@
+"""`longview evaluate`: one checkpoint, several context lengths, as many actors as configured."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from longview.cluster.driver.dispatch import Dispatcher
+from longview.cluster.driver.launch import ray_cluster, start_actor
+from longview.cluster.driver.orders import Orders
+from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
+from longview.cluster.run.preflight import refuse_unsimulated
+from longview.cluster.views.terminal import console, success_table
+from longview.monitoring.report import COUNTS
+from longview.replay.episode import TaskSpec
+
+
+def evaluate_checkpoint(
+    file: Path,
+    task: str | None,
+    lengths: Sequence[int] | None,
+    episodes: int,
+    seed: int,
+    settings: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Evaluate and print a table, or JSON in the shape of summary.json's `success`.
+
+    Raises:
+        ConfigError: the file holds no policy, or the policy takes no such context length.
+    """
+    from longview.learner.policy import policy_from_bytes
+
+    weights = file.read_bytes()
+    try:
+        policy = policy_from_bytes(weights)
+    except ValueError as error:
+        raise ConfigError(f"{file} holds no policy: {error}") from None
+    config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
+    spec, longest = task_of(config).spec, policy.horizon.context
+    if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
+        raise ConfigError(
+            f"--task {spec.name}: its observations and actions are not those of {policy.spec.name}, which "
+            f"{file} was trained for"
+        )
+    chosen = tuple(sorted(set(lengths or (t for t in policy.spec.context_lengths if t <= longest))))
+    if chosen[0] < 1 or chosen[-1] > longest:
+        raise ConfigError(f"--context {list(chosen)}: this policy takes context lengths from 1 to {longest}")
+    refuse_unsimulated(config)
+    evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
+    config = replace(config, evaluation=evaluation)
+    step = re.search(r"\d+", file.parent.name)
+    rows = _evaluate(config, spec, int(step[0]) if step else 0, weights)
+    if as_json:
+        counts = {row["context_length"]: {name: row[name] for name in COUNTS} for row in rows}
+        print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
+    else:
+        console.print(success_table(rows, f"{config.task}: {file}", spec.chance))
+
+
+def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> list[dict[str, Any]]:
+    orders = Orders(config, spec, purpose="rollout", collected=0)
+    orders.conclude(version)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
+        reference = ray.put(weights)
+        dispatcher = Dispatcher(orders)
+        for index in range(config.actors.count):
+            dispatcher.add(f"actor-{index}", start_actor(config, None, 0, f"actor-{index}"))
+        total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
+        shown = bar.add_task("", total=total)
+        while not orders.idle:
+            dispatcher.dispatch(version, lambda _: ([reference], 0.0))
+            for order, result in dispatcher.collect(timeout=0.25):
+                orders.finish(order, result)
+                bar.advance(shown, order.count)
+    return [evaluation.to_dict() for evaluation in orders.evaluations.values()]

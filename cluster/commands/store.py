@@ -1,0 +1,164 @@
+"""`longview store`: one short function a command."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longview.cluster.commands.common import FAILED, AsJson, RunName, explained, group
+
+app = group("Look into the episode store, and exchange episodes with others.")
+
+Url = Annotated[
+    str | None,
+    typer.Option(help="The store's Redis; by default the run's own. RUN may then be any namespace in it."),
+]
+Source = Annotated[str | None, typer.Option(help="Only of this source, such as `demo`.")]
+Task = Annotated[str | None, typer.Option(help="Only of this task.")]
+Outcome = Annotated[str | None, typer.Option(help="Only with this outcome, such as `success`.")]
+
+
+@app.command()
+@explained
+def stats(
+    run: RunName = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what is in a run's episode store, by source and outcome.
+
+    Examples:
+
+        longview store stats
+
+        longview store stats my_run --url redis://store:6379 --json
+    """
+    from longview.cluster.run.folder import open_run, open_store
+    from longview.cluster.views.terminal import console, plain_stats, store_table
+
+    with open_store(open_run(run), url) as store:
+        counts = store.stats()
+    if as_json:
+        typer.echo(json.dumps(plain_stats(counts)))
+    else:
+        console.print(store_table(counts))
+
+
+@app.command()
+@explained
+def verify(
+    run: RunName = None,
+    url: Url = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Set damaged episodes aside; put indices, totals and expiry right."),
+    ] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove for good what has been set aside, now or before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything in a run's episode store, byte for byte; exits with 1 if something stays wrong.
+
+    A run may go on meanwhile. A damaged episode that is set aside is neither read nor drawn any more; its
+    id may be used again.
+
+    Examples:
+
+        longview store verify
+
+        longview store verify my_run --repair
+
+        longview store verify my_run --url redis://store:6379 --json
+    """
+    from longview.cluster.commands.store_health import verify_store
+
+    if not verify_store(run, url, repair, drop, as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command("list")
+@explained
+def list_(
+    run: RunName = None,
+    url: Url = None,
+    source: Source = None,
+    task: Task = None,
+    outcome: Outcome = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the episodes of a run's store.
+
+    Examples:
+
+        longview store list
+
+        longview store list my_run --source demo --outcome failure
+
+        longview store list my_run --json
+    """
+    from longview.cluster.commands.transfer import list_episodes
+
+    chosen = {"source": source, "task": task, "outcome": outcome}
+    list_episodes(run, url, chosen, as_json=as_json)
+
+
+@app.command("import")
+@explained
+def import_(
+    path: Annotated[
+        Path, typer.Argument(help="robomimic's HDF5 file, a LeRobotDataset (v3), or a zarr replay buffer.")
+    ],
+    task: Annotated[str, typer.Option(help="Whose episodes these are; a new name makes a new task of them.")],
+    run: RunName = None,
+    url: Url = None,
+    filter: Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")] = None,
+    hz: Annotated[
+        float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
+    ] = False,
+) -> None:
+    """Add a data set's episodes to the store of a run, which may be new; none is ever added twice.
+
+    Examples:
+
+        longview store import pusht_cchi_v7_replay.zarr --task push_t my_run
+
+        longview store import lift/ph/low_dim.hdf5 --task lift lift_ph --filter train
+
+        longview store import aloha_mobile_cabinet --task cabinet demos --url redis://store:6379 --skip-bad
+    """
+    from longview.cluster.commands.transfer import import_path
+
+    import_path(path, task, run, url, filter, hz, skip_bad)
+
+
+@app.command()
+@explained
+def export(
+    path: Annotated[Path, typer.Argument(help="The file or folder to make.")],
+    run: RunName = None,
+    format: Annotated[str, typer.Option(help="`robomimic` or `lerobot`.")] = "lerobot",
+    url: Url = None,
+    source: Source = None,
+    task: Task = None,
+    outcome: Outcome = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="lerobot: pictures as PNG rather than as video.")
+    ] = False,
+) -> None:
+    """Write a run's episodes as a data set that other tools read.
+
+    Examples:
+
+        longview store export demos.hdf5 my_run --format robomimic --source demo
+
+        longview store export my_dataset my_run --format lerobot --outcome success
+    """
+    from longview.cluster.commands.transfer import export_path
+
+    chosen = {"source": source, "task": task, "outcome": outcome}
+    export_path(path, format, run, url, chosen, lossless)

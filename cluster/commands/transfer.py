@@ -1,0 +1,218 @@
+"""`longview store import`, `export` and `list`: episodes of others into a store, and episodes out of it."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+from rich.table import Table
+
+from longview.actors.task import columns_of, load_task, task_names
+from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
+from longview.cluster.run.folder import ROOT, RunError, create_run, find_run, open_run, open_store
+from longview.cluster.views.terminal import console
+from longview.replay.codec import Record
+from longview.replay.config import StoreConfig
+from longview.replay.datasets.formats import WRITERS, open_source, recognise
+from longview.replay.datasets.intake import bring_in
+from longview.replay.datasets.source import Columns
+from longview.replay.episode import EXPERT_ACTION, OUTCOMES, SOURCES, Episode, TaskSpec
+from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
+from longview.replay.store import EpisodeStore
+
+LISTED = 100
+"""Episodes that a person is shown; JSON has all."""
+
+
+def import_path(
+    path: Path,
+    task: str,
+    run: str | None,
+    url: str | None,
+    mask: str | None,
+    hz: float | None,
+    skip_bad: bool,
+) -> None:
+    """Add the data set at a path to a store, and say what came of it.
+
+    Args:
+        path: a data set of a format that `recognise` knows.
+        task: the name of its task, installed or not.
+        run: name of the run whose store it is; with a URL any namespace.
+        url: the store's Redis; by default the run's own.
+        mask: which named subset of the episodes.
+        hz: control steps per second, where the data does not say.
+        skip_bad: leave out episodes that cannot be read, rather than stop at the first.
+
+    Raises:
+        DatasetError: the data set cannot be read, or does not fit the task.
+        RunError: there is no such run, and none can be made.
+    """
+    format = recognise(path)
+    if url is None and run is not None and find_run(run) is None:
+        _new_run(run, task)
+    left_out: list[str] = []
+    with any_store(run, url) as store:
+        spec, columns = _known(task, run, store)
+        source = open_source(path, task, spec, columns, hz=hz, mask=mask)
+        store.register(source.spec)
+        brought = bring_in(source, source.indices, store, left_out if skip_bad else None)
+        total = len(source.indices)
+        new = sum(track(brought, "importing", total=total, console=console, transient=True))
+    there = total - new - len(left_out)
+    console.print(f"{format} data set, task {task}: {new} new episodes, {there} were there", soft_wrap=True)
+    if left_out:
+        console.print(f"left out {len(left_out)}:")
+        for problem in left_out:
+            console.print(f"  {problem}", soft_wrap=True, markup=False)
+
+
+def export_path(
+    path: Path,
+    format: str,
+    run: str | None,
+    url: str | None,
+    chosen: Mapping[str, str | None],
+    lossless: bool,
+) -> None:
+    """Write a store's episodes as a data set. It is there as a whole or, whatever interrupts it, not at all.
+
+    Args:
+        path: where it goes; nothing may be there.
+        format: one of `WRITERS`.
+        run, url: as of `import_path`.
+        chosen: source, task and outcome of the episodes; None means any.
+        lossless: keep pictures exactly, where the format would have them as video.
+
+    Raises:
+        ConfigError: there is no such format, source or outcome.
+        DatasetError: something is at the path, or no data set can hold all of these episodes.
+    """
+    if format not in WRITERS:
+        raise ConfigError(f"--format is one of {', '.join(WRITERS)}, not {format}")
+    _check_chosen(chosen)
+    if path.exists():
+        raise DatasetError(f"{path} exists: choose another path, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with any_store(run, url) as store:
+        records = list(store.records(**chosen))
+        spec = store.spec(_only_task(records, chosen))
+        episodes = _read(store, [record.meta.id for record in records])
+        try:
+            shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
+            WRITERS[format](draft, spec, shown, lossless)
+            draft.rename(path)
+        finally:
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            draft.unlink(missing_ok=True)
+    console.print(f"{path}: {len(records)} episodes of {spec.name}", soft_wrap=True)
+
+
+def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | None], as_json: bool) -> None:
+    """Show a store's episodes: a table of the first ones, or as JSON a line for each.
+
+    Args:
+        run, url: as of `import_path`.
+        chosen: as of `export_path`.
+        as_json: whether as JSON.
+    """
+    import json
+
+    _check_chosen(chosen)
+    with any_store(run, url) as store:
+        if as_json:
+            for record in store.records(**chosen):
+                print(json.dumps(_plain(record)))
+            return
+        records = list(store.records(**chosen))
+    table = Table(title=f"{len(records):,} episodes")
+    columns = ("id", "source", "task", "outcome", "seed", "steps", "MB")
+    for column in columns:
+        right = column in ("seed", "steps", "MB")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for record in records[:LISTED]:
+        plain = _plain(record) | {"MB": f"{record.bytes / 1e6:.2f}"}
+        table.add_row(*(str(plain[column]) for column in columns))
+    console.print(table)
+    if len(records) > LISTED:
+        console.print(f"and {len(records) - LISTED:,} more; --json shows all")
+
+
+@contextmanager
+def any_store(run: str | None, url: str | None) -> Iterator[EpisodeStore]:
+    """A run's store; at a URL also a namespace that is no run's here."""
+    if url is None or run is None or find_run(run):
+        with open_store(open_run(run), url) as store:
+            yield store
+    else:
+        store = EpisodeStore.connect(url, run, StoreConfig())
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def _new_run(name: str, task: str) -> None:
+    if task not in task_names():
+        raise RunError(
+            f"there is no run {name!r} in {ROOT}/, and none can be made for {task}, which is no installed "
+            "task: import into an existing run, or into a Redis of your own by --url, where RUN is any name"
+        )
+    create_run(read_config(preset_file(task), task=task, name=name)).unlock()
+
+
+def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | None, Mapping[str, Columns]]:
+    """The task's spec, if the store or an installed task has one; what data sets call its arrays."""
+    spec = store.spec(task) if task in store.tasks() else None
+    columns: Mapping[str, Columns] = {}
+    if task in task_names():
+        installed = load_task(task)
+        its_run = open_run(None) if run is None else find_run(run)
+        if its_run is not None and its_run.config.task == task:
+            installed = task_of(its_run.config)  # through its cameras
+        spec, columns = spec or installed.spec, columns_of(installed)
+    return spec, columns
+
+
+def _check_chosen(chosen: Mapping[str, str | None]) -> None:
+    for name, known in (("source", SOURCES), ("outcome", OUTCOMES)):
+        if chosen[name] is not None and chosen[name] not in known:
+            raise ConfigError(f"--{name} is one of {', '.join(known)}, not {chosen[name]}")
+
+
+def _only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
+    tasks = sorted({record.meta.task for record in records})
+    if not tasks:
+        asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
+        raise StoreError(f"the store has no episodes{' of ' + asked if asked else ''}")
+    if len(tasks) > 1:
+        raise DatasetError(f"the episodes are of the tasks {', '.join(tasks)}: choose one by --task")
+    return tasks[0]
+
+
+def _read(store: EpisodeStore, ids: Sequence[str]) -> Iterator[Episode]:
+    labelled: bool | None = None
+    for id in ids:
+        try:
+            episode = store.read(id)
+        except UnknownEpisode as error:  # removed meanwhile, or damaged
+            raise StoreError(f"{error}: start the export again, without it") from None
+        if labelled is None:
+            labelled = EXPERT_ACTION in episode.arrays
+        elif labelled != (EXPERT_ACTION in episode.arrays):
+            raise DatasetError(
+                f"episode {id} {'has no' if labelled else 'has'} {EXPERT_ACTION}, unlike {ids[0]}: export "
+                "one source at a time, by --source"
+            )
+        yield episode
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    meta = asdict(record.meta)
+    return meta | {"outcome": record.outcome, "steps": record.length, "bytes": record.bytes}

@@ -1,0 +1,286 @@
+"""A run, from top to bottom: services, Ray, roles, wait, stop."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from longview.actors.task import Task, columns_of
+from longview.cluster.driver.dispatch import Dispatcher, RunFailed
+from longview.cluster.driver.orders import Orders
+from longview.cluster.driver.reports import DriverReporter
+from longview.cluster.driver.scaling import Scaling
+from longview.cluster.driver.training import Training
+from longview.cluster.driver.weights import HeldWeights
+from longview.cluster.roles.board import WeightBoard
+from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
+from longview.cluster.roles.reporting import HUB
+from longview.cluster.roles.rollout import RolloutActor
+from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
+from longview.cluster.run.folder import Run
+from longview.cluster.run.preflight import refuse_unplaced
+from longview.cluster.run.progress import RunProgress
+from longview.cluster.run.services import ServiceError, prometheus_server, redis_server
+from longview.cluster.views import summary
+from longview.cluster.views.episodes import show_newest
+from longview.cluster.views.terminal import watching
+from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.intake import bring_in
+from longview.replay.episode import episode_id
+from longview.replay.errors import DatasetError, StoreError
+from longview.replay.store import EpisodeStore
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+
+
+def launch(config: RunConfig, run: Run, address: str | None) -> int:
+    """Run, or go on with, what a locked run folder describes; returns the exit code.
+
+    Args:
+        config: the run's.
+        run: its folder.
+        address: an existing Ray cluster; None starts one on this machine.
+    """
+    if address is None:
+        config = replace(config, placement=PlacementConfig())
+    logging.basicConfig(
+        filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
+    )
+    task = task_of(config)
+    progress = RunProgress(run, config, task.spec, history=run.evaluations())
+    status, code = "failed", 1
+    try:
+        with watching() as show:
+            _run(progress, task, address, show)
+        status, code = "finished", 0
+    except KeyboardInterrupt:
+        status, code = "interrupted", 130
+    except (RunFailed, DatasetError, StoreError, ServiceError) as error:
+        log.error("%s", error)
+        print(f"longview: {error}", file=sys.stderr)
+    finally:
+        progress.enter(status)
+        result = summary.summarize(progress, status)
+        summary.write(run, result)
+    summary.show(run, result)
+    if status != "finished":
+        print(f"go on with it by: longview launch --resume {run.name}", file=sys.stderr)
+    return code
+
+
+def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[[RunProgress], None]) -> None:
+    config, run = progress.config, progress.run
+    with ExitStack() as services:
+        url = config.replay.url or services.enter_context(
+            redis_server(run.path / "redis", config.replay.fsync)
+        )
+        store = EpisodeStore.connect(url, run.name, config.replay)
+        services.callback(store.close)
+        store.register(task.spec)
+        progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
+        if config.demonstrations is not None:
+            _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
+        services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
+        roles = start_roles(config, run)
+        training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
+        services.callback(training.stop)
+        services.callback(_ignore_interrupts)
+        run.write_state(store=without_password(url), prometheus=progress.prometheus)
+        try:
+            scaling = partial(_scaling, config, run, (url, run.name), alone=address is None)
+            _supervise(progress, roles, scaling, training, store, task, show)
+            show_newest(config, (url, run.name), run.path / "episodes.png")
+        finally:
+            with suppress(StoreError):  # what ended the run matters more
+                progress.stats = store.stats()
+
+
+def _ignore_interrupts() -> None:
+    """From here on everything is being saved and stopped, within bounds; a second Ctrl-C would only harm."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until what is inside is done, and then be interrupted by them. A Ray
+    that was interrupted while it starts would leave processes behind."""
+    arrived: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if arrived:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool = False) -> Iterator[None]:
+    """Be connected to a Ray cluster: the one at that address, or one of our own that ends with us."""
+    options: dict[str, Any] = {"namespace": f"longview-{os.getpid()}", "log_to_driver": False}
+    if address is None:
+        cpus = max(os.cpu_count() or 1, config.learners)
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        options |= {"object_store_memory": 256 << 20}
+    else:
+        options |= {"address": address}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        with _interrupts_wait():
+            ray.init(logging_level=logging.ERROR, **options)
+        if address is not None:
+            _check_cluster(config, store_is_local)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
+    """Refuse what could only hang later."""
+    nodes = _nodes()
+    if store_is_local and len(nodes) > 1:
+        raise ConfigError(
+            f"this Ray cluster has {len(nodes)} nodes, which cannot reach a store on one of them: "
+            "give the address of a Redis that all nodes reach as replay.url"
+        )
+    refuse_unplaced(config, nodes)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the Ray cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@dataclass
+class Roles:
+    """The Ray actors of a run of which there is one each."""
+
+    hub: Handle
+    board: Handle
+
+
+def start_roles(config: RunConfig, run: Run) -> Roles:
+    """The roles of a run that it begins with; they end with our connection to Ray."""
+    monitoring = config.monitoring
+    hub = start(MetricsHub, run.name, monitoring.host, monitoring.port, name=HUB, **ALWAYS_BACK)
+    board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
+    return Roles(hub, board)
+
+
+def start_actor(config: RunConfig, store: tuple[str, str] | None, cpus: int, name: str) -> Handle:
+    """A rollout actor.
+
+    Args:
+        config: the run's.
+        store: URL and namespace; None where nothing is collected.
+        cpus: how many it takes of those that Ray has to give.
+        name: the actor's.
+    """
+    options = {"num_cpus": cpus, "resources": config.placement.actor, "max_restarts": -1}
+    return start(RolloutActor, config, name, store, **options)
+
+
+def _scaling(
+    config: RunConfig, run: Run, store: tuple[str, str], dispatcher: Dispatcher, *, alone: bool
+) -> Scaling:
+    """Keeps the actors at their number. On one machine they may be any, and take no CPUs of Ray's; on a
+    cluster as many as it has room for."""
+    return Scaling(
+        run,
+        config,
+        dispatcher,
+        start=partial(start_actor, config, store, 0 if alone else 1),
+        refuse=lambda wanted: None if alone else refuse_unplaced(wanted, _nodes()),
+        cpus=os.cpu_count() if alone else None,
+    )
+
+
+def _supervise(
+    progress: RunProgress,
+    roles: Roles,
+    scaling_of: Callable[[Dispatcher], Scaling],
+    training: Training,
+    store: EpisodeStore,
+    task: Task,
+    show: Callable[[RunProgress], None],
+) -> None:
+    """Collect, train, evaluate: until the last version has been evaluated."""
+    config, purpose = progress.config, "rollout" if task.expert is None else "dagger"
+    orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
+    if config.demonstrations is None:
+        missing = _missing_demonstrations(store, task, progress.wanted)
+        orders.demonstrate(missing)
+        progress.demonstrations = progress.wanted - len(missing)
+    dispatcher = Dispatcher(orders)
+    scaling = scaling_of(dispatcher)
+    weights = HeldWeights(roles.board)
+    reporter = DriverReporter(roles.hub, store, progress)
+    last_version: int | None = None
+    progress.enter("collect")
+    while progress.phase != "evaluate" or not orders.idle:
+        scaling.adjust()
+        dispatcher.dispatch(weights.newest, weights.of)
+        for order, result in dispatcher.collect(TICK_SECONDS):
+            reporter.arrived(order, result, weights.newest)
+            progress.demonstrations += order.count if order.purpose == "demo" else 0
+            if (evaluation := orders.finish(order, result)) is not None:
+                progress.run.add_evaluation(evaluation.to_dict())
+                progress.history.append(evaluation.to_dict())
+
+        if progress.phase == "collect" and orders.idle:
+            training.start()
+            progress.enter("train")
+        if progress.phase == "train":
+            last_version = training.finished(weights.newest) if last_version is None else last_version
+            published = weights.refresh(keep=dispatcher.versions | {key[0] for key in orders.evaluations})
+            if last_version is not None and weights.newest == last_version:
+                orders.conclude(last_version, progress.evaluated(last_version))
+                progress.enter("evaluate")
+            elif published is not None and published < config.learner.steps:
+                orders.published(published)
+
+        progress.evaluations, progress.version = orders.evaluations, weights.newest
+        progress.actors = scaling.target
+        progress.restarts = {"actor": dispatcher.restarts, "learner": training.restarts}
+        progress.errors = dispatcher.errors
+        progress.update(reporter.report())
+        show(progress)
+    reporter.close()
+
+
+def _next_index(store: EpisodeStore, source: str) -> int:
+    """Numbering of a source goes on after its last episode; ids sort by index."""
+    ids = store.ids(source)
+    return int(ids[-1].rpartition(".")[2]) + 1 if ids else 0
+
+
+def _import_demonstrations(
+    path: Path, progress: RunProgress, store: EpisodeStore, task: Task, show: Callable[[RunProgress], None]
+) -> None:
+    """Those that the store does not hold yet, so that a resumed run adds none."""
+    progress.enter("collect")
+    source = open_source(path, task.spec.name, task.spec, columns_of(task))
+    for _ in bring_in(source, source.indices[: progress.wanted], store):
+        progress.demonstrations += 1
+        show(progress)
+
+
+def _missing_demonstrations(store: EpisodeStore, task: Task, wanted: int) -> list[int]:
+    ids = {episode_id("demo", task.spec.name, index): index for index in range(wanted)}
+    return [ids[id] for id in store.missing(list(ids))]

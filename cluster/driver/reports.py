@@ -1,0 +1,151 @@
+"""What the Ray actors and the driver tell the metrics hub. No run ever waits for it, or fails with it."""
+
+import json
+import logging
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from longview.actors.worker import Order, Result
+from longview.cluster.run.folder import write_atomically
+from longview.cluster.run.progress import RunProgress
+from longview.monitoring.hub import Reporters, Snapshot, Totals, encode_report
+from longview.monitoring.metrics import RATES
+from longview.monitoring.report import COUNTS, Rate, rates
+from longview.replay.store import EpisodeStore
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 1.0
+CLOSE_SECONDS = 5.0
+SCRAPE_SECONDS = 2.0
+"""As monitoring/prometheus.yml has it."""
+
+
+RESTARTS = {
+    "actor": ("died", "preempted", "worn"),
+    "learner": ("died", "preempted"),
+    "board": ("died",),
+    "hub": ("died",),
+}
+"""Causes by role; counted from 0, to be seen before the first one happens."""
+
+
+class DriverReporter:
+    """What the driver itself knows, to the hub; what all know, back. Keeps what the hub serves."""
+
+    def __init__(self, hub: Any, store: EpisodeStore, progress: RunProgress) -> None:
+        self._hub, self._store, self._progress = hub, store, progress
+        self._incarnation = time.time_ns()
+        self._asked_at = 0.0
+        self._reply: Any = None
+        self._url = ""
+        self._snapshot: Snapshot = {}
+        self._kept: Reporters = {}
+        self._counted = Totals()
+        self._counted.add("longview_errors_total", 0, role="hub")
+
+    def arrived(self, order: Order, result: Result, newest: int | None) -> None:
+        """Collected episodes have come: how old was the policy that acted in them?"""
+        episodes = sum(result.outcomes.values())
+        if order.version is not None and order.purpose != "evaluation" and episodes:
+            behind = max(0, (newest or 0) - order.version)
+            self._counted.observe("longview_staleness_steps", behind, episodes, source=order.purpose)
+
+    def report(self) -> Snapshot:
+        """The hub's snapshot, as it was a second ago, or longer while the hub is away."""
+        if self._reply is None and time.monotonic() - self._asked_at > REPORT_SECONDS:
+            self._asked_at = time.monotonic()
+            self._ask()
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            self._take()
+        return self._snapshot
+
+    def close(self) -> None:
+        """See to it that the last numbers are served, and scraped by a Prometheus of the run's own."""
+        with suppress(GetTimeoutError):
+            for _ in range(3):  # what is under way, all that is known, and that as what is kept
+                if self._reply is None:
+                    self._ask()
+                self._take(timeout=CLOSE_SECONDS)
+            if self._progress.prometheus is not None:
+                time.sleep(1.25 * SCRAPE_SECONDS)
+
+    def _ask(self) -> None:
+        self._hub.report.remote(encode_report("driver", "driver", self._incarnation, self._totals()))
+        self._reply = self._hub.exchange.remote(self._kept)
+
+    def _take(self, timeout: float | None = None) -> None:
+        try:
+            url, self._snapshot, self._kept = ray.get(self._reply, timeout=timeout)
+        except GetTimeoutError:
+            raise
+        except RayError as error:
+            log.warning("the metrics hub fails: %s", error)
+            self._counted.add("longview_errors_total", 1, role="hub")
+        else:
+            self._found(url)
+        self._reply = None
+
+    def _found(self, url: str) -> None:
+        """The hub is there; one that was restarted may have another port."""
+        if url != self._url:
+            self._url, run = url, self._progress.run
+            run.write_state(metrics=url)
+            if self._progress.prometheus is not None:
+                targets = json.dumps([{"targets": [urlsplit(url).netloc]}])
+                try:
+                    write_atomically(run.path / "prometheus" / "targets.json", targets)
+                except OSError as error:
+                    log.warning("Prometheus is not told where the hub is: %s", error)
+
+    def _totals(self) -> Totals:
+        progress, totals, stats = self._progress, Totals(), self._store.stats()
+        totals.values.update(self._counted.values)
+        for source, count in stats.stored.items():
+            totals.set("longview_store_bytes", count.bytes, source=source)
+            totals.set("longview_store_episodes", count.episodes, source=source)
+        totals.set("longview_store_byte_budget", stats.byte_budget)
+        for (source, _), count in stats.committed.items():
+            totals.add("longview_store_committed_bytes_total", count.bytes, source=source)
+        evicted = sum(count.episodes for count in stats.evicted.values())
+        totals.add("longview_store_evicted_episodes_total", evicted)
+        totals.set("longview_store_quarantined_episodes", stats.quarantined)
+        for role, causes in RESTARTS.items():
+            known = progress.restarts.get(role, Counter[str]())
+            for cause in causes:
+                totals.add("longview_actor_restarts_total", known[cause], role=role, cause=cause)
+        totals.add("longview_errors_total", progress.errors, role="actor")
+        totals.set("longview_actors_target", progress.actors)
+        totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
+        if progress.version is not None:
+            totals.set("longview_policy_version", progress.version)
+        _add_success(totals, progress)
+        return totals
+
+
+def _add_success(totals: Totals, progress: RunProgress) -> None:
+    """Counts, rates and their intervals of the newest evaluated version."""
+    for row in progress.newest_round():
+        totals.set("longview_evaluation_version", row["version"])
+        labels = {"task": progress.config.task, "context_length": row["context_length"]}
+        for name in COUNTS:
+            totals.set(f"longview_evaluation_{name}", row[name], **labels)
+        for key, rate in rates(row).items():
+            if rate.of:
+                name, (lower, upper) = f"longview_{RATES[key][0]}_ratio", rate.interval
+                totals.set(name, rate.share, **labels)
+                totals.set(f"{name}_lower", lower, **labels)
+                totals.set(f"{name}_upper", upper, **labels)
+        earlier = [
+            Rate(before["successes"], before["episodes"]).interval[0]
+            for before in progress.history
+            if before["context_length"] == row["context_length"] and before["version"] < row["version"]
+        ]
+        if earlier:
+            totals.set("longview_success_ratio_best_lower", max(earlier), **labels)

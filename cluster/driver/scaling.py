@@ -1,0 +1,218 @@
+"""How many actors there should be, and the loop that makes it so.
+
+`longview scale` leaves a request in the run's folder. The run's driver looks for one at every turn, and tells
+in run.json what became of it: so the command works from any process or pod that reaches the folder. The
+number that was asked for last is kept there, too, for when the run goes on after an end.
+
+    scale-request.json   {actors, id}            written by the command, removed by the driver
+    scale.json           {actors, configured}    what holds since, and the config's number that it overrides
+    run.json: actors     {target, there, leaving, cpus, autoscaled, request, refused}
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count as count_up
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longview.cluster.run.config import ConfigError, RunConfig
+from longview.cluster.run.folder import Run, RunError, write_atomically
+
+if TYPE_CHECKING:
+    from longview.cluster.driver.dispatch import Dispatcher
+
+log = logging.getLogger(__name__)
+
+REQUEST, KEPT = "scale-request.json", "scale.json"
+LOOK_SECONDS = 0.2
+
+
+class Scaling:
+    """Keeps a run's actors at their number; a call of `adjust` every now and then does it."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        dispatcher: "Dispatcher",
+        start: Callable[[str], Any],
+        refuse: Callable[[RunConfig], None],
+        cpus: int | None,
+    ) -> None:
+        """
+        Args:
+            run: its folder.
+            config: its config, with the number to begin with.
+            dispatcher: has the actors.
+            start: starts an actor of that name.
+            refuse: raises ConfigError if there cannot be as many actors as a config has.
+            cpus: of the one machine that all actors share; None if they are on a cluster.
+        """
+        self._run, self._config, self._dispatcher = run, config, dispatcher
+        self._start, self._refuse, self._cpus = start, refuse, cpus
+        self._answer: dict[str, Any] = {"request": None, "refused": None}
+        self._told: dict[str, Any] = {}
+        kept = _read(run.path / KEPT)
+        self._configured: int = config.actors.count
+        if kept.get("actors") == config.actors.count:
+            self._configured = kept["configured"]
+        else:  # the config has a number of its own again
+            (run.path / KEPT).unlink(missing_ok=True)
+
+    @property
+    def target(self) -> int:
+        """How many actors there should be."""
+        return self._config.actors.count
+
+    def adjust(self) -> None:
+        """Take in what was asked for, start or let go of actors accordingly, and tell how far that is."""
+        if (self._run.path / REQUEST).exists():
+            self._take_request()
+        dispatcher = self._dispatcher
+        free = (name for index in count_up() if (name := f"actor-{index}") not in dispatcher.names)
+        for _ in range(self.target - dispatcher.staying):
+            name = next(free)
+            dispatcher.add(name, self._start(name))
+        if dispatcher.staying > self.target:
+            dispatcher.let_go(dispatcher.staying - self.target)
+        state = {
+            "target": self.target,
+            "there": dispatcher.there,
+            "leaving": dispatcher.leaving,
+            "cpus": self._cpus,
+            "autoscaled": self._config.placement.autoscaled,
+            **self._answer,
+        }
+        if state != self._told:
+            self._run.write_state(actors=state)
+            self._told = state
+
+    def _take_request(self) -> None:
+        request = _read(self._run.path / REQUEST)
+        (self._run.path / REQUEST).unlink(missing_ok=True)
+        match request:
+            case {"actors": int(actors), "id": int(id)} if actors >= 1:
+                refused = self._rescale(actors)
+                self._answer = {"request": id, "refused": refused}
+                log.info("%d actors are asked for: %s", actors, refused or "so be it")
+            case _:
+                log.warning("a request to scale that cannot be read is ignored: %s", str(request)[:200])
+
+    def _rescale(self, actors: int) -> str | None:
+        """Go for another number; returns why not, if that cannot be."""
+        config = replace(self._config, actors=replace(self._config.actors, count=actors))
+        try:
+            self._refuse(config)
+        except ConfigError as error:
+            return str(error)
+        kept = {"actors": actors, "configured": self._configured}
+        write_atomically(self._run.path / KEPT, json.dumps(kept) + "\n")
+        self._config = config
+        return None
+
+
+def parse(text: str) -> int:
+    """The number in `actors=N`.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    match = re.fullmatch(r"actors=(\d{1,6})", text)
+    if match is None or int(match[1]) < 1:
+        raise ConfigError(f"expected actors=N with N at least 1, such as actors=8, not {text!r}")
+    return int(match[1])
+
+
+def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wait: bool) -> None:
+    """Ask the driver of a run under way for another number of actors.
+
+    Args:
+        run: its folder.
+        actors: how many there should be.
+        timeout: seconds that it may take.
+        say: is told how far it is, whenever that changes.
+        wait: until it is so; else only until the driver has taken it on.
+
+    Raises:
+        RunError: the run is not under way, or ends meanwhile, or somebody asks for another number.
+        ConfigError: there cannot be so many.
+        TimeoutError: it takes longer.
+    """
+    if not run.under_way():
+        raise RunError(
+            f"{run.name} is not under way: go on with it by "
+            f"`longview launch --resume {run.name} actors.count={actors}`"
+        )
+    id, deadline, said = time.time_ns(), time.monotonic() + timeout, ""
+    write_atomically(run.path / REQUEST, json.dumps({"actors": actors, "id": id}) + "\n")
+    while True:
+        state = run.state().get("actors", {})
+        taken = state.get("request") == id
+        if taken and state["refused"] is not None:
+            raise ConfigError(state["refused"])
+        if taken and state["target"] != actors:
+            raise RunError(f"meanwhile {state['target']} actors have been asked for")
+        if taken and (not wait or (state["there"] == actors and not state["leaving"])):
+            break
+        now = _how_far(state) if taken else "the run has yet to take it on"
+        if time.monotonic() > deadline:
+            _withdraw(run, id)
+            later = " The run goes on with it." if taken else ""
+            raise TimeoutError(f"not so within {timeout:g} s: {now}.{later} --timeout gives it more")
+        if now != said and taken:
+            say(now)
+            said = now
+        if not run.under_way():
+            _withdraw(run, id)
+            raise RunError(f"{run.name} has ended")
+        time.sleep(LOOK_SECONDS)
+    if state["cpus"] is not None and actors > state["cpus"]:
+        say(f"they share {state['cpus']} CPUs: more actors than CPUs do not make more steps")
+    say(f"{run.name} has {actors} actors" if wait else f"{run.name} goes for {actors} actors")
+
+
+def scaled_settings(run: Run) -> list[str]:
+    """What `longview scale` last asked for, as a config's override: for a run that goes on with its own
+    config."""
+    kept = _read(run.path / KEPT)
+    return [f"actors.count={kept['actors']}"] if kept else []
+
+
+def still_scaled(run: Run, config: RunConfig) -> RunConfig:
+    """A config from elsewhere that a run goes on with: with the number of actors that `longview scale` last
+    asked for, unless it has been given another one since."""
+    kept = _read(run.path / KEPT)
+    if kept.get("configured") != config.actors.count:
+        return config
+    return replace(config, actors=replace(config.actors, count=kept["actors"]))
+
+
+def _how_far(state: dict[str, Any]) -> str:
+    parts = []
+    if state["there"] < state["target"]:
+        room = ""
+        if state["cpus"] is None:
+            asked = ", which the autoscaler has been asked for" if state["autoscaled"] else ""
+            room = f" or wait for room in the cluster{asked}"
+        parts.append(f"{state['there']} of {state['target']} actors are there, the others start{room}")
+    if state["leaving"]:
+        parts.append(f"{state['leaving']} to leave finish what they are at")
+    return "; ".join(parts)
+
+
+def _withdraw(run: Run, id: int) -> None:
+    if _read(run.path / REQUEST).get("id") == id:
+        (run.path / REQUEST).unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file holds none."""
+    with suppress(FileNotFoundError, ValueError):
+        tree = json.loads(file.read_text())
+        return tree if isinstance(tree, dict) else {}
+    return {}

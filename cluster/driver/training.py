@@ -1,0 +1,102 @@
+"""The learner ranks of a run: started, watched, started again."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
+from longview.cluster.roles.learner import LearnerRank
+from longview.cluster.roles.ray import Handle, start
+from longview.cluster.run.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 20.0
+DEATH_SECONDS = 5.0
+"""Within so long Ray notices that a process has died."""
+
+
+class Training:
+    """The learner ranks as one; started again from the newest checkpoint if a rank dies."""
+
+    def __init__(self, config: RunConfig, checkpoints: Path, store: tuple[str, str], board: Handle) -> None:
+        self._config, self._checkpoints, self._store, self._board = config, checkpoints, store, board
+        self._ranks: list[Handle] = []
+        self._under_way: list[Any] = []
+        self._deaths: dict[int | None, int] = {}
+        self.restarts = Counter[str]()
+        """By cause."""
+
+    def start(self) -> None:
+        """Create the ranks and have them train."""
+        world, placement = self._config.learners, self._config.placement
+        gpus = placement.learner_gpus
+        if gpus is None:
+            gpus = int(ray.cluster_resources().get("GPU", 0) >= world)
+        threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
+        # Two calls at a time: `stop` has to be heard while `train` runs.
+        options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}
+        self._ranks = [start(LearnerRank, rank, world, threads, gpus > 0, **options) for rank in range(world)]
+        address = self._ranks[0].address.remote()
+        self._under_way = [
+            rank.train.remote(self._config, address, self._checkpoints, self._store, self._board)
+            for rank in self._ranks
+        ]
+
+    def finished(self, newest: int | None) -> int | None:
+        """The last version, once all ranks are done; None while they train.
+
+        Args:
+            newest: the newest version published, by which getting further is measured.
+
+        Raises:
+            RunFailed: training failed by its own doing, or ranks die again and again without progress.
+        """
+        if not self._under_way:
+            return None
+        if (error := self._error(timeout=0)) is not None:
+            # When a rank dies, the others fail over it, and may say so first.
+            self._restart(newest, self._error(timeout=DEATH_SECONDS) or error)
+            return None
+        _, waiting = ray.wait(self._under_way, num_returns=len(self._under_way), timeout=0)
+        return None if waiting else ray.get(self._under_way[0])
+
+    def _error(self, timeout: float) -> Exception | None:
+        """What went wrong with the ranks that have ended: if one died, that."""
+        ended, _ = ray.wait(self._under_way, num_returns=len(self._under_way), timeout=timeout)
+        errors: list[Exception] = []
+        for rank in ended:
+            try:
+                ray.get(rank)
+            except (RayActorError, RayTaskError) as error:
+                errors.append(error)
+        return max(errors, key=lambda error: isinstance(error, RayActorError), default=None)
+
+    def _restart(self, newest: int | None, error: Exception) -> None:
+        if isinstance(error, RayTaskError):
+            raise RunFailed(f"training failed: {error.cause}") from error
+        log.warning("a learner rank died, training goes on from the newest checkpoint: %s", error)
+        self.restarts[cause_of(error)] += 1
+        self._deaths[newest] = self._deaths.get(newest, 0) + 1
+        if self._deaths[newest] >= MAX_FAILURES:
+            raise RunFailed(f"learner ranks died {MAX_FAILURES} times without progress: {error}") from error
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """Have every rank save what it has, wait for that, and end them."""
+        for rank in self._ranks:
+            rank.stop.remote()
+        if self._under_way:
+            ray.wait(self._under_way, num_returns=len(self._under_way), timeout=STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the ranks, whatever they are doing."""
+        for rank in self._ranks:
+            ray.kill(rank)

@@ -1,0 +1,73 @@
+"""The rollout actor: many simulators, and the policy that acts in them."""
+
+import time
+from typing import Any
+
+import ray
+
+from longview.actors.worker import Order, Result, Worker
+from longview.cluster.roles.reporting import Heartbeat
+from longview.cluster.run.config import RunConfig, task_of
+from longview.replay.store import EpisodeStore
+
+
+class RolloutActor:
+    """M simulators and the policy that acts in them."""
+
+    def __init__(self, config: RunConfig, name: str, store: tuple[str, str] | None) -> None:
+        """
+        Args:
+            config: the run's.
+            name: this actor's, the same after a restart.
+            store: URL and namespace; None where nothing is collected, and nothing reported.
+        """
+        self._session: Any = None
+        self._version: int | None = None
+        self._newest_used = -1
+        self._simulators = config.actors.simulators
+        self._worker = Worker(
+            task=task_of(config),
+            config=config.actors,
+            run_seed=config.seed,
+            name=name,
+            execute=config.learner.policy.execute,
+            store=None if store is None else EpisodeStore.connect(*store, config.replay),
+            report=Heartbeat().send if store is not None else lambda _: None,
+        )
+
+    # Else the call would fail, and at once, while the actor is coming back.
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    def node(self) -> str:
+        """The Ray node that it is on; answered once the actor is there, for the first time or again."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def work(self, order: Order, newest: int | None, weights: list[Any], age: float) -> Result:
+        """Do an order; pulls its weights only if it does not hold them already.
+
+        Args:
+            order: what to do.
+            newest: the newest published version.
+            weights: a reference to the weights of the order's version; empty where the expert acts alone.
+            age: how many seconds ago they were published.
+        """
+        started = time.perf_counter()
+        if order.version is not None and order.version != self._version:
+            self._load(order.version, ray.get(weights[0]))
+            if order.version > self._newest_used:
+                age += time.perf_counter() - started
+                self._worker.totals.observe("longview_publish_to_use_seconds", age)
+                self._newest_used = order.version
+        return self._worker.work(order, self._session, newest or 0)
+
+    def _load(self, version: int, weights: bytes) -> None:
+        # Here: an actor that only demonstrates never needs torch.
+        import torch
+
+        from longview.learner.policy import policy_from_bytes
+        from longview.learner.session import PolicySession
+
+        torch.set_num_threads(1)
+        policy = policy_from_bytes(weights)
+        self._session = PolicySession(policy, self._simulators)
+        self._worker.execute = policy.horizon.execute
+        self._version = version

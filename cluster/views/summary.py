@@ -1,0 +1,105 @@
+"""What remains of a run: summary.json, report.html and the last words in the terminal."""
+
+import json
+from typing import Any
+
+from longview.cluster.run.config import public_config, task_of
+from longview.cluster.run.folder import Run, read_rows, write_atomically
+from longview.cluster.run.progress import RunProgress
+from longview.cluster.views.terminal import console, metrics_success, metrics_table, success_table
+from longview.monitoring.hub import read_metrics
+from longview.monitoring.report import COUNTS, write_report
+
+
+def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
+    """What a script wants to know of a run; names and meanings are in docs/runs.md."""
+    newest = progress.newest_round()
+    success = {str(row["context_length"]): {name: row[name] for name in COUNTS} for row in newest}
+    committed = progress.stats.committed if progress.stats is not None else {}
+    collected = sum(count.steps for count in committed.values())
+    return {
+        "run": progress.run.name,
+        "status": status,
+        "task": progress.spec.name,
+        "chance": progress.spec.chance,
+        "seed": progress.config.seed,
+        "success": {progress.spec.name: success},
+        "policy_version": newest[0]["version"] if newest else None,
+        "environment_steps": collected + sum(row["steps"] for row in progress.history),
+        "episodes": [
+            {"source": source, "outcome": outcome, "episodes": count.episodes, "steps": count.steps}
+            for (source, outcome), count in committed.items()
+        ],
+        "restarts": {role: causes.total() - causes["worn"] for role, causes in progress.restarts.items()},
+        "phases": {phase: round(seconds, 2) for phase, seconds in progress.seconds.items()},
+        "history": progress.history,
+        "config": public_config(progress.config),
+    }
+
+
+def write(run: Run, summary: dict[str, Any]) -> None:
+    """Write summary.json, and, once something has been evaluated, the report."""
+    write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if summary["history"]:
+        write_report(run.path, summary, read_rows(run.series))
+
+
+def show(run: Run, summary: dict[str, Any]) -> None:
+    """Say how it ended, and where everything is."""
+    rows = _success_rows(summary)
+    if rows:
+        title = f"{summary['task']}: success with one set of weights, of step {summary['policy_version']:,}"
+        console.print(success_table(rows, title, summary["chance"]))
+    seconds = sum(summary["phases"].values())
+    console.print(
+        f"{summary['status']} after {seconds / 60:.1f} min, seed {summary['seed']}, "
+        f"{summary['environment_steps']:,} environment steps"
+    )
+    files = ["summary.json", *(["report.html"] if rows else [])]
+    console.print("\n".join(str(run.path / name) for name in files), soft_wrap=True)
+
+
+def show_status(run: Run, *, as_json: bool) -> None:
+    """A run's metrics while it is under way, else its summary."""
+    if run.under_way() and (url := run.state().get("metrics")):
+        metrics = read_metrics(url)
+        if as_json:
+            print(json.dumps({"run": run.name, "status": "under way", "metrics": _plain(metrics)}))
+            return
+        console.print(f"[bold]{run.name}[/bold] is under way; metrics: {url}", soft_wrap=True)
+        if prometheus := run.state().get("prometheus"):
+            console.print(f"Prometheus: {prometheus}", soft_wrap=True)
+        console.print(metrics_table(metrics))
+        if rows := metrics_success(metrics):
+            chance = task_of(run.config).spec.chance
+            console.print(success_table(rows, "newest evaluated weights", chance))
+        return
+    file = run.path / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else None
+    if as_json:
+        print(
+            json.dumps(
+                summary or {"run": run.name, "status": "starting" if run.under_way() else "broken off"}
+            )
+        )
+    elif summary is None or run.under_way():
+        state = "is starting" if run.under_way() else "was broken off; `--resume` goes on with it"
+        console.print(f"{run.name} {state}", soft_wrap=True)
+    else:
+        console.print(f"[bold]{run.name}[/bold]")
+        show(run, summary)
+
+
+def _success_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"context_length": int(length), **counts}
+        for length, counts in summary["success"][summary["task"]].items()
+    ]
+
+
+def _plain(metrics: dict[str, dict[tuple[str, ...], float]]) -> dict[str, Any]:
+    return {
+        name: {",".join(labels): value for labels, value in series.items()}
+        for name, series in metrics.items()
+        if series
+    }

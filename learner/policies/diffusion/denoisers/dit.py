@@ -1,0 +1,114 @@
+"""A diffusion transformer over the action axis.
+
+Legend: B batch, S context tokens, T action positions, A action dimensions, E token size,
+F the modulation of all blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.policies.diffusion.denoisers.attention import Attend, ContextMemory, attend, unit_scale
+from longview.learner.policies.diffusion.denoisers.denoiser import (
+    Context,
+    Denoiser,
+    Predict,
+    StepEmbedding,
+    sinusoid,
+)
+
+
+class DiT(Denoiser):
+    """Actions as tokens that attend to each other and to the context, modulated by the diffusion step.
+
+    adaLN-zero of Peebles & Xie, arXiv 2212.09748, with cross-attention: untrained blocks are the identity.
+    Actions are placed by their time from now, as the observed steps are.
+    """
+
+    place_TE: Tensor
+
+    def __init__(self, config: PolicyConfig, horizon: Horizon, action_size: int) -> None:
+        super().__init__()
+        size, depth = config.token_size, config.depth
+        self.size = size
+        self.actions = nn.Linear(action_size, size)
+        self.blocks = nn.ModuleList(Block(size, config.heads, config.dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(size, elementwise_affine=False)
+        self.out = nn.Linear(size, action_size)
+        self.memory = ContextMemory(config, [size] * depth)
+        self.step = nn.Sequential(StepEmbedding(size), nn.SiLU())
+        self.modulation = nn.Linear(size, (9 * depth + 2) * size)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        age_T = horizon.past - torch.arange(horizon.positions)
+        self.register_buffer("place_TE", sinusoid(age_T, size), persistent=False)
+
+    def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
+        return Context(self.memory.tokens(token_BSE), seen_BS)
+
+    def forward(self, noisy_BTA: Tensor, step_B: Tensor, context: Context) -> Tensor:
+        attends = self.memory.attends(self.memory.blocks(context.token_BSE), context.seen_BS.log())
+        return self.predict(noisy_BTA, self.modulations(step_B), attends)
+
+    def sampler(self, context: Context, steps: Sequence[int], samples: int = 1) -> Predict:
+        kept = self.memory.kept(context.token_BSE)
+        attends = self.memory.attends_kept(kept, context.seen_BS.log())
+        modulations = [
+            self.modulations(torch.tensor([step], device=context.seen_BS.device)) for step in steps
+        ]
+        return lambda noisy_BTA, index: self.predict(noisy_BTA, modulations[index], attends)
+
+    def modulations(self, step_B: Tensor) -> Sequence[Tensor]:
+        """Shift, scale and gate (B, 1, E) of all layers; shift and scale of the output."""
+        all_B1F: Tensor = self.modulation(self.step(step_B)).unsqueeze(1)
+        return all_B1F.chunk(all_B1F.shape[2] // self.size, dim=2)
+
+    def predict(self, noisy_BTA: Tensor, modulations: Sequence[Tensor], attends: Sequence[Attend]) -> Tensor:
+        """The prediction (B, T, A), given the modulations and what each block attends to."""
+        x_BTE = self.actions(noisy_BTA) + self.place_TE
+        for index, block in enumerate(self.blocks):
+            x_BTE = block(x_BTE, modulations[9 * index : 9 * index + 9], attends[index])
+        shift_B1E, scale_B1E = modulations[-2:]
+        predicted_BTA: Tensor = self.out(self.norm(x_BTE) * (1 + scale_B1E) + shift_B1E)
+        return predicted_BTA
+
+
+class Block(nn.Module):
+    """Attention among the actions, attention to the context, a feed-forward; all modulated and residual."""
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(size, elementwise_affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.actions = unit_scale(nn.Linear(size, 3 * size))
+        self.mixed = nn.Linear(size, size)
+        self.query = unit_scale(nn.Linear(size, size))
+        self.heard = nn.Linear(size, size)
+        self.feed = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+
+    def forward(self, x_BTE: Tensor, modulations: Sequence[Tensor], attend_context: Attend) -> Tensor:
+        layers: tuple[Callable[[Tensor], Tensor], ...] = (
+            self.mix,
+            partial(self.hear, attend_context),
+            self.feed,
+        )
+        for index, layer in enumerate(layers):
+            shift_B1E, scale_B1E, gate_B1E = modulations[3 * index : 3 * index + 3]
+            y_BTE = layer(self.norm(x_BTE) * (1 + scale_B1E) + shift_B1E)
+            x_BTE = x_BTE + gate_B1E * self.dropout(y_BTE)
+        return x_BTE
+
+    def mix(self, x_BTE: Tensor) -> Tensor:
+        """What each action hears from the others."""
+        query_BTE, key_BTE, value_BTE = self.actions(x_BTE).chunk(3, dim=2)
+        mixed_BTE: Tensor = self.mixed(attend(query_BTE, key_BTE, value_BTE, self.heads))
+        return mixed_BTE
+
+    def hear(self, attend_context: Attend, x_BTE: Tensor) -> Tensor:
+        """What each action hears from the context."""
+        heard_BTE: Tensor = self.heard(attend_context(self.query(x_BTE)))
+        return heard_BTE

@@ -1,0 +1,114 @@
+"""A 1-D UNet over the action axis. Diffusion Policy, arXiv 2303.04137.
+
+Legend: B batch, S context tokens, T action positions, A action dimensions, C channels, E token size.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.policies.diffusion.denoisers.conditioning import Conditioning, Conditions
+from longview.learner.policies.diffusion.denoisers.denoiser import Context, Denoiser, Predict
+
+
+class UNet(Denoiser):
+    """Two residual blocks at every level, conditioned between their two convolutions.
+
+    T must be a multiple of 2 for every level after the first.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, horizon: Horizon, action_size: int, conditioning: type[Conditioning]
+    ) -> None:
+        super().__init__()
+        widths = config.widths
+        self.down = nn.ModuleList()
+        for inputs, width in zip((action_size, *widths), widths, strict=False):
+            last = len(self.down) == len(widths) - 1
+            shrink = nn.Identity() if last else nn.Conv1d(width, width, 3, stride=2, padding=1)
+            self.down.append(Level(config, inputs, width, conditioning, shrink))
+        self.middle = Level(config, widths[-1], widths[-1], conditioning, nn.Identity())
+        self.up = nn.ModuleList()
+        for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
+            grow = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
+            self.up.append(Level(config, 2 * below, width, conditioning, grow))
+        self.out = nn.Sequential(
+            conv_block(config, widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1)
+        )
+        blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
+        self.conditioning = conditioning(config, horizon, [block.width for block in blocks])
+
+    def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
+        return self.conditioning.context(token_BSE, seen_BS)
+
+    def forward(self, noisy_BTA: Tensor, step_B: Tensor, context: Context) -> Tensor:
+        return self.predict(noisy_BTA, self.conditioning(step_B, context))
+
+    def sampler(self, context: Context, steps: Sequence[int], samples: int = 1) -> Predict:
+        conditions = self.conditioning.sampler(context, steps, samples)
+        return lambda noisy_BTA, index: self.predict(noisy_BTA, conditions(index))
+
+    def predict(self, noisy_BTA: Tensor, conditions: Conditions) -> Tensor:
+        """The prediction (B, T, A), given what the conditioning tells each block."""
+        told = iter(conditions)
+        x_BCT, skips = noisy_BTA.transpose(1, 2), []
+        for level in self.down:
+            skip_BCT, x_BCT = level(x_BCT, told)
+            skips.append(skip_BCT)
+        _, x_BCT = self.middle(x_BCT, told)
+        for level in self.up:
+            _, x_BCT = level(torch.cat((x_BCT, skips.pop()), dim=1), told)
+        predicted_BTA: Tensor = self.out(x_BCT).transpose(1, 2)
+        return predicted_BTA
+
+
+class Level(nn.Module):
+    """Two residual blocks, then a change of resolution; returns what they made before and after it."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        inputs: int,
+        width: int,
+        conditioning: type[Conditioning],
+        resize: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.first = ResidualBlock(config, inputs, width, conditioning)
+        self.second = ResidualBlock(config, width, width, conditioning)
+        self.resize = resize
+
+    def forward(self, x_BCT: Tensor, told: Iterator[Any]) -> tuple[Tensor, Tensor]:
+        for block in (self.first, self.second):
+            x_BCT = block(x_BCT, next(told))
+        return x_BCT, self.resize(x_BCT)
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, conditioning, convolution."""
+
+    def __init__(
+        self, config: PolicyConfig, inputs: int, width: int, conditioning: type[Conditioning]
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.first = conv_block(config, inputs, width)
+        self.condition = conditioning.layer(config, width)
+        self.second = conv_block(config, width, width)
+        self.skip = nn.Conv1d(inputs, width, 1) if inputs != width else nn.Identity()
+
+    def forward(self, x_BCT: Tensor, told: Any) -> Tensor:
+        y_BCT: Tensor = self.second(self.condition(self.first(x_BCT), told)) + self.skip(x_BCT)
+        return y_BCT
+
+
+def conv_block(config: PolicyConfig, inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution over time, group norm, SiLU; (B, inputs, T) -> (B, outputs, T)."""
+    return nn.Sequential(
+        nn.Conv1d(inputs, outputs, config.kernel, padding=config.kernel // 2),
+        nn.GroupNorm(config.groups, outputs),
+        nn.SiLU(),
+    )

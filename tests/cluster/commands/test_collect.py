@@ -1,0 +1,120 @@
+"""`longview collect`, with real simulators, stores and files."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from longview.cluster.run.services import redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
+
+
+def stored(longview: Any, run: str) -> dict[str, int]:
+    """Demonstrations and their steps, as `longview store stats` counts them."""
+    code, output = longview("store", "stats", run, "--json")
+    assert code == 0, output
+    demos: dict[str, int] = json.loads(output)["stored"]["demo"]
+    return demos
+
+
+def collected(longview: Any, *arguments: str) -> str:
+    code, output = longview("collect", *arguments)
+    assert code == 0, output
+    return str(output)
+
+
+def decoded(file: Path) -> tuple[list[NDArray[np.uint8]], float]:
+    with av.open(str(file)) as container:
+        video = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
+        return frames, float(video.average_rate)
+
+
+def middle(frame: NDArray[np.uint8], channel: int) -> NDArray[np.float64]:
+    """Row and column in the middle of what has clearly more of this colour than of the others."""
+    others = np.delete(frame.astype(int), channel, axis=-1).max(axis=-1)
+    return np.argwhere(frame[..., channel] > others + 30).mean(axis=0)
+
+
+def test_what_is_there_is_not_collected_again(longview: Any) -> None:
+    assert "new demonstrations: 6 success" in collected(
+        longview, "return_point", "--episodes", "6", "name=run"
+    )
+    first = stored(longview, "run")
+    assert first["episodes"] == 6
+    assert "none, all were there" in collected(longview, "return_point", "--episodes", "6", "--resume", "run")
+    assert stored(longview, "run") == first
+    assert "2 success" in collected(longview, "return_point", "--episodes", "8", "--resume", "run")
+    assert stored(longview, "run")["episodes"] == 8
+    summary = json.loads((longview.folder / "runs" / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert [(row["source"], row["outcome"], row["episodes"]) for row in summary["episodes"]] == [
+        ("demo", "success", 8)
+    ]
+    code, output = longview("collect", "counting", "--resume", "run")
+    assert code == 2
+    assert "TASK is counting, but the config's task is return_point" in output
+
+
+def test_interrupted_it_goes_on_where_it_stopped(longview: Any) -> None:
+    process = longview.start("collect", "counting", "--episodes", "1000000", "name=run")
+    longview.wait_for((longview.folder / "runs" / "run" / "run.json").exists)
+    longview.wait_for(lambda: stored(longview, "run")["episodes"])
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "longview collect counting --resume run" in output
+    before = stored(longview, "run")["episodes"]
+    wanted = str(before + 3)
+    assert "new demonstrations: 3 " in collected(
+        longview, "counting", "--episodes", wanted, "--resume", "run"
+    )
+    assert stored(longview, "run")["episodes"] == before + 3
+
+
+def test_a_store_elsewhere(longview: Any, tmp_path: Path) -> None:
+    with redis_server(tmp_path / "redis") as url:
+        collected(longview, "counting", "--episodes", "2", "name=run", f"replay.url={url}")
+        store = EpisodeStore.connect(url, "run", StoreConfig())
+        assert len(store.ids("demo")) == 2
+        store.close()
+    assert not (longview.folder / "runs" / "run" / "redis").exists()
+
+
+def test_video_and_sheet_show_the_first_episodes(longview: Any) -> None:
+    arguments = ("--episodes", "9", "--video", "demos.mp4", "--sheet", "new/demos.png")
+    collected(longview, "return_point", *arguments, "name=nine")
+    collected(longview, "return_point", "--episodes", "8", "name=eight")
+    frames, hz = decoded(longview.folder / "demos.mp4")
+    assert hz == 10.0
+    assert len(frames) == stored(longview, "eight")["steps"] + 8
+    for frame in (frames[0], frames[-1]):  # of the first and of the last one: on green, below, then above
+        np.testing.assert_allclose(middle(frame, 0)[1], middle(frame, 1)[1], atol=16)
+    assert middle(frames[0], 0)[0] > 150
+    assert middle(frames[-1], 0)[0] < 100
+    with Image.open(longview.folder / "new" / "demos.png") as sheet:
+        assert sheet.width > 1000
+        assert 0.5 < sheet.height / sheet.width < 1.5
+
+
+@pytest.mark.parametrize(
+    ("task", "status", "said"),
+    [("lift", 1, "cannot render"), ("counting", 2, "task counting cannot be shown: it draws no pictures")],
+)
+def test_what_cannot_be_shown_is_not_collected(
+    longview: Any, tmp_path: Path, task: str, status: int, said: str
+) -> None:
+    for name in ("libEGL.so.1", "libOSMesa.so.8"):
+        (tmp_path / name).write_text("not a library")
+    code, output = longview("collect", task, "--video", "demos.mp4", LD_LIBRARY_PATH=str(tmp_path))
+    assert code == status, output
+    assert f"longview: {said}" in output
+    assert ("libosmesa6" in output) == (task == "lift")
+    assert not (longview.folder / "runs").exists()

@@ -1,0 +1,170 @@
+"""`longview store import`, `export` and `list`, with real files and a real Redis."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from typer.testing import CliRunner
+
+from longview.cluster.commands.store import app
+from longview.cluster.run.services import redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+def buffer(path: Path, episodes: int, steps: int = 4) -> Path:
+    """A replay buffer whose actions count, chunked so that every episode has a chunk of its own."""
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    count = np.arange(episodes * steps, dtype=np.float32)
+    for name, rows in {"data/state": count[:, None] * (1, -1), "data/action": count[:, None]}.items():
+        group.create_array(name, data=rows, chunks=(steps, rows.shape[1]))
+    group.create_array("meta/episode_ends", data=np.arange(steps, len(count) + 1, steps))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def done(*arguments: str, code: int = 0) -> str:
+    """What `longview store` says, in this process."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done("list", *arguments, "--json").splitlines()]
+
+
+def test_demonstrations_go_into_a_new_run_and_out_again(folder: Path, push_t_buffer: Path) -> None:
+    arguments = ("import", str(push_t_buffer), "--task", "push_t", "human")
+    assert "zarr data set, task push_t: 6 new episodes, 0 were there" in done(*arguments)
+    assert "zarr data set, task push_t: 0 new episodes, 6 were there" in done(*arguments)
+    episodes = listed("human")
+    assert [episode["steps"] for episode in episodes] == [30, 12, 45, 12, 1, 20]
+    assert {(episode["source"], episode["task"], episode["outcome"]) for episode in episodes} == {
+        ("import", "push_t", "success")
+    }
+    assert listed("human", "--source", "demo") == []
+    shown = done("list", "human", "--outcome", "success")
+    assert "6 episodes" in shown
+    assert "push_t" in shown
+
+    for format, name in (("robomimic", "out.hdf5"), ("lerobot", "out")):
+        assert f"{name}: 6 episodes of push_t" in done("export", name, "human", "--format", format)
+        refused = done("export", name, "human", "--format", format, code=1)
+        assert f"longview: {name} exists: choose another path, or remove it" in refused
+        # The same episodes, whatever file they come from.
+        arguments = ("import", name, "--task", "push_t", "human")
+        assert f"{format} data set, task push_t: 0 new episodes, 6 were there" in done(*arguments)
+    assert sorted(path.name for path in folder.iterdir()) == ["out", "out.hdf5", "runs"]
+
+
+def test_a_robot_that_nobody_simulates_and_what_is_said_when_something_is_wrong(
+    folder: Path, url: str
+) -> None:
+    buffer(folder / "arm.zarr", episodes=5)
+    arguments = ("import", "arm.zarr", "--task", "arm")
+    assert "no run 'new' in runs/, and none can be made for arm" in done(*arguments, "new", code=2)
+    arguments += ("arms", "--url", url)
+    assert "say how many steps a second has: give it by --hz" in done(*arguments, code=1)
+    assert "has no filter 'x'; it has none" in done(*arguments, "--filter", "x", code=1)
+    assert "task arm: 5 new episodes" in done(*arguments, "--hz", "30")
+    with closing(EpisodeStore.connect(url, "arms", StoreConfig())) as store:
+        spec = store.spec("arm")
+        assert (spec.control_hz, spec.max_steps, spec.action.high) == (30.0, 4, 19.0)
+        third = store.read(store.ids()[2])
+        np.testing.assert_array_equal(third.arrays["action"], [[8], [9], [10], [11]])
+        np.testing.assert_array_equal(third.arrays["observation.state"][0], [8, -8])
+
+    # Another data set of the task is told apart by what it holds, and has to fit the first one's spec.
+    buffer(folder / "more.zarr", episodes=7, steps=2)
+    more = done("import", "more.zarr", "--task", "arm", "arms", "--url", url)
+    assert "task arm: 7 new episodes, 0 were there" in more
+
+    at = ("arms", "--url", url)
+    assert "the store has no episodes of outcome failure" in done(
+        "export", "x", *at, "--outcome", "failure", code=1
+    )
+    assert "--format is one of robomimic, lerobot, not csv" in done(
+        "export", "x", *at, "--format", "csv", code=2
+    )
+    assert "--source is one of demo, rollout, dagger, import, not demos" in done(
+        "list", *at, "--source", "demos", code=2
+    )
+    assert "there is no file or folder absent" in done("import", "absent", "--task", "arm", *at, code=1)
+    assert not (folder / "x").exists()
+
+
+def test_an_import_that_was_killed_goes_on(longview: Any, folder: Path, url: str) -> None:
+    episodes = 600
+    buffer(folder / "many.zarr", episodes)
+    arguments = ("store", "import", "many.zarr", "--task", "many", "killed", "--url", url, "--hz", "10")
+    with closing(EpisodeStore.connect(url, "killed", StoreConfig())) as store:
+        process = longview.start(*arguments)
+        longview.wait_for(lambda: len(store) >= 20)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        before = len(store)
+        assert 20 <= before < episodes, "killed too late to be worth a test"
+        assert f"{episodes - before} new episodes, {before} were there" in done(*arguments[1:])
+        ids = store.ids()
+        assert len(ids) == len(set(ids)) == len(store) == episodes
+        for number in (0, before - 1, before, episodes - 1):
+            np.testing.assert_array_equal(
+                store.read(ids[number]).arrays["action"][:, 0], 4 * number + np.arange(4)
+            )
+
+
+def test_bad_episodes_are_left_out_and_listed(folder: Path, url: str) -> None:
+    path = buffer(folder / "bad.zarr", episodes=6)
+    (path / "data/state/2.0").unlink()
+    zarr.open_group(path, mode="r+")["data/action"][17, 0] = np.nan
+    arguments = ("import", "bad.zarr", "--task", "bad", "bad", "--url", url, "--hz", "10")
+    problems = (
+        "bad.zarr, episode 2 (steps 8 to 11): data/state: there is no chunk 2.0",
+        "bad.zarr, episode 4 (steps 16 to 19): data/action holds values that are not finite, first in step 1",
+    )
+    assert f"longview: {problems[0]}" in done(*arguments, code=1)
+    output = done(*arguments, "--skip-bad")
+    assert "task bad: 2 new episodes, 2 were there" in output
+    assert f"left out 2:\n  {problems[0]}\n  {problems[1]}\n" in output
+    assert [episode["seed"] for episode in listed("bad", "--url", url)] == [0, 1, 3, 5]
+
+
+def test_an_export_that_fails_leaves_nothing(folder: Path, url: str) -> None:
+    for name in ("one", "two"):
+        buffer(folder / f"{name}.zarr", episodes=2)
+        done("import", f"{name}.zarr", "--task", name, "both", "--url", url, "--hz", "10")
+    at = ("both", "--url", url, "--format", "robomimic")
+    assert "of the tasks one, two: choose one by --task" in done("export", "b.hdf5", *at, code=1)
+    with closing(EpisodeStore.connect(url, "both", StoreConfig())) as store:
+        unlabelled = store.read(store.ids()[1])
+        labelled = {**unlabelled.arrays, "expert_action": unlabelled.arrays["action"]}
+        meta = type(unlabelled.meta)("dagger.one.000000000", "one", 0, "dagger")
+        assert store.add(type(unlabelled)(meta, "failure", labelled))
+    output = done("export", "b.hdf5", *at, "--task", "one", code=1)
+    assert "has no expert_action, unlike dagger.one.000000000: export one source at a time" in output
+    assert {path.name for path in folder.iterdir()} == {"one.zarr", "two.zarr"}
+    done("export", "b.hdf5", *at, "--task", "one", "--outcome", "failure")
+    with h5py.File(folder / "b.hdf5") as file:
+        assert list(file["data"]) == ["demo_0"]
+        assert file["data/demo_0/expert_actions"].shape == (4, 1)

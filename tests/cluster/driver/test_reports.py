@@ -1,0 +1,114 @@
+"""What the driver tells the metrics hub, of which there is a real one."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from longview.actors.task import load_task
+from longview.actors.worker import Order, Result
+from longview.cluster.driver import reports
+from longview.cluster.driver.reports import DriverReporter
+from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.ray import ALWAYS_BACK, start
+from longview.cluster.run.config import read_config
+from longview.cluster.run.folder import Run
+from longview.cluster.run.progress import RunProgress
+from longview.cluster.run.services import redis_server
+from longview.monitoring.hub import Snapshot, read_metrics
+from longview.replay.store import EpisodeStore
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def evaluation(version: int, length: int, successes: int, completed: int) -> dict[str, Any]:
+    counts = {"successes": successes, "completed": completed, "episodes": 20}
+    return {"version": version, "context_length": length, **counts, "outcomes": {}, "steps": 10}
+
+
+def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: None, tmp_path: Path) -> None:
+    config, task = read_config(None, ["actors.count=3"]), load_task("return_point")
+    run = Run(tmp_path / "told")
+    run.path.mkdir()
+    progress = RunProgress(run, config, task.spec, version=300)
+    progress.history = [
+        evaluation(100, 1, 10, 20),
+        evaluation(100, 8, 18, 20),
+        evaluation(200, 8, 15, 20),
+        evaluation(300, 1, 0, 0),
+        evaluation(300, 8, 2, 16),
+    ]
+    progress.restarts = {"actor": Counter(worn=2, died=1), "learner": Counter()}
+    with redis_server(tmp_path / "redis") as url:
+        store = EpisodeStore.connect(url, "told", config.replay)
+        hub = start(MetricsHub, "told", "127.0.0.1", 0, **ALWAYS_BACK)
+        reporter = DriverReporter(hub, store, progress)
+        reporter.arrived(Order("dagger", 0, 4, 8, version=200), Result({"success": 3}, 10), 300)
+        reporter.arrived(Order("evaluation", 0, 4, 8, version=100), Result({"success": 4}, 10), 300)
+        reporter.arrived(Order("demo", 0, 4), Result({"success": 4}, 10), 300)
+        reporter.close()
+        served = read_metrics(run.state()["metrics"])
+
+        # It is not the same process that goes on with it, and no number has changed.
+        ray.kill(hub, no_restart=False)
+        reporter.close()
+        again = read_metrics(run.state()["metrics"])
+        store.close()
+
+    check(served)
+    assert again["longview_actor_restarts_total"]["hub", "died"] == 1
+    unchanged = served | {"longview_actor_restarts_total": again["longview_actor_restarts_total"]}
+    assert again == unchanged
+
+
+def check(served: Snapshot) -> None:
+    newest = ("return_point", "8")
+    assert served["longview_success_ratio"][newest] == 0.1
+    assert served["longview_success_ratio_lower"][newest] == pytest.approx(0.0279, abs=1e-4)
+    assert served["longview_success_ratio_upper"][newest] == pytest.approx(0.3010, abs=1e-4)
+    assert served["longview_completion_ratio"][newest] == 0.8
+    assert served["longview_contextual_success_ratio"][newest] == 0.125
+    assert served["longview_success_ratio_best_lower"][newest] == pytest.approx(0.6990, abs=1e-4)
+    assert served["longview_evaluation_version"][()] == 300
+    # Where nothing was completed, there is no contextual success.
+    assert served["longview_completion_ratio"]["return_point", "1"] == 0
+    assert served["longview_contextual_success_ratio"].keys() == {newest}
+    staleness = served["longview_staleness_steps"]
+    assert {source for source, _ in staleness} == {"dagger"}
+    assert (staleness["dagger", "50.0"], staleness["dagger", "100.0"], staleness["dagger", "sum"]) == (
+        0,
+        3,
+        300,
+    )
+    restarts = served["longview_actor_restarts_total"]
+    assert (restarts["actor", "worn"], restarts["actor", "died"], restarts["learner", "died"]) == (2, 1, 0)
+    assert served["longview_actors_target"][()] == 3
+    assert served["longview_store_bytes"]["demo",] == 0
+
+
+def test_a_hub_that_cannot_serve_is_no_reason_to_stop(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reports, "CLOSE_SECONDS", 20.0)
+    config = read_config(None, [])
+    run = Run(tmp_path / "unheard")
+    run.path.mkdir()
+    progress = RunProgress(run, config, load_task("return_point").spec)
+    with redis_server(tmp_path / "redis") as url:
+        store = EpisodeStore.connect(url, "unheard", config.replay)
+        hub = start(MetricsHub, "unheard", "192.0.2.1", 0, **ALWAYS_BACK)
+        reporter = DriverReporter(hub, store, progress)
+        reporter.close()
+        assert reporter.report() == {}
+        store.close()
+    assert "the metrics hub fails" in caplog.text
+    assert "cannot serve metrics on 192.0.2.1:0" in caplog.text
+    assert "metrics" not in run.state()

@@ -1,0 +1,73 @@
+"""What the roles know besides calling others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from longview.actors.config import ActorsConfig
+from longview.actors.task import load_task
+from longview.actors.worker import Order, Worker
+from longview.cluster.roles.learner import held_out, limiter_of, whole
+from longview.cluster.run.config import read_config
+from longview.cluster.run.services import redis_server
+from longview.learner.reporter import by_position
+from longview.monitoring.hub import Hub
+from longview.replay.config import StoreConfig
+from longview.replay.episode import Episode, EpisodeMeta, episode_id
+from longview.replay.store import EpisodeStore
+
+
+def test_the_last_demonstrations_are_held_out(tmp_path: Path) -> None:
+    task = load_task("counting")
+    with redis_server(tmp_path) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig())
+        store.register(task.spec)
+        assert held_out(store, 4) == []
+        worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", 8, store, Hub().report)
+        for purpose in ("demo", "rollout"):
+            worker.work(Order(purpose, 0, 12, beta=1.0), None)
+        demos = [episode_id("demo", "counting", index) for index in range(12)]
+        assert held_out(store, 4) == demos[8:]
+        assert held_out(store, 0) == []
+
+        imported = []
+        for index in range(9):
+            meta = EpisodeMeta(episode_id("import", "counting", index), "counting", 0, "import")
+            store.add(Episode(meta, "success", store.read(demos[index]).arrays))
+            imported.append(meta.id)
+            of_imported = imported[5:] if index == 8 else []
+            assert held_out(store, 4) == [*demos[8:], *of_imported]
+        store.close()
+
+
+def test_what_is_damaged_or_of_another_task_is_left_out(tmp_path: Path, caplog: Any) -> None:
+    tasks = [load_task(name) for name in ("counting", "return_point")]
+    with redis_server(tmp_path) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig(shards=1))
+        for task in tasks:
+            store.register(task.spec)
+            Worker(task, ActorsConfig(simulators=2, noise=0), 0, "actor-0", 8, store, Hub().report).work(
+                Order("demo", 0, 2, beta=1.0), None
+            )
+        counting = [episode_id("demo", "counting", index) for index in range(2)]
+        with Redis(unix_socket_path=url.removeprefix("unix://")) as redis:
+            (key,) = redis.scan_iter(f"*:chunks:{counting[0]}:*")
+            redis.delete(key)
+        ids = [*store.ids(), "nobody"]
+        assert [episode.meta.id for episode in whole(store, ids, "counting")] == counting[1:]
+        assert [counting[0] in caplog.text, "nobody" in caplog.text] == [True, True]
+        store.close()
+
+
+def test_ranks_share_what_may_be_drawn() -> None:
+    settings = ["learners=2", "replay.samples_per_insert=8", "replay.minimum_steps=100"]
+    limiter = limiter_of(read_config(None, settings), lambda: False)
+    assert (limiter.samples_per_insert, limiter.minimum_steps, limiter.timeout_seconds) == (4, 100, 600)
+    assert not limiter_of(read_config(None), lambda: False).limits
+
+
+def test_positions_of_metrics_are_few() -> None:
+    series = by_position({-2: 1.0, -1: 2.0, 0: 3.0, 1: 4.0, 63: 5.0, 64: 7.0, 200: 9.0})
+    assert series == pytest.approx({"past": 1.5, "0": 3.0, "1": 4.0, "63": 7.0})

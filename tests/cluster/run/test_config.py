@@ -1,0 +1,105 @@
+"""Configs: what is accepted, what is refused and with which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from longview.cluster.run.config import (
+    ConfigError,
+    preset_file,
+    public_config,
+    read_config,
+    without_password,
+    write_config,
+)
+
+
+def test_defaults_are_a_run() -> None:
+    config = read_config(None)
+    assert config.task == "return_point"
+    assert config.learner.policy.execute == 8
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\nlearner: {steps: 500, warmup: 10}\n")
+    config = read_config(file, ["learner.steps=700", "learner.policy.widths=[16, 32]"], task="lift", seed=1)
+    assert (config.task, config.seed, config.learner.steps, config.learner.warmup) == ("lift", 3, 700, 10)
+    assert config.learner.policy.widths == (16, 32)
+
+
+@pytest.mark.parametrize("task", ["return_point", "lift", "push_t"])
+def test_presets_are_valid(task: str) -> None:
+    assert read_config(preset_file(task), [], task=task).task == task
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learner.batchsize=3", "unknown key learner.batchsize; did you mean learner.batch_size"),
+        ("actor.count=3", "unknown key actor; did you mean actors"),
+        ("learner.steps=many", "learner.steps: input should be a valid integer.*not 'many'"),
+        ("learner.policy={widths: [32, 64], future_actions: 13}", "T_p 15 .*not divisible by 2"),
+        ("learner.batch_size=0", "learner.batch_size must be positive, not 0"),
+        ("task=return_pint", "unknown task 'return_pint'.*did you mean return_point"),
+        ("evaluation.context_lengths=[1, 128]", r"context_lengths \[128\] are longer.*64"),
+        ("learner.curriculum.kind=random", "learner.curriculum.kind"),
+        ("learner.curriculum={kind: lengths, lengths: {8: 1, 65: 2}}", r"in 1\.\.64, .* not \[65\]"),
+        ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
+        ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
+        ("name=a/b", "name must be a plain folder name, not 'a/b'"),
+        ("learner", "expected key=value, not 'learner'"),
+        ("seed.more=1", None),
+        ("learner.mix={expert: 1}", "unknown sources.*expert"),
+        ("learner.mix={rollout/won: 1}", r"learner.outcomes: \['won'\] cannot be drawn, only success"),
+        ("learner.outcomes=success", "learner.outcomes: input should be a valid tuple, not 'success'"),
+        ("learner.draw_by=luck", "learner.draw_by: input should be 'steps', 'episodes'.*not 'luck'"),
+        ("replay.evict=[demos]", r"replay.evict: unknown sources \['demos'\], there are demo"),
+        ("seed=-1", "seed must not be negative"),
+        ("placement.actors.slot=1", "unknown key placement.actors; did you mean placement.actor"),
+        ("placement.actor.slot=many", "placement.actor.slot: input should be a valid number"),
+        ("placement.learner.slot=0", "placement.learner.slot must be positive, not 0"),
+        ("placement.learner_gpus=-1", "placement.learner_gpus must not be negative"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | None) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(None, [setting])
+
+
+def test_a_file_that_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read config"):
+        read_config(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must hold keys and values, not a list"):
+        read_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_config(tmp_path / "broken.yaml")
+
+
+def test_lengths_of_a_curriculum_are_numbers_in_a_file_too(tmp_path: Path) -> None:
+    config = read_config(None, ["learner.curriculum={kind: lengths, lengths: {1: 1, 64: 0.5}}"])
+    assert config.learner.curriculum.lengths == {1: 1.0, 64: 0.5}
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_what_is_written_reads_back_equal_and_holds_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(None, ["replay.url=redis://me:secret@host:1/0", "learner.steps=900"])
+    write_config(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "secret" not in text
+    assert "secret" not in repr(config)
+    assert yaml.safe_load(text) == public_config(config)
+    monkeypatch.setenv("LONGVIEW_REDIS_PASSWORD", "secret")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_urls_lose_only_their_password() -> None:
+    assert without_password("redis://me:p%40ss@host:1/0") == "redis://me@host:1/0"
+    assert without_password("redis://:secret@host") == "redis://host"
+    assert without_password("unix:///tmp/x.sock") == "unix:///tmp/x.sock"

@@ -1,0 +1,55 @@
+"""How far a run is, as its evaluations say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longview.actors.task import load_task
+from longview.cluster.run.config import read_config
+from longview.cluster.run.folder import Run
+from longview.cluster.run.progress import RunProgress
+from longview.cluster.views.summary import summarize
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ([], 58),
+        (["actors.demonstrations=20", "learner.validation_episodes=3"], 23),
+        (["learner.validation_episodes=0"], 50),
+        (["demonstrations=human.zarr"], 50),
+    ],
+)
+def test_an_expert_also_demonstrates_what_is_validated_on(
+    tmp_path: Path, settings: list[str], wanted: int
+) -> None:
+    progress = RunProgress(Run(tmp_path), read_config(None, settings), load_task("return_point").spec)
+    assert progress.wanted == wanted
+
+
+def evaluation(version: int, length: int, **outcomes: int) -> dict[str, Any]:
+    completed = outcomes.get("success", 0) + outcomes.get("wrong", 0)
+    episodes = sum(outcomes.values()) - outcomes.get("invalid", 0)
+    counts = {"successes": outcomes.get("success", 0), "completed": completed, "episodes": episodes}
+    return {"version": version, "context_length": length, **counts, "outcomes": outcomes, "steps": 10}
+
+
+def test_a_summary_has_the_three_counts_of_the_newest_round(tmp_path: Path) -> None:
+    config = read_config(None, ["evaluation.final_episodes=20"])
+    progress = RunProgress(Run(tmp_path), config, load_task("return_point").spec)
+    progress.history += [
+        evaluation(100, 1, success=2, wrong=2),
+        evaluation(200, 1, success=9, wrong=8, failure=3),
+        evaluation(200, 8, success=15, wrong=1, failure=1, invalid=3),
+        evaluation(200, 64, success=4),
+    ]
+    summary = summarize(progress, "finished")
+    assert summary["success"]["return_point"] == {
+        "1": {"successes": 9, "completed": 17, "episodes": 20},
+        "8": {"successes": 15, "completed": 16, "episodes": 17},
+        "64": {"successes": 4, "completed": 4, "episodes": 4},
+    }
+    assert (summary["chance"], summary["policy_version"]) == (0.5, 200)
+    # A resumed run does not evaluate again only because simulators diverged.
+    assert progress.evaluated(200) == {1, 8}

@@ -1,0 +1,155 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from longview.replay.codec import decode_chunk
+from longview.replay.errors import EpisodeError
+from longview.replay.redis import keys
+from longview.replay.redis.writer import EpisodeWriter
+from longview.replay.store import EpisodeStore
+
+Rewards = Callable[[EpisodeWriter], list[list[float]]]
+
+
+@pytest.fixture
+def store(connect: Callable[..., EpisodeStore]) -> EpisodeStore:
+    return connect(chunk_steps=3)
+
+
+@pytest.fixture
+def writer(store: EpisodeStore, begin: Any) -> EpisodeWriter:
+    opened = begin(store, 1)
+    assert isinstance(opened, EpisodeWriter)
+    return opened
+
+
+@pytest.fixture
+def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
+    """Rewards in the chunks that are stored of a writer's episode."""
+
+    def rewards(writer: EpisodeWriter) -> list[list[float]]:
+        store.flush()
+        record = writer._record
+        names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
+        chunks: Any = redis.mget(names)
+        return [decode_chunk(chunk)["reward"].tolist() for chunk in chunks if chunk is not None]
+
+    return rewards
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 7])
+def test_steps_leave_in_chunks(
+    store: EpisodeStore, writer: EpisodeWriter, rewards: Rewards, step: Any, length: int
+) -> None:
+    for number in range(length):
+        writer.append(step(number))
+        assert len(rewards(writer)) == number // 3
+    assert writer.commit("failure")
+    assert [reward for chunk in rewards(writer) for reward in chunk] == list(range(length))
+    (record,) = store.records()
+    assert (record.outcome, record.length, record.chunks) == ("failure", length, -(-length // 3))
+    assert store.stats().total.bytes == record.bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": np.zeros(4, np.float32)}, r"step 1: .*action is float32\[4\], expected float32\[3\]"),
+        ({"action": np.zeros(3, np.float64)}, r"action is float64\[3\], expected float32\[3\]"),
+        ({"observation.camera": np.zeros((4, 3), np.uint8)}, r"uint8\[4, 3\], expected uint8\[4, 4, 3\]"),
+        ({"observation.pose": np.zeros(2, np.float32)}, r"unknown arrays \['observation.pose'\]"),
+        ({"expert_action": np.zeros(3, np.float32)}, "expert_action must be in all steps"),
+        ({"reward": None}, r"missing arrays \['reward'\]"),
+        ({"reward": 1.0}, r"reward is float64\[\], expected float32\[\]"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused(
+    writer: EpisodeWriter, rewards: Rewards, step: Any, change: dict[str, Any], message: str
+) -> None:
+    writer.append(step(0))
+    wrong = {name: array for name, array in (step(1) | change).items() if array is not None}
+    with pytest.raises(EpisodeError, match=message):
+        writer.append(wrong)
+    writer.append(step(1))
+    writer.commit("success")
+    assert rewards(writer) == [[0, 1]]
+
+
+def test_the_first_step_is_checked_too(writer: EpisodeWriter, step: Any) -> None:
+    with pytest.raises(EpisodeError, match=r"action is float32\[1\], expected float32\[3\]"):
+        writer.append(step(0) | {"action": np.ones(1, np.float32), "expert_action": np.ones(3, np.float32)})
+    with pytest.raises(EpisodeError, match=r"missing arrays \['action'\]"):
+        writer.append({name: array for name, array in step(0).items() if name != "action"})
+    writer.append(step(0))
+
+
+def test_expert_actions_are_optional(store: EpisodeStore, writer: EpisodeWriter, step: Any) -> None:
+    writer.append(step(0) | {"expert_action": np.ones(3, np.float32)})
+    with pytest.raises(EpisodeError, match="expert_action must be in all steps of an episode or in none"):
+        writer.append(step(1))
+    writer.commit("success")
+    assert store.read(store.ids()[0]).arrays["expert_action"].tolist() == [[1, 1, 1]]
+
+
+def test_values_that_are_not_finite_are_refused(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any
+) -> None:
+    for number in range(4):
+        writer.append(step(number))
+    writer.append(step(4) | {"reward": np.float32("nan")})
+    with pytest.raises(EpisodeError, match="reward holds values that are not finite in steps 3 to 4"):
+        writer.commit("success")
+    assert store.ids() == []
+
+
+def test_an_episode_that_is_too_long_ends_with_what_to_do(
+    writer: EpisodeWriter, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longview.replay.redis.writer.MAX_CHUNKS", 2)
+    for number in range(9):
+        writer.append(step(number))
+    with pytest.raises(EpisodeError, match=r"has 2 chunks already, .*; raise replay\.chunk_steps"):
+        writer.append(step(9))
+
+
+def test_an_array_may_be_used_again_at_once(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any, rewards: Rewards
+) -> None:
+    same = step(0)
+    for number in range(7):
+        same["reward"][...] = number
+        writer.append(same)
+    writer.commit("success")
+    assert rewards(writer) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_an_episode_ends_once(store: EpisodeStore, writer: EpisodeWriter, step: Any) -> None:
+    with pytest.raises(EpisodeError, match="has 0 steps"):
+        writer.commit("success")
+    writer.append(step(0))
+    with pytest.raises(EpisodeError, match="outcome 'won'"):
+        writer.commit("won")
+    assert writer.commit("success")
+    assert writer.commit("success"), "the same again is the same"
+    writer.abort()
+    with pytest.raises(EpisodeError, match="committed or aborted"):
+        writer.append(step(1))
+    with pytest.raises(EpisodeError, match="it is committed, has 1 steps, outcome 'failure'"):
+        writer.commit("failure")
+    assert store.read(store.ids()[0]).outcome == "success"
+
+
+def test_an_aborted_episode_is_discarded(
+    store: EpisodeStore, writer: EpisodeWriter, rewards: Rewards, step: Any
+) -> None:
+    for number in range(7):
+        writer.append(step(number))
+    assert rewards(writer) == [[0, 1, 2], [3, 4, 5]]
+    writer.abort()
+    assert rewards(writer) == []
+    with pytest.raises(EpisodeError, match="it is aborted"):
+        writer.commit("success")
+    assert store.ids() == []
