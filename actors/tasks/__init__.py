@@ -2,8 +2,8 @@
 
 Importing this package registers them with gymnasium, so either of these makes one:
 
-    import actors.tasks; gymnasium.make("longview/ReturnPoint-v0")
-    gymnasium.make("actors.tasks:longview/ReturnPoint-v0")
+    import longview.actors.tasks; gymnasium.make("longview/ReturnPoint-v0")
+    gymnasium.make("longview.actors.tasks:longview/ReturnPoint-v0")
 """
 
 from gymnasium import register

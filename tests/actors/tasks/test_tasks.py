@@ -76,7 +76,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend:UserWarning")
 def test_it_is_a_gymnasium_environment(name: str) -> None:
-    env = gymnasium.make(f"actors.tasks:longview/{IDS[name]}-v0")
+    env = gymnasium.make(f"longview.actors.tasks:longview/{IDS[name]}-v0")
     check_env(env.unwrapped)
     env.close()
 
