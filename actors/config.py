@@ -17,9 +17,9 @@ class CamerasConfig:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"actors.cameras.size must be at least 1, not {self.size}")
+            raise ValueError(f"size must be at least 1, not {self.size}")
         if self.quality not in ("fast", "full"):
-            raise ValueError(f"actors.cameras.quality must be fast or full, not {self.quality!r}")
+            raise ValueError(f"quality must be fast or full, not {self.quality!r}")
 
 
 NO_CAMERAS = CamerasConfig()
@@ -52,15 +52,15 @@ class ActorsConfig:
     def __post_init__(self) -> None:
         for name in ("count", "simulators", "recycle"):
             if getattr(self, name) < 1:
-                raise ValueError(f"actors.{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.demonstrations is not None and self.demonstrations < 1:
-            raise ValueError(f"actors.demonstrations must be at least 1, not {self.demonstrations}")
+            raise ValueError(f"demonstrations must be at least 1, not {self.demonstrations}")
         if self.episodes_per_version < 0:
-            raise ValueError(f"actors.episodes_per_version must not be negative: {self.episodes_per_version}")
+            raise ValueError(f"episodes_per_version must not be negative: {self.episodes_per_version}")
         if not 0 <= self.noise <= 1:
-            raise ValueError(f"actors.noise must lie in [0, 1], not {self.noise}")
+            raise ValueError(f"noise must lie in [0, 1], not {self.noise}")
         if not 0 < self.beta_until <= 1:
-            raise ValueError(f"actors.beta_until must lie in (0, 1], not {self.beta_until}")
+            raise ValueError(f"beta_until must lie in (0, 1], not {self.beta_until}")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.episodes < 0 or self.final_episodes < 1:
             raise ValueError(
-                "evaluation.episodes must not be negative and evaluation.final_episodes at least 1, "
+                "episodes must not be negative and final_episodes at least 1, "
                 f"not {self.episodes} and {self.final_episodes}"
             )
         lengths = self.context_lengths
         if lengths is not None and (not lengths or lengths[0] < 1 or list(lengths) != sorted(set(lengths))):
-            raise ValueError(f"evaluation.context_lengths must ascend from 1 or more, not {list(lengths)}")
+            raise ValueError(f"context_lengths must ascend from 1 or more, not {list(lengths)}")

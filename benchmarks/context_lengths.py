@@ -28,10 +28,10 @@ from longview.actors.task import Task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.config import RunConfig, preset_file, read_config, task_of
 from longview.cluster.run.services import redis_server
-from longview.learner.config import LearnerConfig
+from longview.learner.config import LearnerConfig, policy_config
 from longview.learner.laps import TrainingProgress
 from longview.learner.normalize import measure
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.monitoring.hub import Hub
@@ -132,7 +132,9 @@ def finished(file: Path) -> Found:
 
 def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
     """Train and evaluate one cell."""
-    policy = replace(base.learner.policy, architecture=cell.architecture, context_length=cell.context_length)
+    policy = policy_config(
+        base.learner.policy, architecture=cell.architecture, context_length=cell.context_length
+    )
     curriculum = replace(base.learner.curriculum, kind=cell.curriculum)
     config = replace(base.learner, policy=policy, curriculum=curriculum)
     task = task_of(base)

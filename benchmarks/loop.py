@@ -38,8 +38,9 @@ from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import RunConfig
 from longview.cluster.run.services import redis_server
 from longview.learner import curriculum
-from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
-from longview.learner.policy import DiffusionPolicy, policy_to_bytes
+from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import policy_to_bytes
 from longview.learner.session import PolicySession
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
@@ -48,7 +49,7 @@ from longview.replay.store import EpisodeStore
 
 SIMULATORS = 8
 """M, where an actor's own overhead is measured."""
-EXECUTE = PolicyConfig().execute
+EXECUTE = policy_config().execute
 RETURN_POINT = load_task("return_point")
 LONGEST = RETURN_POINT.spec.context_lengths[-1]
 EVALUATED = 200
@@ -204,7 +205,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
     """Whole trainings by the default curriculum and by the longest context throughout, with equal steps. As
     with cameras, and unlike in a small policy of a few numbers, most of the time goes into the context. In a
     quick run the few steps leave more weight to what every training does once, so the two come closer."""
-    default = LearnerConfig(PolicyConfig(token_size=384, future_actions=14), steps=1000, batch_size=128)
+    default = LearnerConfig(policy_config(token_size=384, future_actions=14), steps=1000, batch_size=128)
     if quick:
         default = replace(default, steps=40, warmup=10)
     configs = {
@@ -389,7 +390,7 @@ def make_worker(task: Task, simulators: int, store: EpisodeStore | None, hub: Hu
 
 def untrained(spec: TaskSpec) -> DiffusionPolicy:
     """The default policy; how long it takes to decide does not depend on its weights."""
-    return DiffusionPolicy(PolicyConfig(), spec)
+    return DiffusionPolicy(policy_config(), spec)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
 from longview.learner.compiled import compile_denoiser
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig, PolicyConfig, Size
-from longview.learner.policy import DiffusionPolicy, mean_loss
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
+from longview.learner.policies.diffusion.config import SHARED
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import mean_loss
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.session import PolicySession
 from longview.learner.train import flatten
@@ -33,7 +35,7 @@ from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, Episo
 LENGTHS = (1, 2, 8, 20, 48, 80)
 """T_o."""
 LONGEST = LENGTHS[-1]
-MAIN: Architecture = "unet_cross"
+MAIN = "unet_cross"
 """The one whose ratios have targets."""
 STEPS = 200
 """Of the episode that is trained on."""
@@ -95,7 +97,9 @@ def decisions(device: torch.device, quick: bool) -> tuple[list[Row], dict[str, f
     `small`."""
     rows: list[Row] = []
     ratios: dict[str, float] = {}
-    policies = [(architecture, "small") for architecture in ((MAIN,) if quick else get_args(Architecture))]
+    policies = [
+        (architecture, "small") for architecture in ((MAIN,) if quick else architectures("diffusion"))
+    ]
     for (architecture, size), kind, robots in product([*policies, (MAIN, "tiny")], SPECS, (1, 64)):
         many_images = (kind, robots) == ("images", 64)
         if quick and many_images:
@@ -117,7 +121,7 @@ def encoding(device: torch.device) -> tuple[list[Row], dict[str, float]]:
     """What tokens cost per decision at the longest context where they are kept, and where all are made anew.
     The ratios are how many times as long the latter takes, as a share of how many times as many frames that
     is; the one with a target is an actor's."""
-    policy = TimedEncoder(PolicyConfig(size="small"), SPECS["images"]).to(device)
+    policy = TimedEncoder(policy_config(size="small"), SPECS["images"]).to(device)
     rows, ratios = [], {}
     for name, robots in (("cached_over_reencoding", ROBOTS), ("cached_over_reencoding_one_robot", 1)):
         acting = Acting(policy, robots)
@@ -179,8 +183,10 @@ class Acting:
 def trainings(device: torch.device, quick: bool) -> list[Row]:
     """How fast policies train at every context length."""
     rows = []
-    for architecture, kind in product((MAIN,) if quick else get_args(Architecture), SPECS):
-        config = LearnerConfig(PolicyConfig(architecture, "small"), batch_size=WINDOWS[kind])
+    for architecture, kind in product((MAIN,) if quick else architectures("diffusion"), SPECS):
+        config = LearnerConfig(
+            policy_config(architecture=architecture, size="small"), batch_size=WINDOWS[kind]
+        )
         lengths = (2, LONGEST) if quick else LENGTHS
         sides = {f"T_o {T_o}": Training(config, kind, T_o, device).rate for T_o in lengths}
         samples = interleaved(sides, rounds=3 if kind == "images" else 7)
@@ -191,7 +197,7 @@ def trainings(device: torch.device, quick: bool) -> list[Row]:
 
 def sharing(device: torch.device, quick: bool) -> tuple[list[Row], float]:
     """How fast policies train where windows of one place share their frames, and where each has its own."""
-    config = LearnerConfig(PolicyConfig(size="small"), batch_size=WINDOWS["images"])
+    config = LearnerConfig(policy_config(size="small"), batch_size=WINDOWS["images"])
     shared, separate = (Training(config, "images", LONGEST, device, apart=apart) for apart in (False, True))
     samples = interleaved({"shared": shared.rate, "separate": separate.rate}, rounds=3 if quick else 7)
     case = f"{MAIN}, small, images, batch {config.batch_size}, T_o {LONGEST}"
@@ -288,7 +294,7 @@ def training_memory(kind: str, T_o: int, device: torch.device) -> float:
     """MiB; without a GPU, by how much the process grows."""
     torch.set_num_threads(1)
     before = resident("VmRSS")
-    policy = PolicyConfig(MAIN, context_length=T_o)
+    policy = policy_config(architecture=MAIN, context_length=T_o)
     config = LearnerConfig(policy, batch_size=WINDOWS[kind])
     training = Training(config, kind, T_o, device, episode_steps=4 * MEASURED[-1])
     if device.type == "cuda":
@@ -314,12 +320,14 @@ def sizes(device: torch.device) -> list[Row]:
     reduced = replace(plain, precision="bfloat16")
     variants = (plain, reduced, replace(reduced, compile=True)) if device.type == "cuda" else (plain,)
     rows = []
-    for kind, size in product(SPECS, get_args(Size)):
+    for kind, size in product(SPECS, SHARED):
         acting = Acting(make_policy(MAIN, size, kind, device), robots=1)
         times = [acting.decide(LONGEST) for _ in range(7)]
         rows.append(Row("size_decision", f"{MAIN}, {size}, {kind}, batch 1, T_o {LONGEST}", "ms", times))
         for variant in variants:
-            rows += size_training(replace(variant, policy=PolicyConfig(MAIN, size)), kind, device)
+            rows += size_training(
+                replace(variant, policy=policy_config(architecture=MAIN, size=size)), kind, device
+            )
     return rows
 
 
@@ -351,9 +359,9 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 # Parts
 
 
-def make_policy(architecture: Architecture, size: Size, kind: str, device: torch.device) -> DiffusionPolicy:
+def make_policy(architecture: str, size: str, kind: str, device: torch.device) -> DiffusionPolicy:
     """An untrained one; how long it takes does not depend on its weights."""
-    return DiffusionPolicy(PolicyConfig(architecture, size), SPECS[kind]).to(device)
+    return DiffusionPolicy(policy_config(architecture=architecture, size=size), SPECS[kind]).to(device)
 
 
 Curves = dict[str, dict[int, float]]
@@ -394,7 +402,7 @@ def plot(rows: list[Row], file: Path) -> None:
     for measure, line in zip(("decision", "training"), panels, strict=True):
         for kind, axes in zip(SPECS, line, strict=True):
             batch = 1 if measure == "decision" else WINDOWS[kind]
-            for architecture in get_args(Architecture):
+            for architecture in architectures("diffusion"):
                 curve = curves(rows, measure)[f"{architecture}, small, {kind}, batch {batch}"]
                 axes.plot(list(curve), list(curve.values()), marker="o", label=architecture)
             axes.set(title=f"{measure} from {kind}, batch {batch}", ylabel=TABLED[measure], ylim=(0, None))

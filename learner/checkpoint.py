@@ -61,21 +61,24 @@ def save(
             os.fsync(file.fileno())
     unfinished.rename(target)
     _sync(directory)
-    for old in steps(directory)[:-keep]:
-        shutil.rmtree(directory / f"step-{old:09d}")
+    for old in folders(directory)[:-keep]:
+        shutil.rmtree(old)
     return target
 
 
+def folders(directory: Path) -> list[Path]:
+    """List the folders of the finished checkpoints, oldest first."""
+    return sorted(path for path in directory.glob("step-*") if _NAME.fullmatch(path.name))
+
+
 def steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
-    names = [_NAME.fullmatch(path.name) for path in directory.glob("step-*")]
-    return sorted(int(match[1]) for match in names if match)
+    """List the steps of the finished checkpoints, ascending."""
+    return [int(folder.name.removeprefix("step-")) for folder in folders(directory)]
 
 
 def latest(directory: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint; damaged ones are skipped with a warning."""
-    for step in reversed(steps(directory)):
-        path = directory / f"step-{step:09d}"
+    for path in reversed(folders(directory)):
         try:
             return load(path)
         except (OSError, ValueError, KeyError) as error:

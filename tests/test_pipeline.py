@@ -10,7 +10,7 @@ from longview.actors.config import ActorsConfig
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.services import redis_server
-from longview.learner.config import PolicyConfig
+from longview.learner.config import policy_config
 from longview.learner.windows import Batch, build, nows
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
@@ -44,7 +44,7 @@ class CheckingLearner:
 
 @pytest.mark.parametrize("past", [0, 2, "all"])
 def test_every_window_holds_the_steps_it_should(tmp_path: Path, past: int | str) -> None:
-    horizon = PolicyConfig(context_length=64, past_actions=past, future_actions=17 if past == "all" else 14)
+    horizon = policy_config(context_length=64, past_actions=past, future_actions=17 if past == "all" else 14)
     horizon = horizon.horizon(TASK.spec)
     with redis_server(tmp_path) as url:
         store = EpisodeStore.connect(url, "test", StoreConfig(chunk_steps=7, shards=3, refresh_seconds=0))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from longview.learner import checkpoint
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.curriculum import length
 from longview.learner.laps import TrainingDiverged, TrainingProgress
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
@@ -32,11 +32,9 @@ from longview.replay.episode import ArraySpec, Episode, Segment, TaskSpec
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_golden_loss_curve(
-    tiny: LearnerConfig, arguments: dict[str, Any], architecture: Architecture
-) -> None:
-    policy = replace(tiny.policy, architecture=architecture)
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
+def test_golden_loss_curve(tiny: LearnerConfig, arguments: dict[str, Any], architecture: str) -> None:
+    policy = policy_config(tiny.policy, architecture=architecture)
     reports: list[TrainingProgress] = []
     train(replace(tiny, policy=policy, steps=40, report_every=2), **arguments | {"report": reports.append})
     curve = [report.loss for report in reports if report.step % 2 == 0]
@@ -48,12 +46,12 @@ def test_golden_loss_curve(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_a_thousand_steps_without_a_value_that_is_not_finite(
-    tiny: LearnerConfig, arguments: dict[str, Any], architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], architecture: str
 ) -> None:
     """Fast ones, too: with a learning rate that the default has for larger batches."""
-    policy = replace(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
+    policy = policy_config(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
     config = replace(tiny, policy=policy, steps=1000, learning_rate=3e-3, publish_every=500)
     reports: list[TrainingProgress] = []
     trained = train(config, **arguments | {"report": reports.append})
@@ -136,11 +134,11 @@ def test_a_checkpoint_does_not_depend_on_how_it_was_trained(
     assert checkpoint.steps(tmp_path) == [13, 16, 24]
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_half_the_precision_is_enough(
-    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: str
 ) -> None:
-    tiny = replace(tiny, policy=replace(tiny.policy, architecture=architecture))
+    tiny = replace(tiny, policy=policy_config(tiny.policy, architecture=architecture))
     losses: dict[str, list[float]] = {}
     for precision in ("float32", "bfloat16"):
         reports: list[TrainingProgress] = []

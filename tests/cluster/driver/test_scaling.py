@@ -73,10 +73,10 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def weights() -> bytes:
-    from longview.learner.policy import DiffusionPolicy, policy_to_bytes
+    from longview.learner.policy import policy_to_bytes
 
     config = read_config(None, CONFIG)
-    return policy_to_bytes(DiffusionPolicy(config.learner.policy, task_of(config).spec))
+    return policy_to_bytes(config.learner.policy.make(task_of(config).spec))
 
 
 class Driver:
