@@ -226,7 +226,9 @@ def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Policy
         about = json.loads(metadata[FORMAT if FORMAT in metadata else OLD_FORMAT])
         tensors = load(data)
     except (ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"not a policy of format {FORMAT} ({len(data)} bytes): {error!r}") from error
+        raise ValueError(
+            f"not a policy of format {FORMAT}, nor of {OLD_FORMAT} ({len(data)} bytes): {error!r}"
+        ) from error
     try:
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["policy"].items()}
         config = policy_config(**settings) if FORMAT in metadata else _old_config(settings)
