@@ -53,7 +53,7 @@ TARGETS = {"joint_over_specialists": "<= 0.35", "joint_minus_specialists": ">= -
 
 
 class Cell(NamedTuple):
-    """One training."""
+    """One training and its evaluation."""
 
     task: str
     architecture: str

@@ -11,7 +11,7 @@ FOLDERS = (
     *("actors", "benchmarks", "cluster", "docs", "examples", "k8s"),
     *("learner", "monitoring", "replay", "tests"),
 )
-"""Where a path of the repository begins; `longview/` begins the names of gymnasium's environments as well."""
+"""Folders in which a path can begin. `longview/` is left out: names of gymnasium tasks begin with it."""
 
 
 def links(text: str) -> list[tuple[str, str]]:
