@@ -31,7 +31,7 @@ from longview.cluster.run.services import redis_server
 from longview.learner.config import LearnerConfig, policy_config
 from longview.learner.laps import TrainingProgress
 from longview.learner.normalize import measure
-from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import Policy
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.monitoring.hub import Hub
@@ -172,7 +172,7 @@ def training(
     seed: int,
     report: Callable[[TrainingProgress], None] = lambda _: None,
     validation: Sequence[Episode] = (),
-) -> DiffusionPolicy:
+) -> Policy:
     """Train on a store's demonstrations, as a learner rank does."""
     with TemporaryDirectory() as checkpoints:
         return train(
@@ -192,7 +192,7 @@ def training(
 
 
 def evaluated(
-    task: Task, policy: DiffusionPolicy, lengths: Sequence[int], episodes: int
+    task: Task, policy: Policy, lengths: Sequence[int], episodes: int
 ) -> Iterator[Mapping[str, int]]:
     """Evaluate a policy at each context length, on the same episodes, and yield the outcomes of each."""
     actors = ActorsConfig(simulators=SIMULATORS)

@@ -39,7 +39,7 @@ from longview.cluster.run.config import RunConfig
 from longview.cluster.run.services import redis_server
 from longview.learner import curriculum
 from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
-from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import Policy as TrainedPolicy
 from longview.learner.policy import policy_to_bytes
 from longview.learner.session import PolicySession
 from longview.monitoring.hub import Hub
@@ -212,7 +212,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
         "progressive": default,
         "fixed": replace(default, curriculum=replace(default.curriculum, kind="fixed")),
     }
-    policies: dict[str, list[DiffusionPolicy]] = {kind: [] for kind in configs}
+    policies: dict[str, list[TrainedPolicy]] = {kind: [] for kind in configs}
 
     def trained(kind: str) -> float:
         made = policies[kind]
@@ -225,7 +225,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
     return rows if quick else rows + successes(policies, case)
 
 
-def successes(policies: dict[str, list[DiffusionPolicy]], case: str) -> list[Row]:
+def successes(policies: dict[str, list[TrainedPolicy]], case: str) -> list[Row]:
     """Success of trained policies at the longest context, and by how much the first kind is ahead."""
     rates = {kind: [100 * success(policy) for policy in made] for kind, made in policies.items()}
     ahead = [a - b for a, b in zip(*rates.values(), strict=True)]
@@ -233,7 +233,7 @@ def successes(policies: dict[str, list[DiffusionPolicy]], case: str) -> list[Row
     return [*rows, Row(f"success_{'_minus_'.join(rates)}", case, "points", ahead)]
 
 
-def success(policy: DiffusionPolicy) -> float:
+def success(policy: TrainedPolicy) -> float:
     """Share of episodes that the policy succeeds in, at its longest context."""
     worker = make_worker(RETURN_POINT, 50, None, Hub())
     order = Order("evaluation", 0, EVALUATED, policy.horizon.context, version=0)
@@ -388,9 +388,9 @@ def make_worker(task: Task, simulators: int, store: EpisodeStore | None, hub: Hu
     return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", EXECUTE, store, hub.report)
 
 
-def untrained(spec: TaskSpec) -> DiffusionPolicy:
+def untrained(spec: TaskSpec) -> TrainedPolicy:
     """The default policy; how long it takes to decide does not depend on its weights."""
-    return DiffusionPolicy(policy_config(), spec)
+    return policy_config().make(spec)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
-from longview.learner.compiled import compile_denoiser
+from longview.learner.compiled import compile_trunk
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.policies.diffusion.config import SHARED
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
-from longview.learner.policy import mean_loss
+from longview.learner.policy import Policy, mean_loss
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.session import PolicySession
 from longview.learner.train import flatten
@@ -164,7 +164,7 @@ class TimedEncoder(DiffusionPolicy):
 class Acting:
     """A session that decides for a batch of robots in the middle of their episodes."""
 
-    def __init__(self, policy: DiffusionPolicy, robots: int) -> None:
+    def __init__(self, policy: Policy, robots: int) -> None:
         execute = policy.horizon.execute
         self.session, self.robots = PolicySession(policy, robots), robots
         self.frames = recorded(policy.spec, execute)
@@ -228,11 +228,11 @@ class Training:
         draw = drawer(SPECS[kind], episode_steps)
         self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=draw)
         self.apart, self.taken = apart, 0
-        self.policy = DiffusionPolicy(config.policy, SPECS[kind]).to(device)
+        self.policy = config.policy.make(SPECS[kind]).to(device)
         self.weights, self.gradients = flatten(self.policy)
         self.optimizer = torch.optim.AdamW([self.weights], fused=True)
         if config.compile:
-            compile_denoiser(self.policy, self.recipe, range(1))
+            compile_trunk(self.policy, self.recipe, range(1))
         self.rate()
 
     def rate(self) -> float:
@@ -368,7 +368,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 # Parts
 
 
-def make_policy(architecture: str, size: str, kind: str, device: torch.device) -> DiffusionPolicy:
+def make_policy(architecture: str, size: str, kind: str, device: torch.device) -> Policy:
     """Make an untrained policy: its speed does not depend on its weights."""
     return policy_config(architecture=architecture, size=size).make(SPECS[kind]).to(device)
 
