@@ -35,7 +35,7 @@ def made(returning: list[Episode], **settings: Any) -> GRUPolicy:
 
 @pytest.fixture
 def policy(returning: list[Episode]) -> GRUPolicy:
-    return made(returning)
+    return made(returning, components=4)
 
 
 def windows(policy: GRUPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], length: int) -> Batch:
@@ -98,12 +98,12 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
     scale = 2 * spread**2 / policy.action_size
     theirs = torch.autograd.grad(-scale * log_likelihood().sum(), weights)
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-5)
 
 
 def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
     """Never a mean of plans; each component about as often as its share."""
-    state_BH = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
+    state_BH = torch.randn(1, 12 + 8, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
         action_BKTA, logit_BK = policy.mixture(state_BH[:1])
         chosen = policy.decide(state_BH, np.random.default_rng(0))
