@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from longview.learner.files import POLICY, STATE, TRAINING, folders
 
-POLICY, TRAINING, STATE = "policy.safetensors", "training.safetensors", "state.json"
-_NAME = re.compile(r"step-(\d{9})")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,6 @@ def save(
     for old in folders(directory)[:-keep]:
         shutil.rmtree(old)
     return target
-
-
-def folders(directory: Path) -> list[Path]:
-    """List the folders of the finished checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if _NAME.fullmatch(path.name))
-
-
-def steps(directory: Path) -> list[int]:
-    """List the steps of the finished checkpoints, ascending."""
-    return [int(folder.name.removeprefix("step-")) for folder in folders(directory)]
 
 
 def latest(directory: Path) -> Checkpoint | None:

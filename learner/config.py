@@ -229,16 +229,18 @@ class CurriculumConfig:
     """Which T_o each training step uses; the formulas are in learner/curriculum.py."""
 
     kind: Literal["fixed", "progressive", "sprinkle", "lengths"] = "progressive"
+    """Curriculum: always the longest T_o; longer ones as training goes on; the longest or a shorter one at
+    random; or lengths by weights."""
     ramp: float = 0.5
-    """progressive: share of the training after which the longest T_o is reached; as published, perhaps."""
+    """progressive: share of the training, in (0, 1], after which the longest T_o is reached."""
     full: float = 0.5
-    """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
-    Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""
+    """progressive, sprinkle: probability, in [0, 1], of the longest T_o reached so far; otherwise a shorter
+    one is drawn. 0.8 is published for sprinkle. More short contexts are cheaper, and improve the short T_o."""
     shorter: Literal["uniform", "log"] = "log"
-    """How shorter ones are drawn; `log` gives every doubling of the length the same share: the short ones
-    have to get by with little, and need it."""
+    """Distribution of the shorter T_o. `log` gives every doubling of the length the same share, because the
+    shortest contexts have the least information and need the most training."""
     lengths: Mapping[int, float] = field(default_factory=dict)
-    """lengths: T_o -> its part of the training steps, in any unit."""
+    """lengths: weight of each T_o, 0 or more, in any unit."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "progressive", "sprinkle", "lengths")
@@ -276,44 +278,54 @@ class LearnerConfig:
     policy: PolicyConfig = field(default_factory=policy_config)
     """The policy that is trained."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Context length of each training step."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
-    """Parts of the draws by source, in any unit; one without episodes gives its part to the others. By
-    source, as `demo`, or by source and outcome, as `rollout/success`, with `*` for any."""
+    """Weight of each stratum in the draws, in any unit: a source such as `demo`, or a source and an outcome
+    such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the others."""
     outcomes: tuple[str, ...] = ()
-    """Learn only from episodes that ended so: [success] is success only. None: from all."""
+    """Outcomes to learn from, such as [success]. Empty: all but `invalid`."""
     draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"
-    """Of a part of the mix all steps are drawn alike; or all episodes are, and of an episode all steps; or
-    newer episodes more often; or in proportion to priorities that something else gives them."""
+    """What is equally likely within a stratum: every step; or every episode, and every step of it. `recency`
+    draws newer episodes more often, `priority` in proportion to priorities set from outside."""
     half_life: float = 1000.0
-    """By recency, an episode is drawn half as often as one that is newer by so many of its part."""
+    """recency: number of newer episodes in its stratum after which an episode is drawn half as often."""
     steps: int = 2400
+    """Training steps of the whole run."""
     batch_size: int = 64
-    """Windows per step and rank."""
+    """Windows per training step and rank."""
     windows_per_segment: int | None = None
-    """Windows cut from one place of an episode: with more of them, fewer frames have to be read and encoded,
-    and a batch is less varied. None: 8 where there are cameras, else 1."""
+    """Windows cut from one segment of an episode. More of them mean fewer frames to read and encode, and a
+    less varied batch. None: 8 for a task with cameras, else 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the multiplications in the loss; weights are float32 always."""
+    """Precision of the multiplications in the loss. Weights are always float32."""
     compile: bool = False
-    """Compile the denoiser, for a few context lengths to which the others are padded: minutes at the start,
-    for faster steps. Needs a C++ compiler where the learner runs."""
+    """Compile the policy's network, for a few context lengths to which the others are padded. Compiling takes
+    minutes at the start and makes steps faster. Needs a C++ compiler where the learner runs."""
     learning_rate: float = 3e-3
-    """Peak; linear warm-up, then a cosine to zero."""
+    """Largest learning rate: it rises linearly over `warmup` steps, then falls to zero as a cosine."""
     warmup: int = 100
+    """Training steps until the learning rate is at its largest; fewer than `steps`."""
     betas: tuple[float, float] = (0.95, 0.999)
+    """Decay rates of AdamW's two moments, in [0, 1)."""
     weight_decay: float = 1e-6
+    """Weight decay of AdamW, at least 0."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient. Longer gradients are scaled down to it."""
     ema_power: float = 0.75
-    """The average that acts decays by 1 - (1 + step) ** -ema_power, at most ema_max."""
+    """Power p of the average of the weights, which acts: its decay is 1 - (1 + step) ** -p."""
     ema_max: float = 0.9999
+    """Largest decay of the average of the weights, in [0, 1)."""
     publish_every: int = 300
+    """Training steps between two published versions."""
     checkpoint_every: int = 600
+    """Training steps between two checkpoints."""
     keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
     report_every: int = 25
+    """Training steps between two reports of progress."""
     validation_episodes: int = 8
-    """Demonstrations that are never trained on: on them every published version is validated. They are the
-    last ones; an expert gives so many more, of imported ones they are part, unless that were half of them."""
+    """Held-out demonstrations, on which every published version is validated. With an expert, this many
+    extra are collected. Of imported data the last ones are used, unless that would be half or more."""
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size", "publish_every", "checkpoint_every", "keep_checkpoints")

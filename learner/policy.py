@@ -6,7 +6,6 @@ dimensions, F frames, D dimensions of a frame's state, E token size, H numbers o
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 from longview.learner.config import PolicyConfig, policy_class, policy_config
 from longview.learner.encoder import FrameEncoder
+from longview.learner.files import policy_file
 from longview.learner.normalize import Normalizer, Statistics
 from longview.learner.windows import Batch
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
@@ -176,8 +176,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
     """Load a trained policy, ready to act.
 
     Args:
-        path: a policy's file; a checkpoint's folder; a run's folder or name, of which the newest checkpoint
-            is taken. Runs lie in the folder that LONGVIEW_RUNS names, by default `runs`.
+        path: as `files.policy_file` takes it: a file, a checkpoint, or a run by its folder or name.
         device: where its weights go.
 
     Raises:
@@ -185,25 +184,6 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
         ValueError: the file holds no policy, or one that does not fit this version of the program.
     """
     return policy_from_bytes(policy_file(Path(path)).read_bytes(), device)
-
-
-def policy_file(path: Path) -> Path:
-    """Find the policy's file of a path, as `load_policy` takes it.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    from longview.learner.checkpoint import POLICY, folders
-
-    if path.is_file():
-        return path
-    run = path if path.exists() else Path(os.environ.get("LONGVIEW_RUNS", "runs")) / path
-    for folder in (path, *reversed(folders(path)), *reversed(folders(run / "checkpoints"))):
-        if (folder / POLICY).is_file():
-            return folder / POLICY
-    raise FileNotFoundError(
-        f"{path} holds no policy: expected a file, a checkpoint's folder with {POLICY} in it, or a run"
-    )
 
 
 def policy_to_bytes(policy: Policy) -> bytes:

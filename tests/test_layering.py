@@ -64,7 +64,7 @@ LAZY = {
     "learner": {"longview.learner.policies"},
 }
 """Only inside functions."""
-LIGHT = ("longview.learner.config",)
+LIGHT = ("longview.learner.config", "longview.learner.files")
 """Modules of lazy folders that import nothing heavy."""
 
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -60,7 +60,7 @@ class LearnerRank:
         from torch import distributed
 
         from longview.learner import ranks
-        from longview.learner.checkpoint import steps
+        from longview.learner.files import steps
         from longview.learner.normalize import measure
         from longview.learner.reporter import LearnerReporter
         from longview.learner.train import train

@@ -34,9 +34,9 @@ class MonitoringConfig:
     """Where metrics are served."""
 
     port: int = 0
-    """Port of /metrics; 0 chooses a free one, which the run's folder then tells."""
+    """Port of /metrics, 0 to 65535. 0 chooses a free one and writes it to the run's folder."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address that /metrics listens on."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -45,17 +45,19 @@ class MonitoringConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """What the roles ask of an existing Ray cluster, beside a CPU each. A cluster of the run's own is one
-    machine, where nothing of this applies."""
+    """Resources that the roles request from an existing Ray cluster, in addition to one CPU each.
+
+    A run that starts its own Ray is on one machine and ignores this section.
+    """
 
     actor: dict[str, float] = field(default_factory=dict)
-    """Custom resources that a rollout actor takes, such as `{actor: 1}`: nodes without them get no actors."""
+    """Custom resources that a rollout actor takes, such as `{actor: 1}`. Nodes without them get no actors."""
     learner: dict[str, float] = field(default_factory=dict)
     """Custom resources that a learner rank takes."""
     learner_gpus: int | None = None
-    """GPUs of a learner rank; by default one, if there are enough for all when training starts."""
+    """GPUs of a learner rank. None: one, if there are enough for all ranks when training starts."""
     autoscaled: bool = False
-    """The cluster grows when more is asked for: what it has when a run is launched is no limit."""
+    """Whether the cluster grows on request. Then a run may ask for more than the cluster has at the start."""
 
     def __post_init__(self) -> None:
         for role, resources in (("actor", self.actor), ("learner", self.learner)):
@@ -68,24 +70,31 @@ class PlacementConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is made of. The same file serves a laptop and a cluster."""
+    """Everything a run is made of. A laptop and a cluster take the same file."""
 
     task: str = "return_point"
+    """Name of the task to learn, or module:attribute of a task of your own."""
     seed: int = 0
-    """Seeds of episodes, batches, weights and noise all follow from it."""
+    """Seed of the run, at least 0. Seeds of episodes, batches, weights and noise follow from it."""
     name: str | None = None
-    """Name of the run's folder; by default the task and the time."""
+    """Name of the run's folder. None: the task and the time."""
     demonstrations: str | None = None
-    """Human demonstrations to start from, in any format that `longview store import` reads; without them the
+    """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
     learners: int = 1
-    """G: learner ranks, each on a GPU of its own where there are enough."""
+    """G: learner ranks, at least 1. Each has a GPU of its own, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
+    """Simulators and what they collect."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Policy and training."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Episodes that measure success."""
     replay: StoreConfig = field(default_factory=StoreConfig)
+    """The episode store."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    """Where metrics are served."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Resources of an existing Ray cluster."""
 
     def __post_init__(self) -> None:
         if self.learners < 1:
@@ -155,7 +164,7 @@ def write_config(config: RunConfig, file: Path) -> None:
 
 def public_config(config: RunConfig) -> dict[str, Any]:
     """A config as plain types, without any password."""
-    tree = cast(dict[str, Any], _plain(asdict(config)))
+    tree = cast(dict[str, Any], plain(asdict(config)))
     if config.replay.url is not None:
         tree["replay"]["url"] = without_password(config.replay.url)
     return tree
@@ -330,9 +339,10 @@ def _with_password(config: RunConfig) -> RunConfig:
     return replace(config, replay=replace(config.replay, url=urlunsplit(parts._replace(netloc=netloc))))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a config's value as plain types: mappings as dicts, sequences as lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(below) for key, below in value.items()}
+        return {key: plain(below) for key, below in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(below) for below in value]
+        return [plain(below) for below in value]
     return value

@@ -23,7 +23,6 @@ from longview.cluster.run.services import redis_server
 from longview.replay.store import EpisodeStore
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
-POLICY = "policy.safetensors"
 
 
 class RunError(Exception):
@@ -184,22 +183,6 @@ def prometheus_under_way(root: Path = ROOT) -> str | None:
         run = open_run(None, root)
         return run.state().get("prometheus") if run.under_way() else None
     return None
-
-
-def find_policy(path: Path) -> Path:
-    """The weights that a path means: the file itself, that of a checkpoint, or a run's newest.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if path.is_file():
-        return path
-    for found in (path / POLICY, *sorted(path.glob(f"checkpoints/step-*/{POLICY}"), reverse=True)):
-        if found.exists():
-            return found
-    raise ConfigError(
-        f"{path} is no checkpoint: expected {POLICY}, or a folder that holds it, or a run's folder"
-    )
 
 
 @contextmanager

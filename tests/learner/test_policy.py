@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from longview.learner import checkpoint
+from longview.learner import checkpoint, files
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import (
     FORMAT,
@@ -98,7 +98,7 @@ def test_a_policy_is_loaded_from_a_file_a_checkpoint_or_a_run(
         checkpoint.save(run / "checkpoints", step, data if step == 20 else b"old", {}, {}, keep=3)
     monkeypatch.setenv("LONGVIEW_RUNS", str(tmp_path / "runs"))
     newest = run / "checkpoints" / "step-000000020"
-    for path in (newest / checkpoint.POLICY, newest, run / "checkpoints", run, "mine"):
+    for path in (newest / files.POLICY, newest, run / "checkpoints", run, "mine"):
         found: Policy = load_policy(path)
         assert found.config == policy.config
         assert not found.training

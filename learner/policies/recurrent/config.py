@@ -25,8 +25,8 @@ class RecurrentConfig(PolicyConfig):
     hidden: int = AS_SIZE
     """Numbers in the state that the GRU carries from step to step."""
     components: int = 1
-    """Modes of the mixture that the state predicts. 1 is plain regression, which learns memory soonest: a wrong
-    guess costs it most (docs/policies.md)."""
+    """Modes of the mixture that the state predicts. 1 is plain regression, which learns memory soonest: a
+    wrong guess costs it most (docs/policies.md)."""
     spread: float = 0.1
     """Standard deviation of a mode, in normalised units: half the range of the data is 1."""
 
