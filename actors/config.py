@@ -42,6 +42,7 @@ class ActorsConfig:
     """Episodes to collect with a published version, labelled by the expert (DAgger) where there is one. A
     version that comes while the last one's are still being collected gets none; 0 collects none at all."""
     cameras: CamerasConfig = NO_CAMERAS
+    """Cameras whose pictures the policy sees."""
     recycle: int = 500
     """Episodes after which an actor that renders is replaced by a new process: OpenGL has been seen to abort
     old ones. One that renders nothing lives as long as the run."""

@@ -278,7 +278,7 @@ def scale(
 @app.command("config")
 @explained
 def config_(
-    task: Annotated[str, typer.Argument(metavar="[TASK]", help="With what `demo` uses for this task.")] = "",
+    task: Annotated[str, typer.Argument(metavar="TASK", help="With what `demo` uses for this task.")] = "",
     settings: Settings = None,
 ) -> None:
     """Print every setting with its value, default and meaning, as a file for `launch`.

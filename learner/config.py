@@ -235,7 +235,7 @@ class CurriculumConfig:
     """progressive: share of the training, in (0, 1], after which the longest T_o is reached."""
     full: float = 0.5
     """progressive, sprinkle: probability, in [0, 1], of the longest T_o reached so far; otherwise a shorter
-    one is drawn. 0.8 is published for sprinkle. More short contexts are cheaper, and improve the short T_o."""
+    one is drawn. 0.8 is published for sprinkle. More short contexts are cheaper and improve the short T_o."""
     shorter: Literal["uniform", "log"] = "log"
     """Distribution of the shorter T_o. `log` gives every doubling of the length the same share, because the
     shortest contexts have the least information and need the most training."""
