@@ -25,6 +25,10 @@ from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, R
 class Policy(Protocol):
     """Acting with history; the learner's PolicySession is one."""
 
+    @property
+    def execute(self) -> int:
+        """T_a: actions decided at once, which are executed before the next decision."""
+
     def act(
         self,
         slots: Sequence[int],
@@ -138,7 +142,6 @@ def rollout(
     *,
     policy: Policy | None,
     context_length: int,
-    execute: int,
     record: Callable[[EpisodeMeta], Recorder] | None,
     rng: np.random.Generator,
     clock: Clock,
@@ -154,7 +157,6 @@ def rollout(
         assignments: the episodes; drawn from only when a simulator is free.
         policy: who decides where the expert does not; None if the expert always does.
         context_length: T_o given to the policy.
-        execute: T_a, steps between decisions.
         record: opens the recorder of an episode; None records nothing.
         rng: the policy's source of noise.
         clock: is added to as time is spent.
@@ -175,7 +177,7 @@ def rollout(
             if not running:
                 return
             _decide(running, task, policy, context_length, rng, clock)
-            for offset in range(execute):
+            for offset in range(1 if policy is None else policy.execute):
                 for lane in running:
                     if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
                         yield end

@@ -79,8 +79,6 @@ class Worker:
     run_seed: int
     name: str
     """Who reports: stays the same when the actor is restarted."""
-    execute: int
-    """T_a."""
     store: Store | None
     """None where nothing is collected."""
     report: Callable[[bytes], None]
@@ -119,7 +117,6 @@ class Worker:
             self._assignments(order),
             policy=policy,
             context_length=order.context_length,
-            execute=self.execute,
             record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
             rng=rng,
             clock=self._clock,

@@ -153,7 +153,7 @@ def demonstrated(task: Task, actors: ActorsConfig, episodes: int, seed: int) -> 
     with TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
         store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
         store.register(task.spec)
-        worker = Worker(task, actors, seed, "actor-0", 1, store, Hub().report)
+        worker = Worker(task, actors, seed, "actor-0", store, Hub().report)
         worker.work(Order("demo", 0, episodes, beta=1.0), None)
         yield store
 
@@ -189,7 +189,7 @@ def evaluated(
 ) -> Iterator[Mapping[str, int]]:
     """Outcomes of episodes at each context length, the same episodes for all."""
     actors = ActorsConfig(simulators=SIMULATORS)
-    worker = Worker(task, actors, 0, "actor-0", policy.horizon.execute, None, Hub().report)
+    worker = Worker(task, actors, 0, "actor-0", None, Hub().report)
     for length in lengths:
         order = Order("evaluation", 0, episodes, length, version=0)
         yield worker.work(order, PolicySession(policy, SIMULATORS)).outcomes

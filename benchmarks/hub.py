@@ -18,7 +18,7 @@ def actor_report() -> bytes:
     """What an actor reports once it has done a bit of everything."""
     reports: list[bytes] = []
     actors = ActorsConfig(simulators=4, noise=0)
-    worker = Worker(load_task("counting"), actors, 0, "actor-0", 8, None, reports.append)
+    worker = Worker(load_task("counting"), actors, 0, "actor-0", None, reports.append)
     worker.work(Order("evaluation", 0, 8, 1, beta=1.0), None)
     for source in ("demo", "dagger"):
         for outcome in ("success", "wrong", "failure"):

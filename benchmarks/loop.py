@@ -44,7 +44,7 @@ from longview.learner.session import PolicySession
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode, TaskSpec, episode_id
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 SIMULATORS = 8
 """M, where an actor's own overhead is measured."""
@@ -154,6 +154,8 @@ def replay(envs: Sequence[Environment], episodes: Sequence[Episode]) -> None:
 class Still:
     """Decides for the same action always."""
 
+    execute = EXECUTE
+
     def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
         return np.zeros((len(slots), EXECUTE, 1), np.float32)
 
@@ -250,7 +252,7 @@ def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
     with ray_cluster(config, None):
         hub = start(MetricsHub, "benchmark", "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
         board = start(WeightBoard, checkpoints, **ALWAYS_BACK)
-        store = (url, RETURN_POINT.spec.name)
+        store = StoreAddress(url, RETURN_POINT.spec.name)
         actors = [start(TimedActor, config, f"actor-{index}", store, num_cpus=1) for index in range(2)]
         ray.get(hub.__ray_ready__.remote())
         return [
@@ -276,6 +278,7 @@ class FirstAction:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.execute = policy.execute
         self.at = 0.0
 
     def act(self, *arguments: Any) -> NDArray[np.float32]:
@@ -384,7 +387,7 @@ def open_store(url: str, spec: TaskSpec) -> EpisodeStore:
 
 
 def make_worker(task: Task, simulators: int, store: EpisodeStore | None, hub: Hub) -> Worker:
-    return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", EXECUTE, store, hub.report)
+    return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", store, hub.report)
 
 
 def untrained(spec: TaskSpec) -> DiffusionPolicy:

@@ -56,6 +56,11 @@ class PolicySession:
         self._tokens = policy.signal.new_zeros(*self._encoded.shape, policy.config.token_size)
         self._encoded[:] = False
 
+    @property
+    def execute(self) -> int:
+        """T_a: actions that `act` decides on for each slot."""
+        return self._policy.horizon.execute
+
     def act(
         self,
         slots: Sequence[int],

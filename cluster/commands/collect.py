@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from rich.progress import track
 from longview.actors.task import Task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.config import ConfigError, RunConfig, task_of, without_password
-from longview.cluster.run.folder import Run, create_run
+from longview.cluster.run.folder import Run, create_run, store_of
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import redis_server
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import film_of, stage
 from longview.cluster.views.terminal import console, store_table
@@ -53,13 +52,10 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
     status = "failed"
     try:
         with ExitStack() as services:
-            url = config.replay.url or services.enter_context(
-                redis_server(run.path / "redis", config.replay.fsync)
-            )
-            store = EpisodeStore.connect(url, run.name, config.replay)
-            services.callback(store.close)
+            address = services.enter_context(store_of(run, config.replay))
+            store = services.enter_context(closing(address.connect(config.replay)))
             store.register(task.spec)
-            run.write_state(store=without_password(url))
+            run.write_state(store=without_password(address.url))
             _demonstrate(progress, task, store)
             if scene is not None:
                 films = [film_of(scene, store.read(id)) for id in store.ids("demo")[:SHOWN]]
@@ -81,7 +77,7 @@ def _demonstrate(progress: RunProgress, task: Task, store: EpisodeStore) -> None
     config, outcomes = progress.config, Counter[str]()
     # One simulator: more of them in a process do not make more steps.
     actors = replace(config.actors, simulators=1)
-    worker = Worker(task, actors, config.seed, "collect", 1, store, lambda _: None)
+    worker = Worker(task, actors, config.seed, "collect", store, lambda _: None)
     wanted = config.demonstration_count(task.spec)
     progress.enter("collect")
     try:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
-from longview.cluster.run.folder import Run
+from longview.cluster.run.folder import Run, store_of
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import ServiceError, prometheus_server, redis_server
+from longview.cluster.run.services import ServiceError, prometheus_server
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import show_newest
 from longview.cluster.views.terminal import watching
@@ -37,7 +37,7 @@ from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
 from longview.replay.episode import episode_id
 from longview.replay.errors import DatasetError, StoreError
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -82,25 +82,22 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
 def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[[RunProgress], None]) -> None:
     config, run = progress.config, progress.run
     with ExitStack() as services:
-        url = config.replay.url or services.enter_context(
-            redis_server(run.path / "redis", config.replay.fsync)
-        )
-        store = EpisodeStore.connect(url, run.name, config.replay)
-        services.callback(store.close)
+        store_address = services.enter_context(store_of(run, config.replay))
+        store = services.enter_context(closing(store_address.connect(config.replay)))
         store.register(task.spec)
         progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         roles = start_roles(config, run)
-        training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
+        training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
-        run.write_state(store=without_password(url), prometheus=progress.prometheus)
+        run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
-            scaling = partial(_scaling, config, run, (url, run.name), alone=address is None)
+            scaling = partial(_scaling, config, run, store_address, alone=address is None)
             _supervise(progress, roles, scaling, training, store, task, show)
-            show_newest(config, (url, run.name), run.path / "episodes.png")
+            show_newest(config, store_address, run.path / "episodes.png")
         finally:
             with suppress(StoreError):  # what ended the run matters more
                 progress.stats = store.stats()
@@ -183,12 +180,12 @@ def start_roles(config: RunConfig, run: Run) -> Roles:
     return Roles(hub, board)
 
 
-def start_actor(config: RunConfig, store: tuple[str, str] | None, cpus: int, name: str) -> Handle:
+def start_actor(config: RunConfig, store: StoreAddress | None, cpus: int, name: str) -> Handle:
     """A rollout actor.
 
     Args:
         config: the run's.
-        store: URL and namespace; None where nothing is collected.
+        store: where its episodes go; None where nothing is collected.
         cpus: how many it takes of those that Ray has to give.
         name: the actor's.
     """
@@ -197,7 +194,7 @@ def start_actor(config: RunConfig, store: tuple[str, str] | None, cpus: int, nam
 
 
 def _scaling(
-    config: RunConfig, run: Run, store: tuple[str, str], dispatcher: Dispatcher, *, alone: bool
+    config: RunConfig, run: Run, store: StoreAddress, dispatcher: Dispatcher, *, alone: bool
 ) -> Scaling:
     """Keeps the actors at their number. On one machine they may be any, and take no CPUs of Ray's; on a
     cluster as many as it has room for."""

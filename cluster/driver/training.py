@@ -13,6 +13,7 @@ from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
 from longview.cluster.roles.learner import LearnerRank
 from longview.cluster.roles.ray import Handle, start
 from longview.cluster.run.config import RunConfig
+from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ DEATH_SECONDS = 5.0
 class Training:
     """The learner ranks as one; started again from the newest checkpoint if a rank dies."""
 
-    def __init__(self, config: RunConfig, checkpoints: Path, store: tuple[str, str], board: Handle) -> None:
+    def __init__(self, config: RunConfig, checkpoints: Path, store: StoreAddress, board: Handle) -> None:
         self._config, self._checkpoints, self._store, self._board = config, checkpoints, store, board
         self._ranks: list[Handle] = []
         self._under_way: list[Any] = []

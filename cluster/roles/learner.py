@@ -15,7 +15,7 @@ from longview.cluster.run.config import RunConfig, task_of
 from longview.replay.episode import Episode
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LearnerRank:
         config: RunConfig,
         address: str,
         checkpoints: Path,
-        store: tuple[str, str],
+        store: StoreAddress,
         board: Handle,
     ) -> int:
         """Train from the newest checkpoint on, until the last step or until stopped.
@@ -51,7 +51,7 @@ class LearnerRank:
             config: the run's.
             address: rank 0's.
             checkpoints: their folder, which every rank 0 to come must reach.
-            store: URL and namespace.
+            store: has the episodes to train on.
             board: takes the weights.
 
         Returns:
@@ -65,7 +65,7 @@ class LearnerRank:
         from longview.learner.reporter import LearnerReporter
         from longview.learner.train import train
 
-        episodes = EpisodeStore.connect(*store, config.replay)
+        episodes = store.connect(config.replay)
         episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
         selection = config.learner.selection(spec.name)

@@ -5,23 +5,24 @@ from typing import Any
 
 import ray
 
+from longview.actors.rollout import Policy
 from longview.actors.worker import Order, Result, Worker
 from longview.cluster.roles.reporting import Heartbeat
 from longview.cluster.run.config import RunConfig, task_of
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 
 class RolloutActor:
     """M simulators and the policy that acts in them."""
 
-    def __init__(self, config: RunConfig, name: str, store: tuple[str, str] | None) -> None:
+    def __init__(self, config: RunConfig, name: str, store: StoreAddress | None) -> None:
         """
         Args:
             config: the run's.
             name: this actor's, the same after a restart.
-            store: URL and namespace; None where nothing is collected, and nothing reported.
+            store: where its episodes go; None where nothing is collected, and nothing reported.
         """
-        self._session: Any = None
+        self._session: Policy | None = None
         self._version: int | None = None
         self._newest_used = -1
         self._simulators = config.actors.simulators
@@ -30,8 +31,7 @@ class RolloutActor:
             config=config.actors,
             run_seed=config.seed,
             name=name,
-            execute=config.learner.policy.execute,
-            store=None if store is None else EpisodeStore.connect(*store, config.replay),
+            store=None if store is None else store.connect(config.replay),
             report=Heartbeat().send if store is not None else lambda _: None,
         )
 
@@ -67,7 +67,5 @@ class RolloutActor:
         from longview.learner.session import PolicySession
 
         torch.set_num_threads(1)
-        policy = policy_from_bytes(weights)
-        self._session = PolicySession(policy, self._simulators)
-        self._worker.execute = policy.horizon.execute
+        self._session = PolicySession(policy_from_bytes(weights), self._simulators)
         self._version = version

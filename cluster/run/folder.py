@@ -20,7 +20,8 @@ from typing import Any, TextIO
 
 from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore, StoreAddress
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 POLICY = "policy.safetensors"
@@ -200,6 +201,14 @@ def find_policy(path: Path) -> Path:
     raise ConfigError(
         f"{path} is no checkpoint: expected {POLICY}, or a folder that holds it, or a run's folder"
     )
+
+
+@contextmanager
+def store_of(run: Run, config: StoreConfig) -> Iterator[StoreAddress]:
+    """Have the store of a locked run: at the config's URL, else a Redis that lasts as long as the context."""
+    with ExitStack() as services:
+        url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
+        yield StoreAddress(url, run.name)
 
 
 @contextmanager

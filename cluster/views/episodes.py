@@ -11,7 +11,7 @@ from longview.actors.task import Environment, Task
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 from longview.monitoring.film import Film, moments, write_sheet
 from longview.replay.episode import ACTION, Episode
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ def film_of(env: Environment, episode: Episode, only: Container[int] | None = No
     return frames
 
 
-def show_newest(config: RunConfig, store: tuple[str, str], sheet: Path) -> None:
+def show_newest(config: RunConfig, store: StoreAddress, sheet: Path) -> None:
     """Draw a contact sheet of the newest collected episodes, or else demonstrations, if the task draws
     pictures. Done by a Ray worker: a renderer that dies, or takes too long, does no harm.
 
     Args:
         config: the run's.
-        store: URL and namespace.
+        store: has the episodes.
         sheet: where the PNG goes.
     """
     import ray
@@ -74,10 +74,10 @@ def show_newest(config: RunConfig, store: tuple[str, str], sheet: Path) -> None:
         log.info("no episodes are shown: %s", error)
 
 
-def _draw(config: RunConfig, store: tuple[str, str]) -> bytes:
+def _draw(config: RunConfig, store: StoreAddress) -> bytes:
     task, png = task_of(config), BytesIO()
     env = stage(task)
-    episodes = EpisodeStore.connect(*store, config.replay)
+    episodes = store.connect(config.replay)
     ids = [id for source in ("demo", "import", "dagger", "rollout") for id in episodes.ids(source)]
     films = []
     for episode in map(episodes.read, ids[-SHOWN:]):

@@ -26,7 +26,7 @@ from longview.cluster.run.config import ConfigError, RunConfig, read_config, tas
 from longview.cluster.run.folder import Run, RunError, create_run
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 CONFIG = [
     "actors.count=1",
@@ -85,7 +85,8 @@ class Driver:
     def __init__(self, folder: Path, url: str, weights: bytes, seconds: float) -> None:
         self.config = config = read_config(None, CONFIG)
         self.run = create_run(config, folder / "runs")
-        self.store = EpisodeStore.connect(url, "scaled", config.replay)
+        address = StoreAddress(url, "scaled")
+        self.store = address.connect(config.replay)
         self.store.register(task_of(config).spec)
         self.orders = Orders(config, task_of(config).spec, purpose="dagger", collected=0)
         self.dispatcher = Dispatcher(self.orders)
@@ -94,9 +95,7 @@ class Driver:
             self.run,
             config,
             self.dispatcher,
-            start=lambda name: start(
-                Slow, seconds, config, name, (url, "scaled"), num_cpus=1, max_restarts=-1
-            ),
+            start=lambda name: start(Slow, seconds, config, name, address, num_cpus=1, max_restarts=-1),
             refuse=lambda wanted: refuse_unplaced(wanted, [node["Resources"] for node in ray.nodes()]),
             cpus=None,
         )
