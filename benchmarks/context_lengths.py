@@ -35,7 +35,7 @@ from longview.learner.policy import DiffusionPolicy
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.monitoring.hub import Hub
-from longview.monitoring.report import Rate
+from longview.monitoring.success import Rate
 from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode
 from longview.replay.store import EpisodeStore

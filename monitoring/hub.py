@@ -16,17 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from longview.monitoring.metrics import CATALOGUE, Metric, metric
+from longview.monitoring.snapshot import Series, Snapshot
 
 MAX_REPORT_BYTES = 1 << 18
 MAX_TEXT = 128
@@ -38,19 +36,15 @@ ALIVE_SECONDS = 15.0
 _GROWING = [name for name, found in CATALOGUE.items() if found.kind != "gauge"]
 """Metrics that count from a reporter's start."""
 
-Series = dict[tuple[str, ...], float]
-"""Values of one metric, keyed by its label values in the catalogue's order; `()` where it has no labels. Of a
-histogram the key has one of its `parts` at the end."""
-
-Snapshot = dict[str, Series]
-"""The series of every metric of the catalogue; empty for a metric that nobody has reported."""
+Values = dict[str, Series]
+"""One reporter's series by metric."""
 
 
 class Totals:
     """What one role has counted since it started, and its gauges as they are now."""
 
     def __init__(self) -> None:
-        self.values: Snapshot = {}
+        self.values: Values = {}
 
     def add(self, name: str, amount: float, **labels: str | int) -> None:
         """Raise a counter.
@@ -119,10 +113,10 @@ class Reporter:
     """The newest report of one reporter, and what its dead incarnations had counted."""
 
     incarnation: int
-    totals: Snapshot = field(default_factory=dict)
-    folded: Snapshot = field(default_factory=dict)
+    totals: Values = field(default_factory=dict)
+    folded: Values = field(default_factory=dict)
 
-    def take_in(self, incarnation: int, totals: Snapshot) -> bool:
+    def take_in(self, incarnation: int, totals: Values) -> bool:
         """Go on to a report; False if it is older than what is known already."""
         if incarnation < self.incarnation:
             return False
@@ -168,7 +162,7 @@ class Hub:
             self._heard[who] = time.monotonic()
             self._take_in(who, incarnation, totals)
 
-    def _take_in(self, who: tuple[str, str], incarnation: int, totals: Snapshot) -> None:
+    def _take_in(self, who: tuple[str, str], incarnation: int, totals: Values) -> None:
         known = self._reporters.get(who, Reporter(incarnation))
         if known.take_in(incarnation, totals):
             self._reporters.pop(who, None)
@@ -204,7 +198,7 @@ class Hub:
             return self._merged(self._reporters if self._kept is None else self._kept)
 
     def _merged(self, reporters: Reporters) -> Snapshot:
-        snapshot = {name: _merge(found, reporters.values()) for name, found in CATALOGUE.items()}
+        snapshot = Snapshot({name: _merge(found, reporters.values()) for name, found in CATALOGUE.items()})
         now = time.monotonic()
         # A hub that has just started cannot know who is dead.
         if now - self._started > ALIVE_SECONDS:
@@ -268,30 +262,7 @@ class _HubCollector(Collector):
             yield family
 
 
-def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
-    """What a hub has `served`, read from its /metrics address.
-
-    Raises:
-        OSError: nothing answers there within `timeout` seconds, or not a metrics server.
-    """
-    try:
-        # A proxy has no business between us and our own hub.
-        with build_opener(ProxyHandler({})).open(url, timeout=timeout) as response:
-            families = list(text_string_to_metric_families(response.read().decode()))
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(f"no metrics can be read from {url}: {error}") from error
-    snapshot: Snapshot = {name: {} for name in CATALOGUE}
-    for sample in (sample for family in families for sample in family.samples):
-        name, part = sample.name, sample.labels.get("le", "sum")
-        if name not in CATALOGUE:
-            name = name.removesuffix("_bucket").removesuffix("_sum")
-        if found := CATALOGUE.get(name):
-            key = tuple(sample.labels.get(label, "") for label in found.labels)
-            snapshot[name][(*key, part) if found.parts else key] = sample.value
-    return snapshot
-
-
-def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Snapshot]:
+def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Values]:
     if len(message) > MAX_REPORT_BYTES:
         raise ValueError(f"report of {len(message)} bytes: the limit is {MAX_REPORT_BYTES}")
     try:
@@ -306,7 +277,7 @@ def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Snapshot]:
             "totals": list(rows),
             **others,
         } if not others and _is_text(role) and _is_text(reporter):
-            totals: Snapshot = {}
+            totals: Values = {}
             for row in rows:
                 name, labels, value = _decode_row(row)
                 totals.setdefault(name, {})[labels] = value
@@ -318,9 +289,8 @@ def _decode_row(row: object) -> tuple[str, tuple[str, ...], float]:
     match row:
         case [str(name), list(labels), int(value) | float(value)]:
             found = metric(name)
-            expected = (*found.labels, "le") if found.parts else found.labels
-            if len(labels) != len(expected) or not all(map(_is_text, labels)):
-                raise ValueError(f"{name} needs a text for each of its labels {expected}, not {labels}")
+            if len(labels) != len(found.key) or not all(map(_is_text, labels)):
+                raise ValueError(f"{name} needs a text for each of its labels {found.key}, not {labels}")
             if found.parts and labels[-1] not in found.parts:
                 raise ValueError(f"{name} has the parts {found.parts}, not {labels[-1]}")
             if not abs(value) <= sys.float_info.max or (found.kind != "gauge" and value < 0):
@@ -333,7 +303,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
-def _is_older(totals: Snapshot, known: Snapshot) -> bool:
+def _is_older(totals: Values, known: Values) -> bool:
     """Counters only grow, so a report with a lower one was overtaken by the report we know."""
     return any(
         totals.get(name, {}).get(labels, 0.0) < value

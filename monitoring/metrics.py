@@ -19,7 +19,7 @@ RATES = {
     "completed": ("completion", "Completed evaluation episodes as a share of all"),
     "contextual": ("contextual_success", "Successes as a share of the completed evaluation episodes"),
 }
-"""By the rate's name in `report.rates`: its metrics' name and what it is."""
+"""Name in metrics and meaning of each of `success.Counts.rates`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Metric:
         """What each series of a histogram is made of: how many observations are at most as large as each
         bound, and the sum of all. They only grow, so they are handled like counters."""
         return (*map(floatToGoString, self.buckets), "+Inf", "sum") if self.buckets else ()
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """Names of what tells the metric's series apart: its labels, and `le` for the part of a histogram."""
+        return (*self.labels, "le") if self.buckets else self.labels
 
 
 class UnknownMetric(ValueError):

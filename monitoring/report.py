@@ -1,25 +1,16 @@
-"""What a finished run is shown as: success intervals, plots, and the HTML report."""
+"""The HTML report of a run, and its plots."""
 
 import base64
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+
+from longview.monitoring.success import Evaluation, Rate, Success, needs_memory, read_success
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COUNTS = ("successes", "completed", "episodes")
-
-Counts = Mapping[str, int]
-"""A number of episodes for each of `COUNTS`; those that are no success may be completed nevertheless."""
-
-Success = Mapping[str, Counts]
-"""Counts by context length, which JSON turns into a text."""
 
 LOSSES = ("loss", "validation_loss")
 EPISODES = ("episodes.mp4", "episodes.png")
@@ -27,59 +18,6 @@ EPISODES = ("episodes.mp4", "episodes.png")
 
 DPI = 200
 BLUE, GREEN, GREY, INK = "#1f5fa8", "#2e8b6f", "#8a94a3", "#1d2733"
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`count` out of `of` episodes."""
-
-    count: int
-    of: int
-
-    @property
-    def share(self) -> float:
-        """The rate; NaN where there are no episodes."""
-        return self.count / self.of if self.of else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% Wilson interval."""
-        return wilson_interval(self.count, self.of)
-
-
-def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (Wilson 1927; Newcombe 1998, method 3).
-
-    Returns:
-        Lower and upper end, within 0 to 1; all of it where there are no episodes.
-
-    Raises:
-        ValueError: not 0 <= successes <= episodes.
-    """
-    if not 0 <= successes <= episodes:
-        raise ValueError(f"successes must be between 0 and the {episodes} episodes, not {successes}")
-    if episodes == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate, weight = successes / episodes, z * z / episodes
-    centre = (rate + weight / 2) / (1 + weight)
-    half = math.sqrt(rate * (1 - rate) * weight + weight * weight / 4) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def rates(counts: Counts) -> dict[str, Rate]:
-    """`success` and `completed`, of all episodes; `contextual`: success, of those completed."""
-    successes, completed, episodes = (counts[name] for name in COUNTS)
-    return {
-        "success": Rate(successes, episodes),
-        "completed": Rate(completed, episodes),
-        "contextual": Rate(successes, completed),
-    }
-
-
-def needs_memory(rows: Iterable[Counts], chance: float | None) -> bool:
-    """Whether to complete the task is not all of it: there are places that only memory can rule out."""
-    return chance is not None or any(row["completed"] > row["successes"] for row in rows)
 
 
 def success_plot(success: Success, chance: float | None, path: Path) -> None:
@@ -119,22 +57,22 @@ def completion_plot(success: Success, chance: float | None, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
+def learning_plot(history: Sequence[Evaluation], path: Path) -> None:
     """Draw success of every context length over training, as a PNG.
 
     Args:
-        history: evaluations, each with version, context_length, successes, episodes; at least one.
+        history: at least one evaluation.
         path: the file to write.
     """
     figure, axes = _figure()
-    for length, color in _colors(sorted({point["context_length"] for point in history})).items():
+    for length, color in _colors(sorted({found.context_length for found in history})).items():
         points = sorted(
-            (point["version"], point["successes"] / point["episodes"])
-            for point in history
-            if point["context_length"] == length and point["episodes"]
+            (found.version, found.counts.rates["success"].share)
+            for found in history
+            if found.context_length == length and found.counts.episodes
         )
-        versions, rates = zip(*points, strict=True) if points else ((), ())
-        axes.plot(versions, rates, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
+        versions, shares = zip(*points, strict=True) if points else ((), ())
+        axes.plot(versions, shares, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
     axes.set_xlabel("training steps")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
@@ -211,9 +149,10 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     chance, plots = summary["chance"], []
-    with_memory = [task for task, rows in summary["success"].items() if needs_memory(rows.values(), chance)]
-    for task, success in summary["success"].items():
-        if any(counts["episodes"] for counts in success.values()):
+    tasks = {task: read_success(rows) for task, rows in summary["success"].items()}
+    with_memory = [task for task, success in tasks.items() if needs_memory(success.values(), chance)]
+    for task, success in tasks.items():
+        if any(counts.episodes for counts in success.values()):
             plots.append(run_dir / f"success-{task}.png")
             success_plot(success, chance, plots[-1])
             if task in with_memory:
@@ -221,7 +160,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
                 completion_plot(success, chance, plots[-1])
     if summary["history"]:
         plots.append(run_dir / "learning.png")
-        learning_plot(summary["history"], plots[-1])
+        learning_plot([Evaluation.from_dict(line) for line in summary["history"]], plots[-1])
     for name, draw, drawable in (
         ("loss", loss_plot, any(row[key] for row in series for key in LOSSES)),
         ("throughput", throughput_plot, len(series) > 1),
@@ -236,7 +175,10 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     )
     page = templates.get_template("report.html").render(
         summary=summary,
-        success={task: _rows(success) for task, success in summary["success"].items()},
+        success={
+            task: {length: counts.rates for length, counts in success.items()}
+            for task, success in tasks.items()
+        },
         with_memory=with_memory,
         plots={path.stem: _embedded(path) for path in plots},
         films={path.suffix: _embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
@@ -252,7 +194,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
 
 def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[dict[str, Rate]]:
     """Lay out the context lengths that have episodes; returns the rates of each."""
-    rows = {length: row for length, row in _rows(success).items() if row["success"].of}
+    rows = {length: counts.rates for length, counts in success.items() if counts.episodes}
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
         axes.annotate(
@@ -307,12 +249,6 @@ def _colors(lengths: Sequence[int]) -> dict[int, Any]:
 
 def _embedded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
-
-
-def _rows(success: Success) -> dict[int, dict[str, Rate]]:
-    """The rates of each context length, ascending."""
-    ascending = sorted((int(length), counts) for length, counts in success.items())
-    return {length: rates(counts) for length, counts in ascending}
 
 
 def _figure() -> "tuple[Figure, Axes]":

@@ -237,8 +237,8 @@ def _supervise(
             reporter.arrived(order, result, weights.newest)
             progress.demonstrations += order.count if order.purpose == "demo" else 0
             if (evaluation := orders.finish(order, result)) is not None:
-                progress.run.add_evaluation(evaluation.to_dict())
-                progress.history.append(evaluation.to_dict())
+                progress.run.add_evaluation(evaluation)
+                progress.history.append(evaluation)
 
         if progress.phase == "collect" and orders.idle:
             training.start()

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from longview.actors.worker import Order, Result
 from longview.cluster.run.config import RunConfig
-from longview.cluster.run.evaluation import Evaluation
+from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
 
 
@@ -96,10 +96,10 @@ class Orders:
         self._given[_kind(order)] -= 1
         if order.purpose != "evaluation" or order.version is None:
             return None
-        evaluation = self.evaluations.get((order.version, order.context_length))
-        if evaluation is None:  # of a round that `conclude` has replaced
+        key = order.version, order.context_length
+        if key not in self.evaluations:  # of a round that `conclude` has replaced
             return None
-        evaluation.add(result)
+        self.evaluations[key] = evaluation = self.evaluations[key].plus(result.outcomes, result.steps)
         return evaluation if evaluation.finished else None
 
     @property

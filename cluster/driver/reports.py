@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +15,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from longview.actors.worker import Order, Result
 from longview.cluster.run.folder import write_atomically
 from longview.cluster.run.progress import RunProgress
-from longview.monitoring.hub import Reporters, Snapshot, Totals, encode_report
+from longview.monitoring.hub import Reporters, Totals, encode_report
 from longview.monitoring.metrics import RATES
-from longview.monitoring.report import COUNTS, Rate, rates
+from longview.monitoring.snapshot import Snapshot
 from longview.replay.store import EpisodeStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class DriverReporter:
         self._asked_at = 0.0
         self._reply: Any = None
         self._url = ""
-        self._snapshot: Snapshot = {}
+        self._snapshot = Snapshot()
         self._kept: Reporters = {}
         self._counted = Totals()
         self._counted.add("longview_errors_total", 0, role="hub")
@@ -131,21 +132,24 @@ class DriverReporter:
 
 def _add_success(totals: Totals, progress: RunProgress) -> None:
     """Counts, rates and their intervals of the newest evaluated version."""
-    for row in progress.newest_round():
-        totals.set("longview_evaluation_version", row["version"])
-        labels = {"task": progress.config.task, "context_length": row["context_length"]}
-        for name in COUNTS:
-            totals.set(f"longview_evaluation_{name}", row[name], **labels)
-        for key, rate in rates(row).items():
+    for newest in progress.newest_round():
+        totals.set("longview_evaluation_version", newest.version)
+        labels: dict[str, str | int] = {
+            "task": progress.config.task,
+            "context_length": newest.context_length,
+        }
+        for name, count in asdict(newest.counts).items():
+            totals.set(f"longview_evaluation_{name}", count, **labels)
+        for key, rate in newest.counts.rates.items():
             if rate.of:
                 name, (lower, upper) = f"longview_{RATES[key][0]}_ratio", rate.interval
                 totals.set(name, rate.share, **labels)
                 totals.set(f"{name}_lower", lower, **labels)
                 totals.set(f"{name}_upper", upper, **labels)
         earlier = [
-            Rate(before["successes"], before["episodes"]).interval[0]
+            before.counts.rates["success"].interval[0]
             for before in progress.history
-            if before["context_length"] == row["context_length"] and before["version"] < row["version"]
+            if before.context_length == newest.context_length and before.version < newest.version
         ]
         if earlier:
             totals.set("longview_success_ratio_best_lower", max(earlier), **labels)

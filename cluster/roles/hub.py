@@ -3,7 +3,8 @@
 import ray
 
 from longview.cluster.roles.reporting import restarted
-from longview.monitoring.hub import Hub, Reporters, Snapshot
+from longview.monitoring.hub import Hub, Reporters
+from longview.monitoring.snapshot import Snapshot
 
 
 class MetricsHub:

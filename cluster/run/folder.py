@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
 from longview.cluster.run.services import redis_server
+from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
 from longview.replay.store import EpisodeStore, StoreAddress
 
@@ -101,13 +102,13 @@ class Run:
         if mine | news != known:
             write_atomically(self.path / "run.json", json.dumps(mine | news, indent=2) + "\n")
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Every finished evaluation of a version at a context length, oldest first."""
-        return read_rows(self.path / "evaluations.jsonl")
+    def evaluations(self) -> list[Evaluation]:
+        """Read all finished evaluations, oldest first."""
+        return [Evaluation.from_dict(line) for line in read_rows(self.path / "evaluations.jsonl")]
 
-    def add_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Append one."""
-        append_row(self.path / "evaluations.jsonl", evaluation)
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Write down a finished evaluation."""
+        append_row(self.path / "evaluations.jsonl", evaluation.to_dict())
 
     @property
     def series(self) -> Path:

@@ -4,13 +4,12 @@ import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from longview.cluster.run.config import RunConfig
-from longview.cluster.run.evaluation import Evaluation
 from longview.cluster.run.folder import Run
 from longview.cluster.run.series import Series
-from longview.monitoring.hub import Snapshot
+from longview.monitoring.snapshot import Snapshot, rate
+from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
 from longview.replay.stats import StoreStats
 
@@ -33,8 +32,8 @@ class RunProgress:
     demonstrations: int = 0
     version: int | None = None
     evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    metrics: Snapshot = field(default_factory=dict)
+    history: list[Evaluation] = field(default_factory=list)
+    metrics: Snapshot = field(default_factory=Snapshot)
     restarts: dict[str, Counter[str]] = field(default_factory=dict)
     """Ray actors that were started again, by role and cause."""
     errors: int = 0
@@ -46,7 +45,7 @@ class RunProgress:
     _entered: float = field(default_factory=time.monotonic)
     _done_before: int = 0
     _series: Series = field(init=False)
-    _steps_at: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
+    _looks: deque[tuple[float, Snapshot]] = field(default_factory=lambda: deque(maxlen=10))
 
     def __post_init__(self) -> None:
         self.actors = self.config.actors.count
@@ -71,15 +70,11 @@ class RunProgress:
         if metrics is not self.metrics:
             self.metrics = metrics
             self._series.add(metrics)
-            steps = sum(metrics.get("longview_env_steps_total", {}).values())
-            self._steps_at.append((time.monotonic(), steps))
+            self._looks.append((time.monotonic(), metrics))
 
     def steps_per_second(self) -> float:
         """Environment steps per second, all actors together, over the last few updates."""
-        if len(self._steps_at) < 2:
-            return 0.0
-        (start, before), (end, now) = self._steps_at[0], self._steps_at[-1]
-        return (now - before) / (end - start)
+        return rate(self._looks, "longview_env_steps_total")
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -89,7 +84,7 @@ class RunProgress:
         """How much of the phase is done, and how much there is: demonstrations, training steps or
         episodes."""
         if self.phase == "train":
-            return int(self.metrics.get("longview_learner_step", {}).get((), 0)), self.config.learner.steps
+            return int(self.metrics.total("longview_learner_step")), self.config.learner.steps
         if self.phase == "evaluate":
             rows = self.evaluations.values()
             return sum(row.rolled_out for row in rows), sum(row.wanted for row in rows)
@@ -102,25 +97,28 @@ class RunProgress:
         in_phase = time.monotonic() - self._entered
         return (wanted - self._done_before - done) * in_phase / done if done > 0 else None
 
-    def latest_success(self) -> list[dict[str, Any]]:
+    def latest_success(self) -> list[Evaluation]:
         """The latest evaluation at every context length, unfinished ones included."""
-        rows = {row["context_length"]: row for row in self.history}
-        rows |= {e.context_length: e.to_dict() for e in self.evaluations.values() if e.rolled_out}
-        return [rows[length] for length in sorted(rows)]
+        latest = {found.context_length: found for found in self.history}
+        latest |= {found.context_length: found for found in self.evaluations.values() if found.rolled_out}
+        return [latest[length] for length in sorted(latest)]
 
-    def newest_round(self) -> list[dict[str, Any]]:
-        """The newest version's evaluations, by context length: of the newest that has them all, or else of
-        the newest that has any."""
-        rounds: dict[int, dict[int, dict[str, Any]]] = {}
-        for row in self.history:
-            rounds.setdefault(row["version"], {})[row["context_length"]] = row
+    def newest_round(self) -> list[Evaluation]:
+        """The evaluations of the newest version that has one at every context length, by context length; if
+        none has, of the newest of those that have most."""
+        rounds: dict[int, dict[int, Evaluation]] = {}
+        for found in self.history:
+            rounds.setdefault(found.version, {})[found.context_length] = found
         if not rounds:
             return []
         _, newest = max(rounds.items(), key=lambda item: (len(item[1]), item[0]))
         return [newest[length] for length in sorted(newest)]
 
     def evaluated(self, version: int) -> set[int]:
-        """Context lengths at which that version has had its final evaluation."""
+        """Context lengths at which a version has had its final evaluation."""
         wanted = self.config.evaluation.final_episodes
-        rows = [row for row in self.history if row["version"] == version]
-        return {row["context_length"] for row in rows if sum(row["outcomes"].values()) >= wanted}
+        return {
+            found.context_length
+            for found in self.history
+            if found.version == version and found.rolled_out >= wanted
+        }

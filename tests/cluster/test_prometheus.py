@@ -21,7 +21,7 @@ import yaml
 from longview import monitoring
 from longview.cluster.run.folder import Run
 from longview.cluster.run.services import prometheus_server
-from longview.monitoring.hub import read_metrics
+from longview.monitoring.snapshot import read_metrics
 from tests.conftest import COMMAND
 
 needs_prometheus = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longview.cluster.run.folder import Run, open_store
-from longview.monitoring.hub import read_metrics
+from longview.monitoring.snapshot import read_metrics
 
 SMALL = """
 task: return_point

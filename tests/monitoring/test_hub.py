@@ -2,17 +2,16 @@ import json
 import random
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
 from longview.monitoring import hub as hub_module
-from longview.monitoring.hub import MAX_REPORT_BYTES, Hub, Reporters, Totals, encode_report, read_metrics
+from longview.monitoring.hub import MAX_REPORT_BYTES, Hub, Reporters, Totals, encode_report
 from longview.monitoring.metrics import CATALOGUE, metric
+from longview.monitoring.snapshot import read_metrics
 
 STEPS = "longview_env_steps_total"
 SECONDS = "longview_publish_to_use_seconds"
@@ -268,24 +267,6 @@ def test_closing_frees_the_port(hub: Hub) -> None:
     with pytest.raises(OSError, match="no metrics can be read"):
         read_metrics(f"http://127.0.0.1:{port}/metrics")
     assert hub.serve(port) == port
-
-
-def test_another_server_is_no_hub() -> None:
-    class Greeter(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Greeter) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(OSError, match="no metrics can be read from http"):
-            read_metrics(f"http://127.0.0.1:{server.server_port}/metrics")
-        thread.join()
 
 
 def test_totals_refuse_what_the_catalogue_does_not_have() -> None:

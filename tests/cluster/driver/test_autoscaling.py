@@ -142,7 +142,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
         assert len(store.ids("demo")) == 30
         assert len(ids) == len(set(ids)) == store.stats().total.episodes
         assert sum(store.read(id).length for id in ids) == store.stats().total.steps
-        assert all(sum(row["outcomes"].values()) == 8 for row in run.evaluations())
+        assert all(found.rolled_out == 8 for found in run.evaluations())
         store.close()
 
 

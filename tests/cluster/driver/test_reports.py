@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -18,7 +17,8 @@ from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.services import redis_server
-from longview.monitoring.hub import Snapshot, read_metrics
+from longview.monitoring.snapshot import Snapshot, read_metrics
+from longview.monitoring.success import Evaluation
 from longview.replay.store import EpisodeStore
 
 
@@ -29,9 +29,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def evaluation(version: int, length: int, successes: int, completed: int) -> dict[str, Any]:
-    counts = {"successes": successes, "completed": completed, "episodes": 20}
-    return {"version": version, "context_length": length, **counts, "outcomes": {}, "steps": 10}
+def evaluation(version: int, length: int, successes: int, completed: int) -> Evaluation:
+    outcomes = {"success": successes, "wrong": completed - successes, "failure": 20 - completed}
+    return Evaluation(version, length, 20).plus(outcomes, 10)
 
 
 def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: None, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from longview.cluster.run.folder import read_rows
 from longview.cluster.run.series import EVERY_SECONDS, MOST, Series
-from longview.monitoring.hub import Hub, Snapshot, Totals, encode_report
+from longview.monitoring.hub import Hub, Totals, encode_report
+from longview.monitoring.snapshot import Snapshot
 
 
 def snapshot(count: int) -> Snapshot:

@@ -10,8 +10,9 @@ from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.views.watch import Looks, view
 from longview.cluster.views.watch import watch as watch_run
-from longview.monitoring.hub import Hub, Snapshot, Totals, encode_report
-from longview.monitoring.report import COUNTS
+from longview.monitoring.hub import Hub, Totals, encode_report
+from longview.monitoring.snapshot import Snapshot
+from longview.monitoring.success import COUNTS
 
 
 def served(seconds: int, *, lost: bool = False) -> Snapshot:
