@@ -1,7 +1,7 @@
-"""What the dashboards show: every panel as data. `dashboards.py` makes Grafana's JSON of it.
+"""The panels of all dashboards, as data. `dashboards.py` makes Grafana's JSON of them.
 
 RUN and TASK stand for the labels that a person chooses at the top of a dashboard. Where monitoring/rules.yaml
-records a quantity, that is shown: panels and alerts are of the same numbers, with the same thresholds.
+records a quantity, panels show the recorded one: panels and alerts have the same numbers and thresholds.
 """
 
 from collections.abc import Mapping
@@ -20,30 +20,36 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 BY_LENGTH = "T_o = {{context_length}}"
 
 Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
-"""A number, lines or areas over time, bars or a table over context length, a distribution over time."""
+"""`stat` is a number; `lines` and `stack` are lines and areas over time; `bars` and `table` are over context
+length; `heatmap` is a distribution over time."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture."""
+    """One plot, table or number of a dashboard."""
 
     title: str
+    """Heading."""
     description: str
+    """What the panel shows, and from which value on it is bad; Grafana shows it behind the *i*."""
     kind: Kind
+    """How the values are drawn."""
     unit: str
-    """Grafana's name of it."""
+    """Unit of the values, by Grafana's name."""
     queries: Mapping[str, str]
-    """PromQL by what stands in the legend, or at the head of a table's column."""
+    """PromQL of each series, by its name in the legend or at the head of a table's column."""
     width: int = 8
-    """In columns, of which a dashboard has 24."""
+    """Width in columns; a dashboard has 24."""
     height: int = 8
+    """Height in Grafana's rows."""
     thresholds: Mapping[float, str] | None = None
-    """Colours, each from that value on, ascending; green below the first."""
+    """Colours by the value from which on they hold, ascending; below the first it is green."""
     maximum: float | None = None
+    """Upper end of the axis, whose lower end is then 0; by default the values decide."""
     repeat: str | None = None
-    """A variable; there is one such panel for each of its values."""
+    """A variable of the dashboard; the panel is repeated for each of its values."""
     band: tuple[str, str] | None = None
-    """Two of the queries, whose area in between is filled."""
+    """Names of two queries, upper and lower; the area between them is filled."""
 
 
 @dataclass(frozen=True)
@@ -51,37 +57,41 @@ class Dashboard:
     """Panels, from left to right and from top to bottom."""
 
     uid: str
+    """Name in Grafana's addresses."""
     title: str
+    """Heading."""
     description: str
+    """The question that the dashboard answers."""
     panels: tuple[Panel, ...]
+    """The panels, in reading order."""
 
 
 def ratio(
     title: str, description: str, queries: Mapping[str, str], kind: Kind = "lines", **more: Any
 ) -> Panel:
-    """A panel of shares of one; `more` is as of `Panel`."""
+    """Make a panel of shares between 0 and 1; `more` are further fields of `Panel`."""
     return Panel(title, description, kind, "percentunit", queries, maximum=1.0, **more)
 
 
 def by_length(metric: str) -> str:
-    """A query for `bars` and `table`, which join what several queries find by the labels they have left."""
+    """Make a query for `bars` or `table`: one value a context length, by which Grafana joins queries."""
     return f"max by (context_length) ({metric}{TASK})"
 
 
 def with_bounds(name: str) -> dict[str, str]:
-    """A rate of the newest evaluated policy by context length, and its 95% Wilson interval."""
+    """Make the queries of a rate and its 95% Wilson interval, by context length."""
     metric = f"longview_{name}_ratio"
     columns = {"upper 95%": "_upper", name.replace("_", " "): "", "lower 95%": "_lower"}
     return {column: by_length(metric + suffix) for column, suffix in columns.items()}
 
 
 def in_range(counter: str, labels: str) -> str:
-    """How much a counter grew within the shown time."""
+    """Make the query of a counter's growth within the shown time."""
     return f"sum by (run) (round(increase({counter}{labels}[$__range])))"
 
 
 def buckets(histogram: str) -> dict[str, str]:
-    """The query of a `heatmap`."""
+    """Make the query of a `heatmap`."""
     return {"{{le}}": f"sum by (le) (increase({histogram}_bucket{RUN}[$__rate_interval]))"}
 
 

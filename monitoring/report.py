@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSSES = ("loss", "validation_loss")
+"""Names of the losses in series.jsonl."""
 EPISODES = ("episodes.mp4", "episodes.png")
-"""Names under which a run's folder may have a video and a contact sheet."""
+"""Names of a video and a contact sheet in a run's folder."""
 
 DPI = 200
 BLUE, GREEN, GREY, INK = "#1f5fa8", "#2e8b6f", "#8a94a3", "#1d2733"
@@ -24,8 +25,8 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
     """Draw success over context length, with 95% intervals, as a PNG.
 
     Args:
-        success: counts by context length; those without episodes are left out.
-        chance: success rate of a policy without memory, drawn as a line.
+        success: counts by context length; a length without episodes is left out.
+        chance: success rate of a policy without memory, drawn as a line; None draws none.
         path: the file to write.
     """
     figure, axes = _figure()
@@ -41,13 +42,13 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
             ha="center",
             va="bottom" if above else "top",
             color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line may run below it
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of chance may run below it
         )
     figure.savefig(path, dpi=DPI)
 
 
 def completion_plot(success: Success, chance: float | None, path: Path) -> None:
-    """Draw completion, and success given completion, over context length; arguments as of `success_plot`."""
+    """Draw completion and contextual success over context length; arguments as for `success_plot`."""
     figure, axes = _figure()
     rows = _rates_axis(axes, success, chance)
     axes.set_ylabel("share")
@@ -81,8 +82,12 @@ def learning_plot(history: Sequence[Evaluation], path: Path) -> None:
 
 
 def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the training loss of every context length, and the loss on episodes that are not trained on, over
-    training, as a PNG; `series` as of `write_report`, with losses in at least one row."""
+    """Draw training loss and validation loss of every context length over training, as a PNG.
+
+    Args:
+        series: rows as for `write_report`, with losses in at least one.
+        path: the file to write.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, pair = _plots(2, sharey=True)
@@ -107,7 +112,7 @@ def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what was simulated and trained per second, over time, as a PNG; `series` as of `write_report`."""
+    """Draw simulated steps and trained windows per second over time; `series` as for `write_report`."""
     figure, pair = _plots(2)
     for axes, key, title, color in zip(
         pair,
@@ -123,8 +128,7 @@ def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw how far the policies of collected episodes were behind the newest one, over time, as a PNG;
-    `series` as of `write_report`."""
+    """Draw the staleness of collected episodes over time, as a PNG; `series` as for `write_report`."""
     figure, (axes,) = _plots(1)
     _draw_over_time(axes, [row for row in series if row["staleness"] is not None], "staleness", BLUE, "o-")
     axes.set_ylabel("training steps")
@@ -132,16 +136,15 @@ def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Write report.html, which needs no other file, and the plots it shows beside it.
+    """Write report.html, one file that needs no other, and its plots beside it.
 
-    Episodes are shown where the run's folder has a video or a contact sheet of them.
+    The report shows the video or contact sheet of episodes that the run's folder has.
 
     Args:
         run_dir: the run's folder.
-        summary: what summary.json holds. `config` must be free of secrets: it is shown in full.
-        series: how the run went, each row at a time in `seconds` with `steps_per_second`,
-            `windows_per_second`, `training_step`, `staleness` in training steps or None, and `LOSSES` by
-            context length.
+        summary: content of summary.json. `config` must be free of secrets: the report shows it in full.
+        series: rows of series.jsonl: `seconds` since the start, `steps_per_second`, `windows_per_second`,
+            `training_step`, `staleness` in training steps or None, and each of `LOSSES` by context length.
 
     Returns:
         Path of the report.
@@ -193,7 +196,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
 
 
 def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[dict[str, Rate]]:
-    """Lay out the context lengths that have episodes; returns the rates of each."""
+    """Lay out an axis of the context lengths that have episodes, and return the rates of each."""
     rows = {length: counts.rates for length, counts in success.items() if counts.episodes}
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
@@ -214,7 +217,7 @@ def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[di
 
 
 def _draw_rates(axes: "Axes", series: Sequence[Rate], color: str, label: str, shift: float = 0.0) -> None:
-    """One rate over the context lengths, with its interval."""
+    """Draw one rate over the context lengths, with its interval."""
     points = [(position + shift, rate) for position, rate in enumerate(series) if rate.of]
     positions, shares = [position for position, _ in points], [rate.share for _, rate in points]
     reach = [[abs(rate.interval[side] - rate.share) for _, rate in points] for side in (0, 1)]
@@ -240,7 +243,7 @@ def _draw_over_time(
 
 
 def _colors(lengths: Sequence[int]) -> dict[int, Any]:
-    """Of context lengths, ascending: darker the longer."""
+    """Choose a colour for each context length of an ascending sequence: the longer, the darker."""
     from matplotlib import colormaps
 
     last = max(1, len(lengths) - 1)
@@ -252,7 +255,7 @@ def _embedded(file: Path) -> str:
 
 
 def _figure() -> "tuple[Figure, Axes]":
-    """A figure with an empty plot of success rates."""
+    """Make a figure with an empty plot of rates."""
     figure, (axes,) = _plots(1, height=3.2)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
@@ -261,8 +264,8 @@ def _figure() -> "tuple[Figure, Axes]":
 
 
 def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
-    """A figure with empty plots, one above the other, so narrow that its texts can be read on a phone; apart
-    from pyplot's global state and its windows."""
+    """Make a figure with empty plots, one above the other, narrow enough for a phone. It does not touch
+    pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, count * height), layout="constrained")
@@ -276,7 +279,7 @@ def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[F
 
 
 def _assignments(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The config as the command line would take it, a line a key."""
+    """Write a config as the command line takes it: a line `key=value` for each key."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _assignments(value, f"{prefix}{key}.")

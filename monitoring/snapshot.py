@@ -1,4 +1,4 @@
-"""What the hub serves, as others read it: values, sums and rates."""
+"""Snapshots of what the hub serves: values, sums and rates, for those that read it."""
 
 from collections.abc import Sequence
 from http.client import HTTPException
