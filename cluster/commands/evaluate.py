@@ -1,4 +1,4 @@
-"""`longview evaluate`: one checkpoint, several context lengths, as many actors as configured."""
+"""Evaluation of a checkpoint at several context lengths: `longview evaluate`."""
 
 import json
 import re
@@ -29,10 +29,19 @@ def evaluate_checkpoint(
     *,
     as_json: bool,
 ) -> None:
-    """Evaluate and print a table, or JSON in the shape of summary.json's `success`.
+    """Evaluate a policy, and print a table, or JSON in the shape of summary.json's `success`.
+
+    Args:
+        file: the policy's weights.
+        task: name of the task; by default the one that the policy was trained for.
+        lengths: context lengths; by default those of the policy's task.
+        episodes: episodes per context length.
+        seed: the evaluation's seeds follow from it.
+        settings: overrides of the config, `key=value`.
+        as_json: print JSON.
 
     Raises:
-        ConfigError: the file holds no policy, or the policy takes no such context length.
+        ConfigError: the file holds no policy, the task does not fit it, or it takes no such context length.
     """
     from longview.learner.policy import policy_from_bytes
 

@@ -1,4 +1,4 @@
-"""What the Ray actors and the driver tell the metrics hub. No run ever waits for it, or fails with it."""
+"""Reports of the driver to the metrics hub. A run neither waits for the hub nor fails with it."""
 
 import json
 import logging
@@ -23,10 +23,11 @@ from longview.replay.store import EpisodeStore
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
+"""Time between two reports."""
 CLOSE_SECONDS = 5.0
+"""Longest wait for the hub at the end of a run."""
 SCRAPE_SECONDS = 2.0
-"""As monitoring/prometheus.yml has it."""
-
+"""Time between two scrapes, as in monitoring/prometheus.yml."""
 
 RESTARTS = {
     "actor": ("died", "preempted", "worn"),
@@ -34,13 +35,19 @@ RESTARTS = {
     "board": ("died",),
     "hub": ("died",),
 }
-"""Causes by role; counted from 0, to be seen before the first one happens."""
+"""Causes of restarts by role. Each is reported as 0 from the start, so that Prometheus sees the first one."""
 
 
 class DriverReporter:
-    """What the driver itself knows, to the hub; what all know, back. Keeps what the hub serves."""
+    """Reports the driver's own numbers, fetches everybody's, and keeps the copy that the hub serves."""
 
     def __init__(self, hub: Any, store: EpisodeStore, progress: RunProgress) -> None:
+        """
+        Args:
+            hub: handle on the metrics hub.
+            store: the run's store, whose counts are reported.
+            progress: the run's progress, which is reported.
+        """
         self._hub, self._store, self._progress = hub, store, progress
         self._incarnation = time.time_ns()
         self._asked_at = 0.0
@@ -52,14 +59,21 @@ class DriverReporter:
         self._counted.add("longview_errors_total", 0, role="hub")
 
     def arrived(self, order: Order, result: Result, newest: int | None) -> None:
-        """Collected episodes have come: how old was the policy that acted in them?"""
+        """Count how old the policy was that acted in newly collected episodes.
+
+        Args:
+            order: the finished order; evaluations and demonstrations do not count.
+            result: its result.
+            newest: the newest policy version.
+        """
         episodes = sum(result.outcomes.values())
         if order.version is not None and order.purpose != "evaluation" and episodes:
             behind = max(0, (newest or 0) - order.version)
             self._counted.observe("longview_staleness_steps", behind, episodes, source=order.purpose)
 
     def report(self) -> Snapshot:
-        """The hub's snapshot, as it was a second ago, or longer while the hub is away."""
+        """Report if it is time to, and return the hub's latest snapshot: about a second old, or older while
+        the hub is away."""
         if self._reply is None and time.monotonic() - self._asked_at > REPORT_SECONDS:
             self._asked_at = time.monotonic()
             self._ask()
@@ -68,9 +82,9 @@ class DriverReporter:
         return self._snapshot
 
     def close(self) -> None:
-        """See to it that the last numbers are served, and scraped by a Prometheus of the run's own."""
+        """Wait until the last numbers are served, and until the run's own Prometheus has scraped them."""
         with suppress(GetTimeoutError):
-            for _ in range(3):  # what is under way, all that is known, and that as what is kept
+            for _ in range(3):  # the exchange under way, one with the last numbers, one that has them served
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)
@@ -94,7 +108,7 @@ class DriverReporter:
         self._reply = None
 
     def _found(self, url: str) -> None:
-        """The hub is there; one that was restarted may have another port."""
+        """Write down where the hub is; a restarted hub may have another port."""
         if url != self._url:
             self._url, run = url, self._progress.run
             run.write_state(metrics=url)
@@ -131,7 +145,7 @@ class DriverReporter:
 
 
 def _add_success(totals: Totals, progress: RunProgress) -> None:
-    """Counts, rates and their intervals of the newest evaluated version."""
+    """Add counts, rates and intervals of the newest evaluated version."""
     for newest in progress.newest_round():
         totals.set("longview_evaluation_version", newest.version)
         labels: dict[str, str | int] = {

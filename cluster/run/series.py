@@ -1,4 +1,4 @@
-"""What the report draws over time: lines of a run's series.jsonl, few enough to draw however long the run."""
+"""Lines of a run's series.jsonl, which the report draws over time. Their number is bounded."""
 
 import json
 import time
@@ -16,13 +16,13 @@ MOST = 600
 
 
 class Series:
-    """Writes a run's lines; they go on when the run is resumed."""
+    """Writer of a run's lines. A resumed run continues the file."""
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
             file: the run's series.jsonl.
-            clock: the time in seconds.
+            clock: returns the time in seconds.
         """
         self._file, self._clock = file, clock
         self._rows = read_rows(file)
@@ -33,7 +33,7 @@ class Series:
         """The look that the next line counts from."""
 
     def add(self, metrics: Snapshot) -> None:
-        """Take in the hub's newest numbers, and write a line if it is time for one."""
+        """Take in the hub's newest numbers, and write a line if the last one is long ago."""
         look = self._clock() - self._started, metrics
         if self._last is None:
             self._last = look
@@ -52,7 +52,7 @@ class Series:
 
 
 def _row(looks: Looks) -> dict[str, Any]:
-    """Make the line that tells what happened between two looks."""
+    """Make the line about the time between two looks."""
     seconds, metrics = looks[-1]
     behind, episodes = (rate(looks, "longview_staleness_steps", le=part) for part in ("sum", "+Inf"))
     return {

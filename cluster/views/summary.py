@@ -1,4 +1,4 @@
-"""What remains of a run: summary.json, report.html and the last words in the terminal."""
+"""Results of a run: summary.json, report.html and tables in the terminal."""
 
 import json
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from longview.monitoring.success import read_success
 
 
 def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
-    """What a script wants to know of a run; names and meanings are in docs/runs.md."""
+    """Make the content of summary.json; docs/runs.md explains its keys."""
     newest = progress.newest_round()
     success = {str(found.context_length): asdict(found.counts) for found in newest}
     committed = progress.stats.committed if progress.stats is not None else {}
@@ -40,14 +40,14 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
 
 
 def write(run: Run, summary: dict[str, Any]) -> None:
-    """Write summary.json, and, once something has been evaluated, the report."""
+    """Write summary.json, and the report once something has been evaluated."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     if summary["history"]:
         write_report(run.path, summary, read_rows(run.series))
 
 
 def show(run: Run, summary: dict[str, Any]) -> None:
-    """Say how it ended, and where everything is."""
+    """Print how a run ended, and where its files are."""
     success = read_success(summary["success"][summary["task"]])
     if success:
         title = f"{summary['task']}: success with one set of weights, of step {summary['policy_version']:,}"
@@ -62,7 +62,7 @@ def show(run: Run, summary: dict[str, Any]) -> None:
 
 
 def show_status(run: Run, *, as_json: bool) -> None:
-    """A run's metrics while it is under way, else its summary."""
+    """Print a run's metrics while it is under way, else its summary."""
     if run.under_way() and (url := run.state().get("metrics")):
         metrics = read_metrics(url)
         if as_json:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live view in the terminal, lines where there is no terminal, tables."""
+"""Views of a run in the terminal: a live view, lines where there is no terminal, and tables."""
 
 import sys
 import time
@@ -21,19 +21,21 @@ from longview.monitoring.success import COUNTS, Counts, Rate, Success, needs_mem
 from longview.replay.stats import StoreStats
 
 PHASES = ("collect", "train", "evaluate")
+"""Phases of a run, in order."""
 PLAIN_SECONDS = 10.0
+"""Time between two lines where there is no terminal."""
 TROUBLES = {
     "invalid episodes": "longview_invalid_episodes_total",
     "refused actions": "longview_refused_actions_total",
 }
-"""Shown once there are any."""
+"""Counters that are shown only above 0, with their metrics."""
 
 console = Console(highlight=False)
 
 
 @contextmanager
 def watching() -> Iterator[Callable[[RunProgress], None]]:
-    """A function that shows progress: live in a terminal, else a line now and then."""
+    """Provide a function that shows progress: live in a terminal, else as a line now and then."""
     if not console.is_terminal:
         yield _Lines().show
         return
@@ -50,7 +52,7 @@ def success_table(
 
     Args:
         success: counts by context length.
-        title: stands above.
+        title: heading of the table.
         chance: success rate of a policy without memory, if known.
         versions: the evaluated version of each context length; shown where they differ.
     """
@@ -82,8 +84,13 @@ def success_table(
 
 
 def metrics_table(metrics: Snapshot, rate: str = "", more: Mapping[str, str] | None = None) -> Table:
-    """The hub's numbers, as `longview status` shows them, and `more`; `rate` stands beside the environment
-    steps."""
+    """Make a table of the hub's numbers.
+
+    Args:
+        metrics: the hub's numbers.
+        rate: environment steps per second, as a text to show beside their number.
+        more: further rows.
+    """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (_figures(metrics, rate) | dict(more or {})).items():
         table.add_row(Text(name, style="dim"), value)
@@ -102,7 +109,7 @@ def metrics_success(metrics: Snapshot) -> Success:
 
 
 def store_table(stats: StoreStats) -> Table:
-    """What is stored, and what was ever committed, by source and outcome."""
+    """Make a table of what a store holds, and of what was ever committed to it, by source and outcome."""
     table = Table(title=f"store: {stats.total.bytes / 1e6:,.1f} of {stats.byte_budget / 1e6:,.0f} MB")
     for column in ("source", "outcome", "episodes", "steps", "MB"):
         table.add_column(column, justify="left" if column in ("source", "outcome") else "right")
@@ -117,7 +124,7 @@ def store_table(stats: StoreStats) -> Table:
 
 
 def plain_stats(stats: StoreStats) -> dict[str, Any]:
-    """The same for JSON."""
+    """Convert the numbers of `store_table` to plain types, for JSON."""
     return {
         "stored": {source: asdict(count) for source, count in stats.stored.items()},
         "committed": [

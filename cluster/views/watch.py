@@ -1,4 +1,4 @@
-"""`longview status --watch`: a run under way, seen from another terminal."""
+"""Shows a run under way in another terminal: `longview status --watch`."""
 
 import time
 from collections import deque
@@ -16,19 +16,20 @@ from longview.cluster.views.terminal import console, metrics_success, metrics_ta
 from longview.monitoring.snapshot import Snapshot, rate, read_metrics
 
 LOOK_SECONDS = 1.0
+"""Time between two looks at the hub."""
 LOOKS = 10
-"""Rates are those between the first and the last of so many looks."""
+"""Looks between whose first and last the rates are computed."""
 
 Looks = deque[tuple[float, Snapshot]]
-"""The newest snapshots, as `snapshot.Looks` has them."""
+"""The last snapshots with their times, oldest first."""
 
 
 def watch(run: Run) -> None:
-    """Show how a run is doing until it ends.
+    """Show a run until it ends.
 
     Raises:
-        ConfigError: there is no terminal.
-        KeyboardInterrupt: by Ctrl-C, which ends the watching and not the run.
+        ConfigError: the output is no terminal.
+        KeyboardInterrupt: by Ctrl-C, which ends the view and not the run.
     """
     if not console.is_terminal:
         raise ConfigError("--watch needs a terminal; `longview status --json` is for scripts")
@@ -42,7 +43,7 @@ def watch(run: Run) -> None:
 
 
 def look(run: Run, looks: Looks) -> str:
-    """Add what the hub serves now; returns what a person should know of the hub itself."""
+    """Add what the hub serves now, and return a line about the hub itself."""
     state = run.state()
     try:
         looks.append((time.monotonic(), read_metrics(state["metrics"])))
@@ -54,14 +55,14 @@ def look(run: Run, looks: Looks) -> str:
 
 
 def view(run: Run, config: RunConfig, looks: Looks, chance: float | None, news: str) -> RenderableType:
-    """All of it, 80 columns wide.
+    """Make the view of a run, 80 columns wide.
 
     Args:
-        run: whose.
-        config: its config.
-        looks: the last ones, oldest first.
+        run: the run.
+        config: the run's config.
+        looks: the last looks, oldest first.
         chance: success rate of a policy without memory, if known.
-        news: stands below.
+        news: a line to show below, from `look`.
     """
     parts: list[RenderableType] = []
     if looks:
@@ -85,7 +86,7 @@ def view(run: Run, config: RunConfig, looks: Looks, chance: float | None, news: 
 
 
 def _pace(looks: Looks) -> dict[str, str]:
-    """What the actors and the learner have been at for the last seconds."""
+    """Make the rows about what actors and learner did in the last seconds."""
     _, metrics = looks[-1]
     seconds = "longview_actor_seconds_total"
     spent = {part: rate(looks, seconds, part=part) for part in metrics.by(seconds, "part")}
