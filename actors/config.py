@@ -48,8 +48,8 @@ class ActorsConfig:
     """Episodes after which a new process replaces an actor that renders, since OpenGL has aborted old
     processes. An actor that renders nothing lives as long as the run."""
     beta_until: float = 0.5
-    """Share of training after which the expert no longer acts in collected episodes. Until then beta, the
-    probability that the expert makes a decision, falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
+    """Share of training after which the expert no longer acts in collected episodes. Before, the probability
+    beta that the expert makes a decision falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
 
     def __post_init__(self) -> None:
         for name in ("count", "simulators", "recycle"):

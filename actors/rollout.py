@@ -99,7 +99,7 @@ class EpisodeEnd:
     meta: EpisodeMeta
     """Id, seed and source of the episode."""
     outcome: str
-    """How it ended: `success`, `wrong`, `failure` or `invalid`."""
+    """Outcome: `success`, `wrong`, `failure` or `invalid`."""
     steps: int
     """Control steps of the episode."""
     receipt: Receipt | None

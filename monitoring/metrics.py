@@ -39,7 +39,7 @@ class Metric:
     labels: tuple[str, ...] = ()
     """Names of the labels."""
     merge: Literal["sum", "max", "mean", "last"] = "sum"
-    """How the values of several reporters become one; counters and histograms are always summed."""
+    """Rule that makes one value of several reporters' gauges; counters and histograms are always summed."""
     buckets: tuple[float, ...] = ()
     """A histogram's upper bounds, ascending; there is one more, without an end."""
 

@@ -4,7 +4,7 @@ A task that needs memory can go wrong in two ways: the manipulation fails, or it
 only memory could have ruled out. Three rates tell them apart:
 
     success     successes / episodes
-    completed   completed / episodes     completed: at whatever place, the right one included
+    completed   completed / episodes     completed: at any place, the right one included
     contextual  successes / completed    1 for a policy that always remembers, chance for one that guesses
 """
 
@@ -43,7 +43,7 @@ class Counts:
     successes: int
     """Episodes completed at the right place."""
     completed: int
-    """Episodes completed at whatever place."""
+    """Episodes completed at any place."""
     episodes: int
     """Episodes that say something about the policy: all but those whose simulator diverged."""
 
@@ -91,7 +91,7 @@ class Evaluation:
 
     @property
     def counts(self) -> Counts:
-        """What the rates follow from."""
+        """Counts of the episodes that have ended, from which the rates follow."""
         successes, invalid = (self.outcomes.get(outcome, 0) for outcome in ("success", "invalid"))
         completed = successes + self.outcomes.get("wrong", 0)
         return Counts(successes, completed, self.rolled_out - invalid)

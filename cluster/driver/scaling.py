@@ -100,7 +100,7 @@ class Scaling:
             case {"actors": int(actors), "id": int(id)} if actors >= 1:
                 refused = self._rescale(actors)
                 self._answer = {"request": id, "refused": refused}
-                log.info("%d actors are asked for: %s", actors, refused or "so be it")
+                log.info("a request for %d actors: %s", actors, refused or "accepted")
             case _:
                 log.warning("a request to scale that cannot be read is ignored: %s", str(request)[:200])
 
@@ -157,14 +157,14 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
         if taken and state["refused"] is not None:
             raise ConfigError(state["refused"])
         if taken and state["target"] != actors:
-            raise RunError(f"meanwhile {state['target']} actors have been asked for")
+            raise RunError(f"somebody has asked for {state['target']} actors meanwhile")
         if taken and (not wait or (state["there"] == actors and not state["leaving"])):
             break
-        now = _how_far(state) if taken else "the run has yet to take it on"
+        now = _how_far(state) if taken else "the run has not accepted it yet"
         if time.monotonic() > deadline:
             _withdraw(run, id)
             later = " The run goes on with it." if taken else ""
-            raise TimeoutError(f"not so within {timeout:g} s: {now}.{later} --timeout gives it more")
+            raise TimeoutError(f"not done within {timeout:g} s: {now}.{later} --timeout gives it more")
         if now != said and taken:
             say(now)
             said = now
@@ -173,8 +173,8 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
             raise RunError(f"{run.name} has ended")
         time.sleep(LOOK_SECONDS)
     if state["cpus"] is not None and actors > state["cpus"]:
-        say(f"they share {state['cpus']} CPUs: more actors than CPUs do not make more steps")
-    say(f"{run.name} has {actors} actors" if wait else f"{run.name} goes for {actors} actors")
+        say(f"the actors share {state['cpus']} CPUs: more actors than CPUs do not make more steps")
+    say(f"{run.name} has {actors} actors" if wait else f"{run.name} now wants {actors} actors")
 
 
 def scaled_settings(run: Run) -> list[str]:
@@ -202,7 +202,7 @@ def _how_far(state: dict[str, Any]) -> str:
             room = f" or wait for room in the cluster{asked}"
         parts.append(f"{state['there']} of {state['target']} actors are there, the others start{room}")
     if state["leaving"]:
-        parts.append(f"{state['leaving']} to leave finish what they are at")
+        parts.append(f"{state['leaving']} leaving actors finish their orders")
     return "; ".join(parts)
 
 

@@ -39,7 +39,7 @@ class Run:
     """A run's folder."""
 
     path: Path
-    """Where the folder is."""
+    """The folder itself."""
     _lock: TextIO | None = field(default=None, repr=False)
 
     @property

@@ -27,7 +27,7 @@ class RunProgress:
     spec: TaskSpec
     """Spec of the run's task."""
     phase: str = "start"
-    """What the run is doing: `start`, `collect`, `train`, `evaluate`, or how it ended."""
+    """Present phase: `start`, `collect`, `train` or `evaluate`; at the end `finished` or another status."""
     started: float = field(default_factory=time.monotonic)
     """Monotonic time of the start."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -204,7 +204,7 @@ def test_actors_come_and_go_in_the_middle_of_their_orders(drive: Callable[[float
 
     quick = Asking(driver.run, 2, wait=False)
     driver.until(quick.done)
-    assert quick.said == ["scaled goes for 2 actors"]
+    assert quick.said == ["scaled now wants 2 actors"]
     assert driver.scaling.target == 2
     driver.until(lambda: driver.orders.idle)
     # Nobody was interrupted: every order was given once, and its actor reported what it did.
@@ -271,7 +271,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     never = Asking(run, 3, timeout=0.3)
     never.join()
     assert isinstance(never.error, TimeoutError)
-    assert "not so within 0.3 s: the run has yet to take it on" in str(never.error)
+    assert "not done within 0.3 s: the run has not accepted it yet" in str(never.error)
     assert not (run.path / REQUEST).exists()
     run.unlock()
     with pytest.raises(RunError, match=r"scaled is not under way.*--resume scaled actors.count=3"):
