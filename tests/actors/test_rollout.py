@@ -16,7 +16,7 @@ EXECUTE = 8
 
 
 class Notes:
-    """A recorder that keeps what it is given."""
+    """A recorder that keeps its steps and outcome."""
 
     def __init__(self, meta: EpisodeMeta) -> None:
         self.meta, self.steps, self.outcome, self.aborted = meta, [], "", False
@@ -64,7 +64,7 @@ class Counter:
             first = counts[0] if fresh else self.seen[slot] + 1
             assert counts.tolist() == list(range(int(first), int(first) + len(counts)))
             assert len(actions) == len(counts) - fresh
-            # The actions answer the frames before the newest, and so the one from the last call.
+            # The actions respond to the frames before the newest, the last call's newest frame included.
             assert actions[:, 0].tolist() == [count - 1 for count in counts[len(counts) - len(actions) :]]
             self.seen[slot] = counts[-1]
         now = np.array([frames["count"][-1] for frames in new_frames])

@@ -121,7 +121,7 @@ def test_bad_ends_are_counted_and_kept_out_of_training(
     segments = store.sample({"demo": 1.0}, 2000, 0, 0, np.random.default_rng(0))
     drawn = {segment.meta.id for segment in segments}
     assert drawn == {id for id in store.ids("demo") if store.read(id).outcome != "invalid"}
-    # What was recorded is not asked for again, whatever its outcome.
+    # Recorded episodes are not rolled out again, whatever their outcome.
     assert worker.work(order, None).outcomes == {}
 
 

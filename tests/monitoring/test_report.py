@@ -137,7 +137,7 @@ addEventListener("load", () => {
 
 
 def browse(folder: Path, page: Path, *options: str) -> str:
-    """A page in a headless Chromium: what it makes of it."""
+    """Open a page in a headless Chromium, and return its output."""
     program = shutil.which("chromium")
     assert program
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]

@@ -1,4 +1,4 @@
-"""What an evaluation counts, and how sure its rates are."""
+"""Counts of an evaluation, its rates and their intervals."""
 
 import json
 import math

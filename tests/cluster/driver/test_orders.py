@@ -1,4 +1,4 @@
-"""Orders: their sequence, and that none is lost or doubled."""
+"""Sequence of the orders; none is lost or doubled."""
 
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Result

@@ -1,4 +1,4 @@
-"""What the roles know besides calling others."""
+"""Functions of the roles that need no Ray."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""How far a run is, as its evaluations say."""
+"""Progress of a run according to its evaluations."""
 
 from pathlib import Path
 
@@ -48,5 +48,5 @@ def test_a_summary_has_the_three_counts_of_the_newest_round(tmp_path: Path) -> N
         "64": {"successes": 4, "completed": 4, "episodes": 4},
     }
     assert (summary["chance"], summary["policy_version"]) == (0.5, 200)
-    # A resumed run does not evaluate again only because simulators diverged.
+    # Invalid episodes count as rolled out, so a resumed run does not evaluate again because of them.
     assert progress.evaluated(200) == {1, 8}

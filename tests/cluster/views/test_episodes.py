@@ -1,4 +1,4 @@
-"""Stored episodes happen again as they were."""
+"""Films of stored episodes show what was recorded."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_an_episode_is_shown_from_its_first_moment_to_its_outcome(tmp_path: Path
         film = film_of(scene, episode)
         assert len(film) == episode.length + 1
         position = scene.unwrapped
-        # It came back to the side that it had left, which is where the recorded one was rewarded.
+        # The point came back to the side that it had left, where the recorded one was rewarded.
         assert episode.outcome == "success"
         assert position.x * position.side > 0
         assert position.y > 0.5

@@ -1,4 +1,4 @@
-"""Tables in the terminal, as 80 columns show them."""
+"""Tables in a terminal of 80 columns."""
 
 import re
 
@@ -16,7 +16,7 @@ VERSIONS = {1: 2000, 64: 12000, 128: 12000, 256: 12000}
 
 
 def shown(table: Table) -> list[str]:
-    """Its lines, each run of blanks as one."""
+    """Print a table, and return its lines with runs of blanks as one."""
     console = Console(width=76)  # the live view has a frame
     with console.capture() as capture:
         console.print(table)
