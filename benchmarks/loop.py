@@ -205,8 +205,8 @@ def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
 def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
     """Compare trainings by the default curriculum and by the longest context throughout, with equal steps.
 
-    The policy is large enough that most of the time goes into the context, as it does with cameras. In a quick
-    run the fixed costs of a training weigh more, so the two come closer.
+    The policy is large enough that most of the time goes into the context, as it does with cameras. In a
+    quick run the fixed costs of a training weigh more, so the two come closer.
     """
     default = LearnerConfig(PolicyConfig(token_size=384, future_actions=14), steps=1000, batch_size=128)
     if quick:
