@@ -52,6 +52,11 @@ class PolicySession:
         self.version, self._policy = version, policy
         self._memory = memory_of(policy, len(self._steps))
 
+    @property
+    def execute(self) -> int:
+        """T_a: actions that `act` decides on for each slot."""
+        return self._policy.horizon.execute
+
     def act(
         self,
         slots: Sequence[int],
