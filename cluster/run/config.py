@@ -303,7 +303,7 @@ def _within(prefix: str) -> Iterator[None]:
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    if config.replay.url is not None and "password=" in config.replay.url:
+    if config.replay.url is not None and _hides_password(config.replay.url):
         raise ConfigError(
             "replay.url: give a password as redis://user:password@host, percent-encoded, or in the "
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
@@ -327,6 +327,14 @@ def _checked(config: RunConfig) -> RunConfig:
             f"learner.policy.context_length {longest}"
         )
     return config
+
+
+def _hides_password(url: str) -> bool:
+    """Tell whether a URL has a password where `without_password` would leave it: as a parameter, or with an
+    unescaped / ? or #, which moves the rest of the password behind the host."""
+    parts = urlsplit(url)
+    behind = parts.path + parts.query + parts.fragment
+    return "password=" in url or (parts.scheme != "unix" and "@" in behind)
 
 
 def _with_password(config: RunConfig) -> RunConfig:
