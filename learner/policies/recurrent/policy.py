@@ -1,7 +1,7 @@
 """A recurrent policy: a GRU over the frames of the last T_o steps -> T_p actions.
 
 Legend: B windows or robots, S observed steps (T_o), T action positions (T_p), A action dimensions, E token
-size, H numbers of the state: the GRU's and the present token, K components of the mixture.
+size, H numbers of the GRU's state, K components of the mixture.
 """
 
 import numpy as np
@@ -27,10 +27,9 @@ class GRUPolicy(RecurrentPolicy):
     def __init__(self, config: RecurrentConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
         self.gru = nn.GRU(config.token_size, config.hidden, batch_first=True)
-        remember(self.gru, self.horizon.context)
         outputs = config.components * (self.horizon.positions * self.action_size + 1)
         self.head = nn.Sequential(
-            nn.Linear(config.hidden + config.token_size, config.hidden),
+            nn.Linear(config.hidden, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, outputs),
         )
@@ -60,12 +59,12 @@ class GRUPolicy(RecurrentPolicy):
         return error_BT
 
     def initial_state(self, count: int) -> Tensor:
-        return torch.zeros(count, self.config.hidden + self.config.token_size, device=self.device)
+        return torch.zeros(count, self.config.hidden, device=self.device)
 
     def advance(self, state_BH: Tensor, token_BE: Tensor) -> Tensor:
-        hidden_1BH = state_BH[:, : self.config.hidden].unsqueeze(0).contiguous()
-        _, hidden_1BH = self.gru(token_BE.unsqueeze(1), hidden_1BH)
-        return torch.cat((hidden_1BH.squeeze(0), token_BE), dim=1)
+        _, state_1BH = self.gru(token_BE.unsqueeze(1), state_BH.unsqueeze(0))
+        after_BH: Tensor = state_1BH.squeeze(0)
+        return after_BH
 
     def decide(self, state_BH: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
         action_BKTA, logit_BK = self.mixture(state_BH)
@@ -85,27 +84,13 @@ class GRUPolicy(RecurrentPolicy):
         count_B1 = seen_BS.sum(dim=1, keepdim=True)
         place_S = torch.arange(seen_BS.shape[1], device=self.device)
         order_BS1 = ((place_S - count_B1) % seen_BS.shape[1]).unsqueeze(2)
-        hidden_BSH, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
-        last_B1H = (count_B1 - 1).unsqueeze(2).expand(-1, -1, hidden_BSH.shape[2])
-        return torch.cat((hidden_BSH.gather(1, last_B1H).squeeze(1), token_BSE[:, -1]), dim=1)
+        state_BSH, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
+        last_B1H = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSH.shape[2])
+        state_BH: Tensor = state_BSH.gather(1, last_B1H).squeeze(1)
+        return state_BH
 
     def mixture(self, state_BH: Tensor) -> tuple[Tensor, Tensor]:
         """Return the components' normalised actions (B, K, T, A) and the logits (B, K) of their shares."""
         out_BKF = self.head(state_BH).unflatten(1, (self.config.components, -1))
         action_BKTA = out_BKF[..., :-1].unflatten(2, (self.horizon.positions, self.action_size))
         return action_BKTA, out_BKF[..., -1]
-
-
-def remember(gru: nn.GRU, steps: int) -> None:
-    """Initialise a GRU so that it keeps what it saw for 1 to `steps` steps.
-
-    The update gates' biases are those of chrono initialisation (arXiv 1804.11188), and the recurrent weights
-    are orthogonal: untrained, the state neither explodes nor forgets.
-    """
-    hidden, weights = gru.hidden_size, dict(gru.named_parameters())
-    with torch.no_grad():
-        weights["bias_hh_l0"].zero_()
-        weights["bias_ih_l0"].zero_()
-        weights["bias_ih_l0"][hidden : 2 * hidden] = torch.empty(hidden).uniform_(1, max(2, steps - 1)).log()
-        for gate_HH in torch.chunk(weights["weight_hh_l0"], 3):
-            nn.init.orthogonal_(gate_HH)

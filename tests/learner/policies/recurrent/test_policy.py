@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
 
 def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
     """Never a mean of plans; each component about as often as its share."""
-    state_BH = torch.randn(1, 12 + 8, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
+    state_BH = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
         action_BKTA, logit_BK = policy.mixture(state_BH[:1])
         chosen = policy.decide(state_BH, np.random.default_rng(0))
