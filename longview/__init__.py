@@ -1,6 +1,6 @@
 """Longview trains robot policies that remember.
 
-Each public name is imported when it is first used: `import longview` loads no PyTorch, Ray, Redis or simulator.
+Each public name is imported when it is first used: `import longview` loads no PyTorch, Ray or simulator.
 """
 
 from importlib import import_module
