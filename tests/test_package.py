@@ -243,9 +243,9 @@ def test_the_base_alone_in_an_environment_of_its_own(
     bin = tmp_path / "venv" / "bin"
     install = [bin / "python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
     subprocess.run([*install, built[1]], check=True)
-    code, output = python(f"import {', '.join(EXTRAS.keys() - {'jinja2'})}", executable=bin / "python")
-    assert code == 1, "the base brings what only extras should"
-    assert "ModuleNotFoundError" in output
+    search = "import sys; from importlib.util import find_spec; print(*filter(find_spec, sys.argv[1:]))"
+    _, found = python(search, *EXTRAS, executable=bin / "python")
+    assert set(found.split()) <= {"jinja2"}, "the base brings what only extras should"  # torch brings jinja2
     assert python(ACT, policy_file, executable=bin / "python") == (0, "acts: (8, 2)\n")
     for arguments, code, said in (
         (["--help"], 0, "Usage: longview"),
