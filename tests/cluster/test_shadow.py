@@ -1,4 +1,4 @@
-"""A user's own `learner/config.py` is never imported in place of Longview's, by the driver or by a Ray worker."""
+"""A user's own `learner/config.py` never stands in for Longview's, in the driver or in a Ray worker."""
 
 import json
 import os
