@@ -157,6 +157,18 @@ def test_the_extra_of_every_requirement_is_known() -> None:
     assert {(module, EXTRAS[module]) for module in modules} <= wanted
 
 
+def test_the_page_of_dependencies_lists_each_under_its_extra() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    sections = {section.split("`")[1]: section for section in page.split("\n## ")[2:]}
+    sections["base"] = page.split("\n## ")[1]
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name != "all"}
+    assert sections.keys() == {"base", *extras}
+    for extra, lines in {"base": PROJECT["dependencies"], **extras}.items():
+        for line in lines:
+            name = re.split(r"[^\w-]", line)[0]
+            assert re.search(rf"^\| [^|]*\b{name}\b", sections[extra], re.MULTILINE), f"{extra}: {name}"
+
+
 # ---- what is built
 
 
