@@ -285,6 +285,7 @@ BARE_NAMES = re.compile(
 
 
 def text_files() -> list[str]:
+    """List the repository's text files, but the test that holds breaches of this rule as examples."""
     listed = subprocess.run(
         ["git", "grep", "-I", "--untracked", "--name-only", "-e", ""],
         cwd=ROOT,
@@ -292,7 +293,7 @@ def text_files() -> list[str]:
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    return [name for name in listed if (ROOT / name).exists()]
+    return [name for name in listed if (ROOT / name).exists() and name != "tests/test_layering.py"]
 
 
 def test_no_file_imports_a_folder_by_its_bare_name() -> None:
