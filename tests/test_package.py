@@ -114,10 +114,18 @@ def test_without_extras_a_policy_acts(policy_file: Path) -> None:
     assert python(WITHOUT_EXTRAS + ACT, policy_file) == (0, "acts: (8, 2)\n")
 
 
-def test_without_extras_the_command_line_has_help() -> None:
-    code, output = python(WITHOUT_EXTRAS + COMMAND, "--help")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "Usage: longview"),
+        (["store", "--help"], "Usage: longview store"),
+        (["config", "return_point"], "context_length"),
+    ],
+)
+def test_without_extras_the_command_line_explains_itself(arguments: list[str], said: str) -> None:
+    code, output = python(WITHOUT_EXTRAS + COMMAND, *arguments)
     assert code == 0, output
-    assert "Usage: longview" in output
+    assert said in output
 
 
 @pytest.mark.parametrize(
@@ -261,6 +269,7 @@ def test_the_base_alone_in_an_environment_of_its_own(
     assert python(ACT, policy_file, executable=bin / "python") == (0, "acts: (8, 2)\n")
     for arguments, code, said in (
         (["--help"], 0, "Usage: longview"),
+        (["config", "return_point"], 0, "context_length"),
         (["demo", "--task", "lift"], 2, "longview: this needs mujoco: pip install 'longview[sim]'"),
     ):
         done = subprocess.run([bin / "longview", *arguments], capture_output=True, text=True, check=False)
