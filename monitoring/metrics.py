@@ -1,8 +1,6 @@
 """The catalogue of all metrics: name, kind, unit, labels and meaning.
 
-Print it as docs/metrics.md by:
-
-    python -m longview.monitoring.metrics > docs/metrics.md
+Run as a program it prints docs/metrics.md; `make generated` renews that page.
 """
 
 from dataclasses import dataclass
@@ -369,7 +367,7 @@ def markdown() -> str:
         "# Metrics",
         "",
         "What the hub serves at /metrics. Besides the labels below, every series has `run`, the run's name.",
-        "Made from monitoring/metrics.py by `python -m longview.monitoring.metrics > docs/metrics.md`.",
+        "Made from monitoring/metrics.py by `make generated`.",
         "",
         "| name | type | unit | labels | meaning |",
         "|---|---|---|---|---|",

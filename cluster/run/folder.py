@@ -16,13 +16,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
 from longview.cluster.run.services import redis_server
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
-from longview.replay.store import EpisodeStore, StoreAddress
+
+if TYPE_CHECKING:
+    from longview.replay.store import EpisodeStore, StoreAddress
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 """Folder of all runs."""
@@ -193,16 +195,18 @@ def prometheus_under_way(root: Path = ROOT) -> str | None:
 
 
 @contextmanager
-def store_of(run: Run, config: StoreConfig) -> Iterator[StoreAddress]:
+def store_of(run: Run, config: StoreConfig) -> "Iterator[StoreAddress]":
     """Provide the store of a locked run. Without a URL in the config it is a Redis that lasts as long as the
     context."""
+    from longview.replay.store import StoreAddress
+
     with ExitStack() as services:
         url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
         yield StoreAddress(url, run.name)
 
 
 @contextmanager
-def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
+def open_store(run: Run, url: str | None) -> "Iterator[EpisodeStore]":
     """Open a run's episode store. If the run is not under way and has its own store, a Redis is started on
     the run's data for as long as the context lasts.
 
@@ -214,6 +218,8 @@ def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
         RunError: the run is under way, and its store's address is not known yet.
         StoreError: Redis cannot be reached.
     """
+    from longview.replay.store import EpisodeStore
+
     with ExitStack() as services:
         config = run.config.replay
         url = url or config.url or (run.state().get("store") if run.under_way() else None)

@@ -28,7 +28,7 @@ def base(name: str) -> str:
 def test_the_files_are_current(tmp_path: Path) -> None:
     made = {file.name: file.read_text() for file in build(tmp_path)}
     kept = {file.name: file.read_text() for file in FOLDER.glob("*.json")}
-    assert made == kept, "run `longview dashboards build` and `make manifests`"
+    assert made == kept, "run `make generated`"
 
 
 def test_each_names_only_what_exists() -> None:

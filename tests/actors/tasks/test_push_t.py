@@ -104,7 +104,7 @@ def test_pictures_show_the_state_alone() -> None:
 
 
 def test_nothing_is_printed() -> None:
-    script = "from actors.tasks import push_t; push_t.make().reset(seed=0)"
+    script = "from longview.actors.tasks import push_t; push_t.make().reset(seed=0)"
     out = subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, capture_output=True)
     assert (out.stdout, out.stderr) == (b"", b"")
 
