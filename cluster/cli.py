@@ -120,13 +120,14 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
+    choose_ray_auth(address)
+    # Before there is a run's folder: without Ray there shall be none.
+    from longview.cluster.driver import launch as launching
+
     if run is None:
         run = create_run(config)
     else:
         run.lock()
-    choose_ray_auth(address)
-    from longview.cluster.driver import launch as launching
-
     raise typer.Exit(launching.launch(config, run, address))
 
 
