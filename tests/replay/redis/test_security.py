@@ -21,7 +21,7 @@ from longview.replay.store import EpisodeStore
 from tests.replay.conftest import redis_cluster
 
 SECRET = "hunter2-S3CRET"
-GUIDE = Path(__file__).parents[2] / "docs" / "store.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "store.md"
 
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
