@@ -125,8 +125,8 @@ class Index:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
             self._sort()
-            columns = {f"{name}_N": column for name, column in self._columns.items() if name != "shard"}
-            table = Table(order_E=self._order, tasks=self._tasks, **columns)
+            columns = {name: column for name, column in self._columns.items() if name != "shard"}
+            table = Table(order=self._order, task_names=self._tasks, **columns)
             self._plans[selection] = plan(table, selection)
         return self._plans[selection]
 

@@ -23,15 +23,15 @@ def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
     ids, lengths, sources, outcomes, tasks, committed, priorities = zip(*episodes, strict=True)
     known = sorted(set(tasks))
     return Table(
-        order_E=np.argsort(np.array(ids, np.bytes_)),
-        id_N=np.array(ids, np.bytes_),
-        length_N=np.array(lengths, np.int32),
-        source_N=np.array([SOURCES.index(source) for source in sources], np.int8),
-        outcome_N=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
-        task_N=np.array([known.index(task) for task in tasks], np.int32),
-        committed_N=np.array(committed, np.int64),
-        priority_N=np.array(priorities),
-        tasks=known,
+        order=np.argsort(np.array(ids, np.bytes_)),
+        id=np.array(ids, np.bytes_),
+        length=np.array(lengths, np.int32),
+        source=np.array([SOURCES.index(source) for source in sources], np.int8),
+        outcome=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
+        task=np.array([known.index(task) for task in tasks], np.int32),
+        committed=np.array(committed, np.int64),
+        priority=np.array(priorities),
+        task_names=known,
     )
 
 
