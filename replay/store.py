@@ -24,10 +24,11 @@ from longview.replay.redis.quarantine import read_whole, set_aside
 from longview.replay.redis.reader import ChunkReader
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
+from longview.replay.redis.totals import stats_of
 from longview.replay.redis.verify import Verdict, Verifier
 from longview.replay.redis.writer import EpisodeWriter
 from longview.replay.sampling import draw
-from longview.replay.stats import StoreStats, stats_of
+from longview.replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
 

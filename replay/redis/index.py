@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from longview.replay.codec import Record
 from longview.replay.episode import DRAWABLE, OUTCOMES, SOURCES, Selection, stratum_names
 from longview.replay.errors import StoreError
+from longview.replay.redis.totals import stats_of
 from longview.replay.sampling import Plan, Table, plan
-from longview.replay.stats import stats_of
 
 PAGE: Final = 5_000
 """Entries of a list that a shard is asked for at once: more would keep others waiting for Redis."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, frame, seal
+from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
 from longview.replay.config import StoreConfig
 from longview.replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from longview.replay.errors import EpisodeError, MissingChunks
@@ -198,7 +198,7 @@ class EpisodeWriter:
             specs[EXPERT_ACTION] = self._spec.action
         rows = self._config.chunk_steps
         shapes = [(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()]
-        self._chunk, arrays = frame(shapes, self._memory.take)
+        self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
