@@ -7,7 +7,7 @@ from longview.replay.codec import Record, encode_record
 from longview.replay.config import StoreConfig
 from longview.replay.errors import MissingChunks, StoreFull
 from longview.replay.redis import keys, scripts
-from longview.replay.redis.client import Client, by_hash
+from longview.replay.redis.client import Client, evalsha
 from longview.replay.redis.index import entry_of
 from longview.replay.redis.sender import Commands
 
@@ -49,7 +49,7 @@ class Sink:
     def committing(self, record: Record) -> Commands:
         """What may make an episode visible when it is sent right behind its chunks; `commit` takes the reply.
         Nothing, where replicas have to hold it: that takes a command more, on the same connection."""
-        return [] if self._config.replicas else [by_hash(scripts.COMMIT, *self._commitment(record))]
+        return [] if self._config.replicas else [evalsha(scripts.COMMIT, *self._commitment(record))]
 
     def commit(self, record: Record, replies: Sequence[Any] = ()) -> bool:
         """Make an episode visible whose chunks are all stored; False: another writer's already was.

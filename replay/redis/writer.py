@@ -13,7 +13,7 @@ from longview.replay.config import StoreConfig
 from longview.replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from longview.replay.errors import EpisodeError, MissingChunks
 from longview.replay.redis.blocks import BlockPool
-from longview.replay.redis.sender import Commands, Job, Lane, Sender
+from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
 from longview.replay.redis.sink import Sink
 
 _ARRAYS = (np.ndarray, np.generic)
@@ -52,7 +52,7 @@ class EpisodeWriter:
         self._sink = sink
         self._sender = sender
         self._memory = memory
-        self._lane = Lane()
+        self._jobs = JobGroup()
         self._buffers: Buffers = {}
         """Of the chunk that is being filled."""
         self._rows = 0
@@ -74,8 +74,8 @@ class EpisodeWriter:
         """
         if self._aborted or self._commit is not None:
             raise EpisodeError(f"episode {self._id} is committed or aborted already")
-        if self._lane.failure is not None:
-            raise self._lane.failure
+        if self._jobs.failure is not None:
+            raise self._jobs.failure
         if self._rows == self._config.chunk_steps:
             self._hand_over()
         buffers = self._buffers or self._new_chunk(step)
@@ -126,7 +126,7 @@ class EpisodeWriter:
             self._hand_over()
         self._outcome = outcome
         self._commit = self._sender.call(
-            self._lane,
+            self._jobs,
             f"committing episode {self._id}",
             partial(self._make_visible, outcome),
             lambda: self._sink.committing(replace(self._record, outcome=outcome)),
@@ -138,10 +138,10 @@ class EpisodeWriter:
         if self._aborted or (self._commit is not None and self._commit.done and self._commit.error is None):
             return
         self._aborted = True
-        self._sender.drop(self._lane, EpisodeError(f"episode {self._id} was aborted"))
+        self._sender.drop(self._jobs, EpisodeError(f"episode {self._id} was aborted"))
         if self._handed_over:
             doing = f"discarding episode {self._id}"
-            self._sender.call(self._lane, doing, lambda _: self._sink.discard(self._record))
+            self._sender.call(self._jobs, doing, lambda _: self._sink.discard(self._record))
 
     def _hand_over(self) -> None:
         if self._handed_over >= MAX_CHUNKS * self._config.chunk_steps:
@@ -158,7 +158,7 @@ class EpisodeWriter:
         full = self._rows == self._config.chunk_steps
         encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
         work = partial(self._store, self._rows, encode)
-        self._sender.put(self._lane, f"writing episode {self._id}", size, work)
+        self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._handed_over += self._rows
         self._buffers, self._rows = {}, 0
 

@@ -286,7 +286,7 @@ def test_redis_at_its_memory_limit_makes_writers_wait(
             hasty.commit("success")
         with ThreadPoolExecutor(1) as pool:
             committed = pool.submit(waiting.commit, "success")
-            until(lambda: patient._sender._trouble)
+            until(lambda: patient._sender._failure)
             assert not committed.done()
             redis.config_set("maxmemory", 0)
             assert committed.result()
@@ -374,7 +374,7 @@ def test_closing_says_what_it_gives_up(connect: Connect, begin: Any, step: Any, 
         writer.append(step(0))
         receipts.append(writer.finish("success"))
     begin(store, 2).append(step(0))  # nobody was promised anything of this one
-    with pytest.raises(StoreUnavailable, match=r"given up 2: committing episode rollout.walk.000000000"):
+    with pytest.raises(StoreUnavailable, match=r"gave up 2: committing episode rollout.walk.000000000"):
         store.close()
     for receipt in receipts:
         with pytest.raises(StoreUnavailable):
@@ -409,7 +409,7 @@ sys.stdin.readline()
     server.kill()
     server.wait()
     _, errors = process.communicate("\n", timeout=20)
-    assert "given up 3: committing episode rollout.walk.000000000" in errors
+    assert "gave up 3: committing episode rollout.walk.000000000" in errors
 
 
 def test_a_forked_process_writes_for_itself(connect: Connect, url: str, namespace: str) -> None:
