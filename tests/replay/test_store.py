@@ -266,7 +266,7 @@ def test_a_commit_after_its_chunks_expired_says_so(
         writer.append(step(number))
     store.flush()
     until(lambda: not stored_chunks(store, writer))
-    with pytest.raises(MissingChunks, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
+    with pytest.raises(MissingChunks, match=r"Redis holds [01] of its 3 chunks; .*orphan_seconds \(0.05\)"):
         writer.commit("success")
     assert store.ids() == []
 
