@@ -20,7 +20,7 @@ from longview.replay.redis import keys, scripts
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client
 from longview.replay.redis.index import PAGE, Index
-from longview.replay.redis.quarantine import read_whole, set_aside
+from longview.replay.redis.quarantine import move_to_quarantine, read_episode
 from longview.replay.redis.reader import ChunkReader
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
@@ -166,7 +166,7 @@ class EpisodeStore:
             UnknownFormat: it is of another version of the format.
         """
         try:
-            return read_whole(self._client, self._tag(id), id)
+            return read_episode(self._client, self._tag(id), id)
         except UnknownFormat:
             raise
         except CodecError as error:
@@ -319,12 +319,12 @@ class EpisodeStore:
     def _quarantine(self, id: str, why: str) -> None:
         """Set a damaged episode aside, if it is still damaged when it is read once more; never fails."""
         try:
-            read_whole(self._client, self._tag(id), id)
+            read_episode(self._client, self._tag(id), id)
         except UnknownFormat:
             return
         except CodecError as error:
             try:
-                if set_aside(self._client, self._tag(id), id, str(error)):
+                if move_to_quarantine(self._client, self._tag(id), id, str(error)):
                     log.error("set aside as damaged: %s", error)
             except StoreError as refused:
                 log.warning("%s, and cannot be set aside: %s", error, refused)

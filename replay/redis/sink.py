@@ -8,7 +8,7 @@ from longview.replay.config import StoreConfig
 from longview.replay.errors import MissingChunks, StoreFull
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client, evalsha
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.sender import Commands
 
 REMOVED_LISTED: Final = 10_000
@@ -116,7 +116,7 @@ class Sink:
         names += [keys.index(tag, name) for name in (source, *evicted)]
         args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
         args += [record.length, record.bytes, record.chunks]
-        args += [self._budget, keys.chunks_prefix(tag), listed, entry_of(record), *evicted]
+        args += [self._budget, keys.chunks_prefix(tag), listed, index_entry(record), *evicted]
         return names, args
 
     def _prefix(self, record: Record) -> str:

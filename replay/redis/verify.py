@@ -15,9 +15,16 @@ from longview.replay.episode import SOURCES, TaskSpec, validate_episode
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.keys import shard_of
-from longview.replay.redis.quarantine import aside_of, assemble, chunk_keys, owned, set_aside, whole_record
+from longview.replay.redis.quarantine import (
+    assemble,
+    checked_record,
+    chunk_keys,
+    decode_entry,
+    may_own,
+    move_to_quarantine,
+)
 
 PAGE: Final = 500
 """Episodes, or keys, that are asked for at once."""
@@ -95,7 +102,7 @@ class Verifier:
         for tag in self.tags:
             self._totals(tag)
             for id, value in self._aside(tag).items():
-                self.verdict.quarantined[id.decode()] = aside_of(value).why
+                self.verdict.quarantined[id.decode()] = decode_entry(value).why
         return self.verdict
 
     # Tasks
@@ -123,13 +130,13 @@ class Verifier:
         for name, packed in page.items():
             id = name.decode(errors="replace")
             try:
-                records.append(whole_record(id, packed))
+                records.append(checked_record(id, packed))
                 if (right := shard_of(id, len(self.tags))) != shard:
                     raise CodecError(f"episode {id} belongs to shard {right}, not {shard}")
             except CodecError as error:
                 self._damaged(tag, id, str(error))
             else:
-                listed[id] = (SOURCES.index(records[-1].meta.source), entry_of(records[-1]))
+                listed[id] = (SOURCES.index(records[-1].meta.source), index_entry(records[-1]))
         for group in _groups(records):
             commands: list[tuple[str, ...]] = []
             for record in group:
@@ -169,7 +176,7 @@ class Verifier:
     def _damaged(self, tag: str, id: str, why: str) -> None:
         packed = self._ask([("HEXISTS", keys.episodes(tag), id)])[0]
         if packed:  # else it was removed meanwhile, and its chunks with it
-            repaired = self.repair and set_aside(self.client, tag, id, why)
+            repaired = self.repair and move_to_quarantine(self.client, tag, id, why)
             self._found("episode", id, why, repaired)
 
     def _expiring(self, tag: str, record: Record, lives: list[int]) -> None:
@@ -197,10 +204,10 @@ class Verifier:
         right: tuple[int, str] | None = None
         if packed is not None:
             try:
-                record = whole_record(id, packed)
+                record = checked_record(id, packed)
             except CodecError:
                 return  # was found already
-            right = SOURCES.index(record.meta.source), entry_of(record)
+            right = SOURCES.index(record.meta.source), index_entry(record)
         candidates = sorted(suspected | ({right} if right else set()))
         names = [keys.index(tag, source) for source in SOURCES]
         scores = self._ask([("ZSCORE", names[number], entry) for number, entry in candidates])
@@ -258,8 +265,8 @@ class Verifier:
                 lasting, replies, replies, replies, strict=True
             ):
                 of = [packed] if packed is not None else []
-                of += [aside_of(aside).record] if aside is not None else []
-                if left == FOREVER and not any(owned(token, record) for record in of):
+                of += [decode_entry(aside).record] if aside is not None else []
+                if left == FOREVER and not any(may_own(token, record) for record in of):
                     yield name
 
     # Totals and quarantine
@@ -278,7 +285,7 @@ class Verifier:
         for id, value in self._aside(tag).items():
             names, args = [keys.quarantine(tag), keys.totals(tag)], list[Any]([id, value])
             try:
-                record = whole_record(id.decode(), aside_of(value).record)
+                record = checked_record(id.decode(), decode_entry(value).record)
             except CodecError:
                 pass  # which chunks are its own cannot be told: they expire like all that are nobody's
             else:

@@ -12,7 +12,7 @@ from redis import Redis
 from longview.replay.codec import decode_chunk, encode_chunk
 from longview.replay.errors import Quarantined, UnknownFormat
 from longview.replay.redis import keys
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.quarantine import chunk_keys
 from longview.replay.redis.verify import Finding, Verdict
 from longview.replay.store import EpisodeStore
@@ -170,7 +170,7 @@ Damage = Callable[[EpisodeStore, Redis], Any]
 
 
 def lose_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zrem(keys.index(store._tag(DEMO), "demo"), entry_of(record_of(store, DEMO)))
+    redis.zrem(keys.index(store._tag(DEMO), "demo"), index_entry(record_of(store, DEMO)))
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
