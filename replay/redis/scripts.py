@@ -94,8 +94,7 @@ COMMIT: Final = (
 -- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
 --      9 byte budget  10 prefix of chunk keys  11 number of removals that stay listed  12 entry of the index
 --      13... sources of KEYS 9...
--- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes that cannot be
--- evicted}
+-- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes never evicted}
 local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 local length, size = tonumber(ARGV[6]), tonumber(ARGV[7])
 local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -133,8 +132,7 @@ end
 
 local present = redis.call('HGET', episodes, ARGV[1])
 if record_of(present).token == ARGV[2] then
-  -- This writer's episode is committed already. It is written again so that a WAIT on this connection covers
-  -- it.
+  -- This writer's episode is committed. It is written again, so that a WAIT on this connection covers it.
   redis.call('HSET', episodes, ARGV[1], present)
   return {'committed'}
 end
@@ -191,9 +189,8 @@ CHANGES: Final = """
 -- Return the changes of a shard since a reader's last call, the oldest ones of each list first.
 -- KEYS 1 totals  2 priorities  3 removed  4 prioritized  5... indices
 -- ARGV 1 largest number of changes per list  2... time up to which the reader knows KEYS 3...; 0 for nothing
--- Returns {1 if the reader must start from scratch, else 0; totals; for each of KEYS 3...: {entry, time,
--- ...}} An entry of prioritized is `<id>:<priority>`. Priorities are returned only once all episodes were
--- returned.
+-- Returns {1 if the reader must start afresh, else 0; totals; for each of KEYS 3...: {entry, time, ...}}
+-- An entry of prioritized is `<id>:<priority>`. Priorities are returned only after all episodes.
 local clock = tonumber(redis.call('HGET', KEYS[1], 'clock') or '0')
 local floor = tonumber(redis.call('HGET', KEYS[1], 'floor') or '0')
 local since = tonumber(ARGV[2])

@@ -304,7 +304,7 @@ def test_chunks_of_a_writer_that_goes_on_do_not_expire(connect: Connect, begin: 
 def test_a_namespace_of_another_format_is_refused(connect: Connect, redis: Redis, namespace: str) -> None:
     redis.hset(keys.layout(namespace), "shards", 4)  # as before there was a format
     for _ in range(2):
-        with pytest.raises(StoreError, match=f"{namespace} is of format 1, .* reads format 2: use another"):
+        with pytest.raises(StoreError, match=f"{namespace} has format 1, .* reads format 2: use another"):
             connect()
     assert redis.hgetall(keys.layout(namespace)) == {b"shards": b"4"}
 
