@@ -219,5 +219,5 @@ def test_a_file_is_recognised_by_what_is_in_it(tmp_path: Path) -> None:
     assert recognise(tmp_path / "no_suffix") == "robomimic"
     with h5py.File(tmp_path / "no_suffix", "a") as file:
         del file["data"]
-    with pytest.raises(DatasetError, match="is no file of robomimic's"):
+    with pytest.raises(DatasetError, match="is not a robomimic file"):
         open_source(tmp_path / "no_suffix", "stack")

@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "missing steps": (
         column(DATA, "episode_index", cell(7)),
-        r"episode 2: \S+: .*file-000.parquet has 10 of its 11 steps end to end",
+        r"episode 2: \S+: .*file-000.parquet has 10 of its 11 steps in consecutive rows",
     ),
     "no such file": (
         column(EPISODES, "data/file_index", cell(3, row=2)),
@@ -337,7 +337,7 @@ BAD_VIDEO: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no time": (
         column(EPISODES, "videos/observation.images.top/from_timestamp", cell(None, row=2)),
-        "its row in meta/episodes does not tell of its video",
+        "its row in meta/episodes does not say where its video is",
     ),
     "another rate": (
         info(lambda known: known.update(fps=24)),

@@ -177,7 +177,7 @@ def test_controllers_of_robosuite_1_5_stay_what_they_are() -> None:
     assert simulator_arguments(env_args([NEW, flat]))[1]["controller_configs"] == [flat, flat]
     joints = simulator_arguments(env_args({"type": "JOINT_POSITION", "kp": 50}))[1]["controller_configs"]
     assert joints["body_parts"]["right"] == {"type": "JOINT_POSITION", "kp": 50, "gripper": {"type": "GRIP"}}
-    with pytest.raises(DatasetError, match="env_args tell of no environment"):
+    with pytest.raises(DatasetError, match="env_args do not describe an environment"):
         simulator_arguments("{}")
 
 
@@ -253,7 +253,7 @@ def test_a_bad_demonstration_is_named_and_the_others_can_be_read(file: Path, cas
 
 
 UNREADABLE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "no data": (remove("data"), "is no file of robomimic's"),
+    "no data": (remove("data"), "is not a robomimic file"),
     "no observations": (
         lambda file: [remove(f"data/{name}/obs")(file) for name in LENGTHS] and None,
         "no demonstration has obs; robomimic's dataset_states_to_obs.py adds them",
@@ -279,5 +279,5 @@ def test_a_file_that_cannot_be_read_is_named(file: Path, case: str) -> None:
 
 def test_a_file_that_was_cut_short_is_named(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(DatasetError, match=r"low_dim.hdf5 is no file of robomimic's: .*truncated"):
+    with pytest.raises(DatasetError, match=r"low_dim.hdf5 is not a robomimic file: .*truncated"):
         RobomimicReader(file)
