@@ -11,8 +11,7 @@ from longview.replay.errors import CodecError
 
 
 class PartialEpisode:
-    """Episode of which some chunks are loaded. Episodes are immutable, so loaded chunks never become
-    stale."""
+    """Episode with some of its chunks loaded. Episodes are immutable, so chunks never become stale."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -22,8 +21,7 @@ class PartialEpisode:
         self._loaded: set[int] = set()
         """Numbers of the loaded chunks."""
         self._arrays: dict[str, Array] = {}
-        """Arrays of the whole episode, (T, ...). The system provides memory only for rows that were
-        written."""
+        """Arrays of the whole episode, (T, ...). Only rows that were written take memory."""
 
     def missing(self, rows: range) -> list[int]:
         """Return the numbers of the chunks that hold these rows and are not loaded."""

@@ -62,7 +62,7 @@ class Record:
     meta: EpisodeMeta
     """Description of the episode: id, task, seed, source."""
     outcome: str
-    """How the episode ended, one of `OUTCOMES`."""
+    """Outcome of the episode, one of `OUTCOMES`."""
     length: int
     """Number of steps T."""
     chunks: int

@@ -58,7 +58,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     """Shape without the time axis; () for a single number."""
     dtype: str = "float32"
-    """One of `DTYPES`."""
+    """Dtype of the values, one of `DTYPES`."""
     low: float = float("-inf")
     """Smallest value that the array takes."""
     high: float = float("inf")
@@ -184,7 +184,7 @@ class Episode:
     meta: EpisodeMeta
     """Description of the episode: id, task, seed, source."""
     outcome: str
-    """How the episode ended, one of `OUTCOMES`."""
+    """Outcome of the episode, one of `OUTCOMES`."""
     arrays: Mapping[str, Array]
     """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), optional `expert_action` (T, A)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
@@ -243,8 +243,7 @@ class Selection:
     """Age at which an episode's chance is half that of the newest, for `recency`. The age is the number of
     newer episodes in the stratum."""
     outcomes: tuple[str, ...] = ()
-    """Outcomes of the episodes to draw from; empty: all of `DRAWABLE`. Steps of `invalid` episodes are never
-    drawn."""
+    """Outcomes of the episodes to draw from; empty: all of `DRAWABLE`. `invalid` episodes are never drawn."""
     task: str | None = None
     """Task of the episodes to draw from; None: all tasks."""
 

@@ -29,8 +29,7 @@ class Table:
     id: NDArray[np.bytes_]
     """Episode ids, (rows,)."""
     length: NDArray[np.int32]
-    """Steps that may be drawn, (rows,): 0 for a row that is unused, or whose episode is invalid or held
-    out."""
+    """Steps that may be drawn, (rows,): 0 for unused rows and for invalid or held-out episodes."""
     source: NDArray[np.int8]
     """Indices into `SOURCES`, (rows,)."""
     outcome: NDArray[np.int8]
@@ -69,7 +68,7 @@ class Stratum:
         return Stratum(name, row.astype(np.int32), end, guess.astype(np.int32))
 
     def rows(self, point: NDArray[np.float64]) -> NDArray[np.int32]:
-        """Return the rows of the episodes at these points (draws,) of the total weight, each in [0, 1).
+        """Return the rows of the episodes at points (draws,) of the total weight, each in [0, 1).
 
         The search starts at a good guess and takes a few steps, whatever the number of episodes. A binary
         search over many episodes is slower, because almost every step of it waits for memory.
@@ -109,7 +108,7 @@ class Plan:
 
 
 class Draw(NamedTuple):
-    """One drawn step."""
+    """Drawn step."""
 
     id: str
     """Id of the step's episode."""

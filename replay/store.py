@@ -37,8 +37,7 @@ FORMAT: Final = 2
 
 
 class EpisodeStore:
-    """Episodes of one namespace in Redis. Any number of threads may use a store; a writer belongs to one
-    thread."""
+    """Episodes of one namespace in Redis. Threads may share a store, but not a writer."""
 
     def __init__(self, client: Client, namespace: str, config: StoreConfig) -> None:
         """Open a namespace; see `connect` for the errors."""

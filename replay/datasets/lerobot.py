@@ -262,8 +262,7 @@ def _feature(column: str) -> str:
 
 
 def _shape_and_dtype(feature: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of one step. Pictures are (H, W, C), in whatever order the feature lists the
-    axes."""
+    """Return shape and dtype of one step. Pictures are (H, W, C), whatever the feature's order of axes."""
     shape = tuple(int(size) for size in feature["shape"])
     if feature["dtype"] not in _PICTURES:
         return shape, np.dtype(object if feature["dtype"] == "string" else feature["dtype"])

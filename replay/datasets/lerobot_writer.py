@@ -31,6 +31,7 @@ CHUNK: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH: Final = f"data/{CHUNK}.parquet"
 VIDEO_PATH: Final = f"videos/{{video_key}}/{CHUNK}.mp4"
 EPISODES_PATH: Final = f"{EPISODES}/{CHUNK}.parquet"
+"""Templates of the paths of all files, filled with `chunk_index`, `file_index` and for videos `video_key`."""
 FILES_PER_CHUNK: Final = 1000
 """Number of files per folder."""
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200
@@ -306,8 +307,7 @@ def _schema(features: Mapping[str, Feature]) -> Any:
 
 
 def _stats(rows: Array, feature: Feature) -> dict[str, Array]:
-    """Compute an episode's statistics of a feature, by dimension, or by channel of pictures scaled to
-    0..1."""
+    """Compute an episode's statistics of a feature, by dimension or by channel of pictures scaled to 0..1."""
     if feature["dtype"] in ("image", "video"):
         return _picture_stats(rows) | {"count": np.array([len(rows)])}
     values = rows.reshape(len(rows), *feature["shape"]).astype(np.float64)
@@ -356,8 +356,7 @@ def _merged(one: Stats, other: Stats) -> Stats:
 
 
 def _tasks_table(texts: list[str]) -> Any:
-    """Make the table of tasks. Its metadata say that pandas, by which LeRobot reads it, indexes it by
-    text."""
+    """Make the table of tasks. LeRobot reads it with pandas, which indexes it by text."""
     import pyarrow as arrow
 
     kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}

@@ -44,7 +44,7 @@ class EpisodeInfo:
     seed: int
     """Seed of the simulator, or the episode's index if the data set has no seed."""
     outcome: str = "success"
-    """How the episode ended, one of `OUTCOMES`. Published demonstrations count as `success` unless the data
+    """Outcome of the episode, one of `OUTCOMES`. Published demonstrations count as `success` unless the data
     set says otherwise."""
     policy_versions: tuple[int, ...] = ()
     """Versions of the weights that acted; empty if only an expert acted."""
@@ -315,8 +315,7 @@ def _as_it_is(rows: Array) -> Array:
 
 
 def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Drop the axes of size 1 behind the time axis: some formats cannot tell a number from a vector of
-    one."""
+    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
     return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []
 
 

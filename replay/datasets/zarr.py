@@ -85,8 +85,7 @@ class ZarrReader(DatasetReader):
         return EpisodeInfo(seed=index)
 
     def _chunk(self, where: str, column: str, number: int) -> Array:
-        """Read the rows of one chunk. The last chunk is kept, because most chunks hold parts of two
-        episodes."""
+        """Read the rows of one chunk, and keep them: most chunks hold parts of two episodes."""
         if self._chunks.get(column, (None,))[0] != number:
             array = self._arrays[column]
             size = array.chunks[0]

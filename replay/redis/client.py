@@ -108,8 +108,7 @@ class TemporaryFailure(Exception):
         self._state, self._error, self._kind = state, error, kind
 
     def after(self, seconds: float, doing: str) -> StoreError:
-        """Make the error to raise after `seconds` of this failure; `doing` names the interrupted
-        operation."""
+        """Make the error to raise after `seconds` of this failure; `doing` names the operation."""
         return self._kind(f"{doing}: {self._state} for {seconds:g} s: {self._error}")
 
 
@@ -224,7 +223,7 @@ class Client:
 
         Args:
             commands: each a command's name and arguments.
-            raise_on_error: whether to raise the first error that is among the replies, or return it there.
+            raise_on_error: whether to raise the first error among the replies, instead of returning it.
 
         Raises:
             RedisError: the commands could not be sent, or one failed and `raise_on_error` is set.
@@ -270,8 +269,7 @@ class Client:
             pool.release(connection)
 
     def _replicated(self, *command: Any) -> Any:
-        """Run a script, then WAIT for replicas. WAIT covers what its own connection wrote, so both use
-        one."""
+        """Run a script, then WAIT for replicas on the same connection: WAIT covers only its own writes."""
         node = self.redis
         if self._clustered:
             node = node.get_redis_connection(node.get_node_from_key(command[3]))

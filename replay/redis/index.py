@@ -38,7 +38,7 @@ def index_entry(record: Record) -> str:
 
 
 class Index:
-    """All committed episodes as of the last `apply`. Only one thread at a time may use it."""
+    """All committed episodes at the time of the last `apply`. Only one thread at a time may use it."""
 
     def __init__(self, shards: int) -> None:
         self._known = [[0] * (2 + len(SOURCES)) for _ in range(shards)]
@@ -148,8 +148,7 @@ class Index:
             return 0
 
     def committed_steps(self, selection: Selection) -> int:
-        """Return the number of steps that were ever committed with a selected source and outcome, in all
-        tasks."""
+        """Return the steps that were ever committed with a selected source and outcome, in all tasks."""
         names = [stratum_names(stratum) for stratum, share in selection.mix.items() if share]
         return sum(
             count.steps
@@ -175,7 +174,7 @@ class Index:
         rows = []
         for id, *_ in episodes:
             self.forget(id)
-            # If no row is free, every row so far is in use or among those removed.
+            # If no row is free, every row so far is in use or in `_removed`.
             self._rows[id] = self._free.pop() if self._free else len(self._rows) + len(self._removed)
             rows.append(self._rows[id])
         if (size := max(rows) + 1) > len(self._columns["id"]):

@@ -44,14 +44,13 @@ def tag(namespace: str, shard: int) -> str:
 
 
 def episodes(tag: str) -> str:
-    """Name the hash from episode ids to encoded records. An episode is committed if and only if it has an
-    entry."""
+    """Name the hash from episode ids to encoded records. It holds exactly the committed episodes."""
     return f"{tag}:episodes"
 
 
 def index(tag: str, source: str) -> str:
-    """Name the sorted set of a source's episodes, `<id>:<length>:<outcome>:<task>` with the time of the
-    commit."""
+    """Name the sorted set of a source's episodes: `<id>:<length>:<outcome>:<task>`, with the commit's
+    time."""
     return f"{tag}:index:{source}"
 
 

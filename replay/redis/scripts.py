@@ -1,7 +1,7 @@
 """Lua scripts for all changes to a shard that touch more than one key. Each is atomic; Redis 6.2 or later.
 
-A script computes some keys itself: those of the chunks of episodes that it evicts. They carry the hash tag of
-its KEYS and thus lie in the same slot, as a Redis Cluster requires.
+A script computes the keys of the chunks of episodes that it evicts. They carry the hash tag of its KEYS and
+so lie in the same slot, as a Redis Cluster requires.
 
 Fields of a shard's totals:
     clock                                     time of the last change in microseconds, strictly increasing

@@ -36,8 +36,7 @@ Commands = Sequence[Sequence[Any]]
 
 
 class JobGroup:
-    """Group of the jobs of one writer. They run in order; once a chunk fails for good, all later jobs
-    fail."""
+    """Jobs of one writer. They run in order; once a chunk fails for good, all later jobs fail."""
 
     failure: ReplayError | None = None
     """Error of the chunk that could not be stored; None: no chunk failed."""
@@ -64,7 +63,7 @@ class Job:
     group: JobGroup
     """Jobs of the same writer."""
     doing: str
-    """What the job does, for error messages."""
+    """Description of the job, for error messages."""
     size: int
     """Memory that the job occupies, in bytes."""
     commands: Callable[[], Commands]
@@ -114,13 +113,13 @@ class Sender:
         _SENDERS.add(self)
 
     def _reset(self) -> None:
-        """Start with an empty queue and no thread, at first and in a forked process, which inherits no
+        """Start with an empty queue and no thread. A forked process does so too, since it inherits no
         thread."""
         self._changed = threading.Condition()
         self._jobs: dict[Job, None] = {}
         """Jobs that are not done, the oldest first."""
         self._bytes = 0
-        """Size of these jobs."""
+        """Size of the jobs in the queue."""
         self._full = False
         """Whether a writer has waited for room since the queue was last half empty."""
         self._progress = time.monotonic()

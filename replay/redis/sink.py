@@ -39,8 +39,8 @@ class Sink:
         self._discard = client.script(scripts.DISCARD)
 
     def chunk(self, record: Record, chunk: bytes | memoryview) -> Commands:
-        """Make the command that stores the next chunk of an episode; the record counts the chunks before
-        it."""
+        """Make the command that stores the next chunk of an episode, whose record counts the chunks
+        before."""
         # NX: a repeated SET would store the same bytes, but would let a committed chunk expire.
         return [("SET", f"{self._prefix(record)}{record.chunks}", chunk, "PX", self._life, "NX")]
 
