@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def chunk_keys(redis: Redis, namespace: str) -> list[bytes]:
     return list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))
+
+
+def test_the_examples_of_the_guide_run(url: str) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(example.replace("redis://localhost:6379", url), names)
+    names["store"].close()
+    assert {segment.by for segment in names["segments"]} == {"recency"}
 
 
 # Tasks
