@@ -28,7 +28,7 @@ def test_no_more_is_drawn_than_was_committed_times_the_ratio(connect: Connect, w
     store = connect()
     store.limiter = Limiter(samples_per_insert=2.5, timeout_seconds=0.1)
     write(store, 1)
-    write(store, 2, source="demo")  # which is not drawn from
+    write(store, 2, source="demo")  # not in the selection
     assert sample(store, 20) == 20
     with pytest.raises(
         LimiterTimeout,

@@ -43,7 +43,7 @@ Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 everywhere = pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)
-"""The same on one Redis and on a Redis Cluster."""
+"""Runs a test on one Redis and on a Redis Cluster."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -312,7 +312,7 @@ def test_chunks_of_a_writer_that_goes_on_do_not_expire(connect: Connect, begin: 
 
 
 def test_a_namespace_of_another_format_is_refused(connect: Connect, redis: Redis, namespace: str) -> None:
-    redis.hset(keys.layout(namespace), "shards", 4)  # as before there was a format
+    redis.hset(keys.layout(namespace), "shards", 4)  # as in the first version, which had no format
     for _ in range(2):
         with pytest.raises(StoreError, match=f"{namespace} has format 1, .* reads format 2: use another"):
             connect()
@@ -489,7 +489,7 @@ def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any
         (ids[number], now) for number in (1, 3) for now in range(10)
     }
     assert {segment.probability for segment in segments} == {1 / 20}
-    # It gives way like any other.
+    # It is evicted like any other episode.
     small = connect(byte_budget=sizes(store))
     write(small, 4)
     assert small.ids() == [*ids[1:], episode_id("rollout", "walk", 4)]
@@ -499,7 +499,7 @@ def test_an_episode_held_out_is_read_but_never_drawn(connect: Connect, write: An
     store, mix = connect(), {"rollout": 1.0}
     ids = [write(store, number) for number in range(3)]
     store.hold_out([ids[1], episode_id("rollout", "walk", 4)])
-    ids += [write(store, number) for number in (3, 4)]  # of which one is held out before it is there
+    ids += [write(store, number) for number in (3, 4)]  # episode 4 was held out before it existed
     segments = store.sample(mix, 300, 0, 0, np.random.default_rng(0))
     assert {segment.meta.id for segment in segments} == {ids[0], ids[2], ids[3]}
     assert {segment.probability for segment in segments} == {1 / 30}

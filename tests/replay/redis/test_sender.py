@@ -1,4 +1,4 @@
-"""What writers hand over arrives, once, whatever happens on the way."""
+"""Tests that queued episodes are stored exactly once, whatever happens to the connection."""
 
 import os
 import random
@@ -26,7 +26,7 @@ Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 CHUNK = 4 * (2 * 4 + 4 * 4 * 3 + 3 * 4 + 4) + JOB_BYTES
-"""Bytes of four steps in the queue."""
+"""Bytes that a chunk of four steps occupies in the queue."""
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -113,7 +113,7 @@ def test_an_error_is_told_to_the_writer_whose_it_is(
     connect: Connect, begin: Any, step: Any, redis: Redis, url: str, namespace: str
 ) -> None:
     rights = [f"~{{{namespace}}}:*", f"~{keys.chunks_prefix(tag := keys.tag(namespace, 0))}*.000000001:*"]
-    rights += [f"~{tag}:[^c]*", "+@all"]  # all but the chunks of others
+    rights += [f"~{tag}:[^c]*", "+@all"]  # all keys but other writers' chunks
     redis.execute_command("ACL", "SETUSER", "one", "on", ">pw", *rights)
     store = connect(url.replace("unix://", "unix://one:pw@"), shards=1)
     good, bad = begin(store, 1), begin(store, 2)
@@ -171,7 +171,7 @@ def test_every_request_is_cut_once(
     command: bytes,
     requests: int,
 ) -> None:
-    write(connect(), 0, source="demo")  # so that Redis knows all scripts
+    write(connect(), 0, source="demo")  # now Redis knows all scripts
     store = connect(proxy.url)
     proxy.cuts, proxy.only = cycle([moment, None]), command
     for number in range(3):
@@ -196,7 +196,7 @@ def test_a_line_that_keeps_breaking(connect: Connect, begin: Any, step: Any, pro
 
     def work(worker: int) -> int:
         committed = 0
-        for number in range(16):  # of which each is written by two
+        for number in range(16):  # two writers write each
             writer = begin(store, 16 * (worker // 2) + number)
             for row in range(10):
                 writer.append(step(row))
@@ -250,8 +250,8 @@ def test_64_writers_in_4_processes(connect: Connect, url: str, namespace: str) -
 committed = []
 def work(worker):
     for number in range(4):
-        committed.append(finish(first + 100 * worker + number).result())   # of this writer alone
-        committed.append(finish(10_000 + number).result())                 # of all of them
+        committed.append(finish(first + 100 * worker + number).result())   # an id of this writer only
+        committed.append(finish(10_000 + number).result())                 # an id of all writers
 threads = [threading.Thread(target=work, args=(worker,)) for worker in range(16)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -296,7 +296,7 @@ def test_redis_at_its_memory_limit_makes_writers_wait(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB."""
+    """Mount a file system of 12 MB, and return its folder."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system to fill")
     folder = tmp_path / "disk"
@@ -338,7 +338,7 @@ def test_a_full_disk_makes_writers_wait(
     until_taken(store.flush)
     for number in range(len(acknowledged) + 1, len(acknowledged) + 10):
         until_taken(lambda number=number: write(number))
-    # The one that was under way when the disk was full is there too: nothing was given up.
+    # The episode that was being committed when the disk was full is stored too.
     expected = {f"rollout.walk.{number:09d}" for number in range(len(acknowledged) + 1)}
     assert set(store.ids()) == expected
     server.send_signal(signal.SIGKILL)
@@ -373,7 +373,7 @@ def test_closing_says_what_it_gives_up(connect: Connect, begin: Any, step: Any, 
         writer = begin(store, number)
         writer.append(step(0))
         receipts.append(writer.finish("success"))
-    begin(store, 2).append(step(0))  # nobody was promised anything of this one
+    begin(store, 2).append(step(0))  # without a commit, dropping it is no loss
     with pytest.raises(StoreUnavailable, match=r"gave up 2: committing episode rollout.walk.000000000"):
         store.close()
     for receipt in receipts:

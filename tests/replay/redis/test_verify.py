@@ -1,4 +1,4 @@
-"""What is wrong in a store is found, told and put right; what is right is left alone."""
+"""Tests that verification finds, reports and repairs damage, and leaves undamaged data alone."""
 
 import threading
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def chunks_of(store: EpisodeStore, id: str) -> list[str]:
 
 
 def flip(redis: Redis, key: str, place: int = -1) -> None:
-    """Flip a bit of a byte that is stored."""
+    """Flip a bit of a stored value."""
     stored: Any = bytearray(redis.get(key) or b"")
     stored[place] ^= 1
     redis.set(key, bytes(stored))
@@ -138,7 +138,7 @@ def test_an_id_may_come_again_after_its_episode_was_set_aside(
     store: EpisodeStore, connect: Connect, write: Any, redis: Redis
 ) -> None:
     other = connect()
-    # What the first one left behind is nobody's once the second is set aside too, and then expires.
+    # Once the second one is in the quarantine, the chunks of the first belong to no episode and must expire.
     for attempt, kinds in (1, ["episode"]), (2, ["episode", "expiry"]):
         flip(redis, chunks_of(store, ROLLOUT)[0])
         assert [found.kind for found in store.verify(repair=True).findings] == kinds
@@ -209,7 +209,7 @@ def swap_record(store: EpisodeStore, redis: Redis) -> None:
 
 
 def break_contract(store: EpisodeStore, redis: Redis) -> None:
-    """Another spec than the episodes were written to."""
+    """Replace the task's spec, so that its episodes no longer fit."""
     packed: Any = redis.hget(keys.tasks(store._namespace), "walk")
     plain = msgpack.unpackb(packed)
     plain["action"]["shape"] = [4]
@@ -294,7 +294,7 @@ def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, na
 def test_a_damaged_shard_does_not_stop_its_writers(
     store: EpisodeStore, redis: Redis, connect: Connect
 ) -> None:
-    """Eviction meets an entry without episode, a record that is no record, and totals that are wrong."""
+    """Eviction meets an entry without an episode, a damaged record and wrong totals."""
     crowded = connect(byte_budget=4 * store.stats().total.bytes)
     for tag in crowded._tags:
         redis.zadd(keys.index(tag, "rollout"), {"nobody:10:success:walk": 1})
