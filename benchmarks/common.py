@@ -1,4 +1,4 @@
-"""What the benchmarks share: how they measure, and how they say what they found.
+"""Functions that all benchmarks share: measuring, and reporting the results.
 
 A benchmark is a script `benchmarks/<name>.py [--quick] [--json FILE]`. It prints a table and writes
 `{"machine": {...}, "rows": [...], "ratios": {"<name>": x}}`.
@@ -23,18 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES = ("numpy", "torch", "ray", "redis", "robosuite", "mujoco")
-"""Those whose versions move the figures."""
+"""Packages whose versions change the figures."""
 
 WIDTH = 140
-"""Of the table, in a log."""
+"""Width of the printed tables, in characters, where the output is no terminal."""
 
 Targets = Mapping[str, str]
-"""What a measure or a ratio should come to: `<= 150` or `>= 0.8`, in the measure's unit."""
+"""Target of each measure or ratio, by its name: `<= 150` or `>= 0.8`, in the measure's unit."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, as often as it was measured."""
+    """One figure, with every sample that was measured of it."""
 
     measure: str
     case: str
@@ -43,35 +43,37 @@ class Row:
 
     @property
     def value(self) -> float:
-        """The median."""
+        """Median of the samples."""
         return median(self.samples)
 
 
 def parser(description: str) -> ArgumentParser:
-    """Takes `--quick` and `--json`; a benchmark may add its own."""
+    """Make a command-line parser with `--quick` and `--json`, to which a benchmark may add options."""
     parser = ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="rougher figures, within two minutes on 2 cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    parser.add_argument(
+        "--quick", action="store_true", help="less exact figures, within two minutes on 2 cores"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
     return parser
 
 
 def arguments(description: str) -> Namespace:
-    """The command line of a benchmark that has no options of its own."""
+    """Parse the command line of a benchmark without options of its own."""
     return parser(description).parse_args()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return how many seconds a call takes."""
     started = perf_counter()
     call()
     return perf_counter() - started
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure every side once a round, in an order that is drawn for each.
+    """Measure every side once per round, in a new random order each round.
 
-    So the sides of a round see the same machine, whatever drifts hits all of them alike, and none always
-    finds the caches as the same other one left them.
+    All sides of a round thus meet the machine in the same state, and a slow change affects all of them alike.
+    The random order prevents one side from always running on the caches that the same other side left behind.
     """
     rng = random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in sides}
@@ -82,12 +84,12 @@ def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median over the rounds of one side's sample by the other's."""
+    """Return the median over all rounds of one side's sample divided by the other's."""
     return median(a / b for a, b in zip(above, below, strict=True))
 
 
 def machine(**settings: Any) -> dict[str, Any]:
-    """Where the figures come from; call it before anything is measured, as it tells the load."""
+    """Describe the machine and its software. Call it before measuring, because it records the load."""
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
@@ -104,7 +106,7 @@ def machine(**settings: Any) -> dict[str, Any]:
 
 
 def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """Return the content of the JSON file."""
     plain = [
         {
             "measure": row.measure,
@@ -121,7 +123,7 @@ def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, 
 
 
 def finish(found: Mapping[str, Any], targets: Targets, file: Path | None) -> None:
-    """Print the tables of `results`, and write them to a file if there is one."""
+    """Print the tables of `results`; write `results` to `file` if one is given."""
     if file is not None:
         file.write_text(json.dumps(found, indent=2) + "\n")
     console = Console()

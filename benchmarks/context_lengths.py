@@ -1,7 +1,7 @@
-"""Success over context length: policies trained at one T_o each against one policy trained at many.
+"""Measure success over context length: policies trained at one T_o each, and one policy trained at many.
 
-A cell is one training and its evaluation. Finished cells stand in a file, a line each, and are not done
-again: an interrupted study goes on where it was, and processes with different seeds share the work.
+A cell is one training and its evaluation. A file keeps finished cells, one per line, and they are not
+repeated. An interrupted study continues where it stopped, and processes with different seeds share the work.
 """
 
 import json
@@ -28,20 +28,20 @@ from longview.actors.task import Task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.config import RunConfig, preset_file, read_config, task_of
 from longview.cluster.run.services import redis_server
-from longview.learner.config import LearnerConfig
+from longview.learner.config import LearnerConfig, policy_config
 from longview.learner.laps import TrainingProgress
 from longview.learner.normalize import measure
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policy import Policy
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.monitoring.hub import Hub
-from longview.monitoring.report import Rate
+from longview.monitoring.success import Rate
 from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode
 from longview.replay.store import EpisodeStore
 
 GRIDS = {"return_point": (1, 8, 32, 48, 64), "grasp_and_return": (4, 16, 24, 48)}
-"""Context lengths that are compared."""
+"""Context lengths that are compared, by task."""
 SETTINGS = {
     "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
     "grasp_and_return": (),
@@ -53,20 +53,23 @@ TARGETS = {"joint_over_specialists": "<= 0.35", "joint_minus_specialists": ">= -
 
 
 class Cell(NamedTuple):
-    """One training."""
+    """One training and its evaluation."""
 
     task: str
     architecture: str
     demonstrations: int
     curriculum: str
     context_length: int
-    """The longest that it trains at; with `fixed` the only one."""
+    """Longest T_o that it trains at; with `fixed` the only one."""
     seed: int
 
 
 Found = dict[Cell, dict[str, Any]]
-"""Of finished cells: `seconds` of processor time that training took (processes side by side do not disturb
-it), and `outcomes` by context length, as a text."""
+"""Results by finished cell: `seconds` and `outcomes`.
+
+`seconds` is the processor time of training, which other processes hardly change. `outcomes` counts episodes
+by context length (as text, a JSON key) and outcome.
+"""
 
 
 def main() -> None:
@@ -74,11 +77,13 @@ def main() -> None:
     arguments.add_argument("--task", choices=list(GRIDS), default="return_point")
     arguments.add_argument("--architectures", nargs="+", default=["unet_cross", "unet_film", "dit"])
     arguments.add_argument("--curricula", nargs="+", choices=CURRICULA, default=CURRICULA)
-    arguments.add_argument("--scales", nargs="+", type=float, default=[1.0], help="of the demonstrations")
+    arguments.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], help="multiples of the task's demonstrations"
+    )
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--cells", type=Path, default=Path("context_lengths.jsonl"), metavar="FILE")
     arguments.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the cells")
-    arguments.add_argument("--table", type=Path, metavar="FILE", help="the same as Markdown")
+    arguments.add_argument("--table", type=Path, metavar="FILE", help="a Markdown table of the cells")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_args()
     torch.set_num_threads(1)
@@ -102,13 +107,13 @@ def main() -> None:
 
 
 def settings(options: Namespace) -> list[str]:
-    """What the study changes in the task's preset."""
+    """Return the settings that the study changes in the task's preset."""
     quick = ["learner.steps=60", "learner.warmup=10"] if options.quick else []
     return [*SETTINGS[options.task], *quick, *options.overrides]
 
 
 def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
-    """The cells, seed by seed, so that a table is whole as soon as possible."""
+    """Yield the cells seed by seed, so that the first complete table comes early."""
     grid = GRIDS[options.task][:: 2 if options.quick else 1]
     count = base.demonstration_count(task_of(base).spec)
     for seed, scale, architecture in product(options.seeds, options.scales, options.architectures):
@@ -119,7 +124,7 @@ def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
 
 
 def finished(file: Path) -> Found:
-    """Cells that are done already. A last line that was cut off counts for nothing."""
+    """Read the cells that are already finished; ignore a last line that was cut off."""
     done = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
@@ -132,7 +137,9 @@ def finished(file: Path) -> Found:
 
 def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
     """Train and evaluate one cell."""
-    policy = replace(base.learner.policy, architecture=cell.architecture, context_length=cell.context_length)
+    policy = policy_config(
+        base.learner.policy, architecture=cell.architecture, context_length=cell.context_length
+    )
     curriculum = replace(base.learner.curriculum, kind=cell.curriculum)
     config = replace(base.learner, policy=policy, curriculum=curriculum)
     task = task_of(base)
@@ -149,11 +156,11 @@ def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:
 
 @contextmanager
 def demonstrated(task: Task, actors: ActorsConfig, episodes: int, seed: int) -> Iterator[EpisodeStore]:
-    """A store with a seed's own demonstrations."""
+    """Provide a store with new demonstrations, collected with this seed."""
     with TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
         store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
         store.register(task.spec)
-        worker = Worker(task, actors, seed, "actor-0", 1, store, Hub().report)
+        worker = Worker(task, actors, seed, "actor-0", store, Hub().report)
         worker.work(Order("demo", 0, episodes, beta=1.0), None)
         yield store
 
@@ -165,7 +172,7 @@ def training(
     seed: int,
     report: Callable[[TrainingProgress], None] = lambda _: None,
     validation: Sequence[Episode] = (),
-) -> DiffusionPolicy:
+) -> Policy:
     """Train on a store's demonstrations, as a learner rank does."""
     with TemporaryDirectory() as checkpoints:
         return train(
@@ -185,18 +192,18 @@ def training(
 
 
 def evaluated(
-    task: Task, policy: DiffusionPolicy, lengths: Sequence[int], episodes: int
+    task: Task, policy: Policy, lengths: Sequence[int], episodes: int
 ) -> Iterator[Mapping[str, int]]:
-    """Outcomes of episodes at each context length, the same episodes for all."""
+    """Evaluate a policy at each context length, on the same episodes, and yield the outcomes of each."""
     actors = ActorsConfig(simulators=SIMULATORS)
-    worker = Worker(task, actors, 0, "actor-0", policy.horizon.execute, None, Hub().report)
+    worker = Worker(task, actors, 0, "actor-0", None, Hub().report)
     for length in lengths:
         order = Order("evaluation", 0, episodes, length, version=0)
         yield worker.work(order, PolicySession(policy, SIMULATORS)).outcomes
 
 
 def rows(found: Found) -> list[Row]:
-    """Success in percent and time of training, a sample a seed; and what a joint training loses or wins."""
+    """Return rows of success, of training time, and of a joint training's gain; one sample per seed."""
     made = []
     for group, cells in by_seed(found).items():
         entries = [found[cell] for cell in cells]
@@ -212,7 +219,7 @@ def rows(found: Found) -> list[Row]:
 
 
 def ratios(found: Found) -> dict[str, float]:
-    """Time of one joint training over those at each length together, the mean over the seeds."""
+    """Return the time of one joint training over the time of all single-length ones, averaged over seeds."""
     shares = [
         entry["seconds"] / sum(found[other]["seconds"] for other in specialists(found, cell))
         for cell, entry in found.items()
@@ -222,7 +229,7 @@ def ratios(found: Found) -> dict[str, float]:
 
 
 def by_seed(found: Found) -> dict[Cell, list[Cell]]:
-    """Cells that differ in their seed only, together."""
+    """Group the cells that differ only in their seed."""
     groups: dict[Cell, list[Cell]] = {}
     for cell in found:
         groups.setdefault(cell._replace(seed=0), []).append(cell)
@@ -230,13 +237,13 @@ def by_seed(found: Found) -> dict[Cell, list[Cell]]:
 
 
 def specialists(found: Found, joint: Cell) -> list[Cell]:
-    """The trainings at one length each that a joint one is compared with."""
+    """Return the single-length trainings that a joint training is compared with."""
     alike = [cell for cell in found if cell.curriculum == "fixed"]
     return [cell for cell in alike if joint._replace(curriculum=cell[3], context_length=cell[4]) == cell]
 
 
 def ahead(found: Found, joint: Cell) -> list[float]:
-    """By how much a joint training's success exceeds that of each length's own."""
+    """Return how much a joint training's success exceeds that of each single-length training."""
     return [
         success(found[joint]["outcomes"][length]).share - success(outcomes).share
         for cell in specialists(found, joint)
@@ -245,12 +252,12 @@ def ahead(found: Found, joint: Cell) -> list[float]:
 
 
 def success(outcomes: Mapping[str, int]) -> Rate:
-    """Of all episodes."""
+    """Return successes as a share of all episodes."""
     return Rate(outcomes.get("success", 0), sum(outcomes.values()))
 
 
 def plot(found: Found, file: Path) -> None:
-    """Success over context length, a panel an architecture; all seeds together, Wilson intervals."""
+    """Plot success with Wilson intervals over context length, all seeds together, by architecture."""
     from matplotlib.figure import Figure
 
     architectures = list(dict.fromkeys(cell.architecture for cell in found))
@@ -274,7 +281,7 @@ def plot(found: Found, file: Path) -> None:
 
 
 def table(found: Found) -> str:
-    """Success by context length as Markdown; all seeds together, Wilson intervals."""
+    """Format success by context length as Markdown, with Wilson intervals, all seeds together."""
     lengths = sorted({length for entry in found.values() for length in entry["outcomes"]}, key=int)
     lines = [
         f"| | {' | '.join(f'T_o {length}' for length in lengths)} | training, processor time |",
@@ -301,7 +308,7 @@ def table(found: Found) -> str:
 
 
 def pooled(entries: Sequence[dict[str, Any]], length: str) -> Rate:
-    """Success of all seeds' episodes at one context length."""
+    """Return the success of all entries' episodes together at one context length."""
     counts = sum((Counter(entry["outcomes"].get(length)) for entry in entries), Counter[str]())
     return success(counts)
 

@@ -1,8 +1,9 @@
-"""What one frame tells of what a policy has to remember, while it has to remember it.
+"""Measure how well a single frame reveals what a policy should have to remember.
 
-Episodes of the expert, or of a policy, are lined up at the moment when the task turns to memory: an object
-was left alone in the middle, a scoop was completed. From the last frame that gives the answer away to the
-decision classifiers try to tell it from single frames and, as a control, from the history a policy may see.
+Episodes of the expert, or of a policy, are aligned at the moment from which the task needs memory: an object
+was left alone in the middle, or a scoop was completed. Classifiers then guess the answer from single frames,
+at every step from the last frame that shows it to the decision. As a control, they guess it from the history
+that a policy may see.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,17 +28,17 @@ from longview.actors.tasks.render import Renderer
 from longview.cluster.run.config import preset_file, read_config
 from longview.learner.policy import policy_from_bytes
 from longview.learner.session import PolicySession
-from longview.monitoring.report import wilson_interval
+from longview.monitoring.success import wilson_interval
 
 TARGETS = {"told_by_one_frame": "<= 10", "told_by_history": ">= 99"}
 CAMERAS, SIZE = ("agentview", "robot0_eye_in_hand"), 84
 PICTURES = 6
-"""Steps of a turn at which the cameras look."""
+"""Steps of a turn at which pictures are taken."""
 FOLDS = 5
 ARM = 7
-"""Joints of the arm."""
+"""Number of the arm's joints."""
 POOL = 7
-"""Pixels a side that become one before images are classified."""
+"""Side, in pixels, of the squares that are averaged before images are classified."""
 COMPONENTS = 30
 """Principal components of the images."""
 
@@ -46,18 +47,18 @@ Features = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Question:
-    """What has to be remembered in one task, and when."""
+    """The thing that has to be remembered in one task, and the steps during which it has to be."""
 
     asked: Callable[[Any], int]
-    """Of the environment: how often the task has turned to memory so far."""
+    """Counts, given the environment, how often the task has begun to need memory so far."""
     answer: Callable[[Any], int]
-    """And what must be known then."""
+    """Returns, given the environment, the answer that must be remembered from then on."""
     answers: int
-    """How many there are, equally likely."""
+    """Number of possible answers, all equally likely."""
     window: range
-    """Steps since then: from the last frame that gives the answer away to the decision."""
+    """Steps relative to that moment, from the last frame that shows the answer to the decision."""
     often: int = 1
-    """In how many of its turns an episode is asked."""
+    """Number of turns per episode that are examined."""
 
 
 QUESTIONS = {
@@ -69,18 +70,18 @@ QUESTIONS = {
 
 @dataclass
 class Frame:
-    """One step, with what a policy sees and what it does not."""
+    """One step: what a policy sees of it, and what it does not see."""
 
     seen: Mapping[str, NDArray[Any]]
     positions: Features
-    """Of all joints; the arm's come first."""
+    """Positions of all joints; the arm's come first."""
     images: Mapping[str, Features]
-    """By camera, small and flat; none but at some steps."""
+    """Small grey images by camera, flattened; empty except at some steps."""
 
 
 @dataclass
 class Turn:
-    """An episode, at one of the moments when it turned to memory."""
+    """An episode, aligned at one of the moments from which it needs memory."""
 
     episode: int
     frames: Sequence[Frame]
@@ -91,9 +92,11 @@ class Turn:
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--task", choices=list(QUESTIONS), action="append", help="by default all")
-    arguments.add_argument("--policy", type=Path, help="a policy.safetensors to roll out; else the expert")
     arguments.add_argument(
-        "--images", action="store_true", help="also classify what cameras see, at some of the steps"
+        "--policy", type=Path, help="roll out this policy.safetensors instead of the expert"
+    )
+    arguments.add_argument(
+        "--images", action="store_true", help="also classify camera images, at some of the steps"
     )
     options = arguments.parse_args()
     where = machine(quick=options.quick, policy=options.policy and str(options.policy), images=options.images)
@@ -105,7 +108,7 @@ def main() -> None:
 
 
 def collect(name: str, episodes: int, policy_file: Path | None, images: bool) -> Iterator[Turn]:
-    """Roll episodes out; those that never come to the question ask nothing."""
+    """Roll out episodes and yield their turns; an episode that never needs memory has none."""
     task = load_task(name)
     question, noise = QUESTIONS[name], read_config(preset_file(name), [], task=name).actors.noise
     policy = None if policy_file is None else policy_from_bytes(policy_file.read_bytes())
@@ -133,12 +136,12 @@ def collect(name: str, episodes: int, policy_file: Path | None, images: bool) ->
 
 
 def pictured(question: Question) -> range:
-    """The steps, from the moment, at which the cameras look."""
+    """Return the steps, relative to the moment, at which pictures are taken."""
     return question.window[:: max(1, len(question.window) // PICTURES)]
 
 
 def look(env: Any, renderer: Renderer, turn: Turn, offsets: range) -> None:
-    """Put the simulator back to some of a turn's frames, and take pictures of them. It needs a reset then."""
+    """Set the simulator back to some of a turn's frames and take pictures; it needs a reset afterwards."""
     import mujoco
 
     for offset in offsets:
@@ -150,7 +153,7 @@ def look(env: Any, renderer: Renderer, turn: Turn, offsets: range) -> None:
 
 
 def by_expert(task: Any, env: Any, rng: np.random.Generator, noise: float) -> Callable[[Any], Any]:
-    """The expert, disturbed as in demonstrations."""
+    """Return a function that acts as the expert, with the noise of demonstrations."""
     act = task.expert(env, rng)
 
     def choose(_: Any) -> Any:
@@ -161,7 +164,7 @@ def by_expert(task: Any, env: Any, rng: np.random.Generator, noise: float) -> Ca
 
 
 def by_policy(policy: Any, rng: np.random.Generator) -> Callable[[Any], Any]:
-    """A policy at its longest context."""
+    """Return a function that acts as a policy at its longest context."""
     session, queue, frames, executed, fresh = PolicySession(policy, 1), [], [], [], [True]
 
     def choose(observation: Any) -> Any:
@@ -180,8 +183,11 @@ def by_policy(policy: Any, rng: np.random.Generator) -> Callable[[Any], Any]:
 
 
 def told(name: str, question: Question, turns: Sequence[Turn]) -> list[Row]:
-    """How well each kind of frame tells the answer, at the worst of the steps: the upper end of the 95 %
-    interval, in points above chance."""
+    """Return how well each kind of frame reveals the answer, at the step where it reveals most.
+
+    A value is the upper end of the 95 % interval of the accuracy, in percentage points above chance. The last
+    row is the accuracy from the history, in percent.
+    """
     chance, worst = 100 / question.answers, dict[str, float]()
     for offset in question.window:
         at = [turn for turn in turns if 0 <= turn.now + offset < len(turn.frames)]
@@ -200,7 +206,7 @@ def told(name: str, question: Question, turns: Sequence[Turn]) -> list[Row]:
 
 
 def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
-    """Features of one frame each, (turns, ...) by kind."""
+    """Return the features of one frame per turn, (turns, ...), by kind of feature."""
     frames = [turn.frames[turn.now + offset] for turn in turns]
     features = {
         "observation": np.stack([state(frame) for frame in frames]),
@@ -214,30 +220,33 @@ def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
 
 
 def state(frame: Frame) -> Features:
-    """What is observed, and where things are relative to the hand."""
+    """Return what is observed, and the positions of objects relative to the hand."""
     values = [value for _, value in sorted(frame.seen.items())]
     hand = frame.seen["hand_pos"]
     return np.concatenate([*values, *(value - hand for value in values if value.shape == hand.shape)])
 
 
 def pooled(image: NDArray[np.uint8]) -> Features:
-    """A smaller grey image, flat."""
+    """Return a smaller grey image, flattened."""
     size = image.shape[0] // POOL
     return image.reshape(size, POOL, size, POOL, 3).mean(axis=(1, 3, 4)).ravel()
 
 
 def past(turn: Turn, now: int, depth: int) -> Features:
-    """The last `depth` observations, the first one of the episode repeated before its start."""
+    """Return the last `depth` observations, newest first; before the start, the first one is repeated."""
     return np.concatenate([state(turn.frames[max(0, now - age)]) for age in range(depth)])
 
 
 def models() -> tuple[Any, Any]:
-    """Nearest neighbours, and a line."""
+    """Return new classifiers: nearest neighbours, and logistic regression."""
     return KNeighborsClassifier(15), LogisticRegression(max_iter=300)
 
 
 def accuracy(model: Any, features: Features, turns: Sequence[Turn]) -> tuple[float, float]:
-    """Cross-validated, no episode on both sides; with the upper end of its interval."""
+    """Return a classifier's cross-validated accuracy and the upper end of its 95 % interval.
+
+    No episode is in both the training and the test part.
+    """
     answers, episodes = (np.array([getattr(turn, name) for turn in turns]) for name in ("answer", "episode"))
     guesses = cross_val_predict(
         make_pipeline(StandardScaler(), model), features, answers, groups=episodes, cv=GroupKFold(FOLDS)

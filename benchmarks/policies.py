@@ -1,7 +1,8 @@
-"""How fast policies train and decide: by architecture, context length and size, from state and from images.
+"""Measure how fast policies train and decide, by architecture, context length and size.
 
-A decision is what a robot waits for in the middle of an episode: the frames since the last one become tokens,
-and actions are denoised. The figures are those of one call, which decides for a batch of robots.
+Policies see a state alone, or a state and images. A robot waits for a decision in the middle of an episode:
+the frames since the last decision are encoded as tokens, and actions are denoised. Each figure is the time of
+one call, which decides for a batch of robots.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +12,7 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
-from longview.learner.compiled import compile_denoiser
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig, PolicyConfig, Size
-from longview.learner.policy import DiffusionPolicy, mean_loss
+from longview.learner.compiled import compile_trunk
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
+from longview.learner.policies.diffusion.config import SHARED
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import Policy, mean_loss
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.session import PolicySession
 from longview.learner.train import flatten
@@ -31,14 +34,14 @@ from longview.learner.windows import Batch
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, EpisodeMeta, Segment, TaskSpec
 
 LENGTHS = (1, 2, 8, 20, 48, 80)
-"""T_o."""
+"""Context lengths T_o that are measured."""
 LONGEST = LENGTHS[-1]
-MAIN: Architecture = "unet_cross"
-"""The one whose ratios have targets."""
+MAIN = "unet_cross"
+"""Architecture whose ratios have targets."""
 STEPS = 200
-"""Of the episode that is trained on."""
+"""Steps of the episode that is trained on."""
 MEASURED = (1, 16, 64, 256)
-"""T_o at which the memory of training is measured."""
+"""Context lengths T_o at which the memory of training is measured."""
 STATE, IMAGE = ArraySpec((19,)), ArraySpec((84, 84, 3), "uint8", 0, 255)
 SPECS = {
     kind: TaskSpec(kind, observation, ArraySpec((7,), low=-1.0, high=1.0), 20.0, STEPS, LENGTHS, 50)
@@ -48,11 +51,11 @@ SPECS = {
     }.items()
 }
 WINDOWS = {"state": 64, "images": 16}
-"""Of a training step."""
+"""Windows per training step, by kind of observation."""
 ROBOTS = ActorsConfig().simulators
-"""That an actor decides for at once."""
+"""Robots that an actor decides for in one call."""
 TABLED = {"decision": "ms", "training": "windows/s", "training_memory": "MiB"}
-"""Measures at several context lengths, and their units."""
+"""Measures that are tabled over context lengths, with their units."""
 TARGETS = {
     "decision_80_over_2_state": "<= 1.25",
     "decision_80_over_2_images": "<= 1.25",
@@ -65,11 +68,13 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of decisions and training")
-    options.add_argument("--table", type=Path, metavar="FILE", help="the same, and memory, as Markdown")
+    options.add_argument(
+        "--table", type=Path, metavar="FILE", help="decisions, training and memory as Markdown"
+    )
     chosen = options.parse_args()
     device, quick = torch.device(chosen.device), chosen.quick
     if quick and chosen.plot:
-        options.error("--plot wants all architectures, which --quick leaves out")
+        options.error("--plot needs all architectures, but --quick measures only one")
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")  # as the training loop does
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -91,11 +96,15 @@ def main() -> None:
 
 
 def decisions(device: torch.device, quick: bool) -> tuple[list[Row], dict[str, float]]:
-    """What decisions take at every context length. The ratios are the worse ones of the two batches, of
-    `small`."""
+    """Measure how long decisions take at every context length.
+
+    Each ratio is the larger one of the two batch sizes, for size `small`.
+    """
     rows: list[Row] = []
     ratios: dict[str, float] = {}
-    policies = [(architecture, "small") for architecture in ((MAIN,) if quick else get_args(Architecture))]
+    policies = [
+        (architecture, "small") for architecture in ((MAIN,) if quick else architectures("diffusion"))
+    ]
     for (architecture, size), kind, robots in product([*policies, (MAIN, "tiny")], SPECS, (1, 64)):
         many_images = (kind, robots) == ("images", 64)
         if quick and many_images:
@@ -114,10 +123,12 @@ def decisions(device: torch.device, quick: bool) -> tuple[list[Row], dict[str, f
 
 
 def encoding(device: torch.device) -> tuple[list[Row], dict[str, float]]:
-    """What tokens cost per decision at the longest context where they are kept, and where all are made anew.
-    The ratios are how many times as long the latter takes, as a share of how many times as many frames that
-    is; the one with a target is an actor's."""
-    policy = TimedEncoder(PolicyConfig(size="small"), SPECS["images"]).to(device)
+    """Measure the time for tokens per decision at the longest context, with kept tokens and with new ones.
+
+    Each ratio divides the gain in time by the gain in frames: 1 means that ten times as many frames take ten
+    times as long. The ratio with a target is the one for an actor's robots.
+    """
+    policy = TimedEncoder(policy_config(size="small"), SPECS["images"]).to(device)
     rows, ratios = [], {}
     for name, robots in (("cached_over_reencoding", ROBOTS), ("cached_over_reencoding_one_robot", 1)):
         acting = Acting(policy, robots)
@@ -130,7 +141,7 @@ def encoding(device: torch.device) -> tuple[list[Row], dict[str, float]]:
 
 
 class TimedEncoder(DiffusionPolicy):
-    """Notes how long it takes to make tokens."""
+    """A policy that adds up the time it spends on making tokens."""
 
     milliseconds = 0.0
 
@@ -142,18 +153,18 @@ class TimedEncoder(DiffusionPolicy):
         return token_FE
 
     def time(self, acting: "Acting", anew: bool = False) -> float:
-        """Of a decision at the longest context."""
+        """Return the milliseconds that one decision at the longest context spends on tokens."""
         if anew:
-            acting.session.load(0, self)  # as with new weights, no token can be kept
+            acting.session.load(0, self)  # loading weights drops all tokens
         self.milliseconds = 0.0
         acting.decide(LONGEST)
         return self.milliseconds
 
 
 class Acting:
-    """A batch of robots in the middle of their episodes."""
+    """A session that decides for a batch of robots in the middle of their episodes."""
 
-    def __init__(self, policy: DiffusionPolicy, robots: int) -> None:
+    def __init__(self, policy: Policy, robots: int) -> None:
         execute = policy.horizon.execute
         self.session, self.robots = PolicySession(policy, robots), robots
         self.frames = recorded(policy.spec, execute)
@@ -164,7 +175,7 @@ class Acting:
             self.decide(1)
 
     def decide(self, T_o: int) -> float:
-        """Milliseconds of a decision."""
+        """Make one decision and return the milliseconds that it took."""
         return 1000 * seconds(lambda: self.act(T_o, self.executed, begin=False))
 
     def act(self, T_o: int, executed: NDArray[np.float32], begin: bool) -> None:
@@ -177,10 +188,12 @@ class Acting:
 
 
 def trainings(device: torch.device, quick: bool) -> list[Row]:
-    """How fast policies train at every context length."""
+    """Measure how fast policies train at every context length."""
     rows = []
-    for architecture, kind in product((MAIN,) if quick else get_args(Architecture), SPECS):
-        config = LearnerConfig(PolicyConfig(architecture, "small"), batch_size=WINDOWS[kind])
+    for architecture, kind in product((MAIN,) if quick else architectures("diffusion"), SPECS):
+        config = LearnerConfig(
+            policy_config(architecture=architecture, size="small"), batch_size=WINDOWS[kind]
+        )
         lengths = (2, LONGEST) if quick else LENGTHS
         sides = {f"T_o {T_o}": Training(config, kind, T_o, device).rate for T_o in lengths}
         samples = interleaved(sides, rounds=3 if kind == "images" else 7)
@@ -190,8 +203,8 @@ def trainings(device: torch.device, quick: bool) -> list[Row]:
 
 
 def sharing(device: torch.device, quick: bool) -> tuple[list[Row], float]:
-    """How fast policies train where windows of one place share their frames, and where each has its own."""
-    config = LearnerConfig(PolicyConfig(size="small"), batch_size=WINDOWS["images"])
+    """Measure how fast policies train if windows of one segment share their frames, and if they do not."""
+    config = LearnerConfig(policy_config(size="small"), batch_size=WINDOWS["images"])
     shared, separate = (Training(config, "images", LONGEST, device, apart=apart) for apart in (False, True))
     samples = interleaved({"shared": shared.rate, "separate": separate.rate}, rounds=3 if quick else 7)
     case = f"{MAIN}, small, images, batch {config.batch_size}, T_o {LONGEST}"
@@ -200,7 +213,7 @@ def sharing(device: torch.device, quick: bool) -> tuple[list[Row], float]:
 
 
 class Training:
-    """Steps of a training at one context length; every one is of another batch."""
+    """Training steps at one context length, each on a new batch."""
 
     def __init__(
         self,
@@ -215,26 +228,26 @@ class Training:
         draw = drawer(SPECS[kind], episode_steps)
         self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=draw)
         self.apart, self.taken = apart, 0
-        self.policy = DiffusionPolicy(config.policy, SPECS[kind]).to(device)
+        self.policy = config.policy.make(SPECS[kind]).to(device)
         self.weights, self.gradients = flatten(self.policy)
         self.optimizer = torch.optim.AdamW([self.weights], fused=True)
         if config.compile:
-            compile_denoiser(self.policy, self.recipe, range(1))
+            compile_trunk(self.policy, self.recipe, range(1))
         self.rate()
 
     def rate(self) -> float:
-        """Windows per second of the next step."""
+        """Take the next step and return its windows per second."""
         batch = self.batch()
         return batch.size / seconds(lambda: self.step(batch))
 
     def batch(self) -> Batch:
-        """The next one."""
+        """Return the next batch."""
         self.taken += 1
         batch = self.recipe.batch(self.taken)
         return one_by_one(batch) if self.apart else batch
 
     def step(self, batch: Batch) -> None:
-        """As the training loop takes it."""
+        """Take one training step, as the training loop does."""
         error_BT = self.recipe.error(self.policy, batch, self.taken)
         loss = mean_loss(error_BT, self.policy.tensor(batch.target_BT))
         self.gradients.zero_()
@@ -244,21 +257,21 @@ class Training:
         loss.item()  # waits for a GPU
 
     def flops(self) -> float:
-        """Of a window; what is compiled is not seen."""
+        """Return the floating-point operations of a step per window; compiled code is not counted."""
         batch = self.batch()
         with FlopCounterMode(display=False) as counter:
             self.step(batch)
         return float(counter.get_total_flops()) / batch.size
 
     def memory(self) -> float:
-        """MiB of the GPU that a step takes, weights and optimizer included."""
+        """Return the MiB of GPU memory that a step takes, weights and optimizer included."""
         torch.cuda.reset_peak_memory_stats()
         self.step(self.batch())
         return torch.cuda.max_memory_allocated() / 2**20
 
 
 def one_by_one(batch: Batch) -> Batch:
-    """The same windows, each with frames of its own."""
+    """Return a batch with the same windows in which each has its own copy of its frames."""
     seen_BS = batch.seen_BS
     frame_F = batch.frame_BS[seen_BS]
     return replace(
@@ -273,10 +286,10 @@ def one_by_one(batch: Batch) -> Batch:
 
 
 def memories(device: torch.device, quick: bool) -> list[Row]:
-    """What training takes of memory as contexts grow, weights and optimizer included."""
+    """Measure the memory of training at growing context lengths, weights and optimizer included."""
     rows = []
     for kind, T_o in product(SPECS, MEASURED[:1] if quick else MEASURED):
-        # Of a new process: what an old one has freed comes back unseen.
+        # Each length gets a new process. In an old one, memory freed earlier is reused without being counted.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             peak = process.submit(training_memory, kind, T_o, device).result()
         case = f"{MAIN}, tiny, {kind}, batch {WINDOWS[kind]}, T_o {T_o}"
@@ -285,10 +298,10 @@ def memories(device: torch.device, quick: bool) -> list[Row]:
 
 
 def training_memory(kind: str, T_o: int, device: torch.device) -> float:
-    """MiB; without a GPU, by how much the process grows."""
+    """Return the MiB that training takes; without a GPU, the MiB by which the process grows."""
     torch.set_num_threads(1)
     before = resident("VmRSS")
-    policy = PolicyConfig(MAIN, context_length=T_o)
+    policy = policy_config(architecture=MAIN, context_length=T_o)
     config = LearnerConfig(policy, batch_size=WINDOWS[kind])
     training = Training(config, kind, T_o, device, episode_steps=4 * MEASURED[-1])
     if device.type == "cuda":
@@ -299,7 +312,7 @@ def training_memory(kind: str, T_o: int, device: torch.device) -> float:
 
 
 def resident(name: str) -> float:
-    """MiB of this process that are in memory, or were at most."""
+    """Return this process' memory in MiB: `VmRSS` is what it holds now, `VmHWM` the most it ever held."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
@@ -308,23 +321,27 @@ def resident(name: str) -> float:
 
 
 def sizes(device: torch.device) -> list[Row]:
-    """What this machine makes of each size: decisions for one robot, and training; on a GPU also in the
-    precision that pays there."""
+    """Measure each size on this machine: decisions for one robot, and training.
+
+    On a GPU training is measured in reduced precision and compiled as well.
+    """
     plain = LearnerConfig(batch_size=WINDOWS["images"])
     reduced = replace(plain, precision="bfloat16")
     variants = (plain, reduced, replace(reduced, compile=True)) if device.type == "cuda" else (plain,)
     rows = []
-    for kind, size in product(SPECS, get_args(Size)):
+    for kind, size in product(SPECS, SHARED):
         acting = Acting(make_policy(MAIN, size, kind, device), robots=1)
         times = [acting.decide(LONGEST) for _ in range(7)]
         rows.append(Row("size_decision", f"{MAIN}, {size}, {kind}, batch 1, T_o {LONGEST}", "ms", times))
         for variant in variants:
-            rows += size_training(replace(variant, policy=PolicyConfig(MAIN, size)), kind, device)
+            rows += size_training(
+                replace(variant, policy=policy_config(architecture=MAIN, size=size)), kind, device
+            )
     return rows
 
 
 def size_training(config: LearnerConfig, kind: str, device: torch.device) -> list[Row]:
-    """Training at the longest context; on a GPU also its memory, and its arithmetic as share of the peak."""
+    """Measure training at the longest context; on a GPU also its memory and its share of the peak speed."""
     case = f"{MAIN}, {config.policy.size}, {kind}, batch {config.batch_size}, T_o {LONGEST}"
     case += f", {config.precision}{', compiled' if config.compile else ''}"
     training = Training(config, kind, LONGEST, device)
@@ -339,7 +356,7 @@ def size_training(config: LearnerConfig, kind: str, device: torch.device) -> lis
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large multiplication."""
+    """Return the FLOP/s of a large matrix multiplication."""
     matrix = torch.randn(8192, 8192, device=device, dtype=dtype)
 
     def multiply() -> None:
@@ -351,17 +368,17 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 # Parts
 
 
-def make_policy(architecture: Architecture, size: Size, kind: str, device: torch.device) -> DiffusionPolicy:
-    """An untrained one; how long it takes does not depend on its weights."""
-    return DiffusionPolicy(PolicyConfig(architecture, size), SPECS[kind]).to(device)
+def make_policy(architecture: str, size: str, kind: str, device: torch.device) -> Policy:
+    """Make an untrained policy: its speed does not depend on its weights."""
+    return policy_config(architecture=architecture, size=size).make(SPECS[kind]).to(device)
 
 
 Curves = dict[str, dict[int, float]]
-"""Medians by context length, by what else the case says."""
+"""Medians by context length, for each case without its context length."""
 
 
 def curves(rows: list[Row], measure: str) -> Curves:
-    """Those of one measure."""
+    """Return the curves of one measure."""
     found: Curves = {}
     for row in rows:
         case, _, length = row.case.rpartition(", T_o ")
@@ -371,7 +388,7 @@ def curves(rows: list[Row], measure: str) -> Curves:
 
 
 def table(rows: list[Row]) -> str:
-    """All that is measured at several context lengths, as Markdown."""
+    """Format everything that is measured over context lengths as Markdown tables."""
     parts = []
     for measure, unit in TABLED.items():
         found = curves(rows, measure)
@@ -386,7 +403,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], file: Path) -> None:
-    """Decisions for one robot and training over context lengths; a line an architecture."""
+    """Plot decisions for one robot and training over context lengths, one line per architecture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -394,7 +411,7 @@ def plot(rows: list[Row], file: Path) -> None:
     for measure, line in zip(("decision", "training"), panels, strict=True):
         for kind, axes in zip(SPECS, line, strict=True):
             batch = 1 if measure == "decision" else WINDOWS[kind]
-            for architecture in get_args(Architecture):
+            for architecture in architectures("diffusion"):
                 curve = curves(rows, measure)[f"{architecture}, small, {kind}, batch {batch}"]
                 axes.plot(list(curve), list(curve.values()), marker="o", label=architecture)
             axes.set(title=f"{measure} from {kind}, batch {batch}", ylabel=TABLED[measure], ylim=(0, None))
@@ -406,7 +423,7 @@ def plot(rows: list[Row], file: Path) -> None:
 
 
 def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
-    """Observations of consecutive steps, by key."""
+    """Return random observations of consecutive steps, by key."""
     rng = np.random.default_rng(0)
     return {
         key: rng.integers(256, size=(steps, *array.shape), dtype=np.uint8)
@@ -417,7 +434,7 @@ def recorded(spec: TaskSpec, steps: int) -> dict[str, NDArray[Any]]:
 
 
 def drawer(spec: TaskSpec, length: int) -> DrawSegments:
-    """Draws from one episode of so many steps, as from a store of such."""
+    """Return a function that draws segments from one random episode of `length` steps, as a store would."""
     meta = EpisodeMeta("demo.0", spec.name, seed=0, source="demo")
     arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, length).items()}
     arrays[ACTION] = np.random.default_rng(1).uniform(-1, 1, (length, *spec.action.shape)).astype(np.float32)

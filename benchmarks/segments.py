@@ -1,6 +1,7 @@
-"""How many windows to cut from one segment: loss on unseen episodes after equal times of training on images.
+"""Compare numbers of windows per segment by the loss on unseen episodes after equal training times.
 
-With more windows a step has fewer frames to encode, so there are more steps; its windows are more alike.
+The policies see images. With more windows per segment, a training step encodes fewer frames, so more steps
+fit into the same time. In return, the windows of a step are more alike.
 """
 
 import time
@@ -19,7 +20,7 @@ from longview.replay.store import EpisodeStore
 WINDOWS = (1, 2, 4, 8, 16)
 DEMONSTRATIONS, UNSEEN = 30, 6
 CALIBRATION = 24
-"""Steps after which it is known how long one takes."""
+"""Steps of a first, short training, which measures how long one step takes."""
 SETTINGS = (
     "actors.cameras.names=[agentview]",
     "actors.noise=0.02",
@@ -31,7 +32,7 @@ SETTINGS = (
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--task", default="grasp_and_return")
-    options.add_argument("--seconds", type=float, default=200.0, help="of processor time, for each")
+    options.add_argument("--seconds", type=float, default=200.0, help="processor time of each training")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options.add_argument("overrides", nargs="*", metavar="key=value")
     chosen = options.parse_args()
@@ -55,12 +56,12 @@ def main() -> None:
 def trained(
     config: RunConfig, store: EpisodeStore, held_out: list[str], windows: int, seconds: float, seed: int
 ) -> TrainingProgress:
-    """The last report of a training that takes so long."""
+    """Train for about `seconds` of processor time and return the last progress report."""
     reports: list[TrainingProgress] = []
     task, unseen = task_of(config), [store.read(id) for id in held_out]
 
     def train(steps: int) -> float:
-        """Processor time of so many steps."""
+        """Train for this many steps and return the processor seconds, without validation."""
         learner = replace(
             config.learner,
             windows_per_segment=windows,
@@ -78,7 +79,7 @@ def trained(
 
 
 def rows(found: dict[int, list[TrainingProgress]]) -> list[Row]:
-    """A sample a seed."""
+    """Return the rows of the table, with one sample per seed."""
     made = []
     for windows, ends in found.items():
         case = f"{windows} windows per segment"

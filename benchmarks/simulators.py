@@ -1,4 +1,7 @@
-"""How fast the simulators step, with and without cameras, against robosuite as it comes and bare physics."""
+"""Measure how fast the simulators step, with and without cameras.
+
+The same is measured of unchanged robosuite, and of the physics alone.
+"""
 
 import subprocess
 import sys
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def state_sides(steps: int) -> dict[str, Callable[[], float]]:
-    """The same task by robosuite, by us, and the physics alone."""
+    """Return the sides of the comparison from state: robosuite's Lift, Longview's, and the physics alone."""
     return {
         "robosuite": stock_stepping({}, steps),
         "longview": stepping(load_task("lift").make(), steps),
@@ -63,7 +66,7 @@ def state_sides(steps: int) -> dict[str, Callable[[], float]]:
 
 
 def rgb_sides(steps: int) -> dict[str, Callable[[], float]]:
-    """Likewise, with cameras."""
+    """Return the sides of the comparison with cameras: robosuite's Lift, and Longview's in both qualities."""
     cameras = {
         "has_offscreen_renderer": True,
         "use_camera_obs": True,
@@ -81,7 +84,7 @@ def rgb_sides(steps: int) -> dict[str, Callable[[], float]]:
 
 
 def stock_stepping(changes: dict[str, Any], steps: int) -> Callable[[], float]:
-    """robosuite's own Lift; returns what measures its steps per second."""
+    """Return a function that measures the steps per second of robosuite's own Lift."""
     stock = import_robosuite().make("Lift", **(settings(load_task("lift").spec) | changes))
 
     def rate() -> float:
@@ -93,7 +96,10 @@ def stock_stepping(changes: dict[str, Any], steps: int) -> Callable[[], float]:
 
 
 def stepping(env: Environment, steps: int) -> Callable[[], float]:
-    """One of our environments, under random actions; an episode that ends is reset outside of the time."""
+    """Return a function that measures an environment's steps per second under random actions.
+
+    Resets of episodes that end are not timed.
+    """
 
     def rate() -> float:
         env.reset(seed=0)
@@ -111,7 +117,7 @@ def stepping(env: Environment, steps: int) -> Callable[[], float]:
 
 
 def physics(steps: int) -> Callable[[], float]:
-    """The physics of a control step, with no control: the limit."""
+    """Return a function that measures control steps per second of the physics alone, the upper limit."""
     env: Any = load_task("lift").make()
     env.reset(seed=0)
     model, data = env.model, env.data
@@ -124,7 +130,7 @@ def physics(steps: int) -> Callable[[], float]:
 
 
 def memory(cameras: tuple[str, ...]) -> float:
-    """MiB that a process with one simulator holds."""
+    """Return the MiB that a process with one simulator holds."""
     out = subprocess.run([sys.executable, "-c", MEMORY, *cameras], check=True, capture_output=True, text=True)
     return int(out.stdout) / 1024
 

@@ -185,13 +185,16 @@ def evaluate(
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
     """
     from longview.cluster.run.config import ConfigError, read_config
-    from longview.cluster.run.folder import find_policy
+    from longview.learner.files import policy_file
 
     try:
         lengths = None if context is None else [int(length) for length in context.split(",")]
     except ValueError:
         raise ConfigError(f"--context takes numbers such as 1,8,64, not {context!r}") from None
-    file = find_policy(checkpoint)
+    try:
+        file = policy_file(checkpoint)
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from None
     read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
     from longview.cluster.commands.evaluate import evaluate_checkpoint
@@ -270,6 +273,31 @@ def scale(
 
     actors = parse(wanted)
     ask(open_run(run), actors, timeout, typer.echo, wait=wait)
+
+
+@app.command("config")
+@explained
+def config_(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="With what `demo` uses for this task.")] = "",
+    settings: Settings = None,
+) -> None:
+    """Print every setting with its value, default and meaning, as a file for `launch`.
+
+    Examples:
+
+        longview config
+
+        longview config lift > my_run.yaml
+
+        longview config return_point learner.policy.kind=recurrent
+    """
+    from longview.cluster.commands.config import config_text
+    from longview.cluster.run.config import preset_file, read_config
+
+    if "=" in task:
+        settings, task = [task, *(settings or [])], ""
+    named = {"task": task} if task else {}
+    typer.echo(config_text(read_config(preset_file(task), settings or [], **named)), nl=False)
 
 
 if __name__ == "__main__":

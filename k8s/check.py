@@ -1,5 +1,8 @@
-"""What schemas do not tell of a set of Kubernetes objects: whether what refers to each other exists, whether
-the run fits the cluster that it asks for, and whether pods are as restricted as they should be."""
+"""Checks of a set of Kubernetes objects that go beyond their schemas.
+
+Every name that one object uses for another must exist. The run must fit the cluster that it asks for. Pods
+must be restricted.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +14,14 @@ import yaml
 from k8s.pods import Object, Pod, bytes_of, pods_of, selected, walk
 
 SECRETS = {"longview-redis": {"password", "ray-password"}}
-"""Secrets that must be there before, with their keys: docs/kubernetes.md says how to make them."""
+"""Secrets that the user creates before deploying, with their keys: docs/kubernetes.md says how."""
 
 CONFIG = "/etc/longview/run.yaml"
+"""Path of the run's config file in the head's container."""
 
 
 def problems(objects: list[Object]) -> list[str]:
-    """Everything that is wrong with these objects, a sentence each; empty if nothing is."""
+    """Return one sentence for each problem of these objects; an empty list if all is well."""
     pods = list(pods_of(objects))
     found = list(_names(objects))
     for pod in pods:
@@ -30,16 +34,17 @@ def problems(objects: list[Object]) -> list[str]:
 
 
 def run_config(objects: Iterable[Object]) -> str:
-    """The text of the config file that the run is launched with.
+    """Return the text of the config file that the run is launched with.
 
     Raises:
-        KeyError: no ConfigMap holds it.
+        StopIteration: no ConfigMap `longview-run` exists.
+        KeyError: the ConfigMap has no `run.yaml`.
     """
     return str(next(it for it in objects if _is(it, "ConfigMap", "longview-run"))["data"]["run.yaml"])
 
 
 def entrypoint(objects: Iterable[Object]) -> list[str]:
-    """The command that the run is launched by."""
+    """Return the command that launches the run, split into words."""
     return str(next(it for it in objects if it["kind"] == "RayJob")["spec"]["entrypoint"]).split()
 
 
@@ -56,10 +61,10 @@ def _names(objects: list[Object]) -> Iterator[str]:
     for item in objects:
         key = (item["kind"], item["metadata"]["name"])
         if key in seen:
-            yield f"there are two of {' '.join(key)}"
+            yield f"{' '.join(key)}: this name is used twice"
         seen.add(key)
         if item["kind"] == "Secret":
-            yield f"Secret {key[1]}: secrets are referred to, never part of the manifests"
+            yield f"Secret {key[1]}: secrets must not be part of the manifests; refer to them by name"
         elif item["kind"] != "Namespace" and item["metadata"].get("namespace") != "longview":
             yield f"{' '.join(key)}: is not in the namespace longview"
 
@@ -70,19 +75,19 @@ def _references(pod: Pod, objects: list[Object]) -> Iterator[str]:
         if key == "configMapKeyRef":
             held = _find(objects, "ConfigMap", reference["name"])
             if held is None or reference["key"] not in held["data"]:
-                yield f"there is no ConfigMap {reference['name']} with a key {reference['key']}"
+                yield f"no ConfigMap {reference['name']} has a key {reference['key']}"
     volumes = {it["name"]: it for it in pod.spec.get("volumes", [])}
     for volume in volumes.values():
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         if claim and _find(objects, "PersistentVolumeClaim", claim) is None:
-            yield f"there is no PersistentVolumeClaim {claim}"
+            yield f"PersistentVolumeClaim {claim} does not exist"
         config = volume.get("configMap", {}).get("name")
         if config and _find(objects, "ConfigMap", config) is None:
-            yield f"there is no ConfigMap {config}"
+            yield f"ConfigMap {config} does not exist"
     for container in pod.containers:
         yield from _container(container, pod, objects)
     if unmounted := volumes.keys() - {it["name"] for c in pod.containers for it in c.get("volumeMounts", [])}:
-        yield f"nothing mounts {', '.join(sorted(unmounted))}"
+        yield f"no container mounts the volume {', '.join(sorted(unmounted))}"
 
 
 def _container(container: Object, pod: Pod, objects: list[Object]) -> Iterator[str]:
@@ -90,14 +95,14 @@ def _container(container: Object, pod: Pod, objects: list[Object]) -> Iterator[s
     mounts = container.get("volumeMounts", [])
     for mount in mounts:
         if mount["name"] not in volumes:
-            yield f"{container['name']} mounts {mount['name']}, which is no volume of the pod"
+            yield f"{container['name']} mounts {mount['name']}, but the pod has no such volume"
     if len({it["mountPath"] for it in mounts}) < len(mounts):
         yield f"{container['name']} mounts two volumes at one path"
     names = {it.get("name") for it in container.get("ports", [])}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         port = container.get(probe, {}).get("httpGet", {}).get("port")
         if isinstance(port, str) and port not in names:
-            yield f"{probe} of {container['name']} asks port {port}, which it does not have"
+            yield f"{probe} of {container['name']} asks port {port}, but the container has no such port"
     for word in container.get("command", []):
         if word.startswith("/etc/"):
             yield from _file(pod, word, objects)
@@ -106,25 +111,25 @@ def _container(container: Object, pod: Pod, objects: list[Object]) -> Iterator[s
 def _secrets(tree: Any) -> Iterator[str]:
     for key, reference in walk(tree):
         if key == "secretKeyRef" and reference["key"] not in SECRETS.get(reference["name"], ()):
-            yield f"there is no Secret {reference['name']} with a key {reference['key']}"
+            yield f"no Secret {reference['name']} has a key {reference['key']}"
 
 
 def _file(pod: Pod, path: str, objects: list[Object]) -> Iterator[str]:
-    """Is it there, where it is needed?"""
+    """Check that a ConfigMap mounted in the pod holds the file at `path`."""
     volume = pod.mount(path) or {}
     config = _find(objects, "ConfigMap", volume.get("configMap", {}).get("name", ""))
     if config is None or PurePosixPath(path).name not in config["data"]:
-        yield f"{path} is on no ConfigMap"
+        yield f"no mounted ConfigMap holds {path}"
 
 
 def _restrictions(pod: Pod) -> Iterator[str]:
-    """What the namespace's pod security standard, `restricted`, asks for, and a little more."""
+    """Check a pod against the `restricted` pod security standard, and against a few rules beyond it."""
     security = pod.spec.get("securityContext", {})
     if not security.get("runAsNonRoot") or not security.get("runAsUser"):
-        yield "must not run as root, and say as whom it does"
+        yield "must set runAsNonRoot and a runAsUser other than root"
     if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "seccompProfile must be RuntimeDefault"
-    needs_api = pod.name.endswith(" head")  # for the autoscaler
+    needs_api = pod.name.endswith(" head")  # the autoscaler in it asks Kubernetes for pods
     if pod.spec.get("automountServiceAccountToken") is not False and not needs_api:
         yield "must not be given a service account's token"
     for key in ("hostNetwork", "hostPID", "hostIPC"):
@@ -142,7 +147,7 @@ def _restrictions(pod: Pod) -> Iterator[str]:
             yield f"{name}: image {container['image']} is not pinned to a version"
     for volume in pod.spec.get("volumes", []):
         if not volume.keys() & {"emptyDir", "configMap", "persistentVolumeClaim"}:
-            yield f"volume {volume['name']} is of a kind that is not allowed"
+            yield f"volume {volume['name']} must be an emptyDir, a configMap or a persistentVolumeClaim"
 
 
 def _container_restrictions(security: Object) -> Iterator[str]:
@@ -170,7 +175,7 @@ def _stateful_set(item: Object, pods: list[Pod], objects: list[Object]) -> Itera
     spec = item["spec"]
     service = _find(objects, "Service", spec["serviceName"])
     if service is None or service["spec"].get("clusterIP") != "None":
-        yield f"there is no headless Service {spec['serviceName']}"
+        yield f"headless Service {spec['serviceName']} does not exist"
     labels = spec["template"]["metadata"]["labels"]
     if not spec["selector"]["matchLabels"].items() <= labels.items():
         yield "does not select its own pods"
@@ -189,7 +194,7 @@ def _policy(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[st
     for direction, side in (("ingress", "from"), ("egress", "to")):
         rules = spec.get(direction, [])
         if rules and direction.capitalize() not in spec["policyTypes"]:
-            yield f"has rules of {direction}, which is none of its policyTypes"
+            yield f"has {direction} rules, but its policyTypes do not list {direction.capitalize()}"
         for rule in rules:
             peers = [
                 selected(it["podSelector"], pods)
@@ -197,11 +202,11 @@ def _policy(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[st
                 if "podSelector" in it and "namespaceSelector" not in it
             ]
             if not all(peers):
-                yield f"{direction} names pods that do not exist"
+                yield f"a rule of {direction} selects no pod"
             receivers = chosen if direction == "ingress" else [pod for peer in peers for pod in peer]
             for port in rule.get("ports", []):
                 if receivers and not any(pod.port(port["port"]) for pod in receivers):
-                    yield f"{direction} to port {port['port']}, which none of its pods has"
+                    yield f"allows {direction} to port {port['port']}, but none of its pods has that port"
 
 
 def _pod_monitor(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[str]:
@@ -238,10 +243,10 @@ def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[s
         host, port = re.sub(r"^.*[/@]", "", address).split(":")
         service = _find(objects, "Service", host)
         if service is None or int(port) not in [it["port"] for it in service["spec"]["ports"]]:
-            yield f"{address}: there is no Service {host} with a port {port}"
+            yield f"{address}: no Service {host} has a port {port}"
     hub = int(settings["monitoring.port"])
     if hub not in [it["containerPort"] for it in head.ports() if it.get("name") == "hub"]:
-        yield f"monitoring.port is {hub}, which is no port `hub` of the head"
+        yield f"monitoring.port is {hub}, but the head has no port named `hub` with that number"
     if CONFIG in command:
         yield from _file(head, CONFIG, objects)
     yield from _runs(head, by_name.get("learners"))
@@ -249,7 +254,7 @@ def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[s
 
 
 def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
-    """Head and learners see the run's folder, at one path, on a volume that lasts."""
+    """Check that head and learners mount one lasting volume at the path of the runs' folder."""
     environment = {it["name"]: it.get("value") for it in head.containers[0]["env"]}
     path = str(environment.get("LONGVIEW_RUNS"))
     claims = [((pod and pod.mount(path)) or {}).get("persistentVolumeClaim") for pod in (head, learner)]
@@ -258,7 +263,7 @@ def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
 
 
 def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
-    """Can the cluster grow as large as the run is?"""
+    """Check that the worker groups and Redis can grow as large as the run's config asks."""
     groups = [pod for pod in pods if pod.group is not None]
     placement = config["placement"]
     asked = {"actor": {"CPU": 1, **placement["actor"]}, "learner": {"CPU": 1, **placement["learner"]}}
@@ -269,28 +274,34 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
         if room < wanted:
             needs = ", ".join(f"{amount} {name}" for name, amount in asked[role].items())
             yield (
-                f"{key} is {wanted}, but the worker groups have room for {room} with {needs} each: lower it, "
-                "or raise a group's maxReplicas"
+                f"{key} is {wanted}, but the worker groups have room for {room} with {needs} each: lower "
+                f"{key}, or raise a group's maxReplicas"
             )
     for pod in groups:
         assert pod.group is not None
         limits, resources = pod.containers[0]["resources"]["limits"], pod.group["resources"]
         gpus = int(limits.get("nvidia.com/gpu", 0))
         if int(resources.get("GPU", 0)) != gpus:
-            yield f"group {pod.group['groupName']} tells Ray of {resources.get('GPU', 0)} GPUs, not {gpus}"
+            yield (
+                f"group {pod.group['groupName']} tells Ray that it has {resources.get('GPU', 0)} GPUs, "
+                f"but its container has {gpus}"
+            )
         if int(resources["CPU"]) > bytes_of(limits["cpu"]):
-            yield f"group {pod.group['groupName']} tells Ray of more CPUs than its limit {limits['cpu']}"
+            yield (
+                f"group {pod.group['groupName']} tells Ray that it has {resources['CPU']} CPUs, "
+                f"but its container's limit is {limits['cpu']}"
+            )
         if gpus and _fits(pod.group, asked["actor"]):
-            yield f"actors could take the GPU nodes of group {pod.group['groupName']}"
+            yield f"actors could occupy the GPU nodes of group {pod.group['groupName']}"
     budget = config["replay"]["byte_budget"]
     redis = next(pod for pod in pods if pod.claims)
     memory = bytes_of(redis.containers[0]["resources"]["limits"]["memory"])
     if memory < 2 * budget:
-        yield f"Redis has {memory / (1 << 30):g} GiB, and needs twice replay.byte_budget {budget}"
+        yield f"Redis has {memory / (1 << 30):g} GiB, but needs twice replay.byte_budget ({budget} bytes)"
 
 
 def _fits(group: Object, asked: Mapping[str, float]) -> int:
-    """How many of a role fit on one node of a group."""
+    """Return how many actors or learners fit on one node of a group."""
     return int(min(float(group["resources"].get(name, 0)) // amount for name, amount in asked.items()))
 
 

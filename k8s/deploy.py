@@ -1,4 +1,4 @@
-"""Puts an overlay into the cluster that kubectl points at, unless something is missing there.
+"""Deploy an overlay to the cluster that kubectl points at, after checking that it can work.
 
 make deploy OVERLAY=local
 """
@@ -22,7 +22,11 @@ OPERATORS = {"ray.io": "KubeRay's operator", "monitoring.coreos.com": "Prometheu
 
 
 def main(overlay: str) -> None:
-    """Check, and apply if nothing is wrong; exits with 2 if something is."""
+    """Check the overlay and the cluster, then apply the overlay.
+
+    Raises:
+        SystemExit: with code 2, after printing what is wrong and what to do about it.
+    """
     known = sorted(folder.name for folder in OVERLAYS.iterdir())
     if overlay not in known:
         _refuse([f"OVERLAY must be one of {', '.join(known)}, not {overlay!r}"])
@@ -30,30 +34,33 @@ def main(overlay: str) -> None:
     objects: list[Object] = list(yaml.safe_load_all(text))
     if found := [*problems(objects), *config_problems(objects)]:
         _refuse(found)
-    _kubectl("version")  # the cluster answers, or this says why not
+    _kubectl("version")  # exits with kubectl's own message if the cluster does not answer
     if found := list(_missing(objects)):
         _refuse(found)
     print(_kubectl("apply", "--server-side", "--filename", "-", stdin=text), end="")
 
 
 def config_problems(objects: list[Object]) -> Iterator[str]:
-    """What `longview launch` would say of the run's config."""
+    """Report what `longview launch` would refuse in the run's config."""
     settings = [word for word in entrypoint(objects) if "=" in word]
     with NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(run_config(objects))
         file.flush()
         try:
             if read_config(Path(file.name), settings).name is None:
-                yield "run.yaml must name the run, so that a second attempt finds it"
+                yield "run.yaml must name the run (name: ...): a second attempt finds the run by its name"
         except ConfigError as error:
             yield f"run.yaml: {error}"
 
 
 def _missing(objects: list[Object]) -> Iterator[str]:
-    """What the cluster has to have, and has not."""
+    """Report what the cluster needs for these objects and does not have."""
     for group in sorted({it["apiVersion"].split("/")[0] for it in objects} & OPERATORS.keys()):
         if not _kubectl("api-resources", "--api-group", group, "--output", "name").strip():
-            yield f"{OPERATORS[group]} is not installed (there is no {group}): docs/kubernetes.md says how"
+            yield (
+                f"{OPERATORS[group]} is not installed (the cluster does not know {group}): "
+                "docs/kubernetes.md says how to install it"
+            )
     for name, keys in SECRETS.items():
         template = "{{range $key, $value := .data}}{{$key}} {{end}}"
         found = _kubectl(
@@ -63,14 +70,14 @@ def _missing(objects: list[Object]) -> Iterator[str]:
         if absent := keys - set(found.split()):
             made = " ".join(f'--from-literal={key}="$(openssl rand -hex 24)"' for key in sorted(keys))
             yield (
-                f"Secret {name} has no {' and no '.join(sorted(absent))}; make it by\n"
+                f"Secret {name} has no {' and no '.join(sorted(absent))}; create it with\n"
                 f"    kubectl apply --filename k8s/base/namespace.yaml\n"
                 f"    kubectl create secret generic {name} --namespace {NAMESPACE} {made}"
             )
     for claim in (it for it in objects if it["kind"] == "PersistentVolumeClaim"):
         name = claim["spec"].get("storageClassName")
         if name and not _kubectl("get", "storageclass", name, "--ignore-not-found"):
-            yield f"StorageClass {name} does not exist: docs/kubernetes.md says how to make it"
+            yield f"StorageClass {name} does not exist: docs/kubernetes.md says how to create it"
 
 
 def _kubectl(*arguments: str, stdin: str | None = None) -> str:
@@ -79,7 +86,7 @@ def _kubectl(*arguments: str, stdin: str | None = None) -> str:
             ["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        _refuse(["there is no kubectl: install it, version 1.27 or newer"])
+        _refuse(["kubectl was not found: install version 1.27 or newer"])
     if done.returncode:
         _refuse([f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"])
     return done.stdout

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Runs before Kubernetes ends a pod of the Ray cluster: `longview-drain head|learner|actor`. What it does not get
-# done within the pod's grace period is cut off, which loses no committed episode and no saved checkpoint.
+# Kubernetes runs this script before it ends a pod of the Ray cluster: `longview-drain head|learner|actor`.
+# When the pod's grace period is over, the script is cut off. That loses no committed episode and no saved checkpoint.
 set -u
 case $1 in
 head)
-    # The driver has everything saved, and ends. Should the run be under way elsewhere, it is not ours to stop.
+    # The driver saves everything and ends. If the run is under way on another head, this command leaves it alone.
     name=$(sed -n "s/^name: *[\"']*\([^\"' #]*\).*/\1/p" /etc/longview/run.yaml)
     longview stop "$name" --timeout 120
     ;;
 learner)
-    # If the whole cluster ends, the head is told as well: wait until it has had the learner save, and ended it.
+    # When the whole cluster ends, the head is ending too. Wait until its driver has made the learner save and end.
     seconds=0
     while [ "$seconds" -lt 120 ] && grep -qs '^ray::LearnerRank' /proc/[0-9]*/cmdline; do
         sleep 1
@@ -17,6 +17,6 @@ learner)
     done
     ;;
 esac
-# Ray's workers are told to end: an actor abandons its episode, of which nothing was visible yet, removes what it
-# had stored of it, and the driver gives the order to another one.
+# `ray stop` tells Ray's workers to end. An actor then abandons its unfinished episode, which no reader could see
+# yet, and removes its stored chunks. The driver gives the order to another actor.
 exec ray stop --grace-period 20

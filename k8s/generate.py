@@ -1,6 +1,6 @@
-"""Writes what the manifests have from elsewhere: alerts and rules, and the list of dashboards.
+"""Write the manifests that are made from other files: the Prometheus rules and the list of dashboards.
 
-kustomize takes no file from outside its folders, and no pattern of files.
+They are generated because kustomize takes neither a file from outside its folders nor a pattern of names.
 
 make manifests
 """
@@ -17,7 +17,7 @@ DASHBOARDS_LIST = DASHBOARDS / "kustomization.yaml"
 
 
 def prometheus_rule() -> str:
-    """The object for Prometheus' operator that holds monitoring/rules.yaml."""
+    """Return monitoring/rules.yaml as the text of a PrometheusRule, which Prometheus' operator loads."""
     manifest = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -28,7 +28,10 @@ def prometheus_rule() -> str:
 
 
 def dashboards() -> str:
-    """Makes each of monitoring/dashboards/*.json a ConfigMap for the sidecar of Grafana's chart."""
+    """Return a kustomization that makes each of monitoring/dashboards/*.json a ConfigMap.
+
+    The sidecar of Grafana's Helm chart finds them by their label.
+    """
     manifest = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",

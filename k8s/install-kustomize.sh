@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Puts kustomize 5 into FOLDER, from the Debian mirror that apt is set up with; needs no root and changes nothing else.
+# Installs kustomize 5 into FOLDER, from the Debian mirror that apt uses. It needs no root and changes nothing else.
 #   k8s/install-kustomize.sh FOLDER
-# Debian has it since version 13; the program itself runs on 12 as well. Does nothing where there is one already.
+# It does nothing if kustomize is installed already. Debian packages kustomize since version 13; the program itself
+# runs on version 12 as well.
 set -euo pipefail
 folder=$1
 release=trixie
@@ -9,17 +10,17 @@ PATH="$folder:$PATH"
 command -v kustomize >/dev/null && exit
 
 fail() {
-    echo "no kustomize: $1; install version 5 yourself, anywhere on PATH" >&2
+    echo "cannot install kustomize: $1; install version 5 yourself, anywhere on PATH" >&2
     exit 1
 }
-command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "this is no Debian"
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "this system is not Debian"
 find_mirror() { apt-get indextargets --format '$(SITE)' 'Label: Debian' 'Created-By: Packages' | head -n 1; }
 mirror=$(find_mirror)
-if [ -z "$mirror" ] && [ "$(id -u)" = 0 ]; then  # no lists yet, as in a new container
+if [ -z "$mirror" ] && [ "$(id -u)" = 0 ]; then  # a new container has no package lists yet
     apt-get update -qq
     mirror=$(find_mirror)
 fi
-[ -n "$mirror" ] || fail "apt knows of no Debian mirror"
+[ -n "$mirror" ] || fail "apt has no Debian mirror in its package lists; run apt-get update"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

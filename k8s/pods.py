@@ -1,4 +1,4 @@
-"""The pods that a set of Kubernetes objects brings about."""
+"""Pods that a set of Kubernetes objects creates."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 Object = dict[str, Any]
-"""A Kubernetes object, as YAML has it."""
+"""A Kubernetes object, as parsed from YAML."""
 
 UNITS = {"": 1, "m": 1e-3, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 POD_NAME = "statefulset.kubernetes.io/pod-name"
@@ -15,16 +15,16 @@ POD_NAME = "statefulset.kubernetes.io/pod-name"
 
 @dataclass(frozen=True)
 class Pod:
-    """A kind of pod that an object brings about."""
+    """One kind of pod that an object creates, in one or more replicas."""
 
     name: str
     labels: Mapping[str, str]
     spec: Object
     replicas: int = 1
     claims: tuple[str, ...] = ()
-    """Names of the claims that each of them gets for itself."""
+    """Names of the volume claims that each replica gets for itself."""
     group: Object | None = None
-    """Ray's worker group, if it is of one."""
+    """Ray's worker group that the pod belongs to, if any."""
 
     @property
     def containers(self) -> list[Object]:
@@ -35,11 +35,11 @@ class Pod:
             yield from container.get("ports", [])
 
     def port(self, port: int | str) -> bool:
-        """Whether it has this port, by number or name."""
+        """Tell whether a container of the pod has this port, given by number or name."""
         return any(port in (it["containerPort"], it.get("name")) for it in self.ports())
 
     def mount(self, path: str) -> Object | None:
-        """The volume that a path lies on."""
+        """Return the volume that a path lies on; None if no volume is mounted above it."""
         mounts = [it for container in self.containers for it in container.get("volumeMounts", [])]
         above = [it for it in mounts if PurePosixPath(path).is_relative_to(it["mountPath"])]
         if not above:
@@ -49,7 +49,7 @@ class Pod:
 
 
 def pods_of(objects: Iterable[Object]) -> Iterator[Pod]:
-    """The pods that the objects bring about."""
+    """Return every kind of pod that the objects create."""
     for item in objects:
         name, spec = item["metadata"]["name"], item.get("spec", {})
         if item["kind"] == "StatefulSet":
@@ -64,10 +64,10 @@ def pods_of(objects: Iterable[Object]) -> Iterator[Pod]:
 
 
 def bytes_of(quantity: str) -> float:
-    """A Kubernetes quantity as a number: 500m is 0.5, 2Gi is 2147483648.
+    """Convert a Kubernetes quantity to a number: 500m is 0.5, 2Gi is 2147483648.
 
     Raises:
-        ValueError: it is none, or has a unit that these manifests do not use.
+        ValueError: the text is no quantity, or its unit is one that these manifests do not use.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", str(quantity))
     if match is None or match[2] not in UNITS:
@@ -76,7 +76,7 @@ def bytes_of(quantity: str) -> float:
 
 
 def selected(selector: Object, pods: Iterable[Pod]) -> list[Pod]:
-    """Pods that a label selector, or a service's plain labels, selects."""
+    """Return the pods that a label selector, or a service's plain labels, selects."""
     return [pod for pod in pods if _selects(selector, pod)]
 
 
@@ -91,7 +91,7 @@ def _selects(selector: Object, pod: Pod) -> bool:
 
 
 def walk(tree: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a tree with what is below them."""
+    """Yield every key of a tree of dicts and lists, with the value below it."""
     if isinstance(tree, dict):
         for key, below in tree.items():
             yield key, below

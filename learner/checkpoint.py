@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from longview.learner.files import POLICY, STATE, TRAINING, folders
 
-POLICY, TRAINING, STATE = "policy.safetensors", "training.safetensors", "state.json"
-_NAME = re.compile(r"step-(\d{9})")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,21 +59,14 @@ def save(
             os.fsync(file.fileno())
     unfinished.rename(target)
     _sync(directory)
-    for old in steps(directory)[:-keep]:
-        shutil.rmtree(directory / f"step-{old:09d}")
+    for old in folders(directory)[:-keep]:
+        shutil.rmtree(old)
     return target
-
-
-def steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
-    names = [_NAME.fullmatch(path.name) for path in directory.glob("step-*")]
-    return sorted(int(match[1]) for match in names if match)
 
 
 def latest(directory: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint; damaged ones are skipped with a warning."""
-    for step in reversed(steps(directory)):
-        path = directory / f"step-{step:09d}"
+    for path in reversed(folders(directory)):
         try:
             return load(path)
         except (OSError, ValueError, KeyError) as error:

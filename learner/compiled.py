@@ -1,15 +1,17 @@
-"""The denoiser compiled, once for each of the few context lengths that batches are padded to: nothing that
-comes while training goes on has to wait for a compiler."""
+"""Compiles a policy's network before training begins, once for each length that batches are padded to.
+
+Training then never waits for a compiler.
+"""
 
 import os
 import shutil
 
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policy import Policy
 from longview.learner.recipe import Recipe
 
 
-def compile_denoiser(policy: DiffusionPolicy, recipe: Recipe, steps: range) -> None:
-    """Compile all that these steps will need, by going through one of each length.
+def compile_trunk(policy: Policy, recipe: Recipe, steps: range) -> None:
+    """Compile what these training steps need, by running one of each context length.
 
     Raises:
         RuntimeError: there is no C++ compiler.
@@ -21,8 +23,6 @@ def compile_denoiser(policy: DiffusionPolicy, recipe: Recipe, steps: range) -> N
             "install it, name another one in the environment as CXX, or leave learner.compile off"
         )
     first = {recipe.padded_length(step): step for step in reversed(steps)}
-    policy.denoiser.compile(
-        dynamic=False, fullgraph=True, recompile_limit=len(first), isolate_recompiles=True
-    )
+    policy.trunk.compile(dynamic=False, fullgraph=True, recompile_limit=len(first), isolate_recompiles=True)
     for step in first.values():
         recipe.error(policy, recipe.batch(step), step).sum().backward()  # type: ignore[no-untyped-call]

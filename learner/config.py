@@ -1,15 +1,17 @@
 """Configuration of policy and training. Importable without torch, so that a wrong value fails at once."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
 
 from longview.replay.episode import ACTION, Selection, TaskSpec
 
-Architecture = Literal["unet_cross", "unet_film", "dit"]
-Size = Literal["tiny", "small", "paper"]
-Prediction = Literal["epsilon", "sample"]
+if TYPE_CHECKING:
+    from longview.learner.policy import Policy
+
 Normalization = Literal["min_max", "mean_std", "identity"]
 
 
@@ -37,179 +39,123 @@ class Horizon:
         return self.future - 1
 
 
-SIZES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "tiny": {
-        "widths": (32,), "token_size": 32, "heads": 4, "heads_per_key": 1, "dropout": 0.0, "depth": 3,
-        "camera_width": 16,
-    },
-    "small": {
-        "widths": (64, 128), "token_size": 128, "heads": 4, "heads_per_key": 4, "dropout": 0.0, "depth": 4,
-        "camera_width": 32,
-    },
-    "paper": {
-        "widths": (256, 512, 1024), "token_size": 256, "heads": 8, "heads_per_key": 1, "dropout": 0.1,
-        "depth": 8, "camera_width": 64,
-    },
-}  # fmt: skip
-"""What the fields of a PolicyConfig are that were not given. `tiny` learns low-dimensional tasks on a CPU in
-minutes; `paper` is what is published."""
-
 SMALLEST_CROP: Final = 33
-"""A ResNet18 makes one place of 32 pixels a side: of fewer than this, a map of a single place."""
+"""A ResNet18 reduces 32 pixels a side to a single place. Fewer than this many leave nothing to locate."""
 
 AS_SIZE: Final[Any] = None
-"""Not given: as `SIZES` has it. A config that is made holds the value itself."""
+"""A field that was not given: `PolicyConfig.sizes` sets it. A config that is made holds the value itself."""
+
+POLICIES: Final = "longview.policies"
+"""Entry points of policies. `<kind>` names the config class of a kind, and so its default architecture;
+`<kind>.<architecture>` names that of each of its architectures."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """A diffusion policy: the network, how far it sees, what it predicts."""
+    """What every kind of policy has: how far it looks back, what it predicts, how it sees a frame.
 
-    architecture: Architecture = "unet_cross"
-    """A 1-D UNet over actions that attends to one token per observed step, or that is scaled and shifted by
-    all of them; or a transformer."""
-    size: Size = "tiny"
-    """Sets widths, token_size, heads, heads_per_key, dropout, depth and camera_width where not given."""
+    A kind of policy is a subclass that adds its own fields and checks, and is registered as an entry point of
+    the group `longview.policies` (docs/policies.md).
+    """
+
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Values of the fields that were not given, by size."""
+
+    kind: str
+    """Kind of policy: `diffusion` or `recurrent`, or one of an installed package."""
+    size: str = "tiny"
+    """`tiny`, `small` or `paper`: sets every field whose default is none."""
     context_length: int | None = None
-    """Longest T_o; none: the longest of the task's own list."""
+    """Longest T_o, in steps. None: the longest of the task's own list."""
     past_actions: int | Literal["all"] = 2
-    """Executed actions that are denoised too; `all`: as many as the longest context holds."""
+    """Executed actions that are predicted again, as an auxiliary target. `all`: as many as the longest
+    context holds."""
     future_actions: int = 10
+    """Actions predicted from now on, the present one included."""
     execute: int = 8
     """T_a: actions executed before the next decision."""
-    widths: tuple[int, ...] = AS_SIZE
-    """UNets: channels of each level; every further level halves the action axis."""
-    kernel: int = 5
-    """UNets: width of the convolutions over actions."""
-    groups: int = 8
-    """UNets: of the normalisation."""
-    depth: int = AS_SIZE
-    """dit: blocks."""
-    heads: int = AS_SIZE
-    """unet_cross, dit: of the attention."""
-    heads_per_key: int = AS_SIZE
-    """Heads that share keys and values of the context: the more, the cheaper long contexts are."""
-    dropout: float = AS_SIZE
-    """0.1 is published, for policies a thousand times the size of `tiny`."""
     token_size: int = AS_SIZE
-    """Width of the tokens of observed steps and of the diffusion step; dit: of everything."""
+    """Width of the token that a frame becomes."""
     camera_width: int = AS_SIZE
-    """Channels of the first stage of a camera's ResNet18; the later ones have 2, 4 and 8 times as many."""
+    """Channels of the first stage of a camera's ResNet18; the later stages have 2, 4 and 8 times as many."""
     crop: float = 0.9
-    """Share of an image's height and width that a camera's network is shown: anywhere in training, the centre
-    in acting."""
+    """Share of an image's height and width that a camera's network sees: a random part in training, the
+    centre when acting."""
     share_cameras: bool = False
-    """One network for all cameras, rather than one each."""
+    """Use one network for all cameras, rather than one each."""
     normalize: Mapping[str, Normalization] = field(default_factory=dict)
-    """By observation key, or "action". Otherwise min_max, and identity for keys that end in _quat."""
-    prediction: Prediction = "sample"
-    """What the network is trained to tell: the actions without the noise, or the noise, as published. Where
-    there is much noise, which way to go is decided, and hardly changes what the noise was: told by `epsilon`,
-    memory is learnt late or not at all (docs/method.md)."""
-    diffusion_steps: int = 100
-    sampling_steps: int = 10
-    candidates: int = 1
-    """Samples per decision, of which the one is executed whose past actions are closest to those that were.
-    Past-token prediction, arXiv 2505.09561."""
+    """How to normalise an observation key or "action". Default: min_max, and identity for keys that end in
+    _quat."""
 
     def __post_init__(self) -> None:
-        _one_of("architecture", self.architecture, Architecture)
-        _one_of("size", self.size, Size)
-        _one_of("prediction", self.prediction, Prediction)
-        for name, value in SIZES[self.size].items():
+        for own in fields(self):
+            if own.name in ("kind", "architecture") and getattr(self, own.name) != own.default:
+                raise ValueError(
+                    f"{own.name} of {type(self).__name__} is {own.default}, not {getattr(self, own.name)!r}: "
+                    "policy_config makes configs of all of them"
+                )
+        one_of("size", self.size, tuple(self.sizes))
+        for name, value in self.sizes[self.size].items():
             if getattr(self, name) is AS_SIZE:
                 object.__setattr__(self, name, value)
-        _positive(self, "future_actions", "execute", "kernel", "groups", "depth", "heads", "token_size")
-        _positive(self, "heads_per_key", "camera_width", "diffusion_steps", "sampling_steps", "candidates")
-        _require(
+        positive(self, "future_actions", "execute", "token_size", "camera_width")
+        require(
             self.context_length is None or self.context_length >= 1,
-            f"learner.policy.context_length must be at least 1, not {self.context_length}",
+            f"context_length must be at least 1, not {self.context_length}",
         )
-        _require(
+        require(
             self.past_actions == "all" or (isinstance(self.past_actions, int) and self.past_actions >= 0),
-            f'learner.policy.past_actions must be 0 or more, or "all", not {self.past_actions!r}',
+            f'past_actions must be 0 or more, or "all", not {self.past_actions!r}',
         )
-        _require(
+        require(
             self.execute <= self.future_actions,
-            f"learner.policy.execute {self.execute} exceeds future_actions {self.future_actions}",
+            f"execute {self.execute} exceeds future_actions {self.future_actions}",
         )
-        _require(self.kernel % 2 == 1, f"learner.policy.kernel must be odd, not {self.kernel}")
-        _require(self.token_size % 2 == 0, f"learner.policy.token_size must be even, not {self.token_size}")
-        _require(0 <= self.dropout < 1, f"learner.policy.dropout must be in [0, 1), not {self.dropout}")
-        _require(0 < self.crop <= 1, f"learner.policy.crop must be in (0, 1], not {self.crop}")
-        _require(
-            self.diffusion_steps % self.sampling_steps == 0,
-            f"learner.policy.diffusion_steps {self.diffusion_steps} is not a multiple of "
-            f"sampling_steps {self.sampling_steps}",
-        )
-        _require(
-            self.candidates == 1 or self.past_actions != 0,
-            f"learner.policy.candidates {self.candidates} are told apart by their past actions: "
-            "past_actions must not be 0",
-        )
-        _require(
+        require(0 < self.crop <= 1, f"crop must be in (0, 1], not {self.crop}")
+        require(
             self.camera_width % 16 == 0,
-            f"learner.policy.camera_width must be a multiple of 16, the channels of a group, "
-            f"not {self.camera_width}",
+            f"camera_width must be a multiple of 16, the channels of a group, not {self.camera_width}",
         )
-        for key, kind in self.normalize.items():
-            _one_of(f"normalize.{key}", kind, Normalization)
-        _require(len(self.widths) > 0, "learner.policy.widths must name at least one level")
-        _require(
-            self.heads % self.heads_per_key == 0,
-            f"learner.policy.heads {self.heads} must be a multiple of heads_per_key {self.heads_per_key}",
-        )
-        if self.architecture == "dit":
-            _require(
-                self.token_size % self.heads == 0,
-                f"learner.policy.token_size {self.token_size} must be a multiple of heads {self.heads}",
-            )
-        else:
-            heads = self.heads if self.architecture == "unet_cross" else 1
-            for name, value in (("groups", self.groups), ("heads", heads)):
-                _require(
-                    all(width > 0 and width % value == 0 for width in self.widths),
-                    f"learner.policy.widths {list(self.widths)} must be multiples of {name} {value}",
-                )
+        for key, how in self.normalize.items():
+            one_of(f"normalize.{key}", how, get_args(Normalization))
 
-    def horizon(self, spec: TaskSpec) -> Horizon:
-        """The horizons for one task.
+    def make(self, spec: TaskSpec) -> "Policy":
+        """Make the untrained policy for a task. Imports torch.
 
         Raises:
-            ValueError: T_p does not fit the UNet's downsampling.
+            ValueError: the config does not fit the task.
+        """
+        raise NotImplementedError
+
+    def horizon(self, spec: TaskSpec) -> Horizon:
+        """Return the horizons for one task.
+
+        Raises:
+            ValueError: the network cannot predict this number of actions.
         """
         context = self.context_length or spec.context_lengths[-1]
         past = context - 1 if self.past_actions == "all" else min(self.past_actions, context - 1)
-        positions = past + self.future_actions
-        factor = 1 if self.architecture == "dit" else 2 ** (len(self.widths) - 1)
-        _require(
-            positions % factor == 0,
-            f"T_p {positions} (past {past} + learner.policy.future_actions {self.future_actions}) is not "
-            f"divisible by {factor}, the UNet's downsampling at {len(self.widths)} widths: "
-            f"use future_actions {self.future_actions + -positions % factor}",
-        )
         return Horizon(context, past, self.future_actions, self.execute)
 
     def normalization(self, spec: TaskSpec) -> dict[str, Normalization]:
-        """How each state observation of a task is normalised, by its key, and how the action is.
+        """Return how each state observation of a task is normalised, by its key, and how the action is.
 
         Raises:
-            ValueError: `normalize` names what the task does not have, or a camera.
+            ValueError: `normalize` names a camera, or a key that the task does not have.
         """
         keys = [key for key, array in spec.observation.items() if not array.is_image]
         kinds: dict[str, Normalization] = {
             key: "identity" if key.endswith("_quat") else "min_max" for key in (*keys, ACTION)
         }
         unknown = sorted(self.normalize.keys() - kinds.keys())
-        _require(
+        require(
             not unknown,
-            f"learner.policy.normalize: {unknown} are no vectors of task {spec.name}, which has "
-            f"{', '.join(kinds)}",
+            f"normalize: {unknown} are no vectors of task {spec.name}, which has {', '.join(kinds)}",
         )
         return {**kinds, **self.normalize}
 
     def crops(self, spec: TaskSpec) -> dict[str, tuple[int, int]]:
-        """Height and width of what is shown to the network of each camera of a task, by its key.
+        """Return height and width, in pixels, of what each camera's network sees, by the camera's key.
 
         Raises:
             ValueError: there are fewer than `SMALLEST_CROP` pixels a side.
@@ -218,13 +164,64 @@ class PolicyConfig:
         for key, array in sorted(spec.observation.items()):
             if array.is_image:
                 height, width = (round(self.crop * side) for side in array.shape[:2])
-                _require(
+                require(
                     min(height, width) >= SMALLEST_CROP,
-                    f"learner.policy.crop {self.crop:g} leaves {height} x {width} pixels of {key}, "
+                    f"crop {self.crop:g} leaves {height} x {width} pixels of {key}, "
                     f"there must be {SMALLEST_CROP} a side",
                 )
                 crops[key] = height, width
         return crops
+
+
+def policy_config(like: PolicyConfig | None = None, /, **settings: Any) -> PolicyConfig:
+    """Make the config of a kind and architecture of policy, with these settings.
+
+    Args:
+        like: a config to start from. Settings of it that another kind or architecture does not have are left
+            out.
+        settings: fields of the config; `kind` and `architecture` choose its class.
+
+    Raises:
+        ValueError: kind or architecture are not installed, or a setting is unknown or wrong.
+    """
+    start = {} if like is None else {own.name: getattr(like, own.name) for own in fields(like)}
+    if "kind" in settings and settings["kind"] != start.get("kind"):
+        start.pop("architecture", None)
+    chosen = policy_class(start | settings)
+    known = {own.name for own in fields(chosen)}
+    if unknown := settings.keys() - known:
+        raise ValueError(
+            f"{min(unknown)} is unknown to {chosen.__name__}, which has {', '.join(sorted(known))}"
+        )
+    if like is not None and type(like) is not chosen:
+        start = {name: value for name, value in start.items() if name in known - {"kind", "architecture"}}
+    return chosen(**start | settings)
+
+
+def policy_class(settings: Mapping[str, Any]) -> type[PolicyConfig]:
+    """Return the config class that `kind` and `architecture` of some settings name.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    kind, architecture = settings.get("kind", "diffusion"), settings.get("architecture")
+    names = policy_names()
+    one_of("kind", kind, [name for name in names if "." not in name])
+    if architecture is None:
+        return names[kind].load()  # type: ignore[no-any-return]
+    one_of("architecture", architecture, architectures(kind))
+    return names[f"{kind}.{architecture}"].load()  # type: ignore[no-any-return]
+
+
+def architectures(kind: str) -> list[str]:
+    """List the installed architectures of a kind; empty for a kind that has but one."""
+    return [name.partition(".")[2] for name in policy_names() if name.startswith(f"{kind}.")]
+
+
+@cache
+def policy_names() -> Mapping[str, EntryPoint]:
+    """Return the installed entry points of policies, by name."""
+    return {entry.name: entry for entry in entry_points(group=POLICIES)}
 
 
 @dataclass(frozen=True)
@@ -232,33 +229,35 @@ class CurriculumConfig:
     """Which T_o each training step uses; the formulas are in learner/curriculum.py."""
 
     kind: Literal["fixed", "progressive", "sprinkle", "lengths"] = "progressive"
+    """Curriculum: always the longest T_o; longer ones as training goes on; the longest or a shorter one at
+    random; or lengths by weights."""
     ramp: float = 0.5
-    """progressive: share of the training after which the longest T_o is reached; as published, perhaps."""
+    """progressive: share of the training, in (0, 1], after which the longest T_o is reached."""
     full: float = 0.5
-    """progressive, sprinkle: probability of the longest T_o reached so far; otherwise a shorter one.
-    Published is 0.8 for sprinkle; more short contexts are cheaper, and serve the short T_o."""
+    """progressive, sprinkle: probability, in [0, 1], of the longest T_o reached so far; otherwise a shorter
+    one is drawn. 0.8 is published for sprinkle. More short contexts are cheaper and improve the short T_o."""
     shorter: Literal["uniform", "log"] = "log"
-    """How shorter ones are drawn; `log` gives every doubling of the length the same share: the short ones
-    have to get by with little, and need it."""
+    """Distribution of the shorter T_o. `log` gives every doubling of the length the same share, because the
+    shortest contexts have the least information and need the most training."""
     lengths: Mapping[int, float] = field(default_factory=dict)
-    """lengths: T_o -> its part of the training steps, in any unit."""
+    """lengths: weight of each T_o, 0 or more, in any unit."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "progressive", "sprinkle", "lengths")
-        _require(
+        require(
             self.kind in kinds,
-            f"learner.curriculum.kind must be one of {', '.join(kinds)}, not {self.kind!r}",
+            f"kind must be one of {', '.join(kinds)}, not {self.kind!r}",
         )
-        _require(
+        require(
             self.shorter in ("uniform", "log"),
-            f"learner.curriculum.shorter must be uniform or log, not {self.shorter!r}",
+            f"shorter must be uniform or log, not {self.shorter!r}",
         )
-        _require(0 < self.ramp <= 1, f"learner.curriculum.ramp must be in (0, 1], not {self.ramp}")
-        _require(0 <= self.full <= 1, f"learner.curriculum.full must be in [0, 1], not {self.full}")
+        require(0 < self.ramp <= 1, f"ramp must be in (0, 1], not {self.ramp}")
+        require(0 <= self.full <= 1, f"full must be in [0, 1], not {self.full}")
         weights = self.lengths.values()
-        _require(
+        require(
             (sum(weights) > 0) == (self.kind == "lengths") and all(0 <= w < math.inf for w in weights),
-            f"learner.curriculum.lengths are {dict(self.lengths)} and kind is {self.kind!r}: kind 'lengths' "
+            f"lengths are {dict(self.lengths)} and kind is {self.kind!r}: kind 'lengths' "
             "needs weights of 0 or more with a positive sum, others none",
         )
 
@@ -269,81 +268,90 @@ class CurriculumConfig:
             ValueError: there is.
         """
         unfit = [length for length in self.lengths if not 1 <= length <= longest]
-        _require(
-            not unfit, f"learner.curriculum.lengths must lie in 1..{longest}, the longest T_o, not {unfit}"
-        )
+        require(not unfit, f"lengths must lie in 1..{longest}, the longest T_o, not {unfit}")
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """Training of one policy at many context lengths."""
 
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig = field(default_factory=policy_config)
+    """The policy that is trained."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Context length of each training step."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
-    """Parts of the draws by source, in any unit; one without episodes gives its part to the others. By
-    source, as `demo`, or by source and outcome, as `rollout/success`, with `*` for any."""
+    """Weight of each stratum in the draws, in any unit: a source such as `demo`, or a source and an outcome
+    such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the others."""
     outcomes: tuple[str, ...] = ()
-    """Learn only from episodes that ended so: [success] is success only. None: from all."""
+    """Outcomes to learn from, such as [success]. Empty: all but `invalid`."""
     draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"
-    """Of a part of the mix all steps are drawn alike; or all episodes are, and of an episode all steps; or
-    newer episodes more often; or in proportion to priorities that something else gives them."""
+    """What is equally likely within a stratum: every step; or every episode, and every step of it. `recency`
+    draws newer episodes more often, `priority` in proportion to priorities set from outside."""
     half_life: float = 1000.0
-    """By recency, an episode is drawn half as often as one that is newer by so many of its part."""
+    """recency: number of newer episodes in its stratum after which an episode is drawn half as often."""
     steps: int = 2400
+    """Training steps of the whole run."""
     batch_size: int = 64
-    """Windows per step and rank."""
+    """Windows per training step and rank."""
     windows_per_segment: int | None = None
-    """Windows cut from one place of an episode: with more of them, fewer frames have to be read and encoded,
-    and a batch is less varied. None: 8 where there are cameras, else 1."""
+    """Windows cut from one segment of an episode. More of them mean fewer frames to read and encode, and a
+    less varied batch. None: 8 for a task with cameras, else 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the multiplications in the loss; weights are float32 always."""
+    """Precision of the multiplications in the loss. Weights are always float32."""
     compile: bool = False
-    """Compile the denoiser, for a few context lengths to which the others are padded: minutes at the start,
-    for faster steps. Needs a C++ compiler where the learner runs."""
+    """Compile the policy's network, for a few context lengths to which the others are padded. Compiling takes
+    minutes at the start and makes steps faster. Needs a C++ compiler where the learner runs."""
     learning_rate: float = 3e-3
-    """Peak; linear warm-up, then a cosine to zero."""
+    """Largest learning rate: it rises linearly over `warmup` steps, then falls to zero as a cosine."""
     warmup: int = 100
+    """Training steps until the learning rate is at its largest; fewer than `steps`."""
     betas: tuple[float, float] = (0.95, 0.999)
+    """Decay rates of AdamW's two moments, in [0, 1)."""
     weight_decay: float = 1e-6
+    """Weight decay of AdamW, at least 0."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient. Longer gradients are scaled down to it."""
     ema_power: float = 0.75
-    """The average that acts decays by 1 - (1 + step) ** -ema_power, at most ema_max."""
+    """Power p of the average of the weights, which acts: its decay is 1 - (1 + step) ** -p."""
     ema_max: float = 0.9999
+    """Largest decay of the average of the weights, in [0, 1)."""
     publish_every: int = 300
+    """Training steps between two published versions."""
     checkpoint_every: int = 600
+    """Training steps between two checkpoints."""
     keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
     report_every: int = 25
+    """Training steps between two reports of progress."""
     validation_episodes: int = 8
-    """Demonstrations that are never trained on: on them every published version is validated. They are the
-    last ones; an expert gives so many more, of imported ones they are part, unless that were half of them."""
+    """Held-out demonstrations, on which every published version is validated. With an expert, this many
+    extra are collected. Of imported data the last ones are used, unless that would be half or more."""
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size", "publish_every", "checkpoint_every", "keep_checkpoints")
-        _positive(self, "report_every", "learning_rate", "clip", "ema_power")
-        _require(
+        positive(self, "steps", "batch_size", "publish_every", "checkpoint_every", "keep_checkpoints")
+        positive(self, "report_every", "learning_rate", "clip", "ema_power")
+        require(
             self.windows_per_segment is None or self.windows_per_segment >= 1,
-            f"learner.windows_per_segment must be at least 1, not {self.windows_per_segment}",
+            f"windows_per_segment must be at least 1, not {self.windows_per_segment}",
         )
-        _require(
+        require(
             self.precision in ("float32", "bfloat16"),
-            f"learner.precision must be float32 or bfloat16, not {self.precision!r}",
+            f"precision must be float32 or bfloat16, not {self.precision!r}",
         )
-        _require(
+        require(
             self.validation_episodes >= 0,
-            f"learner.validation_episodes must not be negative: {self.validation_episodes}",
+            f"validation_episodes must not be negative: {self.validation_episodes}",
         )
-        _require(
+        require(
             0 <= self.warmup < self.steps,
-            f"learner.warmup {self.warmup} must be shorter than learner.steps {self.steps}",
+            f"warmup {self.warmup} must be shorter than steps {self.steps}",
         )
-        _require(
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"learner.betas must be two numbers in [0, 1), not {list(self.betas)}",
+            f"betas must be two numbers in [0, 1), not {list(self.betas)}",
         )
-        _require(self.weight_decay >= 0, f"learner.weight_decay must not be negative: {self.weight_decay}")
-        _require(0 <= self.ema_max < 1, f"learner.ema_max must be in [0, 1), not {self.ema_max}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
+        require(0 <= self.ema_max < 1, f"ema_max must be in [0, 1), not {self.ema_max}")
         self.selection(None)
 
     def selection(self, task: str | None) -> Selection:
@@ -352,10 +360,7 @@ class LearnerConfig:
         Args:
             task: the only one to draw from; None: any.
         """
-        try:
-            return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
-        except ValueError as error:
-            raise ValueError(f"learner.{error}") from None
+        return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
 
     def windows(self, spec: TaskSpec) -> int:
         """Windows per segment for one task.
@@ -365,24 +370,38 @@ class LearnerConfig:
         """
         cameras = any(array.is_image for array in spec.observation.values())
         windows = self.windows_per_segment or (8 if cameras else 1)
-        _require(
+        require(
             self.batch_size % windows == 0,
-            f"learner.batch_size {self.batch_size} is not a multiple of windows_per_segment {windows}",
+            f"batch_size {self.batch_size} is not a multiple of windows_per_segment {windows}",
         )
         return windows
 
 
-def _positive(config: PolicyConfig | LearnerConfig, *names: str) -> None:
-    path = "learner.policy" if isinstance(config, PolicyConfig) else "learner"
+def positive(config: Any, *names: str) -> None:
+    """Require that these fields of a config are above zero.
+
+    Raises:
+        ValueError: one is not; the message names it and its value.
+    """
     for name in names:
-        _require(getattr(config, name) > 0, f"{path}.{name} must be positive, not {getattr(config, name)}")
+        require(getattr(config, name) > 0, f"{name} must be positive, not {getattr(config, name)}")
 
 
-def _one_of(name: str, value: str, choices: Any) -> None:
-    allowed = get_args(choices)
-    _require(value in allowed, f"learner.policy.{name} must be one of {', '.join(allowed)}, not {value!r}")
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Require that a value is one of those allowed.
+
+    Raises:
+        ValueError: it is not; the message lists them.
+    """
+    allowed = list(allowed)
+    require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Require a condition.
+
+    Raises:
+        ValueError: it does not hold; with this message, which starts with the name of a field.
+    """
     if not condition:
         raise ValueError(message)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longview.learner import curriculum
 from longview.learner.config import Horizon, LearnerConfig
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policy import Policy
 from longview.learner.windows import Batch, build, margin, nows
 from longview.replay.episode import Segment, TaskSpec
 
@@ -67,24 +67,27 @@ class Recipe:
         batch = build(segments, self.spec, self.horizon, length, now_GW)
         return padded(batch, self.padded_length(step)) if self.config.compile else batch
 
-    def error(self, policy: DiffusionPolicy, batch: Batch, step: int) -> Tensor:
-        """The policy's error (B, T) on the step's batch, with its noise, diffusion steps and crops."""
-        device = policy.signal.device
-        torch.manual_seed(_stream(self.seed, self.rank, step))
-        noise_BTA = torch.randn(batch.action_BTA.shape, device=device)
-        step_B = torch.randint(policy.config.diffusion_steps, (batch.size,), device=device)
-        shift_F2 = None
-        if policy.cameras:
-            shift_G2 = torch.rand(len(batch.episodes), 2, device=device)
-            shift_F2 = shift_G2[policy.tensor(batch.segment_F)]
+    def error(self, policy: Policy, batch: Batch, step: int) -> Tensor:
+        """Return the policy's error (B, T) on the step's batch."""
+        device = policy.device
+        generator = seeded(_stream(self.seed, self.rank, step), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return policy.loss(batch, noise_BTA, step_B, shift_F2)
+            return policy.error(batch, generator)
 
 
 def padded(batch: Batch, length: int) -> Batch:
     """The same windows with places before the oldest observation in which nothing was seen."""
     before = ((0, 0), (length - batch.length, 0))
     return replace(batch, frame_BS=np.pad(batch.frame_BS, before), seen_BS=np.pad(batch.seen_BS, before))
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """Seed a device's default generator, which dropout draws from, and return it."""
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        return torch.default_generator
+    generators: tuple[torch.Generator, ...] = torch.get_device_module(device).default_generators
+    return generators[device.index or 0]
 
 
 def _stream(seed: int, rank: int, step: int) -> int:

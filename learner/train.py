@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from longview.learner import checkpoint, ranks
-from longview.learner.compiled import compile_denoiser
+from longview.learner.compiled import compile_trunk
 from longview.learner.config import LearnerConfig
 from longview.learner.laps import Lap, Taken, TrainingProgress
 from longview.learner.normalize import Statistics
-from longview.learner.policy import DiffusionPolicy, mean_loss, policy_from_bytes, policy_to_bytes
+from longview.learner.policy import Policy, mean_loss, policy_from_bytes, policy_to_bytes
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.validation import validate
 from longview.learner.windows import Batch
@@ -43,7 +43,7 @@ def train(
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
-) -> DiffusionPolicy:
+) -> Policy:
     """Train, from the newest checkpoint if there is one, until `config.steps` or until told to stop.
 
     The randomness of a step follows from (seed, rank, step) alone, so a resumed run goes on bit for bit
@@ -78,7 +78,7 @@ def train(
     if start.training:
         _restore(start.training, weights, optimizer)
     if config.compile:
-        compile_denoiser(policy, recipe, range(start.step, config.steps))
+        compile_trunk(policy, recipe, range(start.step, config.steps))
 
     step, lap = start.step, Lap(policy.horizon, checkpoints, rank, world, device)
     if rank == 0 and start.training:
@@ -180,7 +180,7 @@ def _start(
     found = checkpoint.latest(checkpoints)
     if found is None:
         torch.manual_seed(seed)
-        policy = DiffusionPolicy(config.policy, spec)
+        policy = config.policy.make(spec)
         policy.fit(statistics())
         return checkpoint.Checkpoint(0, policy_to_bytes(policy), {}, {})
     policy = policy_from_bytes(found.policy)

@@ -1,6 +1,7 @@
 """How well a policy does on episodes that it was not trained on, without a simulator.
 
-Legend: E episodes, W windows of each, B windows, T action positions, A action dimensions.
+Legend: E episodes, W windows of each, B windows, S observed steps, T action positions, P past ones of them,
+A action dimensions.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,11 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from torch.nn import functional
+from numpy.typing import NDArray
 
-from longview.learner.policy import DiffusionPolicy, mean_loss
-from longview.learner.windows import build
+from longview.learner.config import Horizon
+from longview.learner.policy import Policy, mean_loss
+from longview.learner.windows import Batch, build
 from longview.replay.episode import Episode, Segment
 
 WINDOWS = 64
@@ -27,36 +29,35 @@ class Validation(TypedDict):
     validation_s: float
 
 
-def validate(policy: DiffusionPolicy, episodes: Sequence[Episode], seed: int) -> Validation:
+def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validation:
     """Loss, and mean distance of the actions that would be executed from the targets as a share of the action
     range, at each of the task's context lengths that the policy takes.
 
-    The windows lie evenly over each episode. They, the noise and the diffusion steps are the same for every
-    policy and every length, so that results can be compared.
+    The windows lie evenly over each episode. Windows and randomness are the same for every policy and every
+    length, so that results can be compared.
 
     Args:
         policy: in evaluation mode.
         episodes: at least one.
-        seed: of noise and diffusion steps.
+        seed: of all that is random.
     """
     started = perf_counter()
     spec, horizon = policy.spec, policy.horizon
     segments = [Segment(e.meta, e.length, start=0, now=0, probability=0.0, arrays=e.arrays) for e in episodes]
     place_W = (np.arange(max(1, WINDOWS // len(segments))) + 0.5) / max(1, WINDOWS // len(segments))
     now_EW = (place_W * np.array([[e.length] for e in episodes])).astype(np.int64)
-    rng = np.random.default_rng(seed)
-    noise_BTA = rng.standard_normal((now_EW.size, horizon.positions, *spec.action.shape), np.float32)
-    step_B = rng.integers(policy.config.diffusion_steps, size=now_EW.size)
+    generator = torch.Generator(policy.device)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     losses, errors = {}, {}
     for length in (length for length in spec.context_lengths if length <= horizon.context):
         batch = build(segments, spec, horizon, length, now_EW)
         with torch.inference_mode():
-            error_BT = policy.loss(batch, policy.tensor(noise_BTA), policy.tensor(step_B))
+            error_BT = policy.error(batch, generator.manual_seed(seed))
             losses[length] = float(mean_loss(error_BT, policy.tensor(batch.target_BT)))
-            token_FE = policy.tokens(batch.observation)
-            token_BSE = functional.embedding(policy.tensor(batch.frame_BS), token_FE)
-            action_BTA = policy.sample(token_BSE, batch.seen_BS, noise_BTA)
+            token_BSE = policy.batch_tokens(batch, generator)
+            action_BTA = policy.sample(
+                token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed)
+            )
         action_BTA = action_BTA.clip(spec.action.low, spec.action.high)
         distance_BT = np.abs(action_BTA - batch.action_BTA).mean(axis=2)[:, executed]
         error = distance_BT[batch.target_BT[:, executed]].mean()
@@ -66,3 +67,9 @@ def validate(policy: DiffusionPolicy, episodes: Sequence[Episode], seed: int) ->
         action_error_by_context=errors,
         validation_s=perf_counter() - started,
     )
+
+
+def _past(batch: Batch, horizon: Horizon) -> NDArray[np.float32]:
+    """Return the executed past actions (B, P, A) of windows; NaN where the context does not reach."""
+    past = slice(0, horizon.past)
+    return np.where(batch.target_BT[:, past, None], batch.action_BTA[:, past], np.float32(np.nan))

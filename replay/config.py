@@ -63,7 +63,7 @@ class StoreConfig:
     def __post_init__(self) -> None:
         for name in ("shards", "chunk_steps", "byte_budget", "max_connections", "queue_bytes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"replay.{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             "cache_bytes",
             "refresh_seconds",
@@ -72,17 +72,15 @@ class StoreConfig:
             "limiter_seconds",
         ):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"replay.{name} must be finite and not negative, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("orphan_seconds", "call_seconds"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"replay.{name} must be finite and positive, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be finite and positive, not {getattr(self, name)}")
         if self.samples_per_insert is not None and not 0 < self.samples_per_insert < math.inf:
-            raise ValueError(
-                f"replay.samples_per_insert must be finite and positive, not {self.samples_per_insert}"
-            )
+            raise ValueError(f"samples_per_insert must be finite and positive, not {self.samples_per_insert}")
         if unknown := sorted(set(self.evict) - set(SOURCES)):
-            raise ValueError(f"replay.evict: unknown sources {unknown}, there are {', '.join(SOURCES)}")
+            raise ValueError(f"evict: unknown sources {unknown}, there are {', '.join(SOURCES)}")
         if self.replicas < 0:
-            raise ValueError(f"replay.replicas must not be negative, not {self.replicas}")
+            raise ValueError(f"replicas must not be negative, not {self.replicas}")
         if not 0 <= self.compression <= 19:
-            raise ValueError(f"replay.compression must be a zstd level from 0 to 19, not {self.compression}")
+            raise ValueError(f"compression must be a zstd level from 0 to 19, not {self.compression}")

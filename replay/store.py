@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from longview.replay.errors import CodecError, Quarantined, ReplayError, StoreEr
 from longview.replay.limiter import Limiter
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.blocks import BlockPool
-from longview.replay.redis.client import Client
+from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import PAGE, Index
 from longview.replay.redis.quarantine import move_to_quarantine, read_episode
 from longview.replay.redis.reader import ChunkReader
@@ -34,6 +35,23 @@ log = logging.getLogger(__name__)
 
 FORMAT: Final = 2
 """Version of a namespace's layout, which redis/keys.py, redis/scripts.py and codec.py describe."""
+
+
+@dataclass(frozen=True, repr=False)
+class StoreAddress:
+    """Address of an episode store, which may be sent to other processes and printed."""
+
+    url: str
+    """URL of Redis: redis://, rediss:// or unix://. It may hold a password, which is never shown."""
+    namespace: str
+    """Name of the store within that Redis, such as a run's."""
+
+    def __repr__(self) -> str:
+        return f"StoreAddress({redact(self.url)!r}, {self.namespace!r})"
+
+    def connect(self, config: StoreConfig) -> "EpisodeStore":
+        """Connect to the store; errors are those of `EpisodeStore.connect`."""
+        return EpisodeStore.connect(self.url, self.namespace, config)
 
 
 class EpisodeStore:

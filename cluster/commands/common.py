@@ -1,4 +1,4 @@
-"""What every command of the command line shares."""
+"""Arguments, errors and exit codes that all commands share."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def group(help: str) -> typer.Typer:
-    """A command with commands below it."""
+    """Make a command that has commands below it."""
     return typer.Typer(
         help=help,
         no_args_is_help=True,
@@ -30,7 +30,8 @@ def group(help: str) -> typer.Typer:
 
 
 def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors that a person can mend become one message and an exit code; all others keep their traceback."""
+    """Turn a command's errors that a person can mend into one message and an exit code. All other errors keep
+    their traceback."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -5,7 +5,8 @@ Nothing here imports torch, Ray or a simulator: a wrong config is an error in th
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from longview.actors.config import ActorsConfig, EvaluationConfig
 from longview.actors.task import Task, load_task
-from longview.learner.config import LearnerConfig
+from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import StoreConfig
 from longview.replay.episode import TaskSpec
 
@@ -33,58 +34,67 @@ class MonitoringConfig:
     """Where metrics are served."""
 
     port: int = 0
-    """Port of /metrics; 0 chooses a free one, which the run's folder then tells."""
+    """Port of /metrics, 0 to 65535. 0 chooses a free one and writes it to the run's folder."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address that /metrics listens on."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise ValueError(f"monitoring.port must lie in 0..65535, not {self.port}")
+            raise ValueError(f"port must lie in 0..65535, not {self.port}")
 
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """What the roles ask of an existing Ray cluster, beside a CPU each. A cluster of the run's own is one
-    machine, where nothing of this applies."""
+    """Resources that the roles request from an existing Ray cluster, in addition to one CPU each.
+
+    A run that starts its own Ray is on one machine and ignores this section.
+    """
 
     actor: dict[str, float] = field(default_factory=dict)
-    """Custom resources that a rollout actor takes, such as `{actor: 1}`: nodes without them get no actors."""
+    """Custom resources that a rollout actor takes, such as `{actor: 1}`. Nodes without them get no actors."""
     learner: dict[str, float] = field(default_factory=dict)
     """Custom resources that a learner rank takes."""
     learner_gpus: int | None = None
-    """GPUs of a learner rank; by default one, if there are enough for all when training starts."""
+    """GPUs of a learner rank. None: one, if there are enough for all ranks when training starts."""
     autoscaled: bool = False
-    """The cluster grows when more is asked for: what it has when a run is launched is no limit."""
+    """Whether the cluster grows on request. Then a run may ask for more than the cluster has at the start."""
 
     def __post_init__(self) -> None:
         for role, resources in (("actor", self.actor), ("learner", self.learner)):
             for name, amount in resources.items():
                 if amount <= 0:
-                    raise ValueError(f"placement.{role}.{name} must be positive, not {amount:g}")
+                    raise ValueError(f"{role}.{name} must be positive, not {amount:g}")
         if self.learner_gpus is not None and self.learner_gpus < 0:
-            raise ValueError(f"placement.learner_gpus must not be negative, not {self.learner_gpus}")
+            raise ValueError(f"learner_gpus must not be negative, not {self.learner_gpus}")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is made of. The same file serves a laptop and a cluster."""
+    """Everything a run is made of. A laptop and a cluster take the same file."""
 
     task: str = "return_point"
+    """Name of the task to learn, or module:attribute of a task of your own."""
     seed: int = 0
-    """Seeds of episodes, batches, weights and noise all follow from it."""
+    """Seed of the run, at least 0. Seeds of episodes, batches, weights and noise follow from it."""
     name: str | None = None
-    """Name of the run's folder; by default the task and the time."""
+    """Name of the run's folder. None: the task and the time."""
     demonstrations: str | None = None
-    """Human demonstrations to start from, in any format that `longview store import` reads; without them the
+    """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
     learners: int = 1
-    """G: learner ranks, each on a GPU of its own where there are enough."""
+    """G: learner ranks, at least 1. Each has a GPU of its own, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
+    """Simulators and what they collect."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Policy and training."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Episodes that measure success."""
     replay: StoreConfig = field(default_factory=StoreConfig)
+    """The episode store."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    """Where metrics are served."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Resources of an existing Ray cluster."""
 
     def __post_init__(self) -> None:
         if self.learners < 1:
@@ -118,13 +128,16 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     tree: dict[str, Any] = dict(preset)
     if file is not None:
         tree |= _read_yaml(file)
+    given = dict(_policy_of(tree))
     for override in overrides:
         _apply(tree, override)
-    _refuse_unknown_keys(tree, RunConfig)
-    try:
-        config = TypeAdapter(RunConfig).validate_python(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+    with _within("learner.policy"):
+        policy_kind = _kind_of(_policy_of(tree), given)
+    _refuse_unknown_keys(tree, RunConfig, policy_kind)
+    if isinstance(tree.setdefault("learner", {}), dict):
+        policy = tree["learner"].get("policy", {})
+        tree["learner"]["policy"] = _validated(policy_kind, policy, "learner.policy")
+    config: RunConfig = _validated(RunConfig, tree)
     return _with_password(_checked(config))
 
 
@@ -151,7 +164,7 @@ def write_config(config: RunConfig, file: Path) -> None:
 
 def public_config(config: RunConfig) -> dict[str, Any]:
     """A config as plain types, without any password."""
-    tree = cast(dict[str, Any], _plain(asdict(config)))
+    tree = cast(dict[str, Any], plain(asdict(config)))
     if config.replay.url is not None:
         tree["replay"]["url"] = without_password(config.replay.url)
     return tree
@@ -195,49 +208,118 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _refuse_unknown_keys(tree: Mapping[str, Any], kind: type, prefix: str = "") -> None:
-    known = dict(_keys(RunConfig))
-    hints = get_type_hints(kind)
+def _policy_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings `learner.policy` of a config's tree; empty where it has none."""
+    learner = tree.get("learner")
+    policy = learner.get("policy") if isinstance(learner, dict) else None
+    return policy if isinstance(policy, dict) else {}
+
+
+def _kind_of(policy: dict[str, Any], given: Mapping[str, Any]) -> type[PolicyConfig]:
+    """Find the config class of the policy's settings.
+
+    Settings that came with a file and that only other kinds or architectures have are left out: an override
+    may choose another policy than a preset was written for.
+
+    Raises:
+        ValueError: its kind or architecture is not installed.
+    """
+    unchanged = {key for key, value in given.items() if policy.get(key) == value}
+    if policy.get("kind") != given.get("kind") and "architecture" in unchanged:
+        del policy["architecture"]
+    kind = policy_class(policy)
+    known = {key for entry in policy_names().values() for key in _keys(entry.load())}
+    for key in unchanged & policy.keys() & (known - set(_keys(kind))):
+        del policy[key]
+    return kind
+
+
+def _refuse_unknown_keys(
+    tree: Mapping[str, Any], kind: type, policy_kind: type[PolicyConfig], prefix: str = ""
+) -> None:
+    """Refuse a key that a config, or one below it, does not have; the message suggests the nearest one."""
+    keys = _keys(kind)
     for key, value in tree.items():
-        if key not in hints:
+        if key not in keys:
+            known = [name for name, _ in _every_key(RunConfig, policy_kind)]
             near = get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(hints)}"
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(keys)}"
             raise ConfigError(f"unknown key {prefix}{key}{hint}")
-        if is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown_keys(value, cast(type, hints[key]), f"{prefix}{key}.")
+        below = policy_kind if keys[key] is PolicyConfig else keys[key]
+        if is_dataclass(below) and isinstance(value, dict):
+            _refuse_unknown_keys(value, cast(type, below), policy_kind, f"{prefix}{key}.")
 
 
-def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, hint in get_type_hints(kind).items():
+def _keys(kind: type) -> dict[str, Any]:
+    """Return the type of every key of a config."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _every_key(kind: type, policy_kind: type[PolicyConfig], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a config and its type, those of the configs below it included."""
+    for key, hint in _keys(kind).items():
         yield prefix + key, hint
-        if is_dataclass(hint):
-            yield from _keys(cast(type, hint), f"{prefix}{key}.")
+        below = policy_kind if hint is PolicyConfig else hint
+        if is_dataclass(below):
+            yield from _every_key(cast(type, below), policy_kind, f"{prefix}{key}.")
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _validated(kind: type, tree: Any, prefix: str = "") -> Any:
+    """Make a config of plain values.
+
+    Raises:
+        ConfigError: a value has the wrong type or does not fit the others. The message starts with its dotted
+            key: a config's own errors start with the name of their field, the rest is added here.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, prefix))) from None
+
+
+def _explain(error: ValidationError, prefix: str) -> Iterator[str]:
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "value_error":  # ours, and it names its key itself
-            yield problem["msg"].removeprefix("Value error, ")
+        path = ".".join(str(part) for part in (prefix, *problem["loc"]) if part != "")
+        if problem["type"] == "value_error":
+            yield f"{path}." * bool(path) + problem["msg"].removeprefix("Value error, ")
         else:
-            yield f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+            yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+@contextmanager
+def _within(prefix: str) -> Iterator[None]:
+    """Turn a config's own error into a ConfigError with the dotted key.
+
+    Raises:
+        ConfigError: what is inside raises ValueError.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{prefix}.{error}") from None
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    if config.replay.url is not None and "password=" in config.replay.url:
+    if config.replay.url is not None and _hides_password(config.replay.url):
         raise ConfigError(
             "replay.url: give a password as redis://user:password@host, percent-encoded, or in the "
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
         )
     try:
         spec = task_of(config).spec
+    except ValueError as error:  # UnknownTask is one
+        raise ConfigError(str(error)) from None
+    with _within("learner.policy"):
         longest = config.learner.policy.horizon(spec).context
         config.learner.policy.normalization(spec)
         config.learner.policy.crops(spec)
+    with _within("learner.curriculum"):
         config.learner.curriculum.check(longest)
+    with _within("learner"):
         config.learner.windows(spec)
-    except ValueError as error:  # UnknownTask is one
-        raise ConfigError(str(error)) from None
     too_long = [length for length in config.context_lengths(spec) if length > longest]
     if too_long:
         raise ConfigError(
@@ -245,6 +327,14 @@ def _checked(config: RunConfig) -> RunConfig:
             f"learner.policy.context_length {longest}"
         )
     return config
+
+
+def _hides_password(url: str) -> bool:
+    """Tell whether a URL has a password where `without_password` would leave it: as a parameter, or with an
+    unescaped / ? or #, which moves the rest of the password behind the host."""
+    parts = urlsplit(url)
+    behind = parts.path + parts.query + parts.fragment
+    return "password=" in url or (parts.scheme != "unix" and "@" in behind)
 
 
 def _with_password(config: RunConfig) -> RunConfig:
@@ -257,9 +347,10 @@ def _with_password(config: RunConfig) -> RunConfig:
     return replace(config, replay=replace(config.replay, url=urlunsplit(parts._replace(netloc=netloc))))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a config's value as plain types: mappings as dicts, sequences as lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(below) for key, below in value.items()}
+        return {key: plain(below) for key, below in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(below) for below in value]
+        return [plain(below) for below in value]
     return value

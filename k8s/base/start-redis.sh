@@ -1,9 +1,9 @@
 #!/bin/sh
-# Starts Redis with the users whose passwords are in the environment:
-#   LONGVIEW_REDIS_PASSWORD   `longview`, for the episode store
-#   RAY_REDIS_PASSWORD        `ray`, for what Ray's head keeps there
+# Starts Redis in its pod. It reads these variables:
+#   LONGVIEW_REDIS_PASSWORD   password of the user `longview`, who has the episode store
+#   RAY_REDIS_PASSWORD        password of the user `ray`, who has the state of Ray's head
 #   MEMORY                    bytes that this container may use
-# The first pod of the set is the primary; every other one replicates it.
+# The first pod of the StatefulSet is the primary; every other pod replicates it.
 #   start-redis.sh [REDIS_CONF RUN_FOLDER DATA_FOLDER [REDIS_OPTION ...]]
 set -eu
 conf=${1:-/etc/redis/redis.conf}
@@ -15,7 +15,7 @@ umask 077
 digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 longview=$(digest "$LONGVIEW_REDIS_PASSWORD")
 ray=$(digest "$RAY_REDIS_PASSWORD")
-# As docs/store.md has it, for the runs of all names.
+# The same rights as in docs/store.md, for runs of any name; a test compares both lists.
 store='-@all +info +time +wait +cluster|slots +command +eval +evalsha +set +mget +exists +hget +hset
     +hsetnx +hdel +hgetall +hkeys +hlen +hexists +hincrby +hscan +zadd +zrem +zcard +zscore +zrange +zrangebyscore
     +zpopmin +zscan +persist +pexpire +pttl +unlink +scan'
@@ -30,7 +30,7 @@ ACL
     echo "include $conf"
     echo "dir $data"
     echo "aclfile $run/users.acl"
-    # The rest is for clients' buffers, and for pages that are copied while the file is rewritten.
+    # A quarter stays free for clients' buffers and for pages copied while the append-only file is rewritten.
     echo "maxmemory $((MEMORY / 4 * 3))"
     case ${HOSTNAME:-} in
     *-0) ;;

@@ -48,7 +48,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["demo", "--resume", "nothing"], ["no run 'nothing'"]),
         (["launch"], ["give a config file, or --resume RUN"]),
         (["launch", "absent.yaml"], ["cannot read config absent.yaml"]),
-        (["evaluate", "absent"], ["absent is no checkpoint"]),
+        (["evaluate", "absent"], ["absent holds no policy"]),
         (["evaluate", "absent", "--context", "1,x"], ["--context takes numbers"]),
         (["collect", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["collect", "push_t"], ["task push_t has no expert"]),

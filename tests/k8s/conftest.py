@@ -1,4 +1,4 @@
-"""Every overlay as kustomize builds it."""
+"""Fixtures that build each overlay with kustomize."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ OVERLAYS = ("local", "gpu", "production")
 
 @cache
 def build(overlay: str) -> str:
-    """What `kubectl apply -k k8s/overlays/<overlay>` would send."""
+    """Return the YAML that `kubectl apply -k k8s/overlays/<overlay>` would send."""
     kustomize = shutil.which("kustomize", path=Path(sys.executable).parent) or shutil.which("kustomize")
     if kustomize is None:
         pytest.skip("kustomize is not installed: `make test` installs it on Debian")
@@ -31,18 +31,18 @@ def build(overlay: str) -> str:
 
 @pytest.fixture(params=OVERLAYS)
 def overlay(request: pytest.FixtureRequest) -> str:
-    """Each overlay's name."""
+    """Run the test once for each overlay, given by name."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 def objects(overlay: str) -> list[Object]:
-    """Each overlay's objects, for a test to change."""
+    """Return a fresh copy of the overlay's objects, which the test may change."""
     return list(yaml.load_all(build(overlay), yaml.CSafeLoader))
 
 
 def find(objects: list[Object], kind: str, name: str | None = None) -> Any:
-    """The one object of this kind, and name if it is given."""
+    """Return the only object of this kind; where kinds repeat, give the name as well."""
     (found,) = (it for it in objects if it["kind"] == kind and name in (None, it["metadata"]["name"]))
     return found

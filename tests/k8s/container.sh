@@ -1,19 +1,23 @@
 #!/bin/bash
-# A little of what runs containers, for where nothing else can: a root file system that is read-only but for the
-# volumes, users that are not root, a network and processes of its own. Source it in a shell under
+# Imitates a container on machines without a container runtime: a root file system that is read-only except for
+# its volumes, users that are not root, and a network and processes of its own. Source it in a shell under
 #   unshare --mount --net --pid --fork --kill-child
-# with FOLDER (an empty folder), REPOSITORY, PYTHON (the prefix of its interpreter) and ENVIRONMENT (the image's).
+# It reads the variables
+#   FOLDER        an empty folder
+#   REPOSITORY    the repository's root
+#   PYTHON        the prefix of the Python interpreter
+#   ENVIRONMENT   the image's variables
 set -eu
 root=$FOLDER/root
 mkdir -p "$root"
 mount -t tmpfs root "$root"
 
-attach() {  # a folder of this machine at the same path, read-only
+attach() {  # PATH: mount this machine's folder at the same path, read-only
     mkdir -p "$root$1"
     mount --bind "$1" "$root$1"
     mount -o remount,bind,ro "$root$1"
 }
-volume() {  # PATH UID: a volume that this user may write to
+volume() {  # UID PATH: mount a volume at PATH that the user UID may write to
     mkdir -p "$root$2" "$FOLDER/volumes$2"
     chown "$1:$1" "$FOLDER/volumes$2"
     mount --bind "$FOLDER/volumes$2" "$root$2"
@@ -51,7 +55,7 @@ for name in longview redis; do  # ConfigMaps
 done
 mount -o remount,ro "$root"
 python3 - <<'PY' || true
-import fcntl, socket, struct  # the loopback device up, without the package iproute2
+import fcntl, socket, struct  # brings the loopback device up without needing the package iproute2
 with socket.socket() as any:
     fcntl.ioctl(any, 0x8914, struct.pack("16sh", b"lo", 1))
 PY

@@ -1,4 +1,4 @@
-"""The check of what refers to each other: it finds every kind of breach, and names it."""
+"""Tests that the check of the manifests finds every kind of breach and names it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def launch(objects: list[Object], old: str, new: str) -> None:
 BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     "a secret's key": (
         lambda it: head(it)["containers"][0]["env"][1]["valueFrom"]["secretKeyRef"].update(key="pasword"),
-        "no Secret longview-redis with a key pasword",
+        "no Secret longview-redis has a key pasword",
     ),
     "a secret of Ray's": (
         lambda it: cluster(it)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"][
@@ -57,22 +57,28 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: it.append(
             {"kind": "Secret", "metadata": {"name": "longview-redis", "namespace": "longview"}}
         ),
-        "never part of the manifests",
+        "secrets must not be part of the manifests",
     ),
-    "a ConfigMap": (lambda it: drop(it, "ConfigMap", "longview-redis"), "no ConfigMap longview-redis"),
+    "a ConfigMap": (
+        lambda it: drop(it, "ConfigMap", "longview-redis"),
+        "ConfigMap longview-redis does not exist",
+    ),
     "a file": (
         lambda it: find(it, "ConfigMap", "longview-redis")["data"].pop("start-redis.sh"),
-        "/etc/redis/start-redis.sh is on no ConfigMap",
+        "no mounted ConfigMap holds /etc/redis/start-redis.sh",
     ),
     "the run's config": (
         lambda it: head(it)["containers"][0]["volumeMounts"][2].update(mountPath="/etc/lonview"),
-        "/etc/longview/run.yaml is on no ConfigMap",
+        "no mounted ConfigMap holds /etc/longview/run.yaml",
     ),
-    "a claim": (lambda it: drop(it, "PersistentVolumeClaim", "longview-runs"), "no PersistentVolumeClaim"),
-    "a volume": (lambda it: redis(it)["volumes"].pop(0), "mounts run, which is no volume"),
+    "a claim": (
+        lambda it: drop(it, "PersistentVolumeClaim", "longview-runs"),
+        "PersistentVolumeClaim longview-runs does not exist",
+    ),
+    "a volume": (lambda it: redis(it)["volumes"].pop(0), "mounts run, but the pod has no such volume"),
     "a volume too many": (
         lambda it: redis(it)["volumes"].append({"name": "more", "emptyDir": {}}),
-        "nothing mounts more",
+        "no container mounts the volume more",
     ),
     "one path twice": (
         lambda it: redis(it)["containers"][0]["volumeMounts"][0].update(mountPath="/run/redis"),
@@ -92,7 +98,7 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "the headless service": (
         lambda it: find(it, "Service", "longview-redis-pods")["spec"].pop("clusterIP"),
-        "no headless Service longview-redis-pods",
+        "headless Service longview-redis-pods does not exist",
     ),
     "the set's own pods": (
         lambda it: find(it, "StatefulSet")["spec"]["selector"]["matchLabels"].update(tier="store"),
@@ -112,15 +118,15 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: find(it, "NetworkPolicy", "redis")["spec"]["egress"][0]["to"][0]["podSelector"].update(
             matchLabels={"tier": "store"}
         ),
-        "egress names pods that do not exist",
+        "a rule of egress selects no pod",
     ),
     "a policy's port": (
         lambda it: find(it, "NetworkPolicy", "redis")["spec"]["ingress"][0]["ports"][0].update(port=6380),
-        "ingress to port 6380, which none of its pods has",
+        "allows ingress to port 6380, but none of its pods has that port",
     ),
     "a policy's types": (
         lambda it: find(it, "NetworkPolicy", "redis")["spec"].update(policyTypes=["Ingress"]),
-        "has rules of egress",
+        "has egress rules, but its policyTypes do not list Egress",
     ),
     "a scraped port": (
         lambda it: find(it, "PodMonitor", "longview")["spec"]["podMetricsEndpoints"][0].update(port="hup"),
@@ -132,11 +138,11 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "the hub's port": (
         lambda it: launch(it, "monitoring.port=9600", "monitoring.port=9601"),
-        "monitoring.port is 9601, which is no port `hub` of the head",
+        "monitoring.port is 9601, but the head has no port named `hub` with that number",
     ),
     "the store's host": (
         lambda it: launch(it, "longview@longview-redis:", "longview@redis:"),
-        "there is no Service redis with a port 6379",
+        "no Service redis has a port 6379",
     ),
     "the runs' volume": (
         lambda it: group(it, 1)["template"]["spec"]["containers"][0]["volumeMounts"][1].update(
@@ -148,7 +154,10 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: find(it, "StatefulSet")["metadata"].pop("namespace"),
         "is not in the namespace longview",
     ),
-    "a name twice": (lambda it: it.append(find(it, "StatefulSet")), "there are two of StatefulSet"),
+    "a name twice": (
+        lambda it: it.append(find(it, "StatefulSet")),
+        "StatefulSet longview-redis: this name is used twice",
+    ),
     "more actors than CPUs": (
         lambda it: run(it, actors={"count": 33}),
         "actors.count is 33, but the worker groups have room for 32 with 1 CPU, 1 actor each",
@@ -163,18 +172,21 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "actors on GPU nodes": (
         lambda it: group(it, 1)["resources"].update(actor="4"),
-        "actors could take the GPU nodes",
+        "actors could occupy the GPU nodes",
     ),
-    "GPUs that are not there": (
+    "GPUs that the container does not have": (
         lambda it: group(it, 0)["resources"].update(GPU="1"),
-        "tells Ray of 1 GPUs, not 0",
+        "tells Ray that it has 1 GPUs, but its container has 0",
     ),
-    "CPUs that are not there": (lambda it: group(it, 0)["resources"].update(CPU="9"), "more CPUs than"),
+    "CPUs that the container does not have": (
+        lambda it: group(it, 0)["resources"].update(CPU="9"),
+        "tells Ray that it has 9 CPUs, but its container's limit is 4",
+    ),
     "a store larger than Redis": (
         lambda it: run(it, replay={"byte_budget": 8 << 30}),
-        "Redis has 12 GiB, and needs twice",
+        "Redis has 12 GiB, but needs twice",
     ),
-    "root": (lambda it: redis(it)["securityContext"].update(runAsUser=0), "must not run as root"),
+    "root": (lambda it: redis(it)["securityContext"].update(runAsUser=0), "other than root"),
     "seccomp": (lambda it: redis(it)["securityContext"].pop("seccompProfile"), "RuntimeDefault"),
     "privileges": (
         lambda it: redis(it)["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"),
@@ -194,7 +206,7 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: (
             redis(it)["volumes"][0].update(hostPath={"path": "/"}) or redis(it)["volumes"][0].pop("emptyDir")
         ),
-        "kind that is not allowed",
+        "must be an emptyDir, a configMap or a persistentVolumeClaim",
     ),
     "a limit": (
         lambda it: redis(it)["containers"][0]["resources"].update(limits={"memory": "12Gi"}, requests={}),
@@ -223,11 +235,11 @@ def test_a_breach_is_found_and_named(what: str) -> None:
     ("quantity", "number"),
     [("500m", 0.5), ("2", 2), ("3Gi", 3 << 30), ("1.5Gi", 1.5 * (1 << 30)), ("9Mi", 9 << 20)],
 )
-def test_quantities(quantity: str, number: float) -> None:
+def test_quantities_become_numbers(quantity: str, number: float) -> None:
     assert bytes_of(quantity) == number
 
 
 @pytest.mark.parametrize("quantity", ["", "Gi", "2GB", "-1"])
-def test_quantities_that_are_none(quantity: str) -> None:
+def test_text_that_is_no_quantity_is_refused(quantity: str) -> None:
     with pytest.raises(ValueError, match="expected a number with a unit"):
         bytes_of(quantity)

@@ -1,5 +1,8 @@
-"""The manifests' commands, run as the image would run them: users that are not root, a root file system that
-is read-only, a network with nothing else on it. Redis, head, actors and learner share one machine here."""
+"""Tests that run the manifests' own commands as the image would run them.
+
+Users are not root, the root file system is read-only, and the network has nothing else on it. Redis, head,
+actors and learner share one machine here.
+"""
 
 import json
 import os
@@ -36,9 +39,9 @@ SMALL = {
 }
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 REDIS_PORT = 6390
-"""Ray's own port is the one that Redis has in its pod."""
+"""Port of Redis in this test: on one machine Ray's head already takes 6379, Redis' port in its pod."""
 
-# start NAMESPACE: head, actors, learner; submit ID: as KubeRay's submitter does.
+# `start NAMESPACE` starts head, actors and learner; `submit ID` submits the run as KubeRay's submitter does.
 SCENARIO = """
 . "$REPOSITORY/tests/k8s/container.sh"
 until_so() {
@@ -46,7 +49,7 @@ until_so() {
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.3
     done
-    echo "never: $*"
+    echo "never succeeded: $*"
     exit 1
 }
 healthy() { until_so python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$1/api/healthz')"; }
@@ -90,14 +93,14 @@ until_so succeeded
 
 
 def image_environment() -> str:
-    """What the Dockerfile's ENV says, without the PATH: the packages are elsewhere here."""
+    """Return the Dockerfile's ENV without PATH: the packages lie elsewhere on this machine."""
     text = (ROOT / "k8s" / "Dockerfile").read_text().replace("\\\n", " ")
     words = shlex.split(re.findall(r"^ENV (.*)$", text, re.MULTILINE)[-1])
     return " ".join(word for word in words if not word.startswith("PATH="))
 
 
 def environment(container: Any, secrets: dict[str, str]) -> str:
-    """A container's own variables."""
+    """Return the variables that a container's `env` sets, as NAME=VALUE words."""
     return " ".join(
         f"{it['name']}={it['value'] if 'value' in it else secrets[it['valueFrom']['secretKeyRef']['key']]}"
         for it in container["env"]
@@ -106,8 +109,10 @@ def environment(container: Any, secrets: dict[str, str]) -> str:
 
 
 def ray_start(group: Any, agent: int, metrics: int) -> str:
-    """The command that KubeRay makes for a group's nodes. Object stores are small, and agents have ports of
-    their own, because these nodes share a machine."""
+    """Return the command that KubeRay makes for a group's nodes.
+
+    These nodes share one machine, so object stores are small, and each agent has its own ports.
+    """
     params = dict(group["rayStartParams"])
     resources = dict(group.get("resources", {}))
     if resources:
@@ -122,7 +127,7 @@ def ray_start(group: Any, agent: int, metrics: int) -> str:
 
 @pytest.fixture
 def container(tmp_path: Path) -> dict[str, str]:
-    """Variables of the scenario; skips where nothing like a container can be made."""
+    """Return the scenario's variables; skip where no container-like namespaces can be made."""
     namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "true"]
     if (
         os.geteuid() != 0
@@ -142,14 +147,14 @@ def container(tmp_path: Path) -> dict[str, str]:
     head = cluster["headGroupSpec"]
     actors, learners = cluster["workerGroupSpecs"]
     redis = find(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
-    # What KubeRay adds for token authentication and for fault tolerance.
+    # KubeRay adds these variables for token authentication and for fault tolerance.
     token = "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=0123456789abcdef0123456789abcdef"
     redis_address = cluster["gcsFaultToleranceOptions"]["redisAddress"].replace("6379", str(REDIS_PORT))
     return {
         "FOLDER": str(tmp_path),
         "REPOSITORY": str(ROOT),
         "PYTHON": sys.base_prefix,
-        # This machine's memory is not the containers': Ray shall not look at it.
+        # Ray must not kill workers when this machine's memory, which is not the containers', runs short.
         "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0",
         "REDIS": f"HOSTNAME=longview-redis-0 MEMORY=1073741824 {environment(redis, secrets)} "
         f"{' '.join(redis['command'])} /etc/redis/redis.conf /run/redis /data --port {REDIS_PORT}",
@@ -192,7 +197,7 @@ def test_a_run_is_drained_and_tried_again_in_its_container(container: dict[str, 
     summary = json.loads((folder / "volumes/var/lib/longview/runs/small/summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["policy_version"] == SMALL["learner"]["steps"]  # type: ignore[index]
-    # The second attempt went on: it collected nothing anew, and did not start again from random weights.
+    # The second attempt resumed the run: it collected no demonstrations again and kept the trained weights.
     assert summary["phases"].get("collect", 0) < summary["phases"]["train"]
     log = (folder / "volumes/var/lib/longview/runs/small/log.txt").read_text()
     said = "".join(file.read_text() for file in folder.glob("submitter-*")) + log + done.stdout

@@ -1,4 +1,7 @@
-"""`make deploy`: what is missing is said before anything is applied. A script stands for the cluster."""
+"""Tests of `make deploy`: it reports what is missing before it applies anything.
+
+A script in place of kubectl stands for the cluster.
+"""
 
 import os
 import subprocess
@@ -10,7 +13,7 @@ import pytest
 from tests.k8s.conftest import ROOT, build
 
 KUBECTL = """#!/bin/sh
-# What the cluster has, a file each, is in $CLUSTER; what is applied goes there too.
+# $CLUSTER holds one file for each thing that the cluster has. What is applied is written to $CLUSTER/applied.
 case "$1 $2" in
 kustomize*) exec cat "$CLUSTER/built" ;;
 version*) [ -e "$CLUSTER/up" ] || { echo "the server was refused" >&2; exit 1; } ;;
@@ -31,7 +34,10 @@ READY = {
 
 
 def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[str, str] = ("", "")) -> str:
-    """Deploy into a cluster that has these; what is printed, after the exit code."""
+    """Deploy to a cluster that has what `cluster` lists; return the exit code, then everything printed.
+
+    `change` replaces one text of what kustomize built by another.
+    """
     (folder / "kubectl").write_text(KUBECTL)
     (folder / "kubectl").chmod(0o755)
     old, new = change
@@ -73,14 +79,16 @@ def test_what_kustomize_builds_is_applied(tmp_path: Path, overlay: str) -> None:
         ("storageclass", ["StorageClass longview-shared does not exist"]),
     ],
 )
-def test_what_the_cluster_lacks_is_said_with_the_mend(tmp_path: Path, missing: str, words: list[str]) -> None:
+def test_what_the_cluster_lacks_is_reported_with_the_remedy(
+    tmp_path: Path, missing: str, words: list[str]
+) -> None:
     said = deploy(tmp_path, "production", {name: text for name, text in READY.items() if name != missing})
     assert said.startswith("2 deploy: ")
     assert all(word in said for word in words)
 
 
-def test_half_a_secret(tmp_path: Path) -> None:
-    assert "has no ray-password; make it" in deploy(tmp_path, "local", READY | {"secret": "password "})
+def test_a_secret_without_one_of_its_keys_is_refused(tmp_path: Path) -> None:
+    assert "has no ray-password; create it with" in deploy(tmp_path, "local", READY | {"secret": "password "})
 
 
 @pytest.mark.parametrize(
@@ -92,11 +100,11 @@ def test_half_a_secret(tmp_path: Path) -> None:
         (("    name: gpu\n", ""), "run.yaml must name the run"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+def test_a_run_that_cannot_work_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     assert words in deploy(tmp_path, "gpu", READY, change)
 
 
-def test_an_overlay_that_is_none(tmp_path: Path) -> None:
+def test_an_unknown_overlay_is_refused(tmp_path: Path) -> None:
     assert "OVERLAY must be one of gpu, local, production, not 'nowhere'" in deploy(
         tmp_path, "nowhere", READY
     )

@@ -1,4 +1,7 @@
-"""A pod that goes: what `ray stop`, in its preStop hook, does to an actor in the middle of an episode."""
+"""Tests of what happens to an actor in the middle of an episode when its pod is told to end.
+
+The pod's preStop hook runs `ray stop`, which sends SIGTERM.
+"""
 
 import os
 import signal
@@ -16,11 +19,11 @@ from longview.cluster.roles.ray import start
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config, task_of
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 
 class Slow(RolloutActor):
-    """One that takes its time, and tells where it is."""
+    """A rollout actor with slowed-down simulators, which tells its process id."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -42,12 +45,14 @@ def slowly(step: object) -> object:
 def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # whatever else this machine does
+    monkeypatch.setenv(
+        "RAY_memory_monitor_refresh_ms", "0"
+    )  # other work on this machine must not make Ray kill the actor
     config = read_config(None, ["actors.simulators=2", "replay.chunk_steps=4", "actors.count=1"])
     with redis_server(tmp_path / "redis") as url, ray_cluster(config, None):
         store = EpisodeStore.connect(url, "run", config.replay)
         store.register(task_of(config).spec)
-        actor = start(Slow, config, "actor-0", (url, "run"), num_cpus=1, max_restarts=0)
+        actor = start(Slow, config, "actor-0", StoreAddress(url, "run"), num_cpus=1, max_restarts=0)
         pid = ray.get(actor.pid.remote())
         work = actor.work.remote(Order("demo", first=0, count=1000, beta=1.0), None, [], 0.0)
         with Redis.from_url(url) as redis:
@@ -58,7 +63,7 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
             os.kill(pid, signal.SIGTERM)
             with pytest.raises(RayActorError):
                 ray.get(work, timeout=30)
-            # What had been stored of the episodes under way is gone; what was committed is whole.
+            # The chunks of unfinished episodes are removed; committed episodes are whole.
             assert not pending(redis)
         ids = store.ids("demo")
         assert len(ids) >= 3
@@ -67,5 +72,5 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
 
 
 def pending(redis: Redis) -> bool:
-    """Whether there are chunks of episodes that are not committed: only these expire."""
+    """Tell whether the store holds chunks of uncommitted episodes: no other keys expire."""
     return any(redis.ttl(key) > 0 for key in redis.scan_iter())

@@ -1,4 +1,4 @@
-"""The Dockerfile: what it copies is there and is let through, and what it starts from is pinned."""
+"""Tests of the Dockerfile: every path it copies reaches Docker, and its base image is pinned."""
 
 import fnmatch
 import re
@@ -15,13 +15,13 @@ IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if
 
 
 def copied() -> set[str]:
-    """Paths of the repository that the Dockerfile copies."""
+    """Return the paths of the repository that the Dockerfile copies."""
     lines = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", DOCKERFILE, re.MULTILINE)
     return {path for line in lines for path in line.split()}
 
 
 def let_through(path: str) -> bool:
-    """Whether .dockerignore lets a path through: its last line that fits decides."""
+    """Tell whether .dockerignore lets a path through: the last line that matches decides."""
     allowed = True
     for line in IGNORED:
         pattern = line.lstrip("!").removeprefix("**/")
@@ -31,7 +31,7 @@ def let_through(path: str) -> bool:
     return allowed
 
 
-def test_what_is_copied_exists_and_gets_there() -> None:
+def test_what_is_copied_exists_and_reaches_docker() -> None:
     assert {"pyproject.toml", "constraints.txt", "cluster", "k8s/drain.sh"} <= copied()
     assert [path for path in copied() if not (ROOT / path).exists() or not let_through(path)] == []
 
@@ -39,7 +39,7 @@ def test_what_is_copied_exists_and_gets_there() -> None:
 @pytest.mark.parametrize(
     "path", [".git/config", ".venv/bin/python", "runs/a/config.yaml", "tests/conftest.py"]
 )
-def test_nothing_else_gets_there(path: str) -> None:
+def test_nothing_else_reaches_docker(path: str) -> None:
     assert not let_through(path)
     assert not let_through("cluster/__pycache__/cli.cpython-311.pyc")
 
@@ -62,7 +62,7 @@ def test_it_runs_as_the_user_that_the_manifests_name() -> None:
 
 
 @pytest.mark.parametrize("script", ["drain.sh", "base/start-redis.sh", "install-kustomize.sh"])
-def test_scripts_parse_and_say_what_they_want(script: str) -> None:
+def test_scripts_parse_and_fail_without_arguments(script: str) -> None:
     file = ROOT / "k8s" / script
     shell = file.read_text().splitlines()[0].removeprefix("#!").split()
     subprocess.run([*shell, "-n", file], check=True)

@@ -1,4 +1,4 @@
-"""Every overlay: built, against its schemas, against itself, and as Ray's autoscaler reads it."""
+"""Tests of every overlay as built: its schemas, its references, and how Ray's autoscaler reads it."""
 
 import gzip
 from functools import cache
@@ -25,8 +25,10 @@ CONFIG_MAP_BYTES = 1 << 20
 
 @cache
 def custom_resources() -> dict[tuple[str, str], Draft202012Validator]:
-    """Validators by apiVersion and kind; a field that they do not know is an error, as on the API server with
-    strict validation."""
+    """Return validators by apiVersion and kind.
+
+    An unknown field is an error, as on an API server with strict validation.
+    """
     validators = {}
     for file in SCHEMAS.glob("*.yaml.gz"):
         definition = yaml.load(gzip.decompress(file.read_bytes()), yaml.CSafeLoader)["spec"]
@@ -39,7 +41,7 @@ def custom_resources() -> dict[tuple[str, str], Draft202012Validator]:
 
 
 def strict(schema: Any) -> Any:
-    """A structural schema of Kubernetes as a JSON schema that refuses unknown fields."""
+    """Convert a structural schema of Kubernetes to a JSON schema that refuses unknown fields."""
     if isinstance(schema, list):
         return [strict(below) for below in schema]
     if not isinstance(schema, dict):
@@ -51,7 +53,7 @@ def strict(schema: Any) -> Any:
 
 
 def errors(item: Object) -> list[str]:
-    """What its schema has against an object."""
+    """Return the errors that an object's schema finds in it."""
     validator = custom_resources().get((item["apiVersion"], item["kind"]))
     if validator is not None:
         return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(item)]
@@ -80,7 +82,7 @@ def test_every_object_fits_its_schema(objects: list[Object]) -> None:
         ("ConfigMap", ("immutable",), "yes"),
     ],
 )
-def test_schemas_refuse_what_they_do_not_know(
+def test_schemas_refuse_unknown_fields_and_wrong_types(
     objects: list[Object], kind: str, path: tuple[Any, ...], value: Any
 ) -> None:
     item = next(it for it in objects if it["kind"] == kind)
@@ -92,7 +94,7 @@ def test_schemas_refuse_what_they_do_not_know(
     assert errors(item)
 
 
-def test_what_refers_to_each_other_exists(objects: list[Object]) -> None:
+def test_every_reference_has_its_target(objects: list[Object]) -> None:
     assert problems(objects) == []
 
 
@@ -103,13 +105,13 @@ def test_the_config_is_valid_and_is_launched_as_one_run(objects: list[Object], t
     assert "--or-resume" in command
     assert find(objects, "RayJob")["spec"]["backoffLimit"] > 0
     (tmp_path / "run.yaml").write_text(run_config(objects))
-    # The same file is one for a single machine: nothing in it names what only the cluster has.
+    # The file must work on a single machine as well: it names nothing that only the cluster has.
     laptop = read_config(tmp_path / "run.yaml")
     assert laptop.replay.url is None
     assert laptop.monitoring.port == 0
 
 
-def test_ray_reads_the_groups_as_they_are_meant(objects: list[Object], overlay: str) -> None:
+def test_ray_reads_the_groups_as_intended(objects: list[Object], overlay: str) -> None:
     spec = find(objects, "RayJob")["spec"]["rayClusterSpec"]
     named = {"metadata": {"name": "longview", "namespace": "longview"}, "spec": spec}
     config = _derive_autoscaling_config_from_ray_cr(named)
@@ -137,7 +139,7 @@ def test_what_is_generated_is_current() -> None:
     assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make manifests`"
 
 
-def test_rules_and_dashboards_are_all_there(objects: list[Object]) -> None:
+def test_every_rule_and_dashboard_is_deployed(objects: list[Object]) -> None:
     assert find(objects, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
     files = {file.name: file.read_text() for file in DASHBOARDS.glob("*.json")}
     found = [it["data"] for it in objects if it["metadata"].get("labels", {}).get("grafana_dashboard") == "1"]

@@ -1,4 +1,4 @@
-"""The Redis of the manifests, started by its own script: what each user may do, and what a replica has."""
+"""Tests of the manifests' Redis, started by its own script: each user's rights, and the replica."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ Start = Callable[..., int]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a pod's Redis on a free port, which is returned."""
+    """Return a function that starts a pod's Redis on a free port and returns the port."""
     servers: list[subprocess.Popen[bytes]] = []
 
     def start(pod: str, *options: str) -> int:
@@ -64,14 +64,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def eventually(question: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until the answer is yes."""
+    """Ask again until the answer is true.
+
+    Raises:
+        AssertionError: it was not within `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(RedisError):
             if question():
                 return
         time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"the answer was not true within {seconds} s")
 
 
 def test_the_store_works_as_its_user_and_keeps_its_limits(start: Start) -> None:
@@ -117,14 +121,14 @@ def test_the_stores_user_may_do_what_the_guide_says(start: Start, tmp_path: Path
     assert made == told
 
 
-def test_others_may_do_only_their_part(start: Start) -> None:
+def test_other_users_may_do_only_their_part(start: Start) -> None:
     port = start("longview-redis-0")
     with Redis(port=port) as nobody, pytest.raises((AuthenticationError, ResponseError)):
         nobody.ping()
     with Redis(port=port, username="probe", password="") as probe, pytest.raises(NoPermissionError):
         probe.get("RAYa")
     with Redis(port=port, username="ray", password=RAY_PASSWORD) as ray:
-        # What Ray's head does; it ends if it may not.
+        # These are the calls of Ray's head, which ends if one is refused.
         ray.info("cluster")
         ray.delete("DUMMY")
         ray.hset("RAYname@KV", "key", "value")
@@ -142,7 +146,7 @@ def test_passwords_are_written_nowhere_but_for_the_replica(start: Start, tmp_pat
 
 def test_a_second_pod_has_a_copy_of_everything(start: Start) -> None:
     primary = start("longview-redis-0", "--repl-diskless-sync-delay", "0")
-    # By its name in the cluster it would find the primary; here that is another port of this machine.
+    # In a cluster a replica finds the primary by its host name. Here both are ports of one machine.
     copy = start("longview-redis-1", "--replicaof", "127.0.0.1", str(primary))
     with (
         Redis(port=primary, username="longview", password=PASSWORD) as one,

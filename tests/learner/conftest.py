@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from longview.actors.task import Task, load_task
-from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
+from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
 from longview.learner.normalize import measure
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.recipe import DrawSegments
 from longview.replay.episode import (
     ACTION,
@@ -26,7 +26,7 @@ from longview.replay.episode import (
     TaskSpec,
 )
 
-TINY = PolicyConfig(
+TINY = policy_config(
     future_actions=14,
     widths=(8, 16),
     groups=2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longview.learner import checkpoint
+from longview.learner import checkpoint, files
 
 TENSORS = {"weights": torch.arange(50.0), "step": torch.tensor(3.0)}
 
@@ -28,7 +28,7 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 30, 4):
         save(tmp_path, step, keep=2)
-    assert checkpoint.steps(tmp_path) == [4, 30]
+    assert files.steps(tmp_path) == [4, 30]
 
 
 def test_a_folder_without_any_has_none(tmp_path: Path) -> None:
@@ -45,16 +45,16 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [checkpoint.POLICY, checkpoint.TRAINING, checkpoint.STATE])
+@pytest.mark.parametrize("name", [files.POLICY, files.TRAINING, files.STATE])
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda path: path.write_bytes(b"{}")])
 def test_a_damaged_one_is_skipped_with_a_warning(
     tmp_path: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 10)
     newest = save(tmp_path, 20)
-    if damage is flip and name == checkpoint.STATE:
+    if damage is flip and name == files.STATE:
         state = json.loads((newest / name).read_bytes())
-        state["sha256"][checkpoint.POLICY] = "0" * 64
+        state["sha256"][files.POLICY] = "0" * 64
         (newest / name).write_text(json.dumps(state))
     else:
         damage(newest / name)
@@ -69,7 +69,7 @@ def test_a_writer_that_died_leaves_nothing_visible(tmp_path: Path) -> None:
     save(tmp_path, 10)
     half = tmp_path / "step-000000020.tmp"
     half.mkdir()
-    (half / checkpoint.POLICY).write_bytes(b"half")
+    (half / files.POLICY).write_bytes(b"half")
     found = checkpoint.latest(tmp_path)
     assert found is not None
     assert found.step == 10
@@ -78,7 +78,7 @@ def test_a_writer_that_died_leaves_nothing_visible(tmp_path: Path) -> None:
 
 
 def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:
-    truncate(save(tmp_path, 10) / checkpoint.POLICY)
+    truncate(save(tmp_path, 10) / files.POLICY)
     save(tmp_path, 10)
     found = checkpoint.latest(tmp_path)
     assert found is not None

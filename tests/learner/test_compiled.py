@@ -1,24 +1,25 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from torch._dynamo.utils import counters
 
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.laps import TrainingProgress
 from longview.learner.train import train
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_nothing_is_compiled_once_training_goes_on(
-    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: str
 ) -> None:
     """Two context lengths; publishing and saving in between; and again after a resume."""
-    policy = replace(tiny.policy, architecture=architecture, context_length=3, widths=(8,), dropout=0.0)
+    narrow = replace(tiny.policy, context_length=3, widths=(8,), dropout=0.0)
+    policy = policy_config(narrow, architecture=architecture)
     curriculum = CurriculumConfig("lengths", lengths={1: 1, 3: 1})
     config = replace(tiny, policy=policy, curriculum=curriculum, compile=True)
     counters.clear()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longview.learner.config import PolicyConfig
+from longview.learner.config import policy_config
 from longview.learner.encoder import Camera, FrameEncoder, crop, spatial_softmax
 
 SIZE = (36, 40)
@@ -16,7 +16,7 @@ def images(frames: int, seed: int = 0) -> Tensor:
 
 def encoder(cameras: int = 2, **settings: bool) -> FrameEncoder:
     torch.manual_seed(0)
-    return FrameEncoder(PolicyConfig(token_size=8, **settings), 3, [SIZE] * cameras)
+    return FrameEncoder(policy_config(token_size=8, **settings), 3, [SIZE] * cameras)
 
 
 CENTRE = torch.full((6, 2), 0.5)
@@ -101,5 +101,5 @@ def test_cameras_have_a_network_each_or_share_one() -> None:
 
 def test_without_cameras_or_without_a_state() -> None:
     assert encoder(cameras=0)(torch.randn(6, 3), [], CENTRE).shape == (6, 8)
-    blind = FrameEncoder(PolicyConfig(token_size=8), 0, [SIZE])
+    blind = FrameEncoder(policy_config(token_size=8), 0, [SIZE])
     assert blind(torch.empty(6, 0), [images(6)], CENTRE).shape == (6, 8)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +10,10 @@ from torch import nn
 
 from longview.actors.config import CamerasConfig
 from longview.actors.task import load_task
-from longview.learner.config import SIZES, Architecture, PolicyConfig, Size
-from longview.learner.policy import DiffusionPolicy, policy_to_bytes
+from longview.learner.config import architectures, policy_config
+from longview.learner.policies.diffusion.config import SHARED
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import policy_to_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,7 +25,7 @@ def test_the_loop_on_the_robots_page_runs(
     (name,) = re.findall(r'Path\("(.*?)"\)', code)
     path = tmp_path / name
     path.parent.mkdir(parents=True)
-    path.write_bytes(policy_to_bytes(DiffusionPolicy(PolicyConfig(), load_task("lift").spec)))
+    path.write_bytes(policy_to_bytes(policy_config().make(load_task("lift").spec)))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
@@ -37,19 +39,23 @@ def test_the_policies_page_counts_the_weights() -> None:
     page = (DOCS / "policies.md").read_text()
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert {name.strip("`"): counts for name, *counts in rows} == {
-        **{name: [millions(made(size, name).denoiser) for size in SIZES] for name in get_args(Architecture)},
-        "state": [millions(made(size).encoder) for size in SIZES],
-        "each camera": [millions(made(size, cameras=1).encoder, made(size).encoder) for size in SIZES],
+        **{
+            name: [millions(made(size, name).denoiser) for size in SHARED]
+            for name in architectures("diffusion")
+        },
+        "state": [millions(made(size).encoder) for size in SHARED],
+        "each camera": [millions(made(size, cameras=1).encoder, made(size).encoder) for size in SHARED],
     }
 
 
-def made(size: Size, architecture: Architecture = "unet_cross", cameras: int = 0) -> DiffusionPolicy:
+def made(size: str, architecture: str = "unet_cross", cameras: int = 0) -> DiffusionPolicy:
     """Without memory for its weights."""
     names = ("agentview",)[:cameras]
     with torch.device("meta"):
-        return DiffusionPolicy(
-            PolicyConfig(architecture, size), load_task("push_and_return", CamerasConfig(names, 84)).spec
-        )
+        config = policy_config(architecture=architecture, size=size)
+        made = config.make(load_task("push_and_return", CamerasConfig(names, 84)).spec)
+    assert isinstance(made, DiffusionPolicy)
+    return made
 
 
 def millions(module: nn.Module, without: nn.Module | None = None) -> str:

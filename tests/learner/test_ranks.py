@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longview.learner import checkpoint
+from longview.learner import files
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -46,7 +46,7 @@ def test_both_ranks_end_with_the_same_weights(out: Path) -> None:
 
 
 def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path) -> None:
-    assert checkpoint.steps(out / "resumed") == [13, 16, 24]
+    assert files.steps(out / "resumed") == [13, 16, 24]
     straight = (out / "straight-0").read_bytes()
     assert (out / "resumed-0").read_bytes() == straight
     assert (out / "resumed-1").read_bytes() == straight
@@ -67,4 +67,4 @@ def test_a_bad_episode_of_one_rank_ends_all_and_is_named(out: Path) -> None:
     for rank in (0, 1):
         assert str(file) in (out / f"diverged-{rank}").read_text()
     assert json.loads(file.read_text())["episodes"] == ["demo.return_point.0", "demo.return_point.7"]
-    assert checkpoint.steps(out / "diverged") == []
+    assert files.steps(out / "diverged") == []

@@ -1,19 +1,19 @@
 """Crops and padding. That a step follows from seed, rank and step alone is seen in test_train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.normalize import measure
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policies.diffusion.config import DiffusionConfig
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.recipe import DrawSegments, Recipe, padded
-from longview.learner.windows import Batch
 from longview.replay.episode import Episode, TaskSpec
 
 
@@ -22,9 +22,9 @@ class Watched(DiffusionPolicy):
 
     shift_F2: Tensor | None = None
 
-    def loss(self, batch: Batch, noise_BTA: Tensor, step_B: Tensor, shift_F2: Tensor | None = None) -> Tensor:
+    def tokens(self, observation: Mapping[str, Any], shift_F2: Tensor | None = None) -> Tensor:
         self.shift_F2 = shift_F2
-        return super().loss(batch, noise_BTA, step_B, shift_F2)
+        return super().tokens(observation, shift_F2)
 
 
 def test_all_frames_of_a_segment_are_cropped_alike(
@@ -33,6 +33,7 @@ def test_all_frames_of_a_segment_are_cropped_alike(
     config = replace(tiny, windows_per_segment=2, batch_size=8, curriculum=CurriculumConfig("fixed"))
     config = replace(config, policy=replace(tiny.policy, context_length=3))
     recipe = Recipe(config, looking_spec, 0, 0, drawer(looking, seed=0))
+    assert isinstance(config.policy, DiffusionConfig)
     policy = Watched(config.policy, looking_spec)
     policy.fit(measure(looking, looking_spec))
     shifts = []
@@ -67,11 +68,11 @@ def test_padded_lengths_are_few_and_near(
     assert {place for _, place in pairs} == {min(length, longest) for length in lengths}
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_padding_changes_nothing(
-    tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], architecture: str
 ) -> None:
-    config = replace(tiny, policy=replace(tiny.policy, architecture=architecture, dropout=0.0))
+    config = replace(tiny, policy=policy_config(tiny.policy, architecture=architecture, dropout=0.0))
     recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
     torch.manual_seed(0)
     policy = DiffusionPolicy(config.policy, arguments["spec"])

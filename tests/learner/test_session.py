@@ -1,16 +1,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from longview.learner.config import Architecture, LearnerConfig
+from longview.learner.config import LearnerConfig, architectures, policy_config
 from longview.learner.normalize import Statistics, measure
-from longview.learner.policy import DiffusionPolicy, policy_from_bytes, policy_to_bytes
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
@@ -62,7 +63,7 @@ def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int
     seen_BS = np.arange(-length, 0) >= -np.array(known)[:, None]
     with torch.inference_mode():
         token_FE = policy.tokens({key: array.reshape(-1, *array.shape[2:]) for key, array in frames.items()})
-        return policy.sample(token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
+        return policy.denoise(token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
 
 
 def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
@@ -106,18 +107,18 @@ def play(policy: DiffusionPolicy, returning: list[Episode]) -> Play:
     return Play(PolicySession(policy, slots=3), returning[:3])
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 @pytest.mark.parametrize("cameras", [False, True])
 def test_decisions_are_those_of_encoding_all_that_was_seen(
     policy: DiffusionPolicy,
     returning: list[Episode],
     looking: list[Episode],
     looking_spec: TaskSpec,
-    architecture: Architecture,
+    architecture: str,
     cameras: bool,
 ) -> None:
     """Histories of different length and age, resets, and new weights in the middle of episodes."""
-    config = replace(policy.config, architecture=architecture, context_length=24)
+    config = policy_config(policy.config, architecture=architecture, context_length=24)
     made = DiffusionPolicy(config, looking_spec if cameras else policy.spec)
     made.fit(measure(looking, made.spec))
     policies = {0: shaken(made), 250: shaken(shaken(made))}
@@ -176,7 +177,7 @@ def test_every_frame_is_encoded_once_and_all_slots_together(play: Play, policy: 
 def test_many_frames_are_encoded_in_pieces(
     play: Play, policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longview.learner.session.ENCODED_AT_ONCE", 5)
+    monkeypatch.setattr("longview.learner.memory.ENCODED_AT_ONCE", 5)
     with encoded(policy) as counts:
         actions = play.act([0, 2], [5, 7], [True] * 2, 64)
     assert counts == [5, 5, 2]
@@ -275,18 +276,18 @@ def test_a_frame_that_is_not_as_the_task_says_is_refused_and_nothing_remembered(
 # Self-verification
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_samples_of_one_context_are_those_of_a_context_each(
-    policy: DiffusionPolicy, returning: list[Episode], architecture: Architecture
+    policy: DiffusionPolicy, returning: list[Episode], architecture: str
 ) -> None:
-    made = DiffusionPolicy(replace(policy.config, architecture=architecture), policy.spec)
+    made = DiffusionPolicy(policy_config(policy.config, architecture=architecture), policy.spec)
     made = shaken(made)
     token_BSE = torch.randn(3, 12, made.config.token_size, generator=torch.Generator().manual_seed(0))
     seen_BS = np.arange(12) >= np.array([[0], [11], [5]])
     noise_NTA = np.random.default_rng(0).standard_normal((12, made.horizon.positions, 2))
     with torch.inference_mode():
-        together = made.sample(token_BSE, seen_BS, noise_NTA)
-        alone = made.sample(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_NTA)
+        together = made.denoise(token_BSE, seen_BS, noise_NTA)
+        alone = made.denoise(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_NTA)
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
     assert np.abs(together[0] - together[4]).max() > 1e-2
 

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from longview.learner import checkpoint
-from longview.learner.config import Architecture, CurriculumConfig, LearnerConfig
+from longview.learner import files
+from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.curriculum import length
 from longview.learner.laps import TrainingDiverged, TrainingProgress
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
@@ -32,11 +32,9 @@ from longview.replay.episode import ArraySpec, Episode, Segment, TaskSpec
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_golden_loss_curve(
-    tiny: LearnerConfig, arguments: dict[str, Any], architecture: Architecture
-) -> None:
-    policy = replace(tiny.policy, architecture=architecture)
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
+def test_golden_loss_curve(tiny: LearnerConfig, arguments: dict[str, Any], architecture: str) -> None:
+    policy = policy_config(tiny.policy, architecture=architecture)
     reports: list[TrainingProgress] = []
     train(replace(tiny, policy=policy, steps=40, report_every=2), **arguments | {"report": reports.append})
     curve = [report.loss for report in reports if report.step % 2 == 0]
@@ -48,12 +46,12 @@ def test_golden_loss_curve(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_a_thousand_steps_without_a_value_that_is_not_finite(
-    tiny: LearnerConfig, arguments: dict[str, Any], architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], architecture: str
 ) -> None:
     """Fast ones, too: with a learning rate that the default has for larger batches."""
-    policy = replace(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
+    policy = policy_config(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
     config = replace(tiny, policy=policy, steps=1000, learning_rate=3e-3, publish_every=500)
     reports: list[TrainingProgress] = []
     trained = train(config, **arguments | {"report": reports.append})
@@ -63,7 +61,7 @@ def test_a_thousand_steps_without_a_value_that_is_not_finite(
 
 def weights_of(directory: Path, step: int) -> dict[str, torch.Tensor]:
     path = directory / f"step-{step:09d}"
-    return load_file(path / checkpoint.TRAINING) | load_file(path / checkpoint.POLICY)
+    return load_file(path / files.TRAINING) | load_file(path / files.POLICY)
 
 
 def stop_at(step: int) -> Callable[[], bool]:
@@ -80,9 +78,9 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(
     one, two = tmp_path / "one", tmp_path / "two"
     train(config, **arguments | {"checkpoints": one})
     train(config, **arguments | {"checkpoints": two, "should_stop": stop_at(13)})
-    assert checkpoint.steps(two) == [8, 13]
+    assert files.steps(two) == [8, 13]
     if damaged:
-        (two / "step-000000013" / checkpoint.TRAINING).write_bytes(b"")
+        (two / "step-000000013" / files.TRAINING).write_bytes(b"")
     torch.manual_seed(99)
     published: list[int] = []
 
@@ -133,14 +131,14 @@ def test_a_checkpoint_does_not_depend_on_how_it_was_trained(
     train(replace(tiny, **changed), **arguments | {"should_stop": stop_at(13)})
     assert {weights.dtype for weights in weights_of(tmp_path, 13).values()} == {torch.float32}
     train(tiny, **arguments)
-    assert checkpoint.steps(tmp_path) == [13, 16, 24]
+    assert files.steps(tmp_path) == [13, 16, 24]
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_half_the_precision_is_enough(
-    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: Architecture
+    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: str
 ) -> None:
-    tiny = replace(tiny, policy=replace(tiny.policy, architecture=architecture))
+    tiny = replace(tiny, policy=policy_config(tiny.policy, architecture=architecture))
     losses: dict[str, list[float]] = {}
     for precision in ("float32", "bfloat16"):
         reports: list[TrainingProgress] = []
@@ -160,8 +158,8 @@ def test_what_is_published_reported_and_saved(
     assert list(published) == [10, 20, 24]
     assert published[24] == policy_to_bytes(average)
     assert policy_from_bytes(published[10]).config == tiny.policy
-    assert checkpoint.steps(tmp_path) == [8, 16, 24]
-    assert (tmp_path / "step-000000024" / checkpoint.POLICY).read_bytes() == published[24]
+    assert files.steps(tmp_path) == [8, 16, 24]
+    assert (tmp_path / "step-000000024" / files.POLICY).read_bytes() == published[24]
     assert [report.step for report in reports] == [6, 8, 10, 12, 16, 18, 20, 24]
     assert [report.samples for report in reports] == [4 * report.step for report in reports]
     assert reports[-1].learning_rate == learning_rate(tiny, 23)
@@ -227,7 +225,7 @@ def test_diverging_stops_before_anything_is_published(
             tiny, **arguments | {"draw": poisoned, "publish": lambda version, data: published.append(version)}
         )
     assert published == []
-    assert checkpoint.steps(tmp_path) == [8]
+    assert files.steps(tmp_path) == [8]
     assert json.loads(file.read_text()) == {
         "step": 10,
         "context_length": length(tiny.curriculum, 3, 9, tiny.steps, 64),

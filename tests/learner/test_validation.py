@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from longview.learner.policy import DiffusionPolicy
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.validation import validate
 from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
 
@@ -20,7 +20,7 @@ def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning
     assert found["validation_s"] > 0
     assert list(found["action_error_by_context"]) == [1, 8, 16, 24, 32, 48, 64]
 
-    noise_BTA = np.random.default_rng(5).standard_normal((64, horizon.positions, 2), np.float32)
+    noise_BTA = np.random.default_rng(5).standard_normal((64, horizon.positions, 2))
     for length in (1, 8, 64):
         errors: list[float] = []
         for number, noise_TA in enumerate(noise_BTA):
@@ -34,7 +34,7 @@ def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning
             with torch.inference_mode():
                 token_1SE = policy.tokens(frames)[None]
                 seen_1S = np.ones((1, now + 1 - first), np.bool_)
-                (action_TA,) = policy.sample(token_1SE, seen_1S, noise_TA[None])
+                (action_TA,) = policy.denoise(token_1SE, seen_1S, noise_TA[None])
             wanted = episode.arrays.get(EXPERT_ACTION, episode.arrays[ACTION])[now : now + horizon.execute]
             action = action_TA[horizon.past :][: len(wanted)].clip(-1, 1)
             errors += np.abs(action - wanted).mean(axis=1).tolist()

@@ -17,7 +17,8 @@ from longview.learner import ranks
 from longview.learner.config import Horizon
 from longview.learner.laps import Lap, Taken, TrainingDiverged
 from longview.learner.normalize import measure
-from longview.learner.policy import DiffusionPolicy, mean_loss, policy_to_bytes
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import mean_loss, policy_to_bytes
 from longview.learner.train import flatten, train
 from longview.learner.windows import build
 from longview.replay.episode import Segment
@@ -41,7 +42,8 @@ def gradients(rank: int, world: int) -> torch.Tensor:
     ]
     now_GW = np.array([[segment.now] for segment in segments[mine]])
     batch = build(segments[mine], TASK.spec, policy.horizon, 8, now_GW)
-    error_BT = policy.loss(batch, noise_BTA[mine], step_B[mine])
+    tokens = policy.batch_tokens(batch, torch.Generator())
+    error_BT = policy.denoising_error(batch, tokens, noise_BTA[mine], step_B[mine])
     mean_loss(error_BT, torch.from_numpy(batch.target_BT)).backward()  # type: ignore[no-untyped-call]
     ranks.average(gradient, world)
     return gradient

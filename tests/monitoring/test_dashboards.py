@@ -1,4 +1,4 @@
-"""The dashboards' files are what monitoring/panels.py says, and that fits the catalogue and the rules.
+"""Dashboards' files follow from monitoring/panels.py, and the panels fit the catalogue and the rules.
 tests/cluster/test_prometheus.py asks every query of a real Prometheus."""
 
 import json
@@ -21,7 +21,7 @@ PANELS = [(board.uid, panel) for board in DASHBOARDS for panel in board.panels]
 
 
 def base(name: str) -> str:
-    """A histogram's name from that of one of its parts."""
+    """Strip a part's suffix from a histogram's name."""
     return name if name in CATALOGUE else re.sub(r"_(bucket|sum|count)$", "", name)
 
 

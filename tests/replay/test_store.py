@@ -1,3 +1,4 @@
+import pickle
 import re
 import signal
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from redis import Redis
 
 from longview.actors.tasks import counting
+from longview.replay.config import StoreConfig
 from longview.replay.episode import (
     OUTCOMES,
     SOURCES,
@@ -36,7 +39,7 @@ from longview.replay.errors import (
 )
 from longview.replay.redis import keys
 from longview.replay.stats import Count
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 from tests.replay.redis.proxy import Proxy
 
 Connect = Callable[..., EpisodeStore]
@@ -124,6 +127,17 @@ def test_what_is_there(connect: Connect, write: Any) -> None:
     assert "rollout.walk.000000009" not in store
     with pytest.raises(UnknownEpisode, match=r"rollout\.walk\.000000009"):
         store.read("rollout.walk.000000009")
+
+
+def test_an_address_leads_to_its_store_and_shows_no_password(
+    connect: Connect, write: Any, url: str, namespace: str
+) -> None:
+    id = write(connect(), 1)
+    address = pickle.loads(pickle.dumps(StoreAddress(url, namespace)))
+    with closing(address.connect(StoreConfig())) as store:
+        assert store.ids() == [id]
+    shown = repr(StoreAddress("redis://me:hunter2@host:6379/0", "lab"))
+    assert shown == "StoreAddress('redis://***@host:6379/0', 'lab')"
 
 
 def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace: str) -> None:
@@ -242,7 +256,7 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
         import numpy as np
         from longview.replay.config import StoreConfig
         from longview.replay.episode import EpisodeMeta
-        from longview.replay.store import EpisodeStore
+        from longview.replay.store import EpisodeStore, StoreAddress
 
         config = StoreConfig(chunk_steps=4, orphan_seconds=2.0)
         store = EpisodeStore.connect(sys.argv[1], sys.argv[2], config)

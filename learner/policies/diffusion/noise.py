@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from longview.learner.config import Prediction
+from longview.learner.policies.diffusion.config import Prediction
 
 
 def squared_cosine(steps: int) -> Tensor:

@@ -13,6 +13,8 @@ from longview.cluster.run.config import (
     without_password,
     write_config,
 )
+from longview.learner.policies.diffusion.config import DiTConfig
+from longview.learner.policies.recurrent.config import RecurrentConfig
 
 
 def test_defaults_are_a_run() -> None:
@@ -40,7 +42,10 @@ def test_presets_are_valid(task: str) -> None:
         ("learner.batchsize=3", "unknown key learner.batchsize; did you mean learner.batch_size"),
         ("actor.count=3", "unknown key actor; did you mean actors"),
         ("learner.steps=many", "learner.steps: input should be a valid integer.*not 'many'"),
-        ("learner.policy={widths: [32, 64], future_actions: 13}", "T_p 15 .*not divisible by 2"),
+        (
+            "learner.policy={widths: [32, 64], future_actions: 13}",
+            "learner.policy.future_actions 13 .*T_p 15, .*not divisible by 2",
+        ),
         ("learner.batch_size=0", "learner.batch_size must be positive, not 0"),
         ("task=return_pint", "unknown task 'return_pint'.*did you mean return_point"),
         ("evaluation.context_lengths=[1, 128]", r"context_lengths \[128\] are longer.*64"),
@@ -99,7 +104,59 @@ def test_what_is_written_reads_back_equal_and_holds_no_password(
     assert read_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:pa/ss@host/0", "redis://me:pa#ss@host", "redis://h?password=pa/ss"]
+)
+def test_a_url_whose_password_could_be_written_down_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"replay\.url: give a password as .* percent-encoded") as caught:
+        read_config(None, [f"replay.url={url}"])
+    assert "ss" not in str(caught.value).replace("password", "").replace("address", "")
+
+
 def test_urls_lose_only_their_password() -> None:
     assert without_password("redis://me:p%40ss@host:1/0") == "redis://me@host:1/0"
     assert without_password("redis://:secret@host") == "redis://host"
     assert without_password("unix:///tmp/x.sock") == "unix:///tmp/x.sock"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "size"),
+    [
+        (["learner.policy.architecture=dit"], DiTConfig, 64),
+        (["learner.policy.kind=recurrent"], RecurrentConfig, 64),
+        (["learner.policy.kind=recurrent", "learner.policy.token_size=16"], RecurrentConfig, 16),
+    ],
+)
+def test_an_override_chooses_another_policy_than_the_presets(
+    settings: list[str], kind: type, size: int
+) -> None:
+    """The preset's settings that the other policy has stay; widths, which it does not have, go."""
+    config = read_config(preset_file("grasp_and_return"), settings, task="grasp_and_return")
+    assert type(config.learner.policy) is kind
+    assert config.learner.policy.token_size == size
+
+
+def test_a_policy_of_another_kind_is_written_and_read_back(tmp_path: Path) -> None:
+    config = read_config(None, ["learner.policy.kind=recurrent", "learner.policy.hidden=32"])
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["learner.policy.kind=lstm"], "learner.policy.kind must be one of diffusion, recurrent, not 'lstm'"),
+        (["learner.policy.architecture=mlp"], "architecture must be one of dit, unet_cross, .* not 'mlp'"),
+        (["learner.policy.kind=recurrent", "learner.policy.widths=[8]"], "unknown key learner.policy.widths"),
+        (["learner.policy.hiden=8", "learner.policy.kind=recurrent"], "did you mean learner.policy.hidden"),
+        (
+            ["learner.policy.kind=recurrent", "learner.policy.spread=0"],
+            "learner.policy.spread must be positive",
+        ),
+        (["learner.policy=3"], "learner.policy: input should be a dictionary"),
+        (["learner=3"], "learner: input should be a dictionary"),
+    ],
+)
+def test_a_wrong_policy_is_refused_with_its_name(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(None, settings)

@@ -190,27 +190,29 @@ def test_every_request_is_cut_once(
 
 
 def test_a_line_that_keeps_breaking(connect: Connect, begin: Any, step: Any, proxy: Proxy) -> None:
-    store, chance = connect(proxy.url), random.Random(0)
+    # A store sends commits that wait together in one request. With four stores, requests are many enough to
+    # be cut.
+    stores, chance = [connect(proxy.url) for _ in range(4)], random.Random(0)
     proxy.cuts = iter(lambda: chance.choice([*MOMENTS, *repeat(None, 4)]), "")
     proxy.only = b"EVALSHA"
 
     def work(worker: int) -> int:
         committed = 0
-        for number in range(16):  # two writers write each
-            writer = begin(store, 16 * (worker // 2) + number)
+        for number in range(32):  # two writers write each
+            writer = begin(stores[worker % 4], 32 * (worker // 2) + number)
             for row in range(10):
                 writer.append(step(row))
             committed += writer.commit("success")
         return committed
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, range(8))) == 64
+        assert sum(pool.map(work, range(8))) == 128
     assert all(proxy.done[moment] > 3 for moment in MOMENTS)
     proxy.cuts = cycle([None])
-    count = store.stats().committed[("rollout", "success")]
-    assert (count.episodes, count.steps) == (64, 640)
-    verdict = store.verify()
-    assert (verdict.episodes, verdict.findings) == (64, [])
+    count = stores[0].stats().committed[("rollout", "success")]
+    assert (count.episodes, count.steps) == (128, 1280)
+    verdict = stores[0].verify()
+    assert (verdict.episodes, verdict.findings) == (128, [])
 
 
 PROGRAM = """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longview.learner.config import PolicyConfig
+from longview.learner.policies.diffusion.config import DiTConfig, UNetCrossConfig
 from longview.learner.policies.diffusion.denoisers.denoiser import placed
 
 Attend = Callable[[Tensor], Tensor]
@@ -24,7 +24,7 @@ Attend = Callable[[Tensor], Tensor]
 class ContextMemory(nn.Module):
     """What blocks of these widths attend to, each by keys and values of its own."""
 
-    def __init__(self, config: PolicyConfig, widths: Sequence[int]) -> None:
+    def __init__(self, config: UNetCrossConfig | DiTConfig, widths: Sequence[int]) -> None:
         super().__init__()
         size, self.groups = config.token_size, config.heads // config.heads_per_key
         self.sizes = [width // config.heads_per_key for width in widths for _ in ("keys", "values")]

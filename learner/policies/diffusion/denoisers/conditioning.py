@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.config import Horizon
+from longview.learner.policies.diffusion.config import UNetCrossConfig, UNetFilmConfig
 from longview.learner.policies.diffusion.denoisers.attention import Attend, ContextMemory, unit_scale
 from longview.learner.policies.diffusion.denoisers.denoiser import Context, StepEmbedding
 
@@ -22,14 +23,6 @@ Conditions = Sequence[Any]
 
 class Conditioning(nn.Module, ABC):
     """One for the whole network, which makes what the `layer` of each of its blocks is told."""
-
-    def __init__(self, config: PolicyConfig, horizon: Horizon, widths: Sequence[int]) -> None:
-        super().__init__()
-
-    @staticmethod
-    @abstractmethod
-    def layer(config: PolicyConfig, width: int) -> nn.Module:
-        """For each block: (B, C, T) and its condition -> (B, C, T)."""
 
     @abstractmethod
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
@@ -51,14 +44,10 @@ class CrossAttention(Conditioning):
     that now is the same place at every context length, and missing history is masked.
     """
 
-    def __init__(self, config: PolicyConfig, horizon: Horizon, widths: Sequence[int]) -> None:
-        super().__init__(config, horizon, widths)
+    def __init__(self, config: UNetCrossConfig, widths: Sequence[int]) -> None:
+        super().__init__()
         self.step = StepEmbedding(config.token_size)
         self.memory = ContextMemory(config, widths)
-
-    @staticmethod
-    def layer(config: PolicyConfig, width: int) -> nn.Module:
-        return AttentionLayer(width, config.heads, config.dropout)
 
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(self.memory.tokens(token_BSE), seen_BS)
@@ -120,16 +109,12 @@ class FilmConditioning(Conditioning):
     As in Diffusion Policy, arXiv 2303.04137. The row ends with now; steps that were not seen are zeros in it.
     """
 
-    def __init__(self, config: PolicyConfig, horizon: Horizon, widths: Sequence[int]) -> None:
-        super().__init__(config, horizon, widths)
+    def __init__(self, config: UNetFilmConfig, horizon: Horizon, widths: Sequence[int]) -> None:
+        super().__init__()
         self.step = StepEmbedding(config.token_size)
         self.sizes = [2 * width for width in widths]
         self.of_context = nn.Linear(horizon.context * config.token_size, sum(self.sizes), bias=False)
         self.of_step = nn.Linear(config.token_size, sum(self.sizes))
-
-    @staticmethod
-    def layer(config: PolicyConfig, width: int) -> nn.Module:
-        return ScaleAndShift()
 
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(functional.mish(token_BSE.masked_fill(~seen_BS.unsqueeze(2), 0)), seen_BS)
@@ -155,6 +140,15 @@ class FilmConditioning(Conditioning):
 
 
 class ScaleAndShift(nn.Module):
+    """Scales and shifts channels, as the condition says."""
+
+    def __init__(self, width: int) -> None:
+        """
+        Args:
+            width: C, which no weight depends on.
+        """
+        super().__init__()
+
     def forward(self, x_BCT: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
         scale_BC1, shift_BC1 = condition
         return x_BCT * scale_BC1 + shift_BC1

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.config import Horizon
+from longview.learner.policies.diffusion.config import DiTConfig
 from longview.learner.policies.diffusion.denoisers.attention import Attend, ContextMemory, attend, unit_scale
 from longview.learner.policies.diffusion.denoisers.denoiser import (
     Context,
@@ -30,7 +31,7 @@ class DiT(Denoiser):
 
     place_TE: Tensor
 
-    def __init__(self, config: PolicyConfig, horizon: Horizon, action_size: int) -> None:
+    def __init__(self, config: DiTConfig, horizon: Horizon, action_size: int) -> None:
         super().__init__()
         size, depth = config.token_size, config.depth
         self.size = size

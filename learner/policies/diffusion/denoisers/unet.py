@@ -3,13 +3,13 @@
 Legend: B batch, S context tokens, T action positions, A action dimensions, C channels, E token size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.policies.diffusion.config import UNetConfig
 from longview.learner.policies.diffusion.denoisers.conditioning import Conditioning, Conditions
 from longview.learner.policies.diffusion.denoisers.denoiser import Context, Denoiser, Predict
 
@@ -21,25 +21,37 @@ class UNet(Denoiser):
     """
 
     def __init__(
-        self, config: PolicyConfig, horizon: Horizon, action_size: int, conditioning: type[Conditioning]
+        self,
+        config: UNetConfig,
+        action_size: int,
+        layer: Callable[[int], nn.Module],
+        conditioning: Callable[[Sequence[int]], Conditioning],
     ) -> None:
+        """
+        Args:
+            config: of the convolutions.
+            action_size: A.
+            layer: makes the layer in the middle of a block of C channels: (B, C, T) and the block's
+                condition -> (B, C, T).
+            conditioning: makes what gives each block its condition, for blocks of these widths.
+        """
         super().__init__()
         widths = config.widths
         self.down = nn.ModuleList()
         for inputs, width in zip((action_size, *widths), widths, strict=False):
             last = len(self.down) == len(widths) - 1
             shrink = nn.Identity() if last else nn.Conv1d(width, width, 3, stride=2, padding=1)
-            self.down.append(Level(config, inputs, width, conditioning, shrink))
-        self.middle = Level(config, widths[-1], widths[-1], conditioning, nn.Identity())
+            self.down.append(Level(config, inputs, width, layer, shrink))
+        self.middle = Level(config, widths[-1], widths[-1], layer, nn.Identity())
         self.up = nn.ModuleList()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
             grow = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
-            self.up.append(Level(config, 2 * below, width, conditioning, grow))
+            self.up.append(Level(config, 2 * below, width, layer, grow))
         self.out = nn.Sequential(
             conv_block(config, widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1)
         )
         blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
-        self.conditioning = conditioning(config, horizon, [block.width for block in blocks])
+        self.conditioning = conditioning([block.width for block in blocks])
 
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return self.conditioning.context(token_BSE, seen_BS)
@@ -70,15 +82,15 @@ class Level(nn.Module):
 
     def __init__(
         self,
-        config: PolicyConfig,
+        config: UNetConfig,
         inputs: int,
         width: int,
-        conditioning: type[Conditioning],
+        layer: Callable[[int], nn.Module],
         resize: nn.Module,
     ) -> None:
         super().__init__()
-        self.first = ResidualBlock(config, inputs, width, conditioning)
-        self.second = ResidualBlock(config, width, width, conditioning)
+        self.first = ResidualBlock(config, inputs, width, layer)
+        self.second = ResidualBlock(config, width, width, layer)
         self.resize = resize
 
     def forward(self, x_BCT: Tensor, told: Iterator[Any]) -> tuple[Tensor, Tensor]:
@@ -91,12 +103,12 @@ class ResidualBlock(nn.Module):
     """Convolution, conditioning, convolution."""
 
     def __init__(
-        self, config: PolicyConfig, inputs: int, width: int, conditioning: type[Conditioning]
+        self, config: UNetConfig, inputs: int, width: int, layer: Callable[[int], nn.Module]
     ) -> None:
         super().__init__()
         self.width = width
         self.first = conv_block(config, inputs, width)
-        self.condition = conditioning.layer(config, width)
+        self.condition = layer(width)
         self.second = conv_block(config, width, width)
         self.skip = nn.Conv1d(inputs, width, 1) if inputs != width else nn.Identity()
 
@@ -105,7 +117,7 @@ class ResidualBlock(nn.Module):
         return y_BCT
 
 
-def conv_block(config: PolicyConfig, inputs: int, outputs: int) -> nn.Sequential:
+def conv_block(config: UNetConfig, inputs: int, outputs: int) -> nn.Sequential:
     """Convolution over time, group norm, SiLU; (B, inputs, T) -> (B, outputs, T)."""
     return nn.Sequential(
         nn.Conv1d(inputs, outputs, config.kernel, padding=config.kernel // 2),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longview.learner.config import Prediction
+from longview.learner.policies.diffusion.config import Prediction
 from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
 
 with warnings.catch_warnings():

@@ -1,27 +1,36 @@
 """What holds for every architecture, and whether heads share keys and values or not."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from longview.learner.config import Architecture, Horizon, PolicyConfig
-from longview.learner.policies.diffusion.denoisers import Denoiser, make
-from longview.learner.policies.diffusion.denoisers.denoiser import sinusoid
+from longview.learner.config import Horizon, architectures, policy_config
+from longview.learner.policies.diffusion.config import DiffusionConfig
+from longview.learner.policies.diffusion.denoisers.denoiser import Denoiser, sinusoid
 
 T, A, E, LONGEST = 16, 2, 8, 64
 HORIZON = Horizon(context=LONGEST, past=2, future=T - 2, execute=8)
-SMALL: dict[str, Any] = {"widths": (8, 16), "groups": 2, "heads": 2, "token_size": E, "depth": 2}
+UNET: dict[str, Any] = {"widths": (8, 16), "groups": 2}
+SMALL: dict[str, dict[str, Any]] = {
+    "unet_cross": {**UNET, "heads": 2},
+    "unet_film": UNET,
+    "dit": {"depth": 2, "heads": 2},
+}
 STEP_B = torch.tensor([0, 50, 99])
 
 
-@pytest.fixture(params=[(kind, 1) for kind in get_args(Architecture)] + [("unet_cross", 2), ("dit", 2)])
+@pytest.fixture(
+    params=[(name, {}) for name in architectures("diffusion")]
+    + [(name, {"heads_per_key": 2}) for name in ("unet_cross", "dit")]
+)
 def untrained(request: pytest.FixtureRequest) -> Denoiser:
     torch.manual_seed(0)
-    architecture, heads_per_key = request.param
-    config = PolicyConfig(architecture, heads_per_key=heads_per_key, **SMALL)
-    return make(config, HORIZON, A).eval()
+    architecture, more = request.param
+    config = policy_config(architecture=architecture, token_size=E, **SMALL[architecture], **more)
+    assert isinstance(config, DiffusionConfig)
+    return config.denoiser(HORIZON, A).eval()
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 import torch
 
-from longview.learner.config import Horizon, PolicyConfig
+from longview.learner.config import Horizon, policy_config
 from longview.learner.policies.diffusion.denoisers.denoiser import placed
 from longview.learner.policies.diffusion.denoisers.dit import DiT
 
 
 def dit(**config: int) -> DiT:
     torch.manual_seed(0)
-    policy = PolicyConfig(architecture="dit", heads=2, token_size=8, **config)
+    policy = policy_config(architecture="dit", heads=2, token_size=8, **config)
     return DiT(policy, Horizon(context=4, past=2, future=5, execute=4), 2)
 
 

@@ -1,26 +1,29 @@
-from typing import Literal
-
 import pytest
 import torch
 
-from longview.learner.config import Horizon, PolicyConfig
-from longview.learner.policies.diffusion.denoisers import make
+from longview.learner.config import Horizon, policy_config
+from longview.learner.policies.diffusion.config import DiffusionConfig
 from longview.learner.policies.diffusion.denoisers.unet import ResidualBlock
 
 
 @pytest.mark.parametrize(
-    ("architecture", "map_of_context"),
-    [("unet_cross", "conditioning.memory.blocks"), ("unet_film", "conditioning.of_context")],
+    ("architecture", "more", "map_of_context"),
+    [
+        ("unet_cross", {"heads": 2}, "conditioning.memory.blocks"),
+        ("unet_film", {}, "conditioning.of_context"),
+    ],
 )
 @pytest.mark.parametrize(("widths", "blocks"), [((8,), 4), ((8, 16), 8), ((8, 16, 16), 12)])
 def test_every_residual_block_is_told_of_the_context(
-    architecture: Literal["unet_cross", "unet_film"],
+    architecture: str,
+    more: dict[str, int],
     map_of_context: str,
     widths: tuple[int, ...],
     blocks: int,
 ) -> None:
-    config = PolicyConfig(architecture=architecture, widths=widths, groups=2, heads=2, token_size=8)
-    unet = make(config, Horizon(context=4, past=2, future=14, execute=8), 2)
+    config = policy_config(architecture=architecture, widths=widths, groups=2, token_size=8, **more)
+    assert isinstance(config, DiffusionConfig)
+    unet = config.denoiser(Horizon(context=4, past=2, future=14, execute=8), 2)
     told = [module.width for module in unet.modules() if isinstance(module, ResidualBlock)]
     assert len(told) == blocks
     context = unet.context(torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool))

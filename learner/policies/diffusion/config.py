@@ -1,0 +1,213 @@
+"""Settings of diffusion policies, a class an architecture. Importable without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from longview.learner.config import AS_SIZE, Horizon, PolicyConfig, one_of, positive, require
+from longview.replay.episode import TaskSpec
+
+if TYPE_CHECKING:
+    from longview.learner.policies.diffusion.denoisers.denoiser import Denoiser
+    from longview.learner.policies.diffusion.policy import DiffusionPolicy
+
+Prediction = Literal["epsilon", "sample"]
+
+SHARED: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"token_size": 32, "camera_width": 16, "dropout": 0.0},
+    "small": {"token_size": 128, "camera_width": 32, "dropout": 0.0},
+    "paper": {"token_size": 256, "camera_width": 64, "dropout": 0.1},
+}
+"""Sizes of every architecture. `tiny` learns low-dimensional tasks on a CPU in minutes; `paper` is the
+published size."""
+WIDTHS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"widths": (32,)},
+    "small": {"widths": (64, 128)},
+    "paper": {"widths": (256, 512, 1024)},
+}
+"""Sizes of the UNets."""
+HEADS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"heads": 4, "heads_per_key": 1},
+    "small": {"heads": 4, "heads_per_key": 4},
+    "paper": {"heads": 8, "heads_per_key": 1},
+}
+"""Sizes of the attention to the context."""
+DEPTHS: Mapping[str, Mapping[str, Any]] = {"tiny": {"depth": 3}, "small": {"depth": 4}, "paper": {"depth": 8}}
+"""Sizes of the transformer."""
+
+
+def joined(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Join tables of sizes: for each size the fields of all of them."""
+    return {size: {name: value for table in tables for name, value in table[size].items()} for size in SHARED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(PolicyConfig):
+    """What every diffusion policy has, whatever network denoises."""
+
+    kind: str = "diffusion"
+    architecture: str
+    """Network that denoises actions: `unet_cross` is a 1-D UNet over actions that attends to one token per
+    observed step, `unet_film` one that all tokens together scale and shift, `dit` a transformer."""
+    dropout: float = AS_SIZE
+    """Share of activations that training drops. 0.1 is published, for policies a thousand times the size of
+    `tiny`."""
+    prediction: Prediction = "sample"
+    """What the network is trained to predict: `sample`, the actions without the noise, or `epsilon`, the
+    noise, as published. At high noise, where the side to go to is decided, the noise hardly depends on the
+    actions: with `epsilon`, memory is learnt late or not at all (docs/method.md)."""
+    diffusion_steps: int = 100
+    """Noise levels in training."""
+    sampling_steps: int = 10
+    """Noise levels that acting goes through; `diffusion_steps` must be a multiple of them."""
+    candidates: int = 1
+    """Samples per decision. The one is executed whose past actions are closest to the executed ones.
+    Past-token prediction, arXiv 2505.09561."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("prediction", self.prediction, get_args(Prediction))
+        positive(self, "diffusion_steps", "sampling_steps", "candidates")
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+        require(self.token_size % 2 == 0, f"token_size must be even, not {self.token_size}")
+        require(
+            self.diffusion_steps % self.sampling_steps == 0,
+            f"diffusion_steps {self.diffusion_steps} is not a multiple of "
+            f"sampling_steps {self.sampling_steps}",
+        )
+        require(
+            self.candidates == 1 or self.past_actions != 0,
+            f"candidates {self.candidates} are told apart by their past actions: past_actions must not be 0",
+        )
+
+    def make(self, spec: TaskSpec) -> "DiffusionPolicy":
+        from longview.learner.policies.diffusion.policy import DiffusionPolicy
+
+        return DiffusionPolicy(self, spec)
+
+    def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
+        """Make the untrained network that denoises actions. Imports torch."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(DiffusionConfig):
+    """What both UNets have."""
+
+    widths: tuple[int, ...] = AS_SIZE
+    """Channels of each level. Every further level halves the action axis."""
+    kernel: int = 5
+    """Width of the convolutions over actions, an odd number of positions."""
+    groups: int = 8
+    """Groups of channels of the normalisation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "kernel", "groups")
+        require(self.kernel % 2 == 1, f"kernel must be odd, not {self.kernel}")
+        require(len(self.widths) > 0, "widths must name at least one level")
+        multiples("groups", self.groups, self.widths)
+
+    def horizon(self, spec: TaskSpec) -> Horizon:
+        horizon = super().horizon(spec)
+        factor, positions = 2 ** (len(self.widths) - 1), horizon.positions
+        require(
+            positions % factor == 0,
+            f"future_actions {self.future_actions} and {horizon.past} past ones make T_p {positions}, which "
+            f"is not divisible by {factor}, the UNet's downsampling at {len(self.widths)} widths: "
+            f"use future_actions {self.future_actions + -positions % factor}",
+        )
+        return horizon
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetCrossConfig(UNetConfig):
+    """A UNet whose blocks attend to one token per observed step."""
+
+    sizes: ClassVar = joined(SHARED, WIDTHS, HEADS)
+
+    architecture: str = "unet_cross"
+    heads: int = AS_SIZE
+    """Heads of the attention to the context."""
+    heads_per_key: int = AS_SIZE
+    """Heads that share keys and values of the context. More of them make long contexts cheaper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.heads, self.heads_per_key)
+        multiples("heads", self.heads, self.widths)
+
+    def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
+        from longview.learner.policies.diffusion.denoisers.conditioning import AttentionLayer, CrossAttention
+        from longview.learner.policies.diffusion.denoisers.unet import UNet
+
+        layer = partial(AttentionLayer, heads=self.heads, dropout=self.dropout)
+        return UNet(self, action_size, layer, partial(CrossAttention, self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetFilmConfig(UNetConfig):
+    """A UNet whose blocks are scaled and shifted by all tokens together."""
+
+    sizes: ClassVar = joined(SHARED, WIDTHS)
+
+    architecture: str = "unet_film"
+
+    def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
+        from longview.learner.policies.diffusion.denoisers.conditioning import FilmConditioning, ScaleAndShift
+        from longview.learner.policies.diffusion.denoisers.unet import UNet
+
+        return UNet(self, action_size, ScaleAndShift, partial(FilmConditioning, self, horizon))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(DiffusionConfig):
+    """A transformer over the actions, all of the width `token_size`."""
+
+    sizes: ClassVar = joined(SHARED, DEPTHS, HEADS)
+
+    architecture: str = "dit"
+    depth: int = AS_SIZE
+    """Blocks of the transformer."""
+    heads: int = AS_SIZE
+    """Heads of the attention."""
+    heads_per_key: int = AS_SIZE
+    """Heads that share keys and values of the context. More of them make long contexts cheaper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "depth")
+        check_heads(self.heads, self.heads_per_key)
+        require(
+            self.token_size % self.heads == 0,
+            f"token_size {self.token_size} must be a multiple of heads {self.heads}",
+        )
+
+    def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
+        from longview.learner.policies.diffusion.denoisers.dit import DiT
+
+        return DiT(self, horizon, action_size)
+
+
+def check_heads(heads: int, heads_per_key: int) -> None:
+    """Require that heads can be shared out over keys.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    require(heads > 0, f"heads must be positive, not {heads}")
+    require(heads_per_key > 0, f"heads_per_key must be positive, not {heads_per_key}")
+    require(heads % heads_per_key == 0, f"heads {heads} must be a multiple of heads_per_key {heads_per_key}")
+
+
+def multiples(name: str, value: int, widths: tuple[int, ...]) -> None:
+    """Require that every width is a multiple of a value.
+
+    Raises:
+        ValueError: one is not.
+    """
+    require(
+        all(width > 0 and width % value == 0 for width in widths),
+        f"widths {list(widths)} must be multiples of {name} {value}",
+    )
