@@ -644,7 +644,7 @@ def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch
     assert {segment.meta.id for segment in segments} == {ids[7]}
 
 
-def test_a_damaged_episode_is_set_aside_and_another_drawn(
+def test_a_damaged_episode_is_quarantined_and_another_drawn(
     connect: Connect, write: Any, redis: Redis, namespace: str
 ) -> None:
     ids = [write(store := connect(), number, length=20) for number in range(3)]

@@ -81,7 +81,7 @@ def test_nothing_is_wrong(store: EpisodeStore) -> None:
         (lambda redis, chunks: redis.set(chunks[0], b""), "0 bytes are too few for a chunk"),
     ],
 )
-def test_a_damaged_episode_is_set_aside_by_who_reads_it(
+def test_a_reader_moves_a_damaged_episode_to_the_quarantine(
     store: EpisodeStore,
     connect: Connect,
     redis: Redis,
@@ -134,7 +134,7 @@ def test_another_version_is_not_taken_for_damage(store: EpisodeStore, redis: Red
 
 
 @on_both
-def test_an_id_may_come_again_after_its_episode_was_set_aside(
+def test_the_id_of_a_quarantined_episode_may_be_used_again(
     store: EpisodeStore, connect: Connect, write: Any, redis: Redis
 ) -> None:
     other = connect()
@@ -281,7 +281,7 @@ def test_an_episode_that_breaks_its_contract_is_damaged(
 
 
 @on_both
-def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, namespace: str) -> None:
+def test_the_quarantine_can_be_deleted(store: EpisodeStore, redis: Redis, namespace: str) -> None:
     spoil_chunk(store, redis)
     store.verify(repair=True)
     assert store.stats().quarantined == 1
