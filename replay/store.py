@@ -1,4 +1,4 @@
-"""EpisodeStore: episodes in Redis. The only code that knows what is where in it."""
+"""Store of episodes in Redis: writing, reading, sampling and verification."""
 
 import logging
 import secrets
@@ -21,27 +21,28 @@ from longview.replay.redis import keys, scripts
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import PAGE, Index
-from longview.replay.redis.quarantine import read_whole, set_aside
+from longview.replay.redis.quarantine import move_to_quarantine, read_episode
 from longview.replay.redis.reader import ChunkReader
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
+from longview.replay.redis.totals import stats_of
 from longview.replay.redis.verify import Verdict, Verifier
 from longview.replay.redis.writer import EpisodeWriter
 from longview.replay.sampling import draw
-from longview.replay.stats import StoreStats, stats_of
+from longview.replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 2
-"""Of what is where in a namespace; replay/keys.py and codec.py say what that is."""
+"""Version of a namespace's layout, which redis/keys.py, redis/scripts.py and codec.py describe."""
 
 
 @dataclass(frozen=True, repr=False)
 class StoreAddress:
-    """Where an episode store is; fit to be sent to other processes, and to be printed."""
+    """Address of an episode store, which may be sent to other processes and printed."""
 
     url: str
-    """redis://, rediss:// or unix://. It may hold a password, which is never shown."""
+    """URL of Redis: redis://, rediss:// or unix://. It may hold a password, which is never shown."""
     namespace: str
     """Name of the store within that Redis, such as a run's."""
 
@@ -54,9 +55,10 @@ class StoreAddress:
 
 
 class EpisodeStore:
-    """A namespace of a Redis. Safe to use from several threads; a writer belongs to one."""
+    """Episodes of one namespace in Redis. Threads may share a store, but not a writer."""
 
     def __init__(self, client: Client, namespace: str, config: StoreConfig) -> None:
+        """Open a namespace; see `connect` for the errors."""
         self._client = client
         self._redis = client.redis
         self._namespace = keys.check_namespace(namespace)
@@ -68,29 +70,33 @@ class EpisodeStore:
         self._index = Index(len(self._tags))
         self._refreshed = -float("inf")
         self.limiter = Limiter()
-        """When `sample` may draw: of this process alone, and another at any time."""
+        """Limit on the draws of this store object. It may be replaced at any time."""
         self._sink = Sink(client, self._tag, len(self._tags), config)
         self._sender = Sender(client, config)
         self._memory = BlockPool(config.queue_bytes)
 
     @staticmethod
     def connect(url: str, namespace: str, config: StoreConfig) -> "EpisodeStore":
-        """The namespace's episodes in the Redis at that URL; a namespace exists once it is connected to.
+        """Connect to Redis and open a namespace. A namespace that does not exist is made.
+
+        Args:
+            url: address of Redis: redis://, rediss:// or unix://.
+            namespace: 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`.
+            config: settings; its `url` is not used.
 
         Raises:
             StoreUnavailable: Redis does not answer within 15 s, or refuses the credentials.
-            StoreError: the namespace is of another version's format.
-            ValueError: the namespace holds characters that a key must not.
+            StoreError: the namespace has the layout of another version of Longview.
+            ValueError: the namespace is empty, too long or holds other characters.
         """
         keys.check_namespace(namespace)
         return EpisodeStore(Client(url, config), namespace, config)
 
     def close(self) -> None:
-        """Wait for what writers have handed over, then close all connections; a later call would open new
-        ones.
+        """Wait until the queue of the writers is empty, then close all connections.
 
         Raises:
-            StoreUnavailable, StoreFull: Redis stays away or full, and commits are given up for that.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`, and commits were dropped.
         """
         try:
             self._sender.close()
@@ -100,10 +106,11 @@ class EpisodeStore:
     # Tasks
 
     def register(self, spec: TaskSpec) -> None:
-        """Make a task known. Registering an equal spec again changes nothing.
+        """Register a task, so that its episodes can be written. Registering an equal spec again changes
+        nothing.
 
         Raises:
-            StoreError: the task is known with another spec; the message names what differs.
+            StoreError: the task is registered with another spec; the message names the difference.
         """
         packed = encode_spec(spec)
         key = keys.tasks(self._namespace)
@@ -116,10 +123,10 @@ class EpisodeStore:
             )
 
     def spec(self, task: str) -> TaskSpec:
-        """The spec that the task was registered with.
+        """Return the spec of a registered task.
 
         Raises:
-            StoreError: it was not.
+            StoreError: the task is not registered.
         """
         if task not in self._specs:
             key = keys.tasks(self._namespace)
@@ -131,17 +138,22 @@ class EpisodeStore:
         return self._specs[task]
 
     def tasks(self) -> list[str]:
-        """Names of all registered tasks, sorted."""
+        """Return the names of all registered tasks, sorted."""
         names = self._call("listing tasks", lambda: self._redis.hkeys(keys.tasks(self._namespace)))
         return sorted(name.decode() for name in names)
 
     # Writing
 
     def writer(self, meta: EpisodeMeta, extras: Mapping[str, Any] | None = None) -> EpisodeWriter:
-        """Begin an episode of a registered task. Readers see nothing of it before it is committed.
+        """Begin an episode of a registered task. Readers do not see it before it is committed.
+
+        Args:
+            meta: description of the episode.
+            extras: further facts to keep with the episode, plain values by name.
 
         Raises:
             StoreError: the task is not registered.
+            EpisodeError: `meta` or `extras` hold values that cannot be stored.
         """
         spec, token = self.spec(meta.task), secrets.token_hex(8)
         return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, self._memory, extras)
@@ -150,10 +162,10 @@ class EpisodeStore:
         """Write a whole episode of a registered task.
 
         Returns:
-            False if one of this id was there already.
+            True if the store now holds this episode, False if it already held one of this id.
 
         Raises:
-            ReplayError: as the writer does.
+            ReplayError: as for `EpisodeWriter.append` and `EpisodeWriter.commit`.
         """
         writer = self.writer(episode.meta, episode.extras)
         for row in range(episode.length):
@@ -161,37 +173,38 @@ class EpisodeStore:
         return writer.commit(episode.outcome)
 
     def queue(self) -> Queue:
-        """What writers have handed over and is not stored yet."""
+        """Return how full the queue of this store's writers is."""
         return self._sender.state()
 
     def flush(self) -> None:
-        """Wait until all that writers have handed over is stored.
+        """Wait until the queue of this store's writers is empty.
 
         Raises:
-            StoreUnavailable, StoreFull: Redis stays away or full.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`.
         """
         self._sender.flush()
 
     # Reading
 
     def read(self, id: str) -> Episode:
-        """A committed episode, from Redis. Its arrays are read-only.
+        """Read a committed episode. Its arrays are read-only.
 
         Raises:
-            UnknownEpisode: there is none of this id, or it was removed meanwhile.
-            Quarantined: it is damaged; now nobody reads it any more.
-            UnknownFormat: it is of another version of the format.
+            UnknownEpisode: no committed episode has the id, or it was removed during the read.
+            Quarantined: the episode is damaged; it is in the quarantine from now on.
+            UnknownFormat: the episode was written in another version of the format.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         try:
-            return read_whole(self._client, self._tag(id), id)
+            return read_episode(self._client, self._tag(id), id)
         except UnknownFormat:
             raise
         except CodecError as error:
             self._quarantine(id, str(error))
-            raise Quarantined(f"{error}; it is set aside: `longview store verify` tells of all") from None
+            raise Quarantined(f"{error}; `longview store verify` lists all damaged episodes") from None
 
     def ids(self, source: str | None = None) -> list[str]:
-        """Ids of all committed episodes, or of those of one source, sorted."""
+        """Return the ids of all committed episodes, or of one source, sorted."""
         with self._lock:
             self._refresh()
             return self._index.ids(source)
@@ -199,10 +212,16 @@ class EpisodeStore:
     def records(
         self, source: str | None = None, task: str | None = None, outcome: str | None = None
     ) -> Iterator[Record]:
-        """What is known of all committed episodes of these, without their arrays, in the order of `ids`.
+        """Yield the records of committed episodes, which hold everything but the arrays, sorted by id.
+
+        Args:
+            source: only episodes of this source; None: all.
+            task: only episodes of this task; None: all.
+            outcome: only episodes that ended this way; None: all.
 
         Raises:
-            UnknownFormat: one is of another version of the format.
+            UnknownFormat: a record was written in another version of the format.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         for ids in _batches(self.ids(source), 1000):
             commands = [("HGET", keys.episodes(self._tag(id)), id) for id in ids]
@@ -224,16 +243,16 @@ class EpisodeStore:
         return not self.missing([id])
 
     def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of these episodes that are not committed, in one round trip."""
+        """Return the ids that no committed episode has, in one round trip."""
         commands = [("HEXISTS", keys.episodes(self._tag(id)), id) for id in ids]
-        present = self._client.pipelined("looking for episodes", commands)
-        return [id for id, there in zip(ids, present, strict=True) if not there]
+        replies = self._client.pipelined("looking for episodes", commands)
+        return [id for id, present in zip(ids, replies, strict=True) if not present]
 
     def __len__(self) -> int:
         return self.stats().total.episodes
 
     def stats(self) -> StoreStats:
-        """Counts of what is stored and of what ever was."""
+        """Return the counts of stored, committed, evicted and damaged episodes."""
         totals = [("HGETALL", keys.totals(tag)) for tag in self._tags]
         return stats_of(self._client.pipelined("counting episodes", totals), self._config.byte_budget)
 
@@ -247,48 +266,55 @@ class EpisodeStore:
         after: int,
         rng: np.random.Generator,
     ) -> list[Segment]:
-        """Draw steps, and the rows around them; waits first, if the limiter says so.
+        """Draw steps, and return each with the rows around it. Waits first while the limiter forbids the
+        draw.
 
-        Equal contents, arguments and state of `rng` give equal segments. An episode that turns out to be
-        damaged is set aside, and another drawn.
+        Equal contents of the store, equal arguments and equal states of `rng` give equal segments. If a drawn
+        episode is damaged, it is moved to the quarantine and another one is drawn.
 
         Args:
-            selection: which steps; a mapping is the `mix` of one that draws by steps.
+            selection: steps to draw. A mapping is the `mix` of a selection that draws by steps.
             count: number of segments.
-            before, after: rows wanted before and after the drawn step; a segment holds those of steps
-                now - before to now + after, both included, that the episode has.
-            rng: the only source of chance.
+            before: rows before the drawn step.
+            after: rows after the drawn step. A segment holds the steps from now - before to now + after, both
+                included, as far as the episode has them.
+            rng: only source of randomness.
 
         Raises:
-            StoreError: there is no episode that is selected.
-            LimiterTimeout: the limiter let nothing be drawn.
-            ValueError: the mapping is no mix.
+            StoreError: the selection matches no episode, or Redis was unreachable for `patience_seconds`.
+            LimiterTimeout: the limiter forbade the draw for `timeout_seconds`.
+            ValueError: the mapping is not a valid mix.
         """
         selected = selection if isinstance(selection, Selection) else Selection(selection)
         limiter.wait(lambda: self.limiter, count, lambda: self._sizes(selected))
         with self._lock:
-            self._look()
+            self._refresh_if_due()
             segments: list[Segment] = []
             while len(segments) < count:
                 draws = draw(self._index.plan(selected), count - len(segments), rng)
                 found, failed = self._reader.segments(draws, selected.by, before, after)
                 segments += found
                 for id, error in failed.items():
-                    # Removed since the last refresh, or damaged: the next round draws another instead.
+                    # It was removed since the last refresh, or is damaged. The next round draws a
+                    # replacement.
                     self._index.forget(id)
                     if isinstance(error, CodecError):
                         self._quarantine(id, str(error))
             return segments
 
     def prioritize(self, priorities: Mapping[str, float]) -> None:
-        """Say how often episodes are drawn by priority, in proportion to one another: by every sampler, from
-        its next refresh on, until it is said anew. Ids that are not there are left out.
+        """Set the priorities of episodes, for draws with `Selection(by="priority")`.
+
+        An episode's chance is proportional to its priority. Every sampler uses the new priorities from its
+        next refresh on. Ids without a committed episode are ignored.
 
         Args:
-            priorities: by id; 0 is never. An episode that was given none has 1.
+            priorities: priority by id, at least 0; an episode with 0 is never drawn. Episodes without a
+                priority have 1.
 
         Raises:
             ValueError: a priority is negative or not finite.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         if wrong := {id: value for id, value in priorities.items() if not 0 <= value < float("inf")}:
             raise ValueError(f"priorities must be finite and not negative, not {wrong}")
@@ -304,22 +330,23 @@ class EpisodeStore:
         self._client.pipelined("setting priorities", commands)
 
     def hold_out(self, ids: Iterable[str]) -> None:
-        """Draw no step of these episodes from now on; they can still be read."""
+        """Exclude episodes from this store's draws from now on. They can still be read."""
         with self._lock:
             self._index.hold_out(ids)
 
     def _sizes(self, selection: Selection) -> tuple[int, int]:
-        """Steps that were ever committed to what is selected, and that are there to draw from."""
+        """Return the steps that were ever committed to the selection, and the steps stored in it now."""
         with self._lock:
-            self._look()
+            self._refresh_if_due()
             return self._index.committed_steps(selection), self._index.steps(selection)
 
-    def _look(self) -> None:
-        """Refresh what is known of the store, unless that was done just now."""
+    def _refresh_if_due(self) -> None:
+        """Refresh the index, if the last refresh is `refresh_seconds` old."""
         if time.monotonic() - self._refreshed >= self._config.refresh_seconds:
             self._refresh()
 
     def _refresh(self) -> None:
+        """Bring the index up to date with all shards."""
         behind = list(range(len(self._tags)))
         while behind:
             commands = []
@@ -334,21 +361,21 @@ class EpisodeStore:
         self._refreshed = time.monotonic()
 
     def _quarantine(self, id: str, why: str) -> None:
-        """Set a damaged episode aside, if it is still damaged when it is read once more; never fails."""
+        """Move an episode to the quarantine, if a second read confirms the damage. Errors are only logged."""
         try:
-            read_whole(self._client, self._tag(id), id)
+            read_episode(self._client, self._tag(id), id)
         except UnknownFormat:
             return
         except CodecError as error:
             try:
-                if set_aside(self._client, self._tag(id), id, str(error)):
-                    log.error("set aside as damaged: %s", error)
+                if move_to_quarantine(self._client, self._tag(id), id, str(error)):
+                    log.error("moved to the quarantine: %s", error)
             except StoreError as refused:
-                log.warning("%s, and cannot be set aside: %s", error, refused)
+                log.warning("%s; it cannot be moved to the quarantine: %s", error, refused)
         except ReplayError as error:
-            log.info("episode %s: %s, but then: %s", id, why, error)
+            log.info("episode %s: first read: %s; second read: %s", id, why, error)
 
-    # Care
+    # Verification
 
     def verify(
         self,
@@ -356,15 +383,16 @@ class EpisodeStore:
         drop: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Verdict:
-        """Look for everything that can be wrong here; others may go on meanwhile.
+        """Check the whole namespace for damage and inconsistencies. It may be used meanwhile.
 
         Args:
-            repair: set damaged episodes aside, and put right what follows from the others.
-            drop: remove what is in quarantine for good.
-            progress: told how many episodes are done, and how many there are.
+            repair: whether to move damaged episodes to the quarantine, and to correct indices, totals and
+                expiry.
+            drop: whether to delete the episodes in the quarantine.
+            progress: called with the number of episodes checked so far and of all episodes.
 
         Raises:
-            StoreError: Redis stayed away, or refused.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         seconds = self._config.orphan_seconds
         return Verifier(self._client, self._namespace, self._tags, seconds, repair, drop, progress).run()
@@ -372,17 +400,21 @@ class EpisodeStore:
     # Plumbing
 
     def _agree_on_shards(self) -> int:
-        """The number of shards, once this Longview and the namespace's are known to lay it out alike."""
+        """Return the namespace's number of shards, and set it if the namespace is new.
+
+        Raises:
+            StoreError: the namespace has the layout of another version of Longview.
+        """
         key = keys.layout(self._namespace)
         found = self._call("connecting", lambda: self._redis.hgetall(key))
         if b"shards" not in found:
-            # The format first: one who sees the shards sees it, too.
+            # The format is set first, so that a client that reads the shards also reads the format.
             for name, value in (("format", FORMAT), ("shards", self._config.shards)):
                 self._call("connecting", partial(self._redis.hsetnx, key, name, value))
             found = self._call("connecting", lambda: self._redis.hgetall(key))
         if (format := int(found.get(b"format", 1))) != FORMAT:
             raise StoreError(
-                f"namespace {self._namespace} is of format {format}, this version of Longview reads format "
+                f"namespace {self._namespace} has format {format}, this version of Longview reads format "
                 f"{FORMAT}: use another namespace, or the version that wrote it"
             )
         return int(found[b"shards"])
@@ -395,5 +427,6 @@ class EpisodeStore:
 
 
 def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Divide ids into sequences of `size`; the last may be shorter."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

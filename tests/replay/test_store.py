@@ -1,4 +1,5 @@
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 everywhere = pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)
-"""The same on one Redis and on a Redis Cluster."""
+"""Runs a test on one Redis and on a Redis Cluster."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -57,6 +58,15 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def chunk_keys(redis: Redis, namespace: str) -> list[bytes]:
     return list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))
+
+
+def test_the_examples_of_the_guide_run(url: str) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(example.replace("redis://localhost:6379", url), names)
+    names["store"].close()
+    assert {segment.by for segment in names["segments"]} == {"recency"}
 
 
 # Tasks
@@ -280,7 +290,7 @@ def test_a_commit_after_its_chunks_expired_says_so(
         writer.append(step(number))
     store.flush()
     until(lambda: not stored_chunks(store, writer))
-    with pytest.raises(MissingChunks, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
+    with pytest.raises(MissingChunks, match=r"Redis holds [01] of its 3 chunks; .*orphan_seconds \(0.05\)"):
         writer.commit("success")
     assert store.ids() == []
 
@@ -316,9 +326,9 @@ def test_chunks_of_a_writer_that_goes_on_do_not_expire(connect: Connect, begin: 
 
 
 def test_a_namespace_of_another_format_is_refused(connect: Connect, redis: Redis, namespace: str) -> None:
-    redis.hset(keys.layout(namespace), "shards", 4)  # as before there was a format
+    redis.hset(keys.layout(namespace), "shards", 4)  # as in the first version, which had no format
     for _ in range(2):
-        with pytest.raises(StoreError, match=f"{namespace} is of format 1, .* reads format 2: use another"):
+        with pytest.raises(StoreError, match=f"{namespace} has format 1, .* reads format 2: use another"):
             connect()
     assert redis.hgetall(keys.layout(namespace)) == {b"shards": b"4"}
 
@@ -493,7 +503,7 @@ def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any
         (ids[number], now) for number in (1, 3) for now in range(10)
     }
     assert {segment.probability for segment in segments} == {1 / 20}
-    # It gives way like any other.
+    # It is evicted like any other episode.
     small = connect(byte_budget=sizes(store))
     write(small, 4)
     assert small.ids() == [*ids[1:], episode_id("rollout", "walk", 4)]
@@ -503,7 +513,7 @@ def test_an_episode_held_out_is_read_but_never_drawn(connect: Connect, write: An
     store, mix = connect(), {"rollout": 1.0}
     ids = [write(store, number) for number in range(3)]
     store.hold_out([ids[1], episode_id("rollout", "walk", 4)])
-    ids += [write(store, number) for number in (3, 4)]  # of which one is held out before it is there
+    ids += [write(store, number) for number in (3, 4)]  # episode 4 was held out before it existed
     segments = store.sample(mix, 300, 0, 0, np.random.default_rng(0))
     assert {segment.meta.id for segment in segments} == {ids[0], ids[2], ids[3]}
     assert {segment.probability for segment in segments} == {1 / 30}
@@ -634,7 +644,7 @@ def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch
     assert {segment.meta.id for segment in segments} == {ids[7]}
 
 
-def test_a_damaged_episode_is_set_aside_and_another_drawn(
+def test_a_damaged_episode_is_quarantined_and_another_drawn(
     connect: Connect, write: Any, redis: Redis, namespace: str
 ) -> None:
     ids = [write(store := connect(), number, length=20) for number in range(3)]

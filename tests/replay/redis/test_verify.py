@@ -1,4 +1,4 @@
-"""What is wrong in a store is found, told and put right; what is right is left alone."""
+"""Tests that verification finds, reports and repairs damage, and leaves undamaged data alone."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from redis import Redis
 from longview.replay.codec import decode_chunk, encode_chunk
 from longview.replay.errors import Quarantined, UnknownFormat
 from longview.replay.redis import keys
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.quarantine import chunk_keys
 from longview.replay.redis.verify import Finding, Verdict
 from longview.replay.store import EpisodeStore
@@ -41,7 +41,7 @@ def chunks_of(store: EpisodeStore, id: str) -> list[str]:
 
 
 def flip(redis: Redis, key: str, place: int = -1) -> None:
-    """Flip a bit of a byte that is stored."""
+    """Flip a bit of a stored value."""
     stored: Any = bytearray(redis.get(key) or b"")
     stored[place] ^= 1
     redis.set(key, bytes(stored))
@@ -81,7 +81,7 @@ def test_nothing_is_wrong(store: EpisodeStore) -> None:
         (lambda redis, chunks: redis.set(chunks[0], b""), "0 bytes are too few for a chunk"),
     ],
 )
-def test_a_damaged_episode_is_set_aside_by_who_reads_it(
+def test_a_reader_moves_a_damaged_episode_to_the_quarantine(
     store: EpisodeStore,
     connect: Connect,
     redis: Redis,
@@ -134,11 +134,11 @@ def test_another_version_is_not_taken_for_damage(store: EpisodeStore, redis: Red
 
 
 @on_both
-def test_an_id_may_come_again_after_its_episode_was_set_aside(
+def test_the_id_of_a_quarantined_episode_may_be_used_again(
     store: EpisodeStore, connect: Connect, write: Any, redis: Redis
 ) -> None:
     other = connect()
-    # What the first one left behind is nobody's once the second is set aside too, and then expires.
+    # Once the second one is in the quarantine, the chunks of the first belong to no episode and must expire.
     for attempt, kinds in (1, ["episode"]), (2, ["episode", "expiry"]):
         flip(redis, chunks_of(store, ROLLOUT)[0])
         assert [found.kind for found in store.verify(repair=True).findings] == kinds
@@ -170,7 +170,7 @@ Damage = Callable[[EpisodeStore, Redis], Any]
 
 
 def lose_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zrem(keys.index(store._tag(DEMO), "demo"), entry_of(record_of(store, DEMO)))
+    redis.zrem(keys.index(store._tag(DEMO), "demo"), index_entry(record_of(store, DEMO)))
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
@@ -209,7 +209,7 @@ def swap_record(store: EpisodeStore, redis: Redis) -> None:
 
 
 def break_contract(store: EpisodeStore, redis: Redis) -> None:
-    """Another spec than the episodes were written to."""
+    """Replace the task's spec, so that its episodes no longer fit."""
     packed: Any = redis.hget(keys.tasks(store._namespace), "walk")
     plain = msgpack.unpackb(packed)
     plain["action"]["shape"] = [4]
@@ -281,7 +281,7 @@ def test_an_episode_that_breaks_its_contract_is_damaged(
 
 
 @on_both
-def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, namespace: str) -> None:
+def test_the_quarantine_can_be_deleted(store: EpisodeStore, redis: Redis, namespace: str) -> None:
     spoil_chunk(store, redis)
     store.verify(repair=True)
     assert store.stats().quarantined == 1
@@ -294,7 +294,7 @@ def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, na
 def test_a_damaged_shard_does_not_stop_its_writers(
     store: EpisodeStore, redis: Redis, connect: Connect
 ) -> None:
-    """Eviction meets an entry without episode, a record that is no record, and totals that are wrong."""
+    """Eviction meets an entry without an episode, a damaged record and wrong totals."""
     crowded = connect(byte_budget=4 * store.stats().total.bytes)
     for tag in crowded._tags:
         redis.zadd(keys.index(tag, "rollout"), {"nobody:10:success:walk": 1})

@@ -28,7 +28,7 @@ def writer(store: EpisodeStore, begin: Any) -> EpisodeWriter:
 
 @pytest.fixture
 def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
-    """Rewards in the chunks that are stored of a writer's episode."""
+    """Return a function that reads the rewards in the stored chunks of a writer's episode."""
 
     def rewards(writer: EpisodeWriter) -> list[list[float]]:
         store.flush()
