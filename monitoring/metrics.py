@@ -8,8 +8,6 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Literal
 
-from prometheus_client.utils import floatToGoString
-
 SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 TRAINING_STEPS = (0, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
@@ -45,6 +43,8 @@ class Metric:
     def parts(self) -> tuple[str, ...]:
         """Parts of each series of a histogram: for each bound the number of observations up to it, and the
         sum of all observations. They only grow, so they are handled like counters."""
+        from prometheus_client.utils import floatToGoString
+
         return (*map(floatToGoString, self.buckets), "+Inf", "sum") if self.buckets else ()
 
     @cached_property

@@ -5,8 +5,6 @@ from http.client import HTTPException
 from itertools import pairwise
 from urllib.request import ProxyHandler, build_opener
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from longview.monitoring.metrics import CATALOGUE, metric
 
 Series = dict[tuple[str, ...], float]
@@ -72,6 +70,8 @@ def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
     Raises:
         OSError: nothing answers there within `timeout` seconds, or not a metrics server.
     """
+    from prometheus_client.parser import text_string_to_metric_families
+
     try:
         # A proxy has no business between us and our own hub.
         with build_opener(ProxyHandler({})).open(url, timeout=timeout) as response:

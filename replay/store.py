@@ -6,35 +6,30 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from longview.replay import limiter
-from longview.replay.codec import Record, decode_record, decode_spec, encode_spec
+from longview.replay.codec import Record
 from longview.replay.config import StoreConfig
-from longview.replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
-from longview.replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
+from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
+from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
-from longview.replay.redis import keys, scripts
+from longview.replay.redis import keys
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
-from longview.replay.redis.index import PAGE, Index
-from longview.replay.redis.quarantine import move_to_quarantine, read_episode
+from longview.replay.redis.index import Index
+from longview.replay.redis.namespace import Namespace
 from longview.replay.redis.reader import ChunkReader
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
-from longview.replay.redis.totals import stats_of
 from longview.replay.redis.verify import Verdict, Verifier
 from longview.replay.redis.writer import EpisodeWriter
 from longview.replay.sampling import draw
 from longview.replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
-
-FORMAT: Final = 2
-"""Version of a namespace's layout, which redis/keys.py, redis/scripts.py and codec.py describe."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,19 +54,17 @@ class EpisodeStore:
 
     def __init__(self, client: Client, namespace: str, config: StoreConfig) -> None:
         """Open a namespace; see `connect` for the errors."""
-        self._client = client
-        self._redis = client.redis
-        self._namespace = keys.check_namespace(namespace)
         self._config = config
         self._specs: dict[str, TaskSpec] = {}
         self._lock = threading.RLock()
-        self._tags = [keys.tag(namespace, shard) for shard in range(self._agree_on_shards())]
-        self._reader = ChunkReader(client, self._tag, config.cache_bytes)
-        self._index = Index(len(self._tags))
+        self._namespace = Namespace(client, namespace, config.shards)
+        tag_of, shards = self._namespace.tag_of, len(self._namespace.tags)
+        self._reader = ChunkReader(client, tag_of, config.cache_bytes)
+        self._index = Index(shards)
         self._refreshed = -float("inf")
         self.limiter = Limiter()
         """Limit on the draws of this store object. It may be replaced at any time."""
-        self._sink = Sink(client, self._tag, len(self._tags), config)
+        self._sink = Sink(client, tag_of, shards, config)
         self._sender = Sender(client, config)
         self._memory = BlockPool(config.queue_bytes)
 
@@ -101,7 +94,7 @@ class EpisodeStore:
         try:
             self._sender.close()
         finally:
-            self._redis.close()
+            self._namespace.client.redis.close()
 
     # Tasks
 
@@ -112,9 +105,7 @@ class EpisodeStore:
         Raises:
             StoreError: the task is registered with another spec; the message names the difference.
         """
-        packed = encode_spec(spec)
-        key = keys.tasks(self._namespace)
-        self._call(f"registering task {spec.name}", lambda: self._redis.hsetnx(key, spec.name, packed))
+        self._namespace.add_task(spec)
         if differing := difference(self.spec(spec.name).to_dict(), spec.to_dict()):
             name, known, new = differing
             raise StoreError(
@@ -129,18 +120,15 @@ class EpisodeStore:
             StoreError: the task is not registered.
         """
         if task not in self._specs:
-            key = keys.tasks(self._namespace)
-            packed = self._call(f"reading task {task}", lambda: self._redis.hget(key, task))
-            if packed is None:
+            if (found := self._namespace.task(task)) is None:
                 known = ", ".join(self.tasks()) or "none"
                 raise StoreError(f"task {task} is not registered in this store; registered: {known}")
-            self._specs[task] = decode_spec(packed)
+            self._specs[task] = found
         return self._specs[task]
 
     def tasks(self) -> list[str]:
         """Return the names of all registered tasks, sorted."""
-        names = self._call("listing tasks", lambda: self._redis.hkeys(keys.tasks(self._namespace)))
-        return sorted(name.decode() for name in names)
+        return self._namespace.tasks()
 
     # Writing
 
@@ -196,11 +184,11 @@ class EpisodeStore:
             StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         try:
-            return read_episode(self._client, self._tag(id), id)
+            return self._namespace.read(id)
         except UnknownFormat:
             raise
         except CodecError as error:
-            self._quarantine(id, str(error))
+            self._namespace.quarantine(id, str(error))
             raise Quarantined(f"{error}; `longview store verify` lists all damaged episodes") from None
 
     def ids(self, source: str | None = None) -> list[str]:
@@ -223,38 +211,23 @@ class EpisodeStore:
             UnknownFormat: a record was written in another version of the format.
             StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
-        for ids in _batches(self.ids(source), 1000):
-            commands = [("HGET", keys.episodes(self._tag(id)), id) for id in ids]
-            replies = self._client.pipelined("listing episodes", commands)
-            for id, packed in zip(ids, replies, strict=True):
-                if packed is None:  # removed meanwhile
-                    continue
-                try:
-                    record = decode_record(packed)
-                except UnknownFormat:
-                    raise
-                except CodecError as error:
-                    self._quarantine(id, str(error))
-                    continue
-                if task in (None, record.meta.task) and outcome in (None, record.outcome):
-                    yield record
+        for record in self._namespace.records(self.ids(source)):
+            if task in (None, record.meta.task) and outcome in (None, record.outcome):
+                yield record
 
     def __contains__(self, id: str) -> bool:
         return not self.missing([id])
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Return the ids that no committed episode has, in one round trip."""
-        commands = [("HEXISTS", keys.episodes(self._tag(id)), id) for id in ids]
-        replies = self._client.pipelined("looking for episodes", commands)
-        return [id for id, present in zip(ids, replies, strict=True) if not present]
+        return self._namespace.missing(ids)
 
     def __len__(self) -> int:
         return self.stats().total.episodes
 
     def stats(self) -> StoreStats:
         """Return the counts of stored, committed, evicted and damaged episodes."""
-        totals = [("HGETALL", keys.totals(tag)) for tag in self._tags]
-        return stats_of(self._client.pipelined("counting episodes", totals), self._config.byte_budget)
+        return self._namespace.stats(self._config.byte_budget)
 
     # Sampling
 
@@ -299,7 +272,7 @@ class EpisodeStore:
                     # replacement.
                     self._index.forget(id)
                     if isinstance(error, CodecError):
-                        self._quarantine(id, str(error))
+                        self._namespace.quarantine(id, str(error))
             return segments
 
     def prioritize(self, priorities: Mapping[str, float]) -> None:
@@ -318,16 +291,7 @@ class EpisodeStore:
         """
         if wrong := {id: value for id, value in priorities.items() if not 0 <= value < float("inf")}:
             raise ValueError(f"priorities must be finite and not negative, not {wrong}")
-        by_tag: dict[str, list[Any]] = {}
-        for id, value in priorities.items():
-            by_tag.setdefault(self._tag(id), []).extend((id, float(value)))
-        commands = []
-        for tag, args in by_tag.items():
-            names = [keys.episodes(tag), keys.totals(tag), keys.priorities(tag), keys.prioritized(tag)]
-            for first in range(0, len(args), 2 * PAGE):
-                some = args[first : first + 2 * PAGE]
-                commands.append(("EVAL", scripts.PRIORITIZE, len(names), *names, *some))
-        self._client.pipelined("setting priorities", commands)
+        self._namespace.set_priorities(priorities)
 
     def hold_out(self, ids: Iterable[str]) -> None:
         """Exclude episodes from this store's draws from now on. They can still be read."""
@@ -347,33 +311,8 @@ class EpisodeStore:
 
     def _refresh(self) -> None:
         """Bring the index up to date with all shards."""
-        behind = list(range(len(self._tags)))
-        while behind:
-            commands = []
-            for shard in behind:
-                tag = self._tags[shard]
-                names = [keys.totals(tag), keys.priorities(tag), keys.removed(tag), keys.prioritized(tag)]
-                names += [keys.index(tag, source) for source in SOURCES]
-                known = self._index.known(shard)
-                commands.append(("EVAL", scripts.CHANGES, len(names), *names, PAGE, *known))
-            replies = self._client.pipelined("listing episodes", commands)
-            behind = [s for s, reply in zip(behind, replies, strict=True) if self._index.apply(s, reply)]
+        self._namespace.refresh(self._index)
         self._refreshed = time.monotonic()
-
-    def _quarantine(self, id: str, why: str) -> None:
-        """Move an episode to the quarantine, if a second read confirms the damage. Errors are only logged."""
-        try:
-            read_episode(self._client, self._tag(id), id)
-        except UnknownFormat:
-            return
-        except CodecError as error:
-            try:
-                if move_to_quarantine(self._client, self._tag(id), id, str(error)):
-                    log.error("moved to the quarantine: %s", error)
-            except StoreError as refused:
-                log.warning("%s; it cannot be moved to the quarantine: %s", error, refused)
-        except ReplayError as error:
-            log.info("episode %s: first read: %s; second read: %s", id, why, error)
 
     # Verification
 
@@ -395,38 +334,6 @@ class EpisodeStore:
             StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         seconds = self._config.orphan_seconds
-        return Verifier(self._client, self._namespace, self._tags, seconds, repair, drop, progress).run()
-
-    # Plumbing
-
-    def _agree_on_shards(self) -> int:
-        """Return the namespace's number of shards, and set it if the namespace is new.
-
-        Raises:
-            StoreError: the namespace has the layout of another version of Longview.
-        """
-        key = keys.layout(self._namespace)
-        found = self._call("connecting", lambda: self._redis.hgetall(key))
-        if b"shards" not in found:
-            # The format is set first, so that a client that reads the shards also reads the format.
-            for name, value in (("format", FORMAT), ("shards", self._config.shards)):
-                self._call("connecting", partial(self._redis.hsetnx, key, name, value))
-            found = self._call("connecting", lambda: self._redis.hgetall(key))
-        if (format := int(found.get(b"format", 1))) != FORMAT:
-            raise StoreError(
-                f"namespace {self._namespace} has format {format}, this version of Longview reads format "
-                f"{FORMAT}: use another namespace, or the version that wrote it"
-            )
-        return int(found[b"shards"])
-
-    def _tag(self, id: str) -> str:
-        return self._tags[keys.shard_of(id, len(self._tags))]
-
-    def _call(self, doing: str, operation: Callable[[], Any]) -> Any:
-        return self._client.call(doing, operation)
-
-
-def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Divide ids into sequences of `size`; the last may be shorter."""
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
+        space = self._namespace
+        verifier = Verifier(space.client, space.name, space.tags, seconds, repair, drop, progress)
+        return verifier.run()

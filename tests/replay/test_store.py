@@ -149,7 +149,7 @@ def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace:
 def test_clients_agree_on_the_number_of_shards(connect: Connect, write: Any) -> None:
     ids = [write(connect(shards=3), number) for number in range(9)]
     assert connect(shards=7).ids() == ids
-    assert {len(store._tags) for store in (connect(shards=3), connect(shards=7))} == {3}
+    assert {len(store._namespace.tags) for store in (connect(shards=3), connect(shards=7))} == {3}
 
 
 def test_a_step_that_does_not_fit_is_refused(connect: Connect, begin: Any, step: Any) -> None:
@@ -181,8 +181,8 @@ def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
 
 def stored_chunks(store: EpisodeStore, writer: Any) -> list[bytes]:
     record = writer._record
-    names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
-    return [chunk for chunk in store._redis.mget(names) if chunk is not None]
+    names = keys.chunks(store._namespace.tag_of(record.meta.id), record.meta.id, record.token, range(9))
+    return [chunk for chunk in store._namespace.client.redis.mget(names) if chunk is not None]
 
 
 # Commit, exactly once
@@ -245,7 +245,7 @@ def test_a_write_that_arrives_late_does_no_harm(
     chunk = redis.get(first)
     assert isinstance(chunk, bytes)
     late = replace(writer._record, chunks=0)
-    store._client.pipeline([*store._sink.chunk(late, chunk), *store._sink.renew(writer._record)])
+    store._namespace.client.pipeline([*store._sink.chunk(late, chunk), *store._sink.renew(writer._record)])
     assert redis.ttl(first) == redis.ttl(second) == -1
     assert store.read("rollout.walk.000000001").length == 6
 
@@ -634,7 +634,7 @@ def test_priorities_survive_a_restart(
 
 
 def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longview.replay.store.PAGE", 3)
+    monkeypatch.setattr("longview.replay.redis.namespace.PAGE", 3)
     monkeypatch.setattr("longview.replay.redis.index.PAGE", 3)
     store, reader = connect(shards=2), connect()
     ids = [write(store, number, source=SOURCES[number % 3]) for number in range(30)]

@@ -13,8 +13,8 @@ from longview.cluster.roles.learner import held_out, limiter_of, whole
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config
 from longview.cluster.run.services import redis_server
-from longview.learner.config import PolicyConfig
-from longview.learner.policy import DiffusionPolicy, policy_to_bytes
+from longview.learner.config import policy_config
+from longview.learner.policy import policy_to_bytes
 from longview.learner.reporter import by_position
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
@@ -67,9 +67,9 @@ def test_what_is_damaged_or_of_another_task_is_left_out(tmp_path: Path, caplog: 
 def test_an_actor_executes_as_many_actions_as_its_policy_decides_on() -> None:
     config = read_config(None, ["actors.simulators=2"])
     assert config.learner.policy.execute == 8
-    policy = PolicyConfig(widths=(8,), groups=4, token_size=8, execute=3)
+    policy = policy_config(widths=(8,), groups=4, token_size=8, execute=3)
     actor = RolloutActor(config, "actor-0", None)
-    actor._load(7, policy_to_bytes(DiffusionPolicy(policy, load_task("return_point").spec)))
+    actor._load(7, policy_to_bytes(policy.make(load_task("return_point").spec)))
     result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0)
     assert sum(result.outcomes.values()) == 3
 

@@ -88,7 +88,12 @@ def test_tls(start_tls: Any, certificates: Certificates, connect: Any, write: An
     url = f"{start_tls(certificates.server)}?ssl_ca_certs={certificates.ca}"
     store = connect(url)
     assert store.read(write(store, 1)).length == 10
-    known = [store, store._client, store._redis, store._redis.connection_pool]
+    known = [
+        store,
+        store._namespace.client,
+        store._namespace.client.redis,
+        store._namespace.client.redis.connection_pool,
+    ]
     assert not any(SECRET in repr(known_to) for known_to in known)
 
 
@@ -191,7 +196,7 @@ def everything(url: str, spec: TaskSpec, write: Any) -> None:
     assert len(evicting.sample({"rollout": 1.0}, 8, 2, 2, np.random.default_rng(0))) == 8
     assert evicting.read(evicting.ids()[0]).length == 10
     record = next(evicting.records())
-    evicting._redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")
+    evicting._namespace.client.redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")
     assert list(evicting.verify(repair=True).quarantined) == [record.meta.id]
     assert evicting.verify(repair=True, drop=True).sound
     with pytest.raises(StoreUnavailable, match=r"refuses: .*no permissions to access one of the keys"):

@@ -143,7 +143,7 @@ def test_a_refusal_is_told_to_all_whom_it_concerns(
     writers = [begin(store, number) for number in range(3)]
     with Redis(unix_socket_path=str(socket_path)) as redis:
         redis.config_set("requirepass", "new")
-        store._redis.connection_pool.disconnect()
+        store._namespace.client.redis.connection_pool.disconnect()
         for writer in writers:
             for row in range(5):
                 writer.append(step(row))

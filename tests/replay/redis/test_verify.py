@@ -37,7 +37,7 @@ def record_of(store: EpisodeStore, id: str) -> Any:
 
 
 def chunks_of(store: EpisodeStore, id: str) -> list[str]:
-    return chunk_keys(store._tag(id), record_of(store, id))
+    return chunk_keys(store._namespace.tag_of(id), record_of(store, id))
 
 
 def flip(redis: Redis, key: str, place: int = -1) -> None:
@@ -170,24 +170,24 @@ Damage = Callable[[EpisodeStore, Redis], Any]
 
 
 def lose_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zrem(keys.index(store._tag(DEMO), "demo"), index_entry(record_of(store, DEMO)))
+    redis.zrem(keys.index(store._namespace.tag_of(DEMO), "demo"), index_entry(record_of(store, DEMO)))
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zadd(keys.index(store._tag("nobody"), "dagger"), {"nobody:10:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "dagger"), {"nobody:10:success:walk": 7})
 
 
 def change_entry(store: EpisodeStore, redis: Redis) -> None:
     lose_entry(store, redis)
-    redis.zadd(keys.index(store._tag(DEMO), "demo"), {f"{DEMO}:999:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of(DEMO), "demo"), {f"{DEMO}:999:success:walk": 7})
 
 
 def change_totals(store: EpisodeStore, redis: Redis) -> None:
-    redis.hincrby(keys.totals(store._tag(DEMO)), "live:demo:steps", 5)
+    redis.hincrby(keys.totals(store._namespace.tag_of(DEMO)), "live:demo:steps", 5)
 
 
 def leave_chunks(store: EpisodeStore, redis: Redis) -> None:
-    (key,) = keys.chunks(store._tag("nobody"), "nobody", "0123456789abcdef", [0])
+    (key,) = keys.chunks(store._namespace.tag_of("nobody"), "nobody", "0123456789abcdef", [0])
     redis.set(key, b"chunk")
 
 
@@ -200,20 +200,20 @@ def spoil_chunk(store: EpisodeStore, redis: Redis) -> None:
 
 
 def spoil_record(store: EpisodeStore, redis: Redis) -> None:
-    redis.hset(keys.episodes(store._tag(DEMO)), DEMO, b"\xc1 nonsense")
+    redis.hset(keys.episodes(store._namespace.tag_of(DEMO)), DEMO, b"\xc1 nonsense")
 
 
 def swap_record(store: EpisodeStore, redis: Redis) -> None:
-    packed: Any = redis.hget(keys.episodes(store._tag(ROLLOUT)), ROLLOUT)
-    redis.hset(keys.episodes(store._tag(DEMO)), DEMO, packed)
+    packed: Any = redis.hget(keys.episodes(store._namespace.tag_of(ROLLOUT)), ROLLOUT)
+    redis.hset(keys.episodes(store._namespace.tag_of(DEMO)), DEMO, packed)
 
 
 def break_contract(store: EpisodeStore, redis: Redis) -> None:
     """Replace the task's spec, so that its episodes no longer fit."""
-    packed: Any = redis.hget(keys.tasks(store._namespace), "walk")
+    packed: Any = redis.hget(keys.tasks(store._namespace.name), "walk")
     plain = msgpack.unpackb(packed)
     plain["action"]["shape"] = [4]
-    redis.hset(keys.tasks(store._namespace), "walk", msgpack.packb(plain))
+    redis.hset(keys.tasks(store._namespace.name), "walk", msgpack.packb(plain))
 
 
 @on_both
@@ -261,8 +261,8 @@ def test_found_told_and_repaired(
 
 
 def test_what_only_a_person_can_decide_is_told(store: EpisodeStore, redis: Redis) -> None:
-    redis.hdel(keys.tasks(store._namespace), "walk")
-    redis.hset(keys.tasks(store._namespace), "run", b"nonsense")
+    redis.hdel(keys.tasks(store._namespace.name), "walk")
+    redis.hset(keys.tasks(store._namespace.name), "run", b"nonsense")
     verdict = store.verify(repair=True)
     assert {(found.kind, found.what, found.repaired) for found in verdict.findings} == {
         ("task", "walk", False),
@@ -296,9 +296,9 @@ def test_a_damaged_shard_does_not_stop_its_writers(
 ) -> None:
     """Eviction meets an entry without an episode, a damaged record and wrong totals."""
     crowded = connect(byte_budget=4 * store.stats().total.bytes)
-    for tag in crowded._tags:
+    for tag in crowded._namespace.tags:
         redis.zadd(keys.index(tag, "rollout"), {"nobody:10:success:walk": 1})
-    redis.hset(keys.episodes(store._tag(ROLLOUT)), ROLLOUT, b"\xc1 nonsense")
+    redis.hset(keys.episodes(store._namespace.tag_of(ROLLOUT)), ROLLOUT, b"\xc1 nonsense")
     written = fill(crowded, 200)
     assert crowded.verify(repair=True).sound
     assert written == 200

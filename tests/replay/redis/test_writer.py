@@ -33,7 +33,7 @@ def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
     def rewards(writer: EpisodeWriter) -> list[list[float]]:
         store.flush()
         record = writer._record
-        names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
+        names = keys.chunks(store._namespace.tag_of(record.meta.id), record.meta.id, record.token, range(9))
         chunks: Any = redis.mget(names)
         return [decode_chunk(chunk)["reward"].tolist() for chunk in chunks if chunk is not None]
 
