@@ -2,28 +2,20 @@
 
 import logging
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from longview.actors.config import NO_CAMERAS, CamerasConfig
-from longview.actors.task import (
-    Action,
-    Environment,
-    Expert,
-    Observation,
-    SimulatorError,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import Diverged, SimulatedTask, TaskEnv
+from longview.actors.task import Action, SimulatorError
 from longview.replay.episode import ArraySpec, TaskSpec
 
 Vector = NDArray[np.float64]
@@ -69,24 +61,11 @@ ROBOT_STATE = {
 
 
 @dataclass(frozen=True)
-class ArmTask:
-    """A task whose simulator is an `ArmEnv`; see `longview.actors.task.Task`."""
-
-    spec: TaskSpec
-    environment: "type[ArmEnv]"
-    expert: Callable[[Environment, np.random.Generator], Expert]
-    cameras: CamerasConfig = NO_CAMERAS
-
-    def make(self, render_mode: str | None = None) -> Environment:
-        """A new simulator.
-
-        Raises:
-            SimulatorError: robosuite, a library that it needs or a renderer is missing, or too old or new.
-        """
-        return self.environment(self, render_mode)
+class ArmTask(SimulatedTask):
+    """A task whose simulator is an `ArmEnv`; a `longview.actors.task.FilmedTask`."""
 
     def with_cameras(self, cameras: CamerasConfig) -> "ArmTask":
-        """The task with `<camera>_image`, (size, size, 3) of uint8, among its observations."""
+        """Return the task with `<camera>_image`, (size, size, 3) uint8, among its observations."""
         unknown = sorted(set(cameras.names) - set(CAMERAS))
         if unknown:
             raise ValueError(
@@ -94,36 +73,35 @@ class ArmTask:
             )
         image = ArraySpec((cameras.size, cameras.size, 3), "uint8", 0, 255)
         seen = {**self.spec.observation, **{f"{name}_image": image for name in cameras.names}}
-        return replace(self, spec=replace(self.spec, observation=seen), cameras=cameras)
+        spec = replace(self.spec, observation=seen)
+        return replace(self, spec=spec, simulator=partial(self.simulator, cameras=cameras))
 
 
-class ArmEnv(gymnasium.Env[Observation, Action], ABC):
-    """One simulator. A task's own class builds it, and says what is seen, done and decided in it."""
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium declares it so)
+class ArmEnv(TaskEnv):
+    """A robosuite simulator. A task's own class builds it, and says what is seen, done and decided in it."""
 
     posture_kp: ClassVar[float] = 10.0
     """Stiffness of the pull to the start posture, where the hand's motion leaves freedom: robosuite's."""
 
-    def __init__(self, task: ArmTask, render_mode: str | None = None) -> None:
-        self.task, self.render_mode = task, render_mode
-        self.observation_space, self.action_space = observation_space(task.spec), action_space(task.spec)
-        self.metadata = {**self.metadata, "render_fps": round(task.spec.control_hz)}
+    def __init__(
+        self, spec: TaskSpec, render_mode: str | None = None, cameras: CamerasConfig = NO_CAMERAS
+    ) -> None:
+        super().__init__(spec, render_mode)
+        self._cameras = cameras
         robosuite = import_robosuite()
         try:
             self.simulator = self.build(robosuite)
-        except (OSError, SyntaxError, ValueError) as error:  # of files; XML's, MuJoCo's of what is in them
+        # The first is of files, the second of XML, the third is MuJoCo's of what the files hold.
+        except (OSError, SyntaxError, ValueError) as error:
             raise SimulatorError(
-                f"task {task.spec.name}: robosuite cannot build its scene ({str(error).splitlines()[0]}); "
+                f"robosuite cannot build its scene ({str(error).splitlines()[0]}); "
                 "reinstall robosuite, its files may be damaged"
             ) from error
 
         import mujoco
 
-        # Its own way is to write a file into the working folder; `diverged` asks its counters instead.
+        # MuJoCo would write warnings into a file in the working folder; `diverged` asks its counters instead.
         mujoco.set_mju_user_warning(lambda message: None)
-        self.origins = np.random.default_rng()
-        """Where what a policy has to remember is drawn from; nothing else is, so nothing else tells of it."""
         self._renderers: dict[tuple[int, str], Any] = {}
 
     @abstractmethod
@@ -145,44 +123,29 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
     def state(self) -> dict[str, Vector]:
         """What is observed, images aside."""
 
-    @abstractmethod
-    def outcome(self) -> str | None:
-        """How the episode has ended; None while it goes on."""
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset to an episode that follows from the seed."""
+    def start(self, rng: np.random.Generator) -> None:
         from longview.actors.tasks.osc import Arm
 
-        super().reset(seed=seed)
-        if seed is not None:
-            self.origins = np.random.default_rng((seed, 1))
         for drawing in (self.simulator, *self.samplers()):
-            drawing.rng = self.np_random
+            drawing.rng = rng
         self.simulator.reset()
         self.arm = Arm(self.simulator, self.posture_kp)
         self.place()
-        self.steps = 0
-        return self._observe(), {}
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step.
-
-        Raises:
-            ActionError: the action is not finite, or out of range.
-        """
-        action = checked_action(self.task.spec, action)
+    def advance(self, action: Action) -> None:
         try:
             self.act(action.astype(np.float64))
-            diverged = self.diverged()
-        except np.linalg.LinAlgError:  # no torques for such a state
-            diverged = True
-        self.steps += 1
-        outcome = "invalid" if diverged else self.outcome()
-        late = self.steps >= self.task.spec.max_steps and outcome is None
-        info = {"outcome": "failure" if late else outcome} if late or outcome else {}
-        return self._observe(), float(outcome == "success"), outcome is not None, late, info
+        except np.linalg.LinAlgError as error:
+            raise Diverged("no torques follow from this state") from error
+        if self.diverged():
+            raise Diverged("MuJoCo had to start over")
+
+    def observe(self) -> Mapping[str, ArrayLike]:
+        cameras = self._cameras
+        images = {
+            f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
+        }
+        return self.state() | images
 
     def render(self) -> Any:
         """A picture of the scene, (H, W, 3) of uint8."""
@@ -226,13 +189,6 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
             sensed[name] = self.simulator._observables[name]._sensor(sensed)
         return sensed
 
-    def _observe(self) -> Observation:
-        cameras = self.task.cameras
-        images = {
-            f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
-        }
-        return {key: value.astype(np.float32) for key, value in self.state().items()} | images
-
     def _picture(self, camera: str, size: int, quality: str) -> Any:
         from longview.actors.tasks.render import Renderer
 
@@ -252,7 +208,7 @@ class RobosuiteEnv(ArmEnv):
     """What robosuite calls the task."""
 
     def build(self, robosuite: ModuleType) -> Any:
-        return robosuite.make(self.robosuite_name, **settings(self.task.spec))
+        return robosuite.make(self.robosuite_name, **settings(self.task_spec))
 
     def samplers(self) -> Sequence[Any]:
         return [self.simulator.placement_initializer]

@@ -71,7 +71,7 @@ class CountScoops(ToolEnv):
 
         bowl = Mark("bowl", "cylinder", (RADIUS,), BOWL, (0.95, 0.9, 0.8, 0.5), height=0.06)
         button = Mark("button", "cylinder", (REACH,), BUTTON, (0.8, 0.1, 0.1, 1.0), height=0.03)
-        return Table([], [bowl, button], settings(self.task.spec))
+        return Table([], [bowl, button], settings(self.task_spec))
 
     def place(self) -> None:
         self.scoops, self.under = 0, False

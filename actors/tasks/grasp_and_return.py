@@ -86,10 +86,10 @@ class GraspAndReturn(TableEnv):
             for name, y in (("left_pad", PAD_Y), ("right_pad", -PAD_Y))
         ]
         mark = Mark("mark", "cylinder", (MARK,), (0.0, 0.0), (0.9, 0.75, 0.2, 1.0))
-        return Table([self.cube], [*pads, mark], settings(self.task.spec))
+        return Table([self.cube], [*pads, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.side = -1 if self.origins.random() < 0.5 else 1
+        self.side = -1 if self.secrets.random() < 0.5 else 1
         self.since = 0
         x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)

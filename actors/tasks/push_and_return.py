@@ -86,10 +86,10 @@ class PushAndReturn(ToolEnv):
             for index, (x, y) in enumerate(SLOTS.tolist())
         ]
         mark = Mark("mark", "cylinder", (PUCK[0] + MARK,), (MIDDLE[0], MIDDLE[1]), (0.9, 0.75, 0.2, 1.0))
-        return Table([self.puck], [*slots, mark], settings(self.task.spec))
+        return Table([self.puck], [*slots, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.origin = int(self.origins.integers(len(SLOTS)))
+        self.origin = int(self.secrets.integers(len(SLOTS)))
         self.brought = self.since = 0
         self.put(self.puck, (*(SLOTS[self.origin] + self.np_random.uniform(-SPREAD, SPREAD, 2)), PUCK[1]))
         self.start_at(self.np_random.uniform(*START), steps=20)

@@ -7,21 +7,15 @@ reproduces step by step.
 """
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from longview.actors.task import (
-    Action,
-    Environment,
-    Observation,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import SimulatedTask, TaskEnv
+from longview.actors.task import Action
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SIZE: Final = 512
@@ -66,62 +60,41 @@ columns: Final = {
 """Where to find what in a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
 Its `state` holds the disc's position (2) and the block's position (2) and angle."""
 
-expert = None
-"""Nobody has written one."""
 
-
-class PushT(gymnasium.Env[Observation, Action]):
-    """The environment; actions are where the disc is to go. The task is done once the block covers more than
+class PushT(TaskEnv):
+    """The simulator; actions are where the disc is to go. The task is done once the block covers more than
     95 % of the outline."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(spec.control_hz)}  # noqa: RUF012
-    observation_space = observation_space(spec)
-    action_space = action_space(spec)
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
+    def __init__(self, spec: TaskSpec, render_mode: str | None = None) -> None:
+        super().__init__(spec, render_mode)
         self.simulator = _simulator()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.simulator.np_random = self.np_random
+    def start(self, rng: np.random.Generator) -> None:
+        self.simulator.np_random = rng
         self.simulator._last_action = None  # or the first picture would show the last episode's
         self.simulator.reset()
-        self._step = 0
-        return self._observe(), {}
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        *_, covered = self.simulator.step(checked_action(spec, action))
-        done = bool(covered["is_success"])
-        self._step += 1
-        late = self._step >= spec.max_steps and not done
-        info = {"outcome": "success" if done else "failure"} if done or late else {}
-        return self._observe(), float(done), done, late, info
+    def advance(self, action: Action) -> None:
+        *_, info = self.simulator.step(action)
+        self._covered = bool(info["is_success"])
+
+    def observe(self) -> Mapping[str, ArrayLike]:
+        agent, block = self.simulator.agent, self.simulator.block
+        return {
+            "keypoints": keypoints(np.array((*block.position, block.angle))),
+            "agent_position": agent.position,
+        }
+
+    def outcome(self) -> str | None:
+        return "success" if self._covered else None
 
     def render(self) -> NDArray[np.uint8]:
+        """Draw a picture of the scene, (512, 512, 3) uint8."""
         picture: NDArray[np.uint8] = self.simulator.render()
         return picture
 
     def close(self) -> None:
         self.simulator.close()
-
-    def _observe(self) -> Observation:
-        agent, block = self.simulator.agent, self.simulator.block
-        return {
-            "keypoints": keypoints(np.array((*block.position, block.angle))).astype(np.float32),
-            "agent_position": np.array(agent.position, np.float32),
-        }
-
-
-def make(render_mode: str | None = None) -> Environment:
-    """A new simulator.
-
-    Raises:
-        ImportError: gym-pusht, or the system library that it needs, is not installed.
-    """
-    return PushT(render_mode)
 
 
 def keypoints(pose: NDArray[Any]) -> NDArray[Any]:
@@ -131,6 +104,10 @@ def keypoints(pose: NDArray[Any]) -> NDArray[Any]:
     turned = np.stack((cosine * x - sine * y, sine * x + cosine * y), axis=-1)
     points: NDArray[Any] = pose[..., None, :2] + turned
     return points
+
+
+task = SimulatedTask(spec, PushT, columns=columns)
+make, expert = task.make, task.expert
 
 
 def _simulator() -> Any:

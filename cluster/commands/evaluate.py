@@ -59,7 +59,7 @@ def evaluate_checkpoint(
     rows = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
         counts = {row["context_length"]: {name: row[name] for name in COUNTS} for row in rows}
-        print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
+        print(json.dumps({"policy": str(file), "seed": seed, "success": {spec.name: counts}}))
     else:
         console.print(success_table(rows, f"{config.task}: {file}", spec.chance))
 

@@ -133,7 +133,7 @@ def _add_success(totals: Totals, progress: RunProgress) -> None:
     """Counts, rates and their intervals of the newest evaluated version."""
     for row in progress.newest_round():
         totals.set("longview_evaluation_version", row["version"])
-        labels = {"task": progress.config.task, "context_length": row["context_length"]}
+        labels = {"task": progress.spec.name, "context_length": row["context_length"]}
         for name in COUNTS:
             totals.set(f"longview_evaluation_{name}", row[name], **labels)
         for key, rate in rates(row).items():

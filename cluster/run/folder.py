@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
+from longview.cluster.run.config import (
+    ConfigError,
+    MonitoringConfig,
+    RunConfig,
+    read_config,
+    task_of,
+    write_config,
+)
 from longview.cluster.run.services import redis_server
 from longview.replay.store import EpisodeStore
 
@@ -120,7 +127,7 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     Raises:
         RunError: a run of this name exists.
     """
-    name = config.name or f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or f"{task_of(config).spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = root / name
     for attempt in range(1, 100):
         try:

@@ -7,15 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from longview.actors.task import (
-    Action,
-    ActionError,
-    Environment,
-    Expert,
-    Observation,
-    action_space,
-    observation_space,
-)
+from longview.actors.environment import action_space, observation_space
+from longview.actors.task import Action, ActionError, Environment, Expert, Observation
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SPEC = TaskSpec(

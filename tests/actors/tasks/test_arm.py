@@ -38,8 +38,9 @@ def refusal(before: str = "", path: Path | None = None) -> str:
         before: what it does first.
         path: a folder of modules that it finds before those that are installed.
     """
+    script = "from longview.actors.task import load_task, make_simulator; make_simulator(load_task('lift'))"
     out = subprocess.run(
-        [sys.executable, "-c", f"{before}\nfrom actors.tasks import lift; lift.make()"],
+        [sys.executable, "-c", f"{before}\n{script}"],
         env=os.environ | ({"PYTHONPATH": str(path)} if path else {}),
         check=False,
         capture_output=True,
@@ -57,7 +58,7 @@ def test_a_missing_libgl_names_the_package(tmp_path: Path) -> None:
 
 def test_a_mujoco_that_robosuite_does_not_work_with_is_named() -> None:
     said = refusal("import mujoco; mujoco.__version__ = '3.10.0'")
-    assert "robosuite does not work with mujoco 3.10.0; pip install" in said
+    assert "SimulatorError: task lift: robosuite does not work with mujoco 3.10.0; pip install" in said
 
 
 def without(package: str, missing: Path, folder: Path) -> Path:

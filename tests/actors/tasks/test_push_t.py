@@ -16,7 +16,7 @@ PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
 
 @pytest.fixture
 def env() -> push_t.PushT:
-    return push_t.PushT()
+    return push_t.PushT(push_t.spec)
 
 
 def targets(seed: int, count: int) -> NDArray[np.float32]:
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_trajectory_whatever_came_before(env: push_
     first = rolled_out(env, seed=3)
     assert not np.array_equal(rolled_out(env, seed=4), first)
     np.testing.assert_array_equal(rolled_out(env, seed=3), first)
-    np.testing.assert_array_equal(rolled_out(push_t.PushT(), seed=3), first)
+    np.testing.assert_array_equal(rolled_out(push_t.PushT(push_t.spec), seed=3), first)
     assert np.ptp(first[:, :18], axis=0).min() > 1, "the block was never touched"
 
 
@@ -104,7 +104,7 @@ def test_pictures_show_the_state_alone() -> None:
 
 
 def test_nothing_is_printed() -> None:
-    script = "from actors.tasks import push_t; push_t.make().reset(seed=0)"
+    script = "from longview.actors.tasks import push_t; push_t.make().reset(seed=0)"
     out = subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, capture_output=True)
     assert (out.stdout, out.stderr) == (b"", b"")
 

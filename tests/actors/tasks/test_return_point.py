@@ -75,7 +75,7 @@ def _predictability(samples: Samples, labels: NDArray[np.bool_]) -> float:
 
 
 def test_the_wrong_side_is_wrong(play: Callable[..., Any]) -> None:
-    point = return_point.ReturnPoint()
+    point = return_point.ReturnPoint(return_point.spec)
 
     class Forgetful:
         """The expert, made to go to the other side once it is up."""

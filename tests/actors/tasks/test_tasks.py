@@ -14,7 +14,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import longview.actors.tasks  # noqa: F401  (registers them with gymnasium)
-from longview.actors.task import ActionError, Environment, UnknownTask, checked_action, load_task, task_names
+from longview.actors.environment import checked_action
+from longview.actors.task import ActionError, Environment, UnknownTask, load_task, task_names
 from longview.replay.episode import ArraySpec, validate_step
 
 IDS = {
@@ -70,7 +71,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         UnknownTask, match=r"'return_pont': installed are .*lift.*; did you mean return_point\?"
     ):
         load_task("return_pont")
-    with pytest.raises(UnknownTask, match=r"square$"):
+    with pytest.raises(UnknownTask, match=r"others are named module:attribute$"):
         load_task("zzz")
 
 
