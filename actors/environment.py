@@ -39,7 +39,7 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
         self.metadata = {"render_modes": ["rgb_array"] if draws else [], "render_fps": spec.control_hz}
         self.steps = 0
         """Steps made since the episode started."""
-        self._secrets: np.random.Generator | None = None
+        self._memory_rng: np.random.Generator | None = None
         # Pictures must be uint8 already: to convert numbers in [0, 1] would lose them silently.
         self._arrays = [
             (key, array.shape, np.float32 if array.dtype == "float32" else None)
@@ -50,7 +50,7 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
     def start(self, rng: np.random.Generator) -> None:
         """Arrange a new episode, as it follows from the generator.
 
-        Draw what a policy has to remember from `secrets` instead.
+        Draw what a policy has to remember from `memory_rng` instead.
         """
 
     @abstractmethod
@@ -77,15 +77,15 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
         return float(outcome == "success")
 
     @property
-    def secrets(self) -> np.random.Generator:
+    def memory_rng(self) -> np.random.Generator:
         """Generator for what a policy has to remember, and for nothing else.
 
         It follows from the seed too, but as a stream of its own, so that nothing drawn from the other one can
         give away what has to be remembered.
         """
-        if self._secrets is None:
-            self._secrets = np.random.default_rng((self.np_random_seed, 1))
-        return self._secrets
+        if self._memory_rng is None:
+            self._memory_rng = np.random.default_rng((self.np_random_seed, 1))
+        return self._memory_rng
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,7 +93,7 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
         """Start the episode that follows from the seed; without a seed, another one."""
         super().reset(seed=seed)
         if seed is not None:
-            self._secrets = None
+            self._memory_rng = None
         self.steps = 0
         self.start(self.np_random)
         return self._observation(), {}
@@ -126,10 +126,14 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
         """Copies of what is observed, in the spec's dtypes: a task may go on using its own arrays."""
         seen, copied = self.observe(), {}
         for key, shape, dtype in self._arrays:
-            copied[key] = array = np.array(seen[key], dtype)
+            try:
+                copied[key] = array = np.array(seen[key], dtype)
+            except KeyError:
+                raise ValueError(f"task {self.task_spec.name}: {key} is not among what is observed") from None
             if array.shape != shape or (dtype is None and array.dtype != np.uint8):
+                expected = self.task_spec.observation[key].dtype
                 raise ValueError(
-                    f"task {self.task_spec.name}: observation {key} must be {dtype} {shape}, "
+                    f"task {self.task_spec.name}: observation {key} must be {expected} {shape}, "
                     f"not {array.dtype} {array.shape}"
                 )
         return copied

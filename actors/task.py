@@ -125,7 +125,7 @@ def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
         loaded = import_module(module)
         task = cast(Task, attrgetter(attribute)(loaded) if attribute else loaded)
     except Exception as error:
-        raise UnknownTask(f"task {name} cannot be loaded: {_cause(error)}") from error
+        raise UnknownTask(f"task {name} cannot be loaded: {cause(error)}") from error
     missing = [part for part in ("spec", "make", "expert") if not hasattr(task, part)]
     if missing:
         raise UnknownTask(f"{name} is no task: it has no {' and no '.join(missing)}")
@@ -157,8 +157,17 @@ def make_simulator(task: Task, render_mode: str | None = None) -> Environment:
         raise SimulatorError(f"task {task.spec.name}: {error}") from error
     except Exception as error:
         raise SimulatorError(
-            f"task {task.spec.name}: its simulator cannot be made: {_cause(error)}"
+            f"task {task.spec.name}: its simulator cannot be made: {cause(error)}"
         ) from error
+
+
+def cause(error: Exception) -> str:
+    """Tell in one line what an exception says and where it was raised."""
+    message = (str(error).splitlines() or [""])[0]
+    where = extract_tb(error.__traceback__)[-1]
+    ours = where.filename == __file__ or where.filename.startswith("<")
+    place = "" if ours else f" ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__}: {message}{place}"
 
 
 def _location(name: str) -> tuple[str, str]:
@@ -174,11 +183,3 @@ def _location(name: str) -> tuple[str, str]:
     near = get_close_matches(name, task_names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else "; others are named module:attribute"
     raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")
-
-
-def _cause(error: Exception) -> str:
-    """An error in one line: what it says, and where it was raised."""
-    message = (str(error).splitlines() or [""])[0]
-    where = extract_tb(error.__traceback__)[-1]
-    place = "" if where.filename.startswith("<") else f" ({Path(where.filename).name}:{where.lineno})"
-    return f"{type(error).__name__}: {message}{place}"

@@ -89,7 +89,7 @@ class GraspAndReturn(TableEnv):
         return Table([self.cube], [*pads, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.side = -1 if self.secrets.random() < 0.5 else 1
+        self.side = -1 if self.memory_rng.random() < 0.5 else 1
         self.since = 0
         x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)

@@ -89,7 +89,7 @@ class PushAndReturn(ToolEnv):
         return Table([self.puck], [*slots, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.origin = int(self.secrets.integers(len(SLOTS)))
+        self.origin = int(self.memory_rng.integers(len(SLOTS)))
         self.brought = self.since = 0
         self.put(self.puck, (*(SLOTS[self.origin] + self.np_random.uniform(-SPREAD, SPREAD, 2)), PUCK[1]))
         self.start_at(self.np_random.uniform(*START), steps=20)

@@ -55,7 +55,7 @@ class ReturnPoint(TaskEnv):
     """The simulator; actions are velocities as a share of `SPEED`."""
 
     def start(self, rng: np.random.Generator) -> None:
-        self.side = -1 if self.secrets.random() < 0.5 else 1
+        self.side = -1 if self.memory_rng.random() < 0.5 else 1
         self.x = self.side * rng.uniform(0.9, 1.1)
         self.y = rng.uniform(-HALF_LANE, HALF_LANE)
         self._rise = 1.0 / rng.integers(*LIFT_STEPS)
