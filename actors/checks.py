@@ -327,7 +327,7 @@ def _finding(name: str, check: Callable[[Any], Judgement], subject: Any) -> Find
 
 
 def _unfit(spec: TaskSpec, action: Any) -> str:
-    """Why an expert's action cannot be executed and stored; empty if it can."""
+    """Tell why an expert's action cannot be executed and stored; empty if it can."""
     if not isinstance(action, np.ndarray) or action.dtype != np.float32:
         return f"action is {getattr(action, 'dtype', type(action).__name__)}, not a float32 array"
     try:

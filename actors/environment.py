@@ -123,7 +123,7 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
         return observation, reward, True, False, {"outcome": outcome}
 
     def _observation(self) -> Observation:
-        """Copies of what is observed, in the spec's dtypes: a task may go on using its own arrays."""
+        """Copy what is observed, in the spec's dtypes: a task may go on using its own arrays."""
         seen, copied = self.observe(), {}
         for key, shape, dtype in self._arrays:
             try:

@@ -171,7 +171,7 @@ def cause(error: Exception) -> str:
 
 
 def _location(name: str) -> tuple[str, str]:
-    """Module of a task, and the attribute in it; an empty attribute is the module itself."""
+    """Find the module of a task and the attribute in it; an empty attribute is the module itself."""
     if ":" in name:
         folder = str(Path.cwd())
         if folder not in sys.path:

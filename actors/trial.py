@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def episodes(self) -> list[Played]:
-        """All of them."""
+        """Every episode that was played."""
         return [*self.led, *self.strays, self.idle]
 
 

@@ -1,4 +1,4 @@
-"""What the tasks with a robot arm share: a robosuite simulator as a gymnasium environment, stepped fast."""
+"""Base of the tasks with a robot arm: a robosuite simulator as a `TaskEnv`, stepped fast."""
 
 import logging
 import os
@@ -21,11 +21,11 @@ from longview.replay.episode import ArraySpec, TaskSpec
 Vector = NDArray[np.float64]
 
 MUJOCO = ((3, 3), (3, 10))
-"""The versions that robosuite 1.5 works with, the last one excluded."""
+"""Versions of MuJoCo that robosuite 1.5 works with: from the first, up to but not including the second."""
 INSTALL = "pip install 'robosuite==1.5.2' 'mujoco>=3.3,<3.10'"
 
 DIVERGED = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")
-"""MuJoCo's warnings of a state that is not finite or far too large; it starts over from such a state."""
+"""MuJoCo's warnings about a state that is not finite or far too large; it starts over from such a state."""
 SURFACE = np.array((0.0, 0.0, 0.8))
 """Middle of the table's surface in the world; x points away from the robot, y to its left."""
 DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
@@ -38,26 +38,26 @@ CAMERAS = (
     "robot0_eye_in_hand",
     "robot0_robotview",
 )
-"""robosuite's, and so all that `<camera>_image` may be of."""
+"""Names of robosuite's cameras: the choice for `<camera>_image`."""
 RADIANS = 0.5
-"""What robosuite's controller makes of a full rotation, per step, if the arm could follow at once."""
+"""Rotation per step at full action, in radians, if the arm could follow at once: robosuite's."""
 GAIN = 2.0
-"""At 20 Hz experts ask for this multiple of what is missing: the arm covers about a fifth of it in a step."""
+"""Experts at 20 Hz ask for this multiple of the distance that is left; the arm does a fifth of it."""
 NEAR = 0.012
-"""From this close to what it reaches for, in metres, an expert closes the gripper."""
+"""Distance, in metres, at which an expert closes the gripper around something."""
 HOVER = 0.08
-"""Height above that, in metres, at which it comes from the side."""
+"""Height above the thing, in metres, at which an expert approaches it from the side."""
 OPEN = 0.07
 """Distance of the fingers, in metres, above which the gripper counts as open."""
 PICTURE = ("agentview", 256)
-"""Camera, and pixels a side, of what `render` shows."""
+"""Camera of the picture that `render` draws, and its pixels a side."""
 
 ROBOT_STATE = {
     "robot0_eef_pos": ArraySpec((3,), low=-2.0, high=2.0),
     "robot0_eef_quat": ArraySpec((4,), low=-1.0, high=1.0),
     "robot0_gripper_qpos": ArraySpec((2,), low=-0.1, high=0.1),
 }
-"""What robomimic's low-dimensional data sets have of the arm."""
+"""State of the arm, as robomimic's low-dimensional data sets hold it."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class ArmTask(SimulatedTask):
 
 
 class ArmEnv(TaskEnv):
-    """A robosuite simulator. A task's own class builds it, and says what is seen, done and decided in it."""
+    """A robosuite simulator. A task's own class builds it, acts and observes, and decides the outcome."""
 
     posture_kp: ClassVar[float] = 10.0
-    """Stiffness of the pull to the start posture, where the hand's motion leaves freedom: robosuite's."""
+    """Stiffness of the pull to the start posture, as far as the hand's motion leaves freedom: robosuite's."""
 
     def __init__(
         self, spec: TaskSpec, render_mode: str | None = None, cameras: CamerasConfig = NO_CAMERAS
@@ -91,7 +91,7 @@ class ArmEnv(TaskEnv):
         robosuite = import_robosuite()
         try:
             self.simulator = self.build(robosuite)
-        # The first is of files, the second of XML, the third is MuJoCo's of what the files hold.
+        # A file is missing, its XML is damaged, or MuJoCo refuses what it holds.
         except (OSError, SyntaxError, ValueError) as error:
             raise SimulatorError(
                 f"robosuite cannot build its scene ({str(error).splitlines()[0]}); "
@@ -106,22 +106,22 @@ class ArmEnv(TaskEnv):
 
     @abstractmethod
     def build(self, robosuite: ModuleType) -> Any:
-        """A robosuite environment."""
+        """Make the robosuite environment."""
 
     def samplers(self) -> Sequence[Any]:
-        """What draws in the simulator's reset, apart from the robot's start joints."""
+        """Return what draws at random in the simulator's reset, besides the robot's start joints."""
         return ()
 
     def place(self) -> None:
-        """Arrange what a new episode starts with; the robot is reset already."""
+        """Arrange the scene of a new episode; the robot has been reset already."""
 
     @abstractmethod
     def act(self, action: Vector) -> None:
-        """One control step."""
+        """Make one control step."""
 
     @abstractmethod
     def state(self) -> dict[str, Vector]:
-        """What is observed, images aside."""
+        """Return what is observed, without images."""
 
     def start(self, rng: np.random.Generator) -> None:
         from longview.actors.tasks.osc import Arm
@@ -148,7 +148,7 @@ class ArmEnv(TaskEnv):
         return self.state() | images
 
     def render(self) -> Any:
-        """A picture of the scene, (H, W, 3) of uint8."""
+        """Draw a picture of the scene, (256, 256, 3) uint8."""
         name, size = PICTURE
         return self._picture(name, size, "full")
 
@@ -161,12 +161,12 @@ class ArmEnv(TaskEnv):
 
     @property
     def data(self) -> Any:
-        """MuJoCo's."""
+        """State of the simulation, an MjData."""
         return self.simulator.sim.data._data
 
     @property
     def model(self) -> Any:
-        """MuJoCo's."""
+        """Model of the scene, an MjModel."""
         return self.simulator.sim.model._model
 
     @property
@@ -177,13 +177,14 @@ class ArmEnv(TaskEnv):
         return float(one - other)
 
     def diverged(self) -> bool:
-        """Whether MuJoCo has had to start over since the reset."""
+        """Tell whether MuJoCo has had to start over since the reset."""
         import mujoco
 
         return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
 
     def sense(self, names: Iterable[str]) -> dict[str, Vector]:
-        """Some of robosuite's own observables, now; those that follow from others come after them."""
+        """Return robosuite's observables of these names, as of now. One that needs others comes after
+        them."""
         sensed: dict[str, Any] = {}
         for name in names:
             sensed[name] = self.simulator._observables[name]._sensor(sensed)
@@ -198,14 +199,14 @@ class ArmEnv(TaskEnv):
 
 
 class RobosuiteEnv(ArmEnv):
-    """One of robosuite's own tasks.
+    """A task of robosuite's own.
 
-    Actions are displacement (3), rotation vector (3) and gripper (open < 0 < close), the first two as shares
-    in [-1, 1] of what robosuite's controller makes of them.
+    An action is a displacement (3), a rotation vector (3) and the gripper (open < 0 < close). The first two
+    are shares, in [-1, 1], of the largest that robosuite's controller takes.
     """
 
     robosuite_name: ClassVar[str]
-    """What robosuite calls the task."""
+    """Name of the task in robosuite."""
 
     def build(self, robosuite: ModuleType) -> Any:
         return robosuite.make(self.robosuite_name, **settings(self.task_spec))
@@ -220,8 +221,13 @@ class RobosuiteEnv(ArmEnv):
         return "success" if self.simulator._check_success() else None
 
     def towards(self, move: Vector, yaw: float, grip: float) -> Action:
-        """The action that an expert takes for the hand to move on by `move` (3,), in metres, and to point
-        down, with fingers that close along the y axis of what is turned by `yaw`."""
+        """Return an expert's action (7,): move the hand, and turn it to point down.
+
+        Args:
+            move: displacement of the hand (3,), in metres.
+            yaw: turn of the thing to grasp, in radians; the fingers close along its y axis.
+            grip: open < 0 < close.
+        """
         sine, cosine = np.sin(yaw), np.cos(yaw)
         goal = np.array(((-sine, cosine, 0.0), (cosine, sine, 0.0), (0.0, 0.0, -1.0)))
         turn = 0.5 * np.cross(self.arm.axes, goal, axis=0).sum(axis=1)
@@ -230,25 +236,24 @@ class RobosuiteEnv(ArmEnv):
 
     @property
     def yaw(self) -> float:
-        """Of the hand, as `towards` has it."""
+        """Turn of the hand around the vertical, in radians, as `towards` takes it."""
         return float(np.arctan2(-self.arm.axes[0, 0], self.arm.axes[1, 0]))
 
 
 class TableEnv(ArmEnv):
-    """A scene of our own: a `Table` to build, and positions relative to the middle of its surface.
+    """A scene of our own, with a `Table`. Positions are relative to the middle of its surface.
 
     An action is a place for the hand to go to (3), within the workspace, and the gripper (open < 0 < close).
-    The hand keeps pointing down: were it free to turn, it would arrive from different sides in different
-    postures, and so remember.
+    The hand keeps pointing down. If it were free to turn, its posture would tell the side it came from.
     """
 
     workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.0, 0.15), (0.25, 0.25, 0.15))
-    """Middle, and half of the size, in metres, of what actions from -1 to 1 span."""
-    # So stiff that the elbow has forgotten within a second where the hand came from.
+    """Middle of the space that actions from -1 to 1 span, and half its size, in metres."""
+    # This stiff, the elbow no longer shows after a second where the hand came from.
     posture_kp: ClassVar[float] = 100.0
 
     def put(self, item: Any, position: Sequence[float], yaw: float = 0.0) -> None:
-        """Place an object, at rest."""
+        """Put an object to a place (3,), in metres, turned by `yaw`, at rest."""
         pose = (*np.add(position, SURFACE), np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         self.simulator.sim.data.set_joint_qpos(item.joints[0], np.array(pose))
         self.simulator.sim.forward()
@@ -256,60 +261,60 @@ class TableEnv(ArmEnv):
     def act(self, action: Vector) -> None:
         middle, half = self.workspace
         move = (middle + half * action[:3] - self.hand) / self.arm.span
-        # The gripper moves by a fifth of its range in a step of 1/20 s; ours take twice as long.
+        # The gripper moves by a fifth of its range per 1/20 s. A step here is twice as long: tell it twice.
         self.simulator.robots[0].gripper["right"].format_action(action[3:])
         self.arm.step_towards(np.clip(move, -1, 1), DOWN, action[3])
 
     def towards(self, move: Vector, grip: float) -> Action:
-        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        """Return the action that moves the hand by `move` (3,), in metres, or as far as it gets in a step."""
         middle, half = self.workspace
         goal = self.hand + np.clip(move, -self.arm.span, self.arm.span)
         return np.clip((*((goal - middle) / half), grip), -1, 1).astype(np.float32)
 
     @property
     def hand(self) -> Vector:
-        """Position of the place between the finger tips (3,)."""
+        """Position of the point between the finger tips (3,), in metres."""
         position: Vector = self.arm.hand - SURFACE
         return position
 
     def position(self, item: Any) -> Vector:
-        """Of an object's centre (3,)."""
+        """Return the position of an object's centre (3,), in metres."""
         position: Vector = self.data.body(item.root_body).xpos - SURFACE
         return position
 
     def velocity(self, item: Any) -> Vector:
-        """Of an object's centre (3,), in metres per second."""
+        """Return the velocity of an object's centre (3,), in metres per second."""
         velocity: Vector = self.simulator.sim.data.get_joint_qvel(item.joints[0])[:3]
         return velocity
 
 
 class ToolEnv(TableEnv):
-    """A table at which the closed gripper is the tool: actions are only a place for the hand to go to (3)."""
+    """A table at which the closed gripper is the tool. An action is a place for the hand to go to (3)."""
 
     def act(self, action: Vector) -> None:
         super().act(np.append(action, 1.0))
 
     def go(self, move: Vector) -> Action:
-        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        """Return the action that moves the hand by `move` (3,), in metres, or as far as it gets in a step."""
         return self.towards(move, 1.0)[:3]
 
     def start_at(self, place: Vector, steps: int) -> None:
-        """Move the hand to where it is to be when the episode starts."""
+        """Move the hand to its place (3,) at the start of the episode."""
         for _ in range(steps):
             self.act(self.go(place - self.hand).astype(np.float64))
 
 
 def reach(offset: Vector, width: float, near: float = NEAR, hover: float = HOVER) -> tuple[Vector, float]:
-    """Where to move (3,) and how to grip (open < 0 < close) to grasp something from above.
+    """Return how to move (3,) and grip (open < 0 < close) to grasp something from above.
 
     Args:
-        offset: from the hand to where it is to grasp (3,), in metres.
-        width: distance of the fingers.
-        near: from this close, in metres, it grasps.
-        hover: height above that, in metres, at which it comes from the side.
+        offset: from the hand to the place to grasp (3,), in metres.
+        width: distance of the fingers, in metres.
+        near: distance, in metres, at which the gripper closes.
+        hover: height above the place, in metres, at which the hand approaches from the side.
     """
     aside = float(np.hypot(offset[0], offset[1]))
-    # Once it closes it goes on within a wider range: the width of the gripper is all the memory it needs.
+    # A wider range once it closes keeps it from changing its mind; the gripper's width tells that it closes.
     if max(aside, abs(offset[2])) < (near if width > OPEN else 2 * near):
         return offset, 1.0
     above = min(max(0.0, 3 * (aside - near / 2)), hover)
@@ -317,7 +322,7 @@ def reach(offset: Vector, width: float, near: float = NEAR, hover: float = HOVER
 
 
 def settings(spec: TaskSpec) -> dict[str, Any]:
-    """Arguments of robosuite's environments, its own tasks as well as ours: no rendering, fast resets."""
+    """Return arguments for any robosuite environment: no rendering, fast resets."""
     return {
         "robots": "Panda",
         "has_renderer": False,
@@ -327,19 +332,19 @@ def settings(spec: TaskSpec) -> dict[str, Any]:
         "control_freq": spec.control_hz,
         "ignore_done": True,
         "hard_reset": False,
-        # Sizes of objects are drawn only here: the same in all simulators, or equal seeds would differ.
+        # Sizes of objects follow from this seed: they must be equal in all simulators.
         "seed": 0,
     }
 
 
 def import_robosuite() -> ModuleType:
-    """robosuite, without what its import does to this process and to those started from it.
+    """Import robosuite, without side effects on this process and its children.
 
     Raises:
         SimulatorError: it cannot be imported; the message says what to install.
     """
-    # On import it warns of extras that we do not use, and sets MUJOCO_GL, with which processes started from
-    # this one could not import mujoco where there is no EGL.
+    # On import, robosuite warns about extras that are not used here, and sets MUJOCO_GL. Processes started
+    # from this one could then not import mujoco on a machine without EGL.
     logging.getLogger("robosuite_logs").addFilter(_is_error)
     renderer = os.environ.get("MUJOCO_GL")
     try:

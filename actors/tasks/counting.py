@@ -1,7 +1,7 @@
-"""Observations are a counter: a task for testing the pipeline, where any gap, repeat or swap shows.
+"""Counting: a task for testing the pipeline. Its observation is a counter, so any gap, repeat or swap shows.
 
-An episode counts up from a start of its own; its length follows from its seed as well. The right action is
-the count that is observed, so an episode succeeds only if every action belonged to its own observation.
+An episode counts up from a start of its own; start and length follow from its seed. The right action is the
+count that is observed, so an episode succeeds only if every action answered its own observation.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Counting(TaskEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Says the count."""
+    """Make the expert: it repeats the count."""
     counter = env.unwrapped
     assert isinstance(counter, Counting)
     return lambda: np.array((counter.count,), np.float32)

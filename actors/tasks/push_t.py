@@ -1,9 +1,9 @@
 """Push-T: a disc pushes a T-shaped block onto the outline of one, in the simulator of the package gym-pusht.
 
-Observed is what the low-dimensional policies of Diffusion Policy see (arXiv 2303.04137): nine points on the
-block and where the disc is, in pixels of a picture of 512 x 512. There is no expert: it is learnt from human
-demonstrations, such as the 206 that were published with that work, whose states and actions this simulator
-reproduces step by step.
+A policy observes what the low-dimensional policies of Diffusion Policy see (arXiv 2303.04137): nine points on
+the block and the position of the disc, in pixels of a picture of 512 x 512. The task has no expert: it is
+learnt from human demonstrations, such as the 206 that were published with that work. This simulator
+reproduces their states step by step from their actions.
 """
 
 import os
@@ -19,7 +19,7 @@ from longview.actors.task import Action
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SIZE: Final = 512
-"""Side of the picture, in pixels; walls stand at 5 and 506, but a block that is pushed hard goes through."""
+"""Side of the picture, in pixels. Walls stand at 5 and 506, but a block that is pushed hard goes through."""
 
 spec = TaskSpec(
     name="push_t",
@@ -47,23 +47,23 @@ KEYPOINTS: Final = np.array(
         (23.541461, -1.700288),
     )
 )
-"""The points on the block, (9, 2), in its own axes: those of the published demonstrations' `keypoint`."""
+"""Points on the block, (9, 2), in its own axes: `keypoint` of the published demonstrations."""
 
 columns: Final = {
     "zarr": {
-        # From the state rather than from `keypoint`: while the block is touched, in a quarter of the rows,
-        # what is published there is of a slightly different pose (by 0.007 pixels as a rule, by 2.2 at most).
+        # The state is exact. The published `keypoint` belongs to a slightly different pose in the quarter of
+        # all rows in which the block is touched: 0.007 pixels off as a rule, 2.2 at most.
         "observation.keypoints": ("observation.state", lambda state: keypoints(state[:, 2:5])),
         "observation.agent_position": ("observation.state", lambda state: state[:, :2]),
     }
 }
-"""Where to find what in a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
-Its `state` holds the disc's position (2) and the block's position (2) and angle."""
+"""How observations follow from a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
+Its `state` (5,) holds the disc's position (2), the block's position (2) and the block's angle."""
 
 
 class PushT(TaskEnv):
-    """The simulator; actions are where the disc is to go. The task is done once the block covers more than
-    95 % of the outline."""
+    """The simulator. An action is the place to which the disc goes; the task is done once the block covers
+    more than 95 % of the outline."""
 
     def __init__(self, spec: TaskSpec, render_mode: str | None = None) -> None:
         super().__init__(spec, render_mode)
@@ -98,7 +98,7 @@ class PushT(TaskEnv):
 
 
 def keypoints(pose: NDArray[Any]) -> NDArray[Any]:
-    """Where the points on the block are, (..., 9, 2), by its position and angle (..., 3)."""
+    """Return the points on the block (..., 9, 2) for its positions and angles (..., 3)."""
     x, y = KEYPOINTS.T
     cosine, sine = np.cos(pose[..., 2:]), np.sin(pose[..., 2:])
     turned = np.stack((cosine * x - sine * y, sine * x + cosine * y), axis=-1)

@@ -8,10 +8,10 @@ Two lanes, joined in the middle by a slow lift:
                                |  |
         (-1, 0) =========== lower lane =========== (1, 0)
 
-The point starts at one end of the lower lane, goes to the middle, dwells in the lift while it rises, and
-must leave along the upper lane to the side it came from. Only its position is observed. On the lift the
-position says nothing of the origin: drift blurs where the point entered, and the time spent there is drawn
-independently of the side. A policy that sees only the present can do no better than chance.
+The point starts at one end of the lower lane, goes to the middle, waits in the lift while it rises, and must
+leave along the upper lane to the side it came from. Only its position is observed. On the lift the position
+does not tell the side: drift blurs where the point entered, and the time on the lift is drawn independently
+of the side. A policy that sees only the present can do no better than chance.
 """
 
 import math
@@ -31,13 +31,13 @@ HALF_LIFT = 0.15
 HALF_LANE = 0.1
 """Half the height of a lane."""
 LIFT_STEPS = (20, 33)
-"""Range of the steps that the lift takes, drawn anew for every episode."""
+"""Range of the lift's duration, in steps; drawn anew for every episode."""
 LIFT_DRIFT = 0.04
-"""Sideways drift on the lift, standard deviation per step: it forgets the entry within a few steps."""
+"""Standard deviation of the sideways drift on the lift, per step. It blurs the entry within a few steps."""
 END = 1.0
-"""The upper lane ends here; to arrive is to decide."""
+"""Distance of the upper lane's ends from the middle. The episode ends when the point arrives at one."""
 PICTURE = 256
-"""Pixels a side of what `render` shows."""
+"""Pixels a side of the picture that `render` draws."""
 
 spec = TaskSpec(
     name="return_point",
@@ -89,7 +89,7 @@ class ReturnPoint(TaskEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Walks in, rises at a place on the lift that has nothing to do with the origin, walks out again."""
+    """Make the expert: it walks in, rises at a place that does not depend on the side, and walks out."""
     point = env.unwrapped
     assert isinstance(point, ReturnPoint)
     rest = rng.uniform(-0.1, 0.1)
@@ -116,7 +116,7 @@ def _draw(x: float, y: float, side: int) -> NDArray[np.uint8]:
     picture = np.full((PICTURE, PICTURE, 3), (250, 249, 246), np.float64)
 
     def paint(colour: tuple[int, int, int], distance: NDArray[np.float64]) -> None:
-        """Where the distance to a shape's edge is negative, smoothly."""
+        """Paint a shape: the pixels at negative distance from its edge, with a smooth edge."""
         cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
         picture[:] += cover * (np.array(colour) - picture)
 

@@ -1,4 +1,5 @@
-"""Memory is needed: what a single frame tells, on a smaller sample than the table in docs/tasks.md."""
+"""Memory is needed: a single frame tells little. The sample is smaller than for the table in
+docs/tasks.md."""
 
 import json
 import subprocess

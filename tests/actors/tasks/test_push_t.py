@@ -24,7 +24,7 @@ def targets(seed: int, count: int) -> NDArray[np.float32]:
 
 
 def rolled_out(env: Environment, seed: int, count: int = 60) -> NDArray[np.float32]:
-    """What is seen in an episode of random targets, (count, 20)."""
+    """Return the observations of an episode of random targets, (count, 20)."""
     env.reset(seed=seed)
     seen = [env.step(target)[0] for target in targets(seed, count)]
     return np.array([np.concatenate([array.ravel() for array in step.values()]) for step in seen])
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_trajectory_whatever_came_before(env: push_
 
 
 def test_it_stays_within_its_observation_space(env: push_t.PushT) -> None:
-    """Also when the disc pushes the block through the walls."""
+    """The disc may push the block through the walls."""
     corners = np.array([(0, 0), (512, 0), (512, 512), (0, 512)], np.float32)
     for seed in range(20):
         observation, _ = env.reset(seed=seed)
