@@ -183,8 +183,7 @@ class ArmEnv(TaskEnv):
         return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
 
     def sense(self, names: Iterable[str]) -> dict[str, Vector]:
-        """Return robosuite's observables of these names, as of now. One that needs others comes after
-        them."""
+        """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
         sensed: dict[str, Any] = {}
         for name in names:
             sensed[name] = self.simulator._observables[name]._sensor(sensed)

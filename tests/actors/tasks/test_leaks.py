@@ -1,5 +1,4 @@
-"""Memory is needed: a single frame tells little. The sample is smaller than for the table in
-docs/tasks.md."""
+"""Memory is needed: one frame tells little. A smaller sample than for the table in docs/tasks.md."""
 
 import json
 import subprocess
