@@ -59,7 +59,7 @@ class Finding:
     verdict: Verdict
     found: str
     advice: str = ""
-    """What to do about it."""
+    """Remedy; empty if nothing is to be done."""
 
 
 def check_task(task: Task) -> Iterator[Finding]:

@@ -28,15 +28,15 @@ class Played:
 
     seed: int
     observations: list[Observation]
-    """T + 1 of them: the first one follows from the reset."""
+    """Observations, one more than actions: the first one follows from the reset."""
     reset_seconds: float
     actions: list[Action] = field(default_factory=list)
     rewards: list[Any] = field(default_factory=list)
     end: Literal["", "terminated", "truncated", "refused"] = ""
-    """How it ended: `refused` by an ActionError; empty if it went on after the time limit."""
+    """End of the episode: `refused` by an ActionError; empty if it went on after the time limit."""
     outcome: Any = None
     refusal: str = ""
-    """What the ActionError said."""
+    """Message of the ActionError."""
     step_seconds: float = 0.0
 
 
