@@ -11,7 +11,7 @@ import numpy as np
 
 from longview.actors.config import ActorsConfig
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
-from longview.actors.task import Task
+from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
 from longview.replay.episode import EpisodeMeta, episode_id
 from longview.replay.redis.sender import Queue
@@ -98,7 +98,7 @@ class Worker:
     """Running totals since the start."""
 
     def __post_init__(self) -> None:
-        self.envs = [self.task.make() for _ in range(self.config.simulators)]
+        self.envs = [make_simulator(self.task) for _ in range(self.config.simulators)]
         self._clock, self._sent, self._episodes, self._waited = Clock(), Clock(), 0, 0.0
         self._idle_since = time.perf_counter()
         for name in ("longview_invalid_episodes_total", "longview_refused_actions_total"):

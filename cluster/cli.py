@@ -39,7 +39,9 @@ def main() -> None:
 @explained
 def demo(
     settings: Settings = None,
-    task: Annotated[str, typer.Option(help="The task to learn.")] = "grasp_and_return",
+    task: Annotated[
+        str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
+    ] = "grasp_and_return",
     resume: Resume = None,
 ) -> None:
     """Collect, train, evaluate and report on this machine, with everything embedded.
@@ -164,6 +166,27 @@ def collect(
     if config.task != task:
         raise ConfigError(f"TASK is {task}, but the config's task is {config.task}")
     demonstrate(config, run, video, sheet)
+
+
+@app.command()
+@explained
+def check_task(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="An installed task, or `module:attribute`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with a task: seeds, ranges, outcomes, time limit, expert, pictures, speed.
+
+    Examples:
+
+        longview check-task return_point
+
+        longview check-task my_package.my_task:task
+
+        longview check-task my_task: --json
+    """
+    from longview.cluster.commands.check_task import show_checks
+
+    raise typer.Exit(show_checks(task, as_json=as_json))
 
 
 @app.command()

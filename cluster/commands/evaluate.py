@@ -67,7 +67,7 @@ def evaluate_checkpoint(
     success = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
         counts = {length: asdict(found) for length, found in success.items()}
-        print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
+        print(json.dumps({"policy": str(file), "seed": seed, "success": {spec.name: counts}}))
     else:
         console.print(success_table(success, f"{config.task}: {file}", spec.chance))
 

@@ -149,7 +149,7 @@ def _add_success(totals: Totals, progress: RunProgress) -> None:
     for newest in progress.newest_round():
         totals.set("longview_evaluation_version", newest.version)
         labels: dict[str, str | int] = {
-            "task": progress.config.task,
+            "task": progress.spec.name,
             "context_length": newest.context_length,
         }
         for name, count in asdict(newest.counts).items():

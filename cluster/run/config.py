@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from longview.actors.config import ActorsConfig, EvaluationConfig
-from longview.actors.task import Task, load_task
+from longview.actors.task import Task, load_task, task_file
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import StoreConfig
 from longview.replay.episode import TaskSpec
@@ -152,9 +152,11 @@ def task_of(config: RunConfig) -> Task:
 
 
 def preset_file(task: str) -> Path | None:
-    """The settings that `longview demo` uses for a task, if it has any of its own."""
-    file = PRESETS / f"{task}.yaml"
-    return file if file.exists() else None
+    """Return the settings that `longview demo` uses for a task: in `PRESETS`, or beside the task's module in
+    a YAML file of the same name. None if there are neither."""
+    module = task_file(task)
+    beside = [] if module is None else [module.with_suffix(".yaml")]
+    return next((file for file in (PRESETS / f"{task}.yaml", *beside) if file.exists()), None)
 
 
 def write_config(config: RunConfig, file: Path) -> None:

@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
+from longview.cluster.run.config import (
+    ConfigError,
+    MonitoringConfig,
+    RunConfig,
+    read_config,
+    task_of,
+    write_config,
+)
 from longview.cluster.run.services import redis_server
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
@@ -128,7 +135,7 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     Raises:
         RunError: a run of this name exists.
     """
-    name = config.name or f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or f"{task_of(config).spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = root / name
     for attempt in range(1, 100):
         try:

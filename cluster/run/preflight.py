@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from longview.actors.task import make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 
 
@@ -29,7 +30,7 @@ def refuse_unsimulated(config: RunConfig) -> None:
     Raises:
         SimulatorError: the message says what is missing.
     """
-    env = task_of(config).make()
+    env = make_simulator(task_of(config))
     env.reset(seed=0)
     env.close()
 

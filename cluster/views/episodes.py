@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from longview.actors.task import Environment, Task
+from longview.actors.task import Environment, Task, make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 from longview.monitoring.film import Film, moments, write_sheet
 from longview.replay.episode import ACTION, Episode
@@ -28,7 +28,7 @@ def stage(task: Task) -> Environment:
         ConfigError: the task draws no pictures.
         SimulatorError: this machine lacks something that the task needs for rendering.
     """
-    env = task.make(render_mode="rgb_array")
+    env = make_simulator(task, "rgb_array")
     if "rgb_array" not in env.metadata["render_modes"]:
         raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
     env.reset(seed=0)

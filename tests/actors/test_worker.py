@@ -1,4 +1,4 @@
-"""An actor's orders, against a real store and a real hub."""
+"""An actor's orders, with a real store and a real hub."""
 
 import time
 from collections import Counter

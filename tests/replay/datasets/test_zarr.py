@@ -52,7 +52,7 @@ def test_episodes_are_those_of_the_buffer(push_t_buffer: Path) -> None:
 
 
 def test_what_is_read_is_what_the_simulator_shows_before_each_action(push_t_buffer: Path) -> None:
-    env = push_t.PushT()
+    env = push_t.PushT(push_t.spec)
     for episode in read(push_t_buffer):
         observation, _ = env.reset(seed=episode.meta.seed)
         for row, action in enumerate(episode.arrays["action"]):
