@@ -84,7 +84,9 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
     spec = replace(SPEC, observation={**SPEC.observation, **cameras})
     assert list(policy_config().crops(spec).items()) == [("a", (36, 36)), ("b", (86, 115))]
     assert policy_config().crops(SPEC) == {}
-    with pytest.raises(ValueError, match=r"crop 0\.8 leaves 32 x 32 pixels of a, there must be 33"):
+    with pytest.raises(
+        ValueError, match=r"crop 0\.8 leaves 32 x 32 pixels of a, but each side must have at least 33"
+    ):
         policy_config(crop=0.8).crops(spec)
 
 

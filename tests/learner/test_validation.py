@@ -25,7 +25,7 @@ def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returnin
         errors: list[float] = []
         for number, noise_TA in enumerate(noise_BTA):
             episode = episodes[number // 32]
-            now = int((number % 32 + 0.5) / 32 * episode.context_length)
+            now = int((number % 32 + 0.5) / 32 * episode.length)
             first = max(0, now + 1 - context_length)
             frames = {
                 key: episode.arrays[OBSERVATION_PREFIX + key][first : now + 1]

@@ -22,7 +22,7 @@ Cut = Callable[[Episode, int, int, int], Segment]
 @pytest.fixture
 def batch(policy: DiffusionPolicy, returning: list[Episode], cut: Cut) -> Batch:
     """Return windows of T_o = 6 from the start, the middle and the end of an episode."""
-    return windows(policy, returning[0], cut, (0, 20, returning[0].context_length - 1), 6)
+    return windows(policy, returning[0], cut, (0, 20, returning[0].length - 1), 6)
 
 
 def windows(
@@ -63,7 +63,7 @@ def act(policy: DiffusionPolicy, batch: Batch, noise: NDArray[Any]) -> NDArray[n
 
 
 def newest(batch: Batch, context_length: int) -> Batch:
-    """Shorten windows to a context context_length, and keep all frames."""
+    """Shorten windows to a context length, and keep all frames."""
     target_T = np.arange(batch.target_BT.shape[1]) - 2 > -context_length
     return replace(
         batch,

@@ -68,7 +68,7 @@ def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episod
 
 def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None:
     policy = made(returning, components=1)
-    batch = windows(policy, returning[0], cut, (0, 20, returning[0].context_length - 1), 8)
+    batch = windows(policy, returning[0], cut, (0, 20, returning[0].length - 1), 8)
     with torch.inference_mode():
         error_BT = policy.error(batch, torch.Generator())
         token_BSE = policy.batch_tokens(batch, torch.Generator())
@@ -82,7 +82,7 @@ def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None
 def test_the_gradient_is_that_of_the_mixtures_likelihood(
     returning: list[Episode], cut: Cut, policy: GRUPolicy
 ) -> None:
-    batch = windows(policy, returning[0], cut, (0, 20, returning[0].context_length - 3), 8)
+    batch = windows(policy, returning[0], cut, (0, 20, returning[0].length - 3), 8)
     target_BT, spread = torch.from_numpy(batch.target_BT), policy.config.spread
 
     def log_likelihood() -> torch.Tensor:
@@ -142,7 +142,7 @@ def test_a_session_decides_by_what_a_state_saw_of_the_last_steps(
     episode, rng = returning[0], np.random.default_rng(0)
     frames, actions = episode.arrays["observation.position"], episode.arrays[ACTION]
     session, step = PolicySession(policy, 2), 0
-    while step + 8 < episode.context_length:
+    while step + 8 < episode.length:
         new = 1 if step == 0 else int(rng.integers(1, 9))
         fresh = np.array([step == 0])
         news, executed = {"position": frames[step : step + new]}, actions[max(step - 1, 0) : step + new - 1]
