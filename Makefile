@@ -3,14 +3,14 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BENCHMARKS := $(filter-out benchmarks/common.py, $(wildcard benchmarks/*.py))
 
-.PHONY: help install demo test test-slow lint kustomize manifests deploy format bench constraints clean
+.PHONY: help install demo test test-slow lint kustomize generated deploy format bench constraints clean
 
 help:  ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## Make .venv with everything in it.
+install: $(INSTALLED)  ## Make .venv with every extra and the tools of development.
 
-$(INSTALLED): pyproject.toml constraints.txt install.sh
+$(INSTALLED): pyproject.toml longview/__init__.py constraints.txt install.sh
 	./install.sh $(VENV) --constraint constraints.txt
 	@touch $@
 
@@ -31,7 +31,9 @@ lint: install  ## Check style and types.
 kustomize: install
 	-@k8s/install-kustomize.sh $(VENV)/bin
 
-manifests: install  ## Renew what Kubernetes' manifests have from elsewhere.
+generated: install  ## Renew every file that is made from another: metrics' page, dashboards, manifests.
+	$(VENV)/bin/python -m longview.monitoring.metrics > docs/metrics.md
+	$(VENV)/bin/longview dashboards build
 	$(VENV)/bin/python -m k8s.generate
 
 deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
@@ -46,7 +48,7 @@ bench: install  ## Run the benchmarks; each prints a table and writes JSON to ru
 	@set -e; for script in $(BENCHMARKS); do \
 	    $(VENV)/bin/python $$script --json runs/benchmarks/$$(basename $$script .py).json; done
 
-constraints:  ## Renew constraints.txt: the whole set of packages that is tested together.
+constraints:  ## Renew constraints.txt, the set of packages that is tested together; PyTorch's version stays.
 	rm -rf .venv-constraints
 	./install.sh .venv-constraints
 	.venv-constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs Longview with everything it needs into a virtual environment. Called by make; safe to call again.
+# Installs Longview, all its extras and the tools of development into a virtual environment. Called by make; safe
+# to call again.
 #   ./install.sh VENV [PIP_OPTION ...]
 set -euo pipefail
 cd "$(dirname "$0")"
 venv=$1
 shift
-torch=2.13.0
+torch=$(sed -n 's/^torch==//p' constraints.txt)
 
 python=""
 for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
@@ -89,4 +90,4 @@ if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.split(
 fi
 
 echo "Installing Longview"
-pip install --editable ".[dev]" "$@"
+pip install --editable ".[all,dev]" "$@"

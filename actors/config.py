@@ -1,4 +1,4 @@
-"""Settings of the actors and of evaluation; importable without any simulator."""
+"""Settings of actors and evaluation. Importing them needs no simulator."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +6,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class CamerasConfig:
-    """Which cameras a policy sees through; with none, nothing is rendered, and no renderer is needed."""
+    """Cameras whose pictures a policy sees. Without any, nothing is rendered and no renderer is needed."""
 
     names: tuple[str, ...] = ()
-    """Of the simulator's cameras, such as `agentview` and `robot0_eye_in_hand`."""
+    """Names of the simulator's cameras, such as `agentview` and `robot0_eye_in_hand`."""
     size: int = 84
-    """Pixels a side."""
+    """Width and height of the pictures in pixels."""
     quality: Literal["fast", "full"] = "fast"
-    """`fast` has no shadows, reflections and multisampling."""
+    """Quality of rendering: `fast` leaves out shadows, reflections and multisampling."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -23,31 +23,33 @@ class CamerasConfig:
 
 
 NO_CAMERAS = CamerasConfig()
+"""Settings of a run that renders nothing."""
 
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """How many simulators there are, and what they collect."""
+    """Number of actors and simulators, and what they collect."""
 
     count: int = 2
-    """Actor processes."""
+    """Number of actor processes."""
     simulators: int = 16
     """M: simulators that one actor steps in lockstep."""
     demonstrations: int | None = None
-    """Expert episodes to start from; by default the task's own N."""
+    """Expert episodes to train on from the start; by default the task's own N."""
     noise: float = 0.1
-    """Standard deviation of what is added to an expert's executed actions, as a share of half the action
-    range: demonstrations then show how to come back. The label stays the expert's own action."""
+    """Standard deviation of noise on an expert's executed actions, as a share of half the action range.
+    Demonstrations then show how to recover. The label stays the expert's own action."""
     episodes_per_version: int = 32
-    """Episodes to collect with a published version, labelled by the expert (DAgger) where there is one. A
-    version that comes while the last one's are still being collected gets none; 0 collects none at all."""
+    """Episodes to collect with a published version; an expert labels them where there is one (DAgger). A
+    version published while those of an earlier one are still being collected gets none. 0 collects none."""
     cameras: CamerasConfig = NO_CAMERAS
+    """Cameras whose pictures the policy sees."""
     recycle: int = 500
-    """Episodes after which an actor that renders is replaced by a new process: OpenGL has been seen to abort
-    old ones. One that renders nothing lives as long as the run."""
+    """Episodes after which a new process replaces an actor that renders, since OpenGL has aborted old
+    processes. An actor that renders nothing lives as long as the run."""
     beta_until: float = 0.5
-    """Share of training after which the expert no longer takes over in collected episodes. Before, beta, the
-    chance that a decision is the expert's, falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
+    """Share of training after which the expert no longer acts in collected episodes. Before, the probability
+    beta that the expert makes a decision falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
 
     def __post_init__(self) -> None:
         for name in ("count", "simulators", "recycle"):
@@ -65,12 +67,12 @@ class ActorsConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, on seeds that no training episode ever has."""
+    """Extent of evaluation. Its seeds are those of no training episode."""
 
     context_lengths: tuple[int, ...] | None = None
-    """T_o to evaluate, ascending; by default all that the task's spec names."""
+    """Context lengths T_o to evaluate, ascending; by default all that the task names."""
     episodes: int = 20
-    """Episodes per context length for versions published during training; 0 evaluates only the last one."""
+    """Episodes per context length for a version published during training; 0 evaluates only the last one."""
     final_episodes: int = 200
     """Episodes per context length for the last version."""
 

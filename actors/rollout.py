@@ -1,12 +1,13 @@
-"""Simulators in lockstep, one batched decision for all of them every T_a steps. No I/O: what happens is
-handed to recorders and to the caller.
+"""Rolls out episodes in several simulators in lockstep, with one batched decision for all every T_a steps.
 
-Time of one simulator, for T_a = 4 (d = decision, x = executed step, | = the episode ends, . = waits):
+It does no I/O: recorders and the caller get what happens. Time of one simulator, for T_a = 4 (d = decision,
+x = executed step, | = the episode ends, . = waits):
 
     d x x x x d x x x x d x x | . d x x x x
                                 ^ a new episode, reset on its own; it joins at the next decision
 
-Simulators of one process are stepped one after the other, so one that waits costs no time.
+Simulators of one process are stepped one after the other, so one that waits costs no time. T_a is the
+policy's. Where the expert acts alone, every step is a decision.
 """
 
 import math
@@ -23,7 +24,11 @@ from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, R
 
 
 class Policy(Protocol):
-    """Acting with history; the learner's PolicySession is one."""
+    """Something that acts with history, such as the learner's PolicySession."""
+
+    @property
+    def execute(self) -> int:
+        """T_a: actions of one decision, all executed before the next decision."""
 
     def act(
         self,
@@ -38,11 +43,12 @@ class Policy(Protocol):
 
         Args:
             slots: B indices of simulators.
-            new_frames: per slot, observation key -> (n, ...): frames since its last decision, oldest first.
-            executed: per slot (n - 1 or n, A): the actions really executed since then.
-            reset: (B,), true where an episode starts: its history is forgotten first.
+            new_frames: for each slot, observation key -> (n, ...): frames since its last decision, oldest
+                first.
+            executed: for each slot, (n - 1 or n, A): actions executed since its last decision.
+            reset: (B,), true where an episode starts; the slot's history is forgotten first.
             T_o: context length to decide with.
-            rng: source of the initial noise.
+            rng: source of the policy's noise.
 
         Returns:
             (B, T_a, A), within the task's action range.
@@ -50,23 +56,23 @@ class Policy(Protocol):
 
 
 class Receipt(Protocol):
-    """Of an episode that is on its way to the store."""
+    """Receipt of an episode that is on its way to the store."""
 
     done: bool
-    """Whether it has arrived, or failed to."""
+    """Whether the episode has arrived, or failed to."""
 
     def result(self) -> bool:
-        """Wait until it has; false if its id was there already."""
+        """Wait until the episode is stored; false if its id was stored already."""
 
 
 class Recorder(Protocol):
-    """Takes one episode down; the store's writer is one."""
+    """Something that records one episode, such as the store's writer."""
 
     def append(self, step: Mapping[str, Array]) -> None:
-        """Add a step: every array of the task's spec, one row each."""
+        """Add a step: a row of every array in the task's spec."""
 
     def finish(self, outcome: str) -> Receipt:
-        """Have the episode made visible, without waiting for that."""
+        """End the episode, and begin to make it visible in the store; does not wait for that."""
 
     def abort(self) -> None:
         """Forget the episode."""
@@ -77,41 +83,50 @@ class Assignment:
     """One episode to roll out."""
 
     meta: EpisodeMeta
+    """Id, seed and source of the episode."""
     beta: float = 0.0
-    """Chance that a decision, and so the next T_a steps, is the expert's."""
+    """Probability that the expert makes a decision, and so controls the next T_a steps."""
     noise: float = 0.0
-    """Standard deviation added to the expert's executed actions, as a share of half the action range."""
+    """Standard deviation of noise on the expert's executed actions, as a share of half the action range."""
     label: bool = False
-    """Whether to record what the expert would have done at every step."""
+    """Whether to record the expert's action at every step, whoever acts."""
 
 
 @dataclass(frozen=True)
 class EpisodeEnd:
-    """What became of an assignment."""
+    """End of an assigned episode."""
 
     meta: EpisodeMeta
+    """Id, seed and source of the episode."""
     outcome: str
+    """Outcome: `success`, `wrong`, `failure` or `invalid`."""
     steps: int
+    """Control steps of the episode."""
     receipt: Receipt | None
-    """None for an episode that was not recorded or has no steps."""
+    """Receipt of the recorder; None for an episode that was not recorded or has no steps."""
     refusal: str | None = None
-    """Why the task refused the action that ended the episode, if that is how it ended."""
+    """Reason for which the task refused an action; None unless that ended the episode."""
 
 
 @dataclass
 class Clock:
-    """Seconds spent so far, by what they were spent on, and steps made."""
+    """Seconds that an actor has spent on each part of its work, and its steps."""
 
     simulator: float = 0.0
+    """Seconds in simulators."""
     policy: float = 0.0
+    """Seconds in the policy."""
     store: float = 0.0
+    """Seconds of recording and of waiting for the store."""
     waiting: float = 0.0
+    """Seconds without an order."""
     steps: int = 0
+    """Control steps simulated."""
 
 
 @dataclass
 class _Lane:
-    """One simulator and the episode it is in."""
+    """One simulator and its present episode."""
 
     slot: int
     env: Environment
@@ -119,16 +134,18 @@ class _Lane:
     recorder: Recorder | None = None
     expert: Expert | None = None
     observation: Observation = field(default_factory=dict)
-    """What the next action answers to."""
+    """The present observation, which the next action responds to."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     fresh: bool = True
-    """No decision of the policy in this episode yet."""
+    """Whether the policy has made no decision in this episode yet."""
     frames: list[Observation] = field(default_factory=list)
-    """What the policy has not seen yet."""
+    """Observations since the policy's last decision."""
     executed: list[Action] = field(default_factory=list)
+    """Actions executed since the policy's last decision."""
     chunk: NDArray[np.float32] | None = None
-    """Actions decided upon; None while the expert is in control."""
+    """Actions of the last decision (T_a, A); None while the expert is in control."""
     steps: int = 0
+    """Control steps of the present episode."""
 
 
 def rollout(
@@ -138,30 +155,28 @@ def rollout(
     *,
     policy: Policy | None,
     context_length: int,
-    execute: int,
     record: Callable[[EpisodeMeta], Recorder] | None,
     rng: np.random.Generator,
     clock: Clock,
 ) -> Iterator[EpisodeEnd]:
     """Roll out every assignment, as many at a time as there are simulators.
 
-    An action that the task refuses ends its episode as `failure`, an observation or reward that is not finite
-    as `invalid`; the steps before are recorded, and the other simulators go on.
+    An action that the task refuses ends its episode as `failure`. An observation or reward that is not finite
+    ends it as `invalid`. The steps before are recorded, and the other simulators go on.
 
     Args:
-        task: the task that all simulators are of.
+        task: the task that all simulators simulate.
         envs: M simulators.
-        assignments: the episodes; drawn from only when a simulator is free.
-        policy: who decides where the expert does not; None if the expert always does.
+        assignments: the episodes; the next one is taken when a simulator is free.
+        policy: decides where the expert does not; None if the expert always decides.
         context_length: T_o given to the policy.
-        execute: T_a, steps between decisions.
         record: opens the recorder of an episode; None records nothing.
-        rng: the policy's source of noise.
-        clock: is added to as time is spent.
+        rng: source of the policy's noise.
+        clock: gets the time spent added.
 
     Yields:
-        an end for every assignment, in the order in which they end. Episodes under way when the generator is
-        closed, or fails, are aborted.
+        The end of every assignment, in the order in which they end. Episodes that are under way when the
+        generator is closed or fails are aborted.
     """
     lanes = [_Lane(slot, env) for slot, env in enumerate(envs)]
     queue = iter(assignments)
@@ -175,7 +190,7 @@ def rollout(
             if not running:
                 return
             _decide(running, task, policy, context_length, rng, clock)
-            for offset in range(execute):
+            for offset in range(1 if policy is None else policy.execute):
                 for lane in running:
                     if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
                         yield end
@@ -192,12 +207,12 @@ def _start(
     record: Callable[[EpisodeMeta], Recorder] | None,
     clock: Clock,
 ) -> EpisodeEnd | None:
-    """Begin an episode; returns its end if the simulator has diverged already."""
+    """Begin an episode; returns its end if the simulator diverges at once."""
     observation, _ = lane.env.reset(seed=assignment.meta.seed)
     lane.assignment, lane.steps = assignment, 0
     if not _is_finite(observation):
         return _end(lane, "invalid", clock)
-    # Its own stream, so that the episode does not depend on which others are rolled out beside it.
+    # A stream of its own, so that the episode does not depend on the episodes rolled out beside it.
     lane.rng = np.random.default_rng((assignment.meta.seed, 2))
     lane.expert = None
     if assignment.label or assignment.beta > 0:

@@ -1,17 +1,23 @@
-"""Tasks: what a simulator has to offer to be rolled out, and the registry of those that are installed.
+"""What a task is, and where tasks are found.
 
-A task is a module (or any object) with the three names of `Task`. It is found by entry point, so a package
-of your own adds one with
+A task is a module, or any other object, with `spec`, `make` and `expert`; see `Task`. A package adds one by
 
     [project.entry-points."longview.tasks"]
-    my_task = "my_package.my_task"
+    my_task = "my_package.my_task:task"
 
-and it may import its simulator inside `make` only: specs are read where no simulator is installed.
+and everybody else names it `my_package.my_task:task`, which needs no entry point. Specs are read where no
+simulator is installed, so a task imports its simulator only when `make` is called.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
@@ -20,21 +26,21 @@ from numpy.typing import NDArray
 
 from longview.actors.config import NO_CAMERAS, CamerasConfig
 from longview.replay.datasets.source import Columns
-from longview.replay.episode import ArraySpec, TaskSpec
+from longview.replay.episode import TaskSpec
 
 Observation = dict[str, NDArray[Any]]
 Action = NDArray[np.float32]
 Environment = gymnasium.Env[Observation, Action]
 
 Expert = Callable[[], Action]
-"""Called before every step: the action (A,), without noise, that solves the task from where the simulator
-stands now. It may look at the simulator's whole state, so it also labels states it did not reach itself."""
+"""Function that is called before every step. It returns the action (A,), without noise, that solves the task
+from the simulator's present state. It may use all of that state, whoever brought the simulator there."""
 
 ENTRY_POINTS = "longview.tasks"
 
 
 class UnknownTask(ValueError):
-    """No installed task has this name; the message lists those that exist."""
+    """No task can be loaded by this name; the message says why."""
 
 
 class SimulatorError(RuntimeError):
@@ -46,108 +52,134 @@ class ActionError(ValueError):
 
 
 class Task(Protocol):
-    """One task. Its environment's observations are a dict of the spec's keys. When an episode ends,
-    `info["outcome"]` is one of `longview.replay.episode.OUTCOMES`. The environment keeps the time limit."""
+    """What every task has.
+
+    Its simulators are gymnasium environments that observe a dict of the spec's keys and keep the spec's time
+    limit. When an episode ends, `info["outcome"]` is one of `longview.replay.episode.OUTCOMES`.
+    `longview.actors.environment.TaskEnv` does most of that; `longview check-task` finds what is missing.
+    """
 
     spec: TaskSpec
 
     def make(self, render_mode: str | None = None) -> Environment:
-        """A new simulator instance; with `rgb_array` its `render` returns a picture, (H, W, 3) of uint8.
+        """Make a new simulator; with `rgb_array` its `render` returns a picture, (H, W, 3) uint8.
 
         Raises:
-            SimulatorError: this machine lacks something that it needs.
+            SimulatorError: this machine lacks something that the simulator needs.
         """
 
     @property
     def expert(self) -> Callable[[Environment, np.random.Generator], Expert] | None:
-        """Makes the expert for the episode that an environment has just been reset to; None if the task has
-        none. The generator is the source of the expert's own variety (its style, not its noise)."""
+        """Function that makes the expert of the episode to which a simulator has just been reset.
+
+        Its generator is the source of the expert's own variety (its style, not its noise). None if the task
+        has no expert.
+        """
 
 
 @runtime_checkable
 class ImportedTask(Task, Protocol):
-    """A task that data sets know by other names."""
+    """A task whose arrays have other names in data sets."""
 
     columns: Mapping[str, Columns]
-    """By format (see `longview.replay.datasets.formats`): which of a data set's arrays each observation
-    follows from, and how, where it is not there by its own name."""
-
-
-def columns_of(task: Task) -> Mapping[str, Columns]:
-    """The task's `columns`; none if its names are those of the data sets."""
-    return task.columns if isinstance(task, ImportedTask) else {}
-
-
-def task_names() -> list[str]:
-    """Names of all installed tasks, sorted."""
-    return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+    """How observations follow from a data set's arrays, by format (see `longview.replay.datasets.formats`).
+    Needed only for observations that the data set does not hold under their own names."""
 
 
 @runtime_checkable
 class FilmedTask(Task, Protocol):
-    """A task that can also be seen."""
+    """A task that cameras can look at."""
 
     def with_cameras(self, cameras: CamerasConfig) -> Task:
-        """The task whose observations have `<camera>_image`, (size, size, 3) of uint8, besides the state.
+        """Return the task with `<camera>_image`, (size, size, 3) uint8, among its observations.
 
         Raises:
-            ValueError: it has no such camera.
+            ValueError: the task has no such camera.
         """
 
 
+def columns_of(task: Task) -> Mapping[str, Columns]:
+    """Return the task's `columns`; empty if data sets use the task's own names."""
+    return task.columns if isinstance(task, ImportedTask) else {}
+
+
+def task_names() -> list[str]:
+    """Return the names of all installed tasks, sorted."""
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+
+
 def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
-    """The installed task of that name, seen through these cameras.
+    """Load a task.
+
+    Args:
+        name: name of an installed task; or `module:attribute`, with a module on the Python path or in the
+            working folder. In `module:` the module itself is the task.
+        cameras: the cameras that its policies see through.
 
     Raises:
-        UnknownTask: there is none.
-        ValueError: it has no such cameras.
+        UnknownTask: there is no such task, or it cannot be imported.
+        ValueError: the task has no such cameras.
     """
+    module, attribute = _location(name)
+    try:
+        loaded = import_module(module)
+        task = cast(Task, attrgetter(attribute)(loaded) if attribute else loaded)
+    except Exception as error:
+        raise UnknownTask(f"task {name} cannot be loaded: {cause(error)}") from error
+    missing = [part for part in ("spec", "make", "expert") if not hasattr(task, part)]
+    if missing:
+        raise UnknownTask(f"{name} is no task: it has no {' and no '.join(missing)}")
+    if not cameras.names:
+        return task
+    if not isinstance(task, FilmedTask):
+        raise ValueError(f"task {name} has no cameras: leave actors.cameras.names empty")
+    return task.with_cameras(cameras)
+
+
+def task_file(name: str) -> Path | None:
+    """Return the file of the module that a task is in; None if there is none. The module is not run."""
+    try:
+        found = find_spec(_location(name)[0])
+    except Exception:  # `load_task` says what is wrong
+        return None
+    return Path(found.origin) if found is not None and found.origin is not None else None
+
+
+def make_simulator(task: Task, render_mode: str | None = None) -> Environment:
+    """Make a simulator of a task.
+
+    Raises:
+        SimulatorError: it cannot be made, for whatever reason; the message names the task and the cause.
+    """
+    try:
+        return task.make(render_mode=render_mode)
+    except SimulatorError as error:
+        raise SimulatorError(f"task {task.spec.name}: {error}") from error
+    except Exception as error:
+        raise SimulatorError(
+            f"task {task.spec.name}: its simulator cannot be made: {cause(error)}"
+        ) from error
+
+
+def cause(error: Exception) -> str:
+    """Tell in one line what an exception says and where it was raised."""
+    message = (str(error).splitlines() or [""])[0]
+    where = extract_tb(error.__traceback__)[-1]
+    ours = where.filename == __file__ or where.filename.startswith("<")
+    place = "" if ours else f" ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def _location(name: str) -> tuple[str, str]:
+    """Find the module of a task and the attribute in it; an empty attribute is the module itself."""
+    if ":" in name:
+        folder = str(Path.cwd())
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end: files of the user's must not hide installed packages
+        module, _, attribute = name.partition(":")
+        return module, attribute
     for entry in entry_points(group=ENTRY_POINTS, name=name):
-        task = cast(Task, entry.load())
-        if not cameras.names:
-            return task
-        if not isinstance(task, FilmedTask):
-            raise ValueError(f"task {name} has no cameras: leave actors.cameras.names empty")
-        return task.with_cameras(cameras)
+        return entry.module, entry.attr or ""
     near = get_close_matches(name, task_names(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "; others are named module:attribute"
     raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")
-
-
-def observation_space(spec: TaskSpec) -> gymnasium.Space[Observation]:
-    """The gymnasium space of a spec's observations."""
-    return cast(
-        gymnasium.Space[Observation],
-        gymnasium.spaces.Dict({key: _box(array) for key, array in spec.observation.items()}),
-    )
-
-
-def action_space(spec: TaskSpec) -> gymnasium.Space[Action]:
-    """The gymnasium space of a spec's actions."""
-    return cast(gymnasium.Space[Action], _box(spec.action))
-
-
-def checked_action(spec: TaskSpec, action: Action) -> Action:
-    """The action, if the task accepts it.
-
-    Raises:
-        ActionError: a component is not finite, or out of range; the shape is not the spec's.
-    """
-    if action.shape != spec.action.shape:
-        raise ActionError(f"task {spec.name}: action must have shape {spec.action.shape}, not {action.shape}")
-    low, high = spec.action.low, spec.action.high
-    if all(low <= value <= high for value in action.tolist()):  # for so few ten times as fast as numpy
-        return action
-    refused = np.flatnonzero(~((action >= low) & (action <= high)))  # by limits as float32 has them
-    if refused.size:
-        index = int(refused[0])
-        raise ActionError(
-            f"task {spec.name}: action[{index}] must be in [{low:g}, {high:g}], not {float(action[index])!r}"
-        )
-    return action
-
-
-def _box(array: ArraySpec) -> gymnasium.Space[Any]:
-    if array.dtype == "uint8":
-        return gymnasium.spaces.Box(0, 255, array.shape, np.uint8)
-    return gymnasium.spaces.Box(array.low, array.high, array.shape, np.float32)

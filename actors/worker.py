@@ -1,4 +1,4 @@
-"""An actor's work: orders in; episodes into the store, running totals to the hub, results out."""
+"""The work of an actor: it rolls out the episodes of an order, stores them, and reports running totals."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ import numpy as np
 
 from longview.actors.config import ActorsConfig
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
-from longview.actors.task import Task
+from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
 from longview.replay.episode import EpisodeMeta, episode_id
 from longview.replay.redis.sender import Queue
@@ -19,89 +19,99 @@ from longview.replay.redis.sender import Queue
 log = logging.getLogger(__name__)
 
 PURPOSES = ("demo", "dagger", "rollout", "evaluation")
+"""Purposes of an order; seeds depend on their places here."""
 REPORT_SECONDS = 1.0
+"""Least time between two reports while an order is worked on."""
 
 
 class Store(Protocol):
-    """What an actor needs of the episode store."""
+    """The part of the episode store that an actor uses."""
 
     def writer(self, meta: EpisodeMeta) -> Recorder:
-        """Open an episode."""
+        """Begin an episode."""
 
     def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of these episodes that are not committed."""
+        """Return the ids that are not committed."""
 
     def queue(self) -> Queue:
-        """What is on its way."""
+        """Return the state of the queue to the store."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Consecutive episodes for one actor. Doing an order twice adds nothing to the store: ids and seeds
-    follow from the indices."""
+    """Consecutive episodes for one actor. Ids and seeds follow from the indices, so an order done twice adds
+    nothing to the store."""
 
     purpose: str
-    """`demo`, `dagger`, `rollout`: collect into that source. `evaluation`: record nothing."""
+    """`demo`, `dagger` and `rollout` collect into that source; `evaluation` records nothing."""
     first: int
+    """Index of the first episode."""
     count: int
+    """Number of episodes."""
     context_length: int = 0
+    """T_o that the policy acts with; 0 for the expert alone."""
     beta: float = 0.0
-    """Chance that a decision is the expert's."""
+    """Probability that the expert makes a decision."""
     version: int | None = None
-    """The policy version to act with; None for the expert alone."""
+    """Policy version to act with; None for the expert alone."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an order."""
+    """Result of an order."""
 
     outcomes: Mapping[str, int]
-    """Episodes by outcome: of an evaluation all, else those that are now in the store and were not before."""
+    """Episodes by outcome: all of an evaluation, otherwise the ones that are new in the store."""
     steps: int
+    """Control steps simulated."""
     worn: bool = False
-    """The actor has rendered so much that another process should take its place."""
+    """Whether the actor has rendered so much that a new process should replace it."""
 
 
 def episode_seed(run_seed: int, purpose: str, index: int) -> int:
-    """Seed of the index-th episode of a purpose: even for collected episodes, odd for evaluation, so that
-    no policy is ever evaluated on a seed that it was trained on. Every context length and version is
-    evaluated on the same seeds."""
+    """Compute the seed of a purpose's episode. Seeds are even for collected episodes and odd for evaluation,
+    so no policy is evaluated on a seed that it was trained on. Every context length and version is evaluated
+    on the same seeds."""
     stream = np.random.SeedSequence(run_seed, spawn_key=(PURPOSES.index(purpose), index))
     return int(stream.generate_state(1)[0]) // 4 * 2 + (purpose == "evaluation")
 
 
 @dataclass
 class Worker:
-    """One actor: M simulators, made once, and the totals it has reported since it started."""
+    """One actor: M simulators, made once, and running totals since it started."""
 
     task: Task
+    """The task that all simulators simulate."""
     config: ActorsConfig
+    """Settings of the actors; M is `config.simulators`."""
     run_seed: int
+    """Seed of the run; all seeds of episodes follow from it."""
     name: str
-    """Who reports: stays the same when the actor is restarted."""
-    execute: int
-    """T_a."""
+    """Name of the reporter; stays the same when the actor restarts."""
     store: Store | None
-    """None where nothing is collected."""
+    """Store for collected episodes; None where nothing is collected."""
     report: Callable[[bytes], None]
+    """Sends a report to the hub."""
     incarnation: int = field(default_factory=time.time_ns)
+    """Number of this start of the actor; higher after a restart."""
     totals: Totals = field(default_factory=Totals)
+    """Running totals since the start."""
 
     def __post_init__(self) -> None:
-        self.envs = [self.task.make() for _ in range(self.config.simulators)]
+        self.envs = [make_simulator(self.task) for _ in range(self.config.simulators)]
         self._clock, self._sent, self._episodes, self._waited = Clock(), Clock(), 0, 0.0
         self._idle_since = time.perf_counter()
         for name in ("longview_invalid_episodes_total", "longview_refused_actions_total"):
-            self.totals.add(name, 0, task=self.task.spec.name)  # to be seen before the first one happens
+            self.totals.add(name, 0, task=self.task.spec.name)  # so that Prometheus sees the first one
         self._send()
 
     def work(self, order: Order, policy: Policy | None, newest_version: int = 0) -> Result:
-        """Do an order.
+        """Do an order: return once all its episodes are in the store.
 
         Args:
-            order: what to do.
-            policy: who acts, at `order.version`; None for the expert alone.
-            newest_version: the newest that was published; its distance to the order's is the staleness.
+            order: the order.
+            policy: acts, at `order.version`; None for the expert alone.
+            newest_version: the newest published version; its distance to the order's is the staleness.
         """
         if order.version is not None:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
@@ -111,7 +121,7 @@ class Worker:
         outcomes: Counter[str] = Counter()
         refusals: list[str] = []
         under_way: deque[EpisodeEnd] = deque()
-        # Decisions depend on the order alone, so an evaluation that is repeated gives the same result.
+        # Decisions depend on the order alone, so a repeated evaluation gives the same result.
         rng = np.random.default_rng((self.run_seed, order.version or 0, order.context_length, order.first))
         for end in rollout(
             self.task,
@@ -119,7 +129,6 @@ class Worker:
             self._assignments(order),
             policy=policy,
             context_length=order.context_length,
-            execute=self.execute,
             record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
             rng=rng,
             clock=self._clock,
@@ -148,7 +157,7 @@ class Worker:
         ids = {index: episode_id(order.purpose, self.task.spec.name, index) for index in indices}
         wanted = set(ids.values())
         if order.purpose != "evaluation" and self.store is not None:
-            # An earlier attempt at this order may have got further than nothing.
+            # An earlier attempt at this order may have stored some of its episodes.
             wanted = set(self.store.missing(list(ids.values())))
         for index, id in ids.items():
             if id not in wanted:

@@ -35,7 +35,7 @@ from longview.learner.policy import Policy
 from longview.learner.session import PolicySession
 from longview.learner.train import train
 from longview.monitoring.hub import Hub
-from longview.monitoring.report import Rate
+from longview.monitoring.success import Rate
 from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode
 from longview.replay.store import EpisodeStore
@@ -160,7 +160,7 @@ def demonstrated(task: Task, actors: ActorsConfig, episodes: int, seed: int) -> 
     with TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
         store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
         store.register(task.spec)
-        worker = Worker(task, actors, seed, "actor-0", 1, store, Hub().report)
+        worker = Worker(task, actors, seed, "actor-0", store, Hub().report)
         worker.work(Order("demo", 0, episodes, beta=1.0), None)
         yield store
 
@@ -196,7 +196,7 @@ def evaluated(
 ) -> Iterator[Mapping[str, int]]:
     """Evaluate a policy at each context length, on the same episodes, and yield the outcomes of each."""
     actors = ActorsConfig(simulators=SIMULATORS)
-    worker = Worker(task, actors, 0, "actor-0", policy.horizon.execute, None, Hub().report)
+    worker = Worker(task, actors, 0, "actor-0", None, Hub().report)
     for length in lengths:
         order = Order("evaluation", 0, episodes, length, version=0)
         yield worker.work(order, PolicySession(policy, SIMULATORS)).outcomes

@@ -1,8 +1,9 @@
-"""What is lost when Redis is killed with -9 under writers, or the power of its machine is cut, again and
-again: acknowledged episodes that are gone, how old they were, how long it takes until writing goes on.
+"""Loss of acknowledged episodes when Redis is killed with -9, or its power is cut, again and again under
+writers.
 
-A power cut is a kill after which the file system, of its own on a loop device, is what was on its device at
-that moment: without all that the kernel still held back. It needs root.
+The table shows the episodes that are lost, their age, and the time until writing goes on. A power cut is
+simulated: Redis keeps its file on a loop device, and after a kill the file system is shut down without
+writing what the kernel still holds in memory. That needs root.
 """
 
 import fcntl
@@ -30,13 +31,18 @@ from longview.replay.redis.client import Client
 from longview.replay.store import EpisodeStore
 
 SPEC = TaskSpec("walk", {"position": ArraySpec((32,))}, ArraySpec((7,), low=-1, high=1), 20.0, 100, (1,), 1)
+"""Task of the episodes."""
 CONFIG = StoreConfig(chunk_steps=16)
+"""Settings of the store."""
 NAMESPACE = "durability"
+"""Namespace of the episodes."""
 STEPS = 40
-"""Of an episode: three chunks."""
+"""Steps per episode, in three chunks."""
 
 KINDS = ("always", "everysec")
+"""Values of appendfsync."""
 ENDS = {"killed": "kills", "cut": "power cuts"}
+"""Ways in which Redis ends, with a title for each."""
 TARGETS = {
     f"{measure}_{end}_{fsync}": "<= 0"
     for measure in ("missing", "broken")
@@ -44,17 +50,19 @@ TARGETS = {
     for fsync in KINDS
     if (measure, fsync) != ("missing", "everysec")
 } | {f"lost_seconds_{end}_everysec": "<= 1" for end in ENDS}
+"""Bounds that the measures should meet."""
 DISK_MIB = 2048
+"""Size of the loop device."""
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("I", 2)
-"""EXT4_IOC_SHUTDOWN: from now on the file system writes nothing more, not even its journal."""
+"""Request EXT4_IOC_SHUTDOWN, after which the file system writes nothing more, not even its journal."""
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--kills", type=int, default=20, help="of Redis, of each kind")
+    options.add_argument("--kills", type=int, default=20, help="number of kills per value of appendfsync")
     cuts = 0 if os.geteuid() else 20
-    options.add_argument("--cuts", type=int, default=cuts, help="of the power, of each kind; only for root")
-    options.add_argument("--writers", type=int, default=8, help="processes that write")
+    options.add_argument("--cuts", type=int, default=cuts, help="number of power cuts per value; needs root")
+    options.add_argument("--writers", type=int, default=8, help="number of processes that write")
     chosen = options.parse_args()
     where = machine(quick=chosen.quick)
     rows = []
@@ -68,24 +76,26 @@ def main() -> None:
 
 @dataclass
 class Outcome:
-    """Of one kind of fsync."""
+    """Result for one value of appendfsync. Times are in seconds of time.monotonic."""
 
     acknowledged: dict[str, float] = field(default_factory=dict)
-    """By id, when that was."""
+    """Times at which episodes were acknowledged, by id."""
     visible: int = 0
-    """Episodes in the store in the end, acknowledged or not."""
+    """Number of episodes in the store in the end, acknowledged or not."""
     missing: list[str] = field(default_factory=list)
-    """Acknowledged, and not there."""
+    """Ids of acknowledged episodes that the store does not hold."""
     broken: int = 0
-    """What is in the store and not what was written, or otherwise wrong with it."""
+    """Number of episodes with wrong content and of findings of `store verify`."""
     kills: list[float] = field(default_factory=list)
+    """Times at which Redis was dead."""
     starts: list[float] = field(default_factory=list)
-    """When Redis was there again after each."""
+    """Times at which Redis answered again, one per kill."""
     recovered: list[float] = field(default_factory=list)
     """Seconds from each start to the first acknowledgement after it."""
 
 
 def rows_of(outcome: Outcome, kind: str, case: str) -> list[Row]:
+    """Make the rows of the table."""
     found = len(outcome.acknowledged) - len(outcome.missing)
     return [
         Row(f"acknowledged_{kind}", case, "episodes", [len(outcome.acknowledged)]),
@@ -98,18 +108,26 @@ def rows_of(outcome: Outcome, kind: str, case: str) -> list[Row]:
 
 
 def lost_seconds(outcome: Outcome) -> list[float]:
-    """For each kill, how long before it the oldest episode was acknowledged that it cost; 0 if none."""
+    """Return for each kill the age of the oldest lost episode at that time, in seconds; 0 if none was
+    lost."""
     lost = [0.0] * len(outcome.kills)
     for id in outcome.missing:
         noted = outcome.acknowledged[id]
-        # What was acknowledged just before a kill may be noted just after it, but before Redis is back.
+        # An acknowledgement just before a kill may be noted just after it, but before Redis is back.
         number = next(number for number, start in enumerate(outcome.starts) if start > noted)
         lost[number] = max(lost[number], outcome.kills[number] - noted)
     return lost
 
 
 def measured(fsync: str, ends: int, writers: int, end: str) -> Outcome:
-    """Kill Redis under writers, or cut its power; then compare what they were told with what is there."""
+    """End Redis several times under writers; then compare the acknowledged episodes with the stored ones.
+
+    Args:
+        fsync: value of appendfsync.
+        ends: number of kills or power cuts.
+        writers: number of processes that write.
+        end: "killed" or "cut".
+    """
     outcome, chance = Outcome(), random.Random(0)
     with TemporaryDirectory(dir="/tmp") as folder, redis(Path(folder), fsync, end == "cut") as server:
         store = EpisodeStore.connect(server.url, NAMESPACE, CONFIG)
@@ -123,12 +141,12 @@ def measured(fsync: str, ends: int, writers: int, end: str) -> Outcome:
         ]
         for process in processes:
             process.start()
-        everybody_wrote(logs, 0.0)
+        wait_for_all(logs, 0.0)
         for _ in range(ends):
             time.sleep(chance.uniform(0.2, 1.5))
             outcome.kills.append(server.kill())
             outcome.starts.append(started := server.start())
-            outcome.recovered.append(everybody_wrote(logs, started) - started)
+            outcome.recovered.append(wait_for_all(logs, started) - started)
         stop.set()
         for process in processes:
             process.join(60)
@@ -136,16 +154,16 @@ def measured(fsync: str, ends: int, writers: int, end: str) -> Outcome:
                 raise RuntimeError(f"a writer ended with {process.exitcode}")
         for log in logs:
             outcome.acknowledged |= acknowledged(log)
-        there = store.ids()
-        outcome.visible = len(there)
-        outcome.missing = sorted(outcome.acknowledged.keys() - set(there))
-        outcome.broken = len(store.verify().findings) + sum(not is_whole(store, id) for id in there)
+        stored = store.ids()
+        outcome.visible = len(stored)
+        outcome.missing = sorted(outcome.acknowledged.keys() - set(stored))
+        outcome.broken = len(store.verify().findings) + sum(not is_whole(store, id) for id in stored)
         store.close()
     return outcome
 
 
 def write(url: str, writer: int, log: Path, stop: object) -> None:
-    """Write episodes, one after the other, and note each that was acknowledged."""
+    """Write episodes, one after the other, until told to stop; log each acknowledged one."""
     store = EpisodeStore.connect(url, NAMESPACE, CONFIG)
     number = 0
     with log.open("w", buffering=1) as lines:
@@ -161,6 +179,7 @@ def write(url: str, writer: int, log: Path, stop: object) -> None:
 
 
 def step_of(number: int) -> dict[str, np.ndarray]:
+    """Make a step whose values follow from a number."""
     return {
         "observation.position": np.full(32, number, np.float32),
         "action": np.zeros(7, np.float32),
@@ -169,6 +188,7 @@ def step_of(number: int) -> dict[str, np.ndarray]:
 
 
 def is_whole(store: EpisodeStore, id: str) -> bool:
+    """Tell whether an episode has exactly the steps that were written."""
     episode = store.read(id)
     expected = np.arange(episode.meta.seed, episode.meta.seed + STEPS, dtype=np.float32)
     seen = episode.arrays["observation.position"]
@@ -176,13 +196,13 @@ def is_whole(store: EpisodeStore, id: str) -> bool:
 
 
 def acknowledged(log: Path) -> dict[str, float]:
-    """Ids, and when they were acknowledged."""
+    """Read a log: the times of acknowledgement by episode id."""
     lines = log.read_text().splitlines() if log.exists() else []
     return {id: float(at) for id, at in (line.split() for line in lines if line.count(" ") == 1)}
 
 
-def everybody_wrote(logs: list[Path], since: float) -> float:
-    """Wait until every writer has had an episode acknowledged since then; when the first one was."""
+def wait_for_all(logs: list[Path], since: float) -> float:
+    """Wait until every writer had an episode acknowledged after `since`; return the time of the first one."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         news = [[at for at in acknowledged(log).values() if at > since] for log in logs]
@@ -193,9 +213,10 @@ def everybody_wrote(logs: list[Path], since: float) -> float:
 
 
 class Server:
-    """A redis-server that can be killed and started again on its data."""
+    """redis-server that can be killed and started again on its data."""
 
     def __init__(self, folder: Path, data: Path, fsync: str) -> None:
+        """Start a server with its socket in `folder` and its file in `data`."""
         path = folder / "socket"
         self.url, self._log = f"unix://{path}", folder / "log"
         self._command = [find_redis_server(), "--port", "0", "--unixsocket", str(path), "--dir", str(data)]
@@ -203,7 +224,7 @@ class Server:
         self.start()
 
     def start(self) -> float:
-        """Start it; when it was there."""
+        """Start the server; return the time at which it answered."""
         with self._log.open("w") as log:
             self._process = subprocess.Popen(self._command, stdout=log, start_new_session=True)
         while True:
@@ -217,25 +238,27 @@ class Server:
             return time.monotonic()
 
     def kill(self) -> float:
-        """Kill it, and the child that may be rewriting its file; when it was dead."""
+        """Kill the server, and the child that may be rewriting its file; return the time of death."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         dead = time.monotonic()
         with suppress(ProcessLookupError):
-            while time.monotonic() < dead + 5:  # as long as the child is there, the disk is busy
+            while time.monotonic() < dead + 5:  # until the child is gone, the disk is busy
                 os.killpg(self._process.pid, 0)
                 time.sleep(0.01)
         return dead
 
     def close(self) -> None:
+        """End the server."""
         self.kill()
 
 
 class Fragile(Server):
-    """One whose disk forgets what was not synced when it is killed."""
+    """Server whose disk loses everything that was not synced when the server is killed."""
 
     def __init__(self, folder: Path, fsync: str) -> None:
+        """Mount a file system on a loop device, and start a server on it."""
         self._image, self._data = folder / "image", folder / "disk"
         self._data.mkdir()
         with self._image.open("wb") as image:
@@ -261,11 +284,13 @@ class Fragile(Server):
 
 
 def command(*words: object) -> None:
+    """Run a command, which must succeed."""
     subprocess.run([str(word) for word in words], check=True)
 
 
 @contextmanager
 def redis(folder: Path, fsync: str, fragile: bool) -> Iterator[Server]:
+    """Run a server within the context; `fragile` makes its disk lose unsynced data at a kill."""
     server = Fragile(folder, fsync) if fragile else Server(folder, folder, fsync)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""How long the metrics hub takes for a scrape, a report, and to be kept, by the number of actors."""
+"""Time that the metrics hub takes for a scrape, a report and an exchange, by the number of actors."""
 
 import pickle
 from urllib.request import ProxyHandler, build_opener
@@ -15,10 +15,10 @@ TARGETS = {"scrape": "<= 1000"}
 
 
 def actor_report() -> bytes:
-    """What an actor reports once it has done a bit of everything."""
+    """Make the report of an actor that has done a bit of everything."""
     reports: list[bytes] = []
     actors = ActorsConfig(simulators=4, noise=0)
-    worker = Worker(load_task("counting"), actors, 0, "actor-0", 8, None, reports.append)
+    worker = Worker(load_task("counting"), actors, 0, "actor-0", None, reports.append)
     worker.work(Order("evaluation", 0, 8, 1, beta=1.0), None)
     for source in ("demo", "dagger"):
         for outcome in ("success", "wrong", "failure"):
@@ -30,7 +30,7 @@ def actor_report() -> bytes:
 
 
 def measure(actors: int, rounds: int) -> list[Row]:
-    """Every figure for so many actors, in milliseconds, and the number of series."""
+    """Measure each time for a number of actors, in milliseconds, and the number of series."""
     hub, message = Hub("benchmark"), actor_report()
     messages = [message.replace(b"actor-0", b"actor-%d" % index) for index in range(actors)]
     url = f"http://127.0.0.1:{hub.serve()}/metrics"
@@ -44,7 +44,7 @@ def measure(actors: int, rounds: int) -> list[Row]:
             hub.report(message)
 
     def exchange() -> None:
-        # As Ray passes it, there and back.
+        # Ray passes the reports there and back.
         kept = pickle.loads(pickle.dumps(hub.exchange({}), protocol=5))
         hub.exchange(pickle.loads(pickle.dumps(kept, protocol=5)))
 

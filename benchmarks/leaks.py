@@ -28,7 +28,7 @@ from longview.actors.tasks.render import Renderer
 from longview.cluster.run.config import preset_file, read_config
 from longview.learner.policy import policy_from_bytes
 from longview.learner.session import PolicySession
-from longview.monitoring.report import wilson_interval
+from longview.monitoring.success import wilson_interval
 
 TARGETS = {"told_by_one_frame": "<= 10", "told_by_history": ">= 99"}
 CAMERAS, SIZE = ("agentview", "robot0_eye_in_hand"), 84

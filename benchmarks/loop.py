@@ -45,7 +45,7 @@ from longview.learner.session import PolicySession
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode, TaskSpec, episode_id
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 SIMULATORS = 8
 """M, where an actor's own overhead is measured."""
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def actor_overhead(url: str, quick: bool) -> list[Row]:
-    """What an actor adds to a step where simulator and policy cost next to nothing."""
+    """Measure what an actor adds to a step where simulator and policy cost next to nothing."""
     task, hub = load_task("counting"), Hub()
     store = open_store(url, task.spec)
     worker = make_worker(task, SIMULATORS, store, hub)
@@ -99,7 +99,7 @@ def actor_overhead(url: str, quick: bool) -> list[Row]:
 
 
 def actor_and_bare_lift(url: str, quick: bool) -> list[Row]:
-    """Steps per second of an actor with a diffusion policy, and of its simulators alone."""
+    """Measure the steps per second of an actor with a diffusion policy, and of its simulators alone."""
     task, hub, simulators = load_task("lift"), Hub(), ActorsConfig().simulators
     store = open_store(url, task.spec)
     worker = make_worker(task, simulators, store, hub)
@@ -119,8 +119,8 @@ def actor_and_bare_lift(url: str, quick: bool) -> list[Row]:
 def actor_and_bare(
     worker: Worker, policy: Policy, store: EpisodeStore, context_length: int, episodes: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds per step of an actor that fills the store, and of its simulators without it. The latter are
-    reset to the same seeds and given the same actions, so that both do the same physics."""
+    """Measure the seconds per step of an actor that fills the store, and of its simulators alone. The latter
+    get the same seeds and actions, so that both do the same physics."""
     task, first = worker.task.spec.name, count(0, episodes)
     recorded: list[Episode] = []
 
@@ -153,19 +153,21 @@ def replay(envs: Sequence[Environment], episodes: Sequence[Episode]) -> None:
 
 
 class Still:
-    """Decides for the same action always."""
+    """A policy whose actions are always zero."""
+
+    execute = EXECUTE
 
     def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
         return np.zeros((len(slots), EXECUTE, 1), np.float32)
 
 
 def spent(hub: Hub, case: str) -> list[Row]:
-    """Where the actor's time went, as it reports it itself; the mean over all that it did."""
+    """Read from the actor's reports how much time each part of a step took, on average."""
     totals = hub.snapshot()
-    (steps,) = totals["longview_env_steps_total"].values()
+    steps = totals.total("longview_env_steps_total")
     return [
         Row("actor_time", f"{case}: {part}", "us/step", [1e6 * total / steps])
-        for (part,), total in totals["longview_actor_seconds_total"].items()
+        for part, total in totals.by("longview_actor_seconds_total", "part").items()
     ]
 
 
@@ -173,7 +175,7 @@ def spent(hub: Hub, case: str) -> list[Row]:
 
 
 def demonstrations(url: str) -> EpisodeStore:
-    """A store that holds the task's N demonstrations, and soon has them decoded in its own memory."""
+    """Fill a store with the task's N demonstrations, which soon lie decoded in its memory."""
     store = open_store(url, RETURN_POINT.spec)
     worker = make_worker(RETURN_POINT, SIMULATORS, store, Hub())
     worker.work(Order("demo", 0, RETURN_POINT.spec.demonstrations, beta=1.0), None)
@@ -181,7 +183,7 @@ def demonstrations(url: str) -> EpisodeStore:
 
 
 def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
-    """Samples per second, by context length, from one training in which they all alternate."""
+    """Measure samples per second by context length, in one training that alternates between lengths."""
     steps = (6 if quick else 25) * LONGEST
     seed = 2  # with which even a quick run has some steps of each
     config = replace(
@@ -202,9 +204,11 @@ def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
 
 
 def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
-    """Whole trainings by the default curriculum and by the longest context throughout, with equal steps. As
-    with cameras, and unlike in a small policy of a few numbers, most of the time goes into the context. In a
-    quick run the few steps leave more weight to what every training does once, so the two come closer."""
+    """Compare trainings by the default curriculum and by the longest context throughout, with equal steps.
+
+    The policy is large enough that most of the time goes into the context, as it does with cameras. In a
+    quick run the fixed costs of a training weigh more, so the two come closer.
+    """
     default = LearnerConfig(policy_config(token_size=384, future_actions=14), steps=1000, batch_size=128)
     if quick:
         default = replace(default, steps=40, warmup=10)
@@ -226,7 +230,7 @@ def progressive_and_fixed(episodes: EpisodeStore, quick: bool) -> list[Row]:
 
 
 def successes(policies: dict[str, list[TrainedPolicy]], case: str) -> list[Row]:
-    """Success of trained policies at the longest context, and by how much the first kind is ahead."""
+    """Measure the success of trained policies at the longest context, and the lead of the first kind."""
     rates = {kind: [100 * success(policy) for policy in made] for kind, made in policies.items()}
     ahead = [a - b for a, b in zip(*rates.values(), strict=True)]
     rows = [Row(f"success_{kind}", case, "%", samples) for kind, samples in rates.items()]
@@ -234,7 +238,7 @@ def successes(policies: dict[str, list[TrainedPolicy]], case: str) -> list[Row]:
 
 
 def success(policy: TrainedPolicy) -> float:
-    """Share of episodes that the policy succeeds in, at its longest context."""
+    """Measure a policy's success rate at its longest context."""
     worker = make_worker(RETURN_POINT, 50, None, Hub())
     order = Order("evaluation", 0, EVALUATED, policy.horizon.context, version=0)
     return worker.work(order, PolicySession(policy, 50)).outcomes.get("success", 0) / EVALUATED
@@ -244,14 +248,14 @@ def success(policy: TrainedPolicy) -> float:
 
 
 def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
-    """What is measured in a run's own roles: the way of new weights, the rate of one and of two actors."""
+    """Measure a run's own roles: the way of new weights, and the rates of one and of two actors."""
     config = RunConfig(evaluation=EvaluationConfig(episodes=0))
     weights = policy_to_bytes(untrained(RETURN_POINT.spec))
     open_store(url, RETURN_POINT.spec).close()
     with ray_cluster(config, None):
         hub = start(MetricsHub, "benchmark", "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
         board = start(WeightBoard, checkpoints, **ALWAYS_BACK)
-        store = (url, RETURN_POINT.spec.name)
+        store = StoreAddress(url, RETURN_POINT.spec.name)
         actors = [start(TimedActor, config, f"actor-{index}", store, num_cpus=1) for index in range(2)]
         ray.get(hub.__ray_ready__.remote())
         return [
@@ -261,22 +265,23 @@ def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
 
 
 class TimedActor(RolloutActor):
-    """Also tells when it first acted with the weights it holds."""
+    """An actor that also tells when it first acted with its present weights."""
 
     def _load(self, version: int, weights: bytes) -> None:
         super()._load(version, weights)
         self._session = FirstAction(self._session)
 
     def first_action(self) -> tuple[int | None, float]:
-        """Its version, and the monotonic time of the first action decided with it."""
+        """Return the present version, and the monotonic time of the first decision with it."""
         return (None, 0.0) if self._session is None else (self._version, self._session.at)
 
 
 class FirstAction:
-    """A policy that notes when it first decided."""
+    """A policy that remembers when it first decided."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.execute = policy.execute
         self.at = 0.0
 
     def act(self, *arguments: Any) -> NDArray[np.float32]:
@@ -288,8 +293,8 @@ class FirstAction:
 def publish_to_use(
     config: RunConfig, board: Handle, actors: Sequence[Handle], weights: bytes, quick: bool
 ) -> list[Row]:
-    """Milliseconds from the learner's publishing of a version to the first action decided with it. Actors
-    that are idle wait for it; those that are busy finish the order that they are at."""
+    """Measure the milliseconds from the publication of a version to the first decision with it. Idle actors
+    wait for it; busy ones finish their order first."""
     rows = []
     for case, batches in (("idle", 1), ("busy", 4)):
         driver = Driver(config, board, actors, batches)
@@ -300,10 +305,16 @@ def publish_to_use(
 
 
 class Driver:
-    """What brings new weights to the actors in a run: the same steps as in its supervision."""
+    """The part of a run's driver that brings new weights to the actors."""
 
     def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle], batches: int) -> None:
-        """Have `batches` orders collected with each version."""
+        """
+        Args:
+            config: the run's config.
+            board: the weight board.
+            actors: the rollout actors.
+            batches: orders to collect with each version.
+        """
         episodes = 2 * config.actors.simulators * batches
         config = replace(config, actors=replace(config.actors, episodes_per_version=episodes))
         self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
@@ -318,9 +329,11 @@ class Driver:
         self._given: set[int] = set()
 
     def publish(self, weights: bytes, busy: bool) -> float:
-        """Publish a new version, like a learner: at any moment. Returns the milliseconds until it acts.
+        """Publish a new version at a random moment, as a learner does, and measure the milliseconds until an
+        actor acts with it.
 
         Args:
+            weights: the version's weights.
             busy: keep the actors at work with older versions until then.
         """
         self._version += 1
@@ -350,7 +363,7 @@ class Driver:
 
 
 def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes, quick: bool) -> list[Row]:
-    """Environment steps per second of one actor alone, and of all together."""
+    """Measure the environment steps per second of one actor alone, and of all together."""
     reference, first = ray.put(weights), count(1000, 2 * config.actors.simulators)
 
     def steps_per_second(busy: Sequence[Handle]) -> float:
@@ -378,14 +391,14 @@ def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes
 
 
 def open_store(url: str, spec: TaskSpec) -> EpisodeStore:
-    """A namespace of the task's own."""
+    """Open a store in a namespace of the task's own."""
     store = EpisodeStore.connect(url, spec.name, StoreConfig())
     store.register(spec)
     return store
 
 
 def make_worker(task: Task, simulators: int, store: EpisodeStore | None, hub: Hub) -> Worker:
-    return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", EXECUTE, store, hub.report)
+    return Worker(task, ActorsConfig(simulators=simulators), 0, "actor-0", store, hub.report)
 
 
 def untrained(spec: TaskSpec) -> TrainedPolicy:

@@ -121,7 +121,7 @@ def physics(steps: int) -> Callable[[], float]:
     env: Any = load_task("lift").make()
     env.reset(seed=0)
     model, data = env.model, env.data
-    substeps = round(1 / env.task.spec.control_hz / model.opt.timestep)
+    substeps = round(1 / env.task_spec.control_hz / model.opt.timestep)
 
     def rate() -> float:
         return steps / seconds(lambda: mujoco.mj_step(model, data, nstep=steps * substeps))

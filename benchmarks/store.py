@@ -1,6 +1,7 @@
-"""The episode store: against bare Redis and TorchRL's, other codecs, and how many actors one Redis takes.
+"""Speed of the episode store, compared with bare Redis, TorchRL and other codecs; actors that one Redis
+serves.
 
-TorchRL and LZ4 are left out where they are not installed; `pip install torchrl lz4` does that.
+Comparisons with TorchRL and LZ4 need `pip install torchrl lz4` and are skipped without it.
 """
 
 import importlib
@@ -37,21 +38,21 @@ from longview.replay.sampling import draw
 from longview.replay.store import EpisodeStore
 
 CHUNK, CHUNKS = 64, 4
-"""K, and how many of them an episode has."""
+"""Steps per chunk, and chunks per episode."""
 BUDGET = 512 << 20
-"""Bytes that a benchmark's namespace may hold: the oldest give way, as in a run that has gone on for long."""
+"""Byte budget of a benchmark's namespace; old episodes are evicted, as in a long run."""
 KEPT = 8
-"""Episodes that there is room for, where that matters."""
+"""Episodes that the store and bare Redis keep while they are compared."""
 SERVERS = 8
-"""One after the other, where the server's own luck matters."""
+"""Servers to compare on, one after the other; the ratio varies between servers."""
 WINDOW = 80
-"""T_o of the windows that are drawn."""
+"""Context length T_o of the windows."""
 WINDOWS = 8
-"""A batch of them."""
+"""Windows per batch."""
 DRAWN = 256
-"""Steps of a batch that is drawn from the index alone."""
+"""Steps per draw from the index alone."""
 ACTORS = {"states": 870.0, "pictures": 13.0}
-"""Steps per second of an actor of lift: by its state, and with two cameras that a CPU renders."""
+"""Steps per second of an actor of lift: with states only, and with two cameras that a CPU renders."""
 
 TARGETS = {
     "write_over_raw": ">= 0.7",
@@ -59,8 +60,10 @@ TARGETS = {
     "torchrl_over_ours": ">= 1",
     "draw_1e6_over_1e3": "<= 1.2",
 }
+"""Bounds that the ratios should meet."""
 
 Steps = Sequence[Mapping[str, NDArray[Any]]]
+"""Steps of an episode: arrays without time axis, by name."""
 
 
 def main() -> None:
@@ -92,21 +95,23 @@ def main() -> None:
     finish(results(where, rows, ratios), TARGETS, options.json)
 
 
-# What is stored
+# Episodes
 
 
 STATE = {"state": ArraySpec((32,))}
+"""Observation of 32 numbers."""
 PICTURES = STATE | {name: ArraySpec((84, 84, 3), "uint8") for name in ("front", "wrist")}
+"""Observation of 32 numbers and two pictures."""
 
 
 def store_spec(name: str, observation: Mapping[str, ArraySpec]) -> TaskSpec:
-    """A task that exists in the store only."""
+    """Make the spec of a task without a simulator."""
     action = ArraySpec((7,), low=-1.0, high=1.0)
     return TaskSpec(name, observation, action, 20.0, 1000, (1,), demonstrations=1)
 
 
 def open_store(url: str, spec: TaskSpec, **config: Any) -> EpisodeStore:
-    """A namespace of the task's own."""
+    """Open a namespace that is named like the task."""
     settings: dict[str, Any] = {"byte_budget": BUDGET, "refresh_seconds": 0.0}
     store = EpisodeStore.connect(url, spec.name, StoreConfig(**(settings | config)))
     store.register(spec)
@@ -115,7 +120,7 @@ def open_store(url: str, spec: TaskSpec, **config: Any) -> EpisodeStore:
 
 @cache
 def lift_steps(length: int) -> dict[str, NDArray[Any]]:
-    """Steps of lift with two cameras, actions at random: every array, (T, ...)."""
+    """Record steps of lift with two cameras and random actions; return the arrays (length, ...) by name."""
     env = load_task("lift", CamerasConfig(("agentview", "robot0_eye_in_hand"), 84)).make()
     env.reset(seed=0)
     rng, steps = np.random.default_rng(0), []
@@ -128,9 +133,12 @@ def lift_steps(length: int) -> dict[str, NDArray[Any]]:
 
 
 def recording(spec: TaskSpec, length: int) -> Steps:
-    """Steps of an episode that compress as real ones do: the pictures are those of lift, again after `CHUNK`
-    steps, so that they are in the processor's caches as those that a simulator just made; states walk at
-    random."""
+    """Make the steps of an episode that compress like real ones: pictures of lift, and states on a random
+    walk.
+
+    The pictures repeat after `CHUNK` steps, so that they are in the processor's cache, like pictures that a
+    simulator has just rendered.
+    """
     rng = np.random.default_rng(0)
     pictures = iter(array for array in lift_steps(CHUNK).values() if array.dtype == np.uint8)
     arrays: dict[str, NDArray[Any]] = {}
@@ -146,12 +154,12 @@ def recording(spec: TaskSpec, length: int) -> Steps:
 
 
 def megabytes(steps: Steps) -> float:
-    """Of the arrays."""
+    """Return the size of all arrays in MB."""
     return sum(array.nbytes for step in steps for array in step.values()) / 1e6
 
 
 def write(store: EpisodeStore, spec: TaskSpec, number: int, steps: Steps) -> str:
-    """Write a whole episode."""
+    """Write and commit an episode; return its id."""
     id = episode_id("rollout", spec.name, number)
     writer = store.writer(EpisodeMeta(id, spec.name, seed=0, source="rollout"))
     for step in steps:
@@ -161,7 +169,7 @@ def write(store: EpisodeStore, spec: TaskSpec, number: int, steps: Steps) -> str
 
 
 def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
-    """Measures a call's amount per second."""
+    """Return a function that measures the call's amount per second."""
     return lambda: amount / seconds(call)
 
 
@@ -169,9 +177,12 @@ def rate(call: Callable[[], object], amount: float) -> Callable[[], float]:
 
 
 def against_raw(quick: bool) -> dict[str, list[float]]:
-    """MB/s of episodes without compression, in as actors give them and out as learners get them; and of as
-    many values of the same sizes that a pipeline of redis-py sets and gets. From several servers: each has
-    its memory and its file in another place, which moves the ratios by several hundredths."""
+    """Measure the MB/s of writing and reading uncompressed episodes, and values of the same sizes in bare
+    Redis.
+
+    Bare Redis means SET and GET in a pipeline of redis-py. Several servers take part, because the places of
+    their memory and file change the ratios by several hundredths.
+    """
     samples: dict[str, list[float]] = {}
     for _ in range(1 if quick else SERVERS):
         with TemporaryDirectory() as folder, redis_server(Path(folder) / "redis") as url:
@@ -181,7 +192,8 @@ def against_raw(quick: bool) -> dict[str, list[float]]:
 
 
 def against_raw_of(url: str, rounds: int) -> dict[str, list[float]]:
-    """The same of one server. Both sides remove what is old: memory that is new to Redis takes it longer."""
+    """Measure like `against_raw` on one server. Both sides remove old values, because fresh memory is
+    slower."""
     spec = store_spec("raw", PICTURES)
     steps = recording(spec, CHUNKS * CHUNK)
     store = open_store(url, spec, compression=0, byte_budget=int(1e6 * KEPT * megabytes(steps)), shards=1)
@@ -219,11 +231,12 @@ def against_raw_of(url: str, rounds: int) -> dict[str, list[float]]:
     return interleaved({name: rate(call, amount) for name, call in sides.items()}, rounds)
 
 
-# The default codec, and others
+# Codecs
 
 
 def default_codec(url: str, observation: Mapping[str, ArraySpec], case: str, quick: bool) -> list[Row]:
-    """MB/s of arrays in and out, what an append costs the actor, and what is stored of a byte."""
+    """Measure the default codec: MB/s of writing and reading, time of an append, and stored bytes per
+    step."""
     spec, length = store_spec(case, observation), CHUNKS * CHUNK
     store, steps = open_store(url, spec), recording(spec, length)
     ids = [write(store, spec, 0, steps)]
@@ -247,8 +260,11 @@ def default_codec(url: str, observation: Mapping[str, ArraySpec], case: str, qui
 
 
 def codecs(quick: bool) -> list[Row]:
-    """What codecs make of a chunk of pictures of lift, and of one of its states; ours are whole, the others
-    get the same bytes."""
+    """Measure codecs on a chunk of lift's pictures and a chunk of its states: size, MB/s of encoding and
+    decoding.
+
+    The store's codecs encode arrays; the others compress the store's uncompressed chunk.
+    """
     rows, every = [], lift_steps(CHUNK)
     pictures = {name: array for name, array in every.items() if array.dtype == np.uint8}
     states = {name: every[name] for name in every.keys() - pictures.keys()}
@@ -265,11 +281,11 @@ def codecs(quick: bool) -> list[Row]:
 
 
 Codec = tuple[Callable[[], bytes], Callable[[bytes], object]]
-"""How it encodes the chunk, and decodes anything."""
+"""Function that encodes the chunk, and function that decodes."""
 
 
 def known_codecs(arrays: Mapping[str, NDArray[Any]], raw: bytes) -> dict[str, Codec]:
-    """By name."""
+    """Return the codecs by name, for a chunk given as arrays and as uncompressed bytes."""
     found: dict[str, Codec] = {
         f"ours, zstd {level}" if level else "ours, none": (partial(encode_chunk, arrays, level), decode_chunk)
         for level in (0, 1, 3, 9)
@@ -286,9 +302,11 @@ def known_codecs(arrays: Mapping[str, NDArray[Any]], raw: bytes) -> dict[str, Co
 
 
 def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
-    """Seconds per batch of windows of pictures and states as tensors: ours from the cache that a learner has,
-    ours without it, and TorchRL's slices from its storage in Redis and from that in memory. All hold the same
-    episodes."""
+    """Measure the seconds per batch of windows of pictures and states, as tensors.
+
+    The sides hold the same episodes: the store with a learner's cache, the store without a cache, and slices
+    of TorchRL from its storage in Redis and in memory.
+    """
     from longview.learner.config import Horizon
     from longview.learner.windows import build, nows
 
@@ -310,7 +328,7 @@ def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
     if importlib.util.find_spec("torchrl"):
         sides |= torchrl_sides(url, steps, episodes)
     else:
-        Console().print("torchrl is not installed: its rows and ratios are left out")
+        Console().print("torchrl is not installed: its rows and ratios are skipped")
     for once in sides.values():
         once()
     times = {name: partial(seconds, side) for name, side in sides.items()}
@@ -318,7 +336,7 @@ def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
 
 
 def torchrl_sides(url: str, steps: Steps, episodes: int) -> dict[str, Callable[[], object]]:
-    """Batches of TorchRL, filled with the same steps."""
+    """Fill TorchRL's buffers with the same steps; return functions that read a batch from each."""
     import torch
     from tensordict import TensorDict
     from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
@@ -342,7 +360,7 @@ def torchrl_sides(url: str, steps: Steps, episodes: int) -> dict[str, Callable[[
 
 
 def torchrl_batch(buffer: Any, names: Sequence[str]) -> object:
-    """A batch of them, read to the end."""
+    """Read all arrays of a batch of TorchRL."""
     drawn = buffer.sample()
     return [drawn.get(name) for name in names]
 
@@ -351,7 +369,7 @@ def torchrl_batch(buffer: Any, names: Sequence[str]) -> object:
 
 
 def draws(quick: bool) -> dict[str, list[float]]:
-    """Microseconds to draw the steps of a batch: which episodes, which of their steps."""
+    """Measure the microseconds of a draw: the choice of episodes and of their steps, from the index alone."""
     selection = Selection({"rollout": 1.0, "rollout/success": 1.0})
     sides = {}
     for episodes in (1_000, 1_000_000):
@@ -373,16 +391,24 @@ def draws(quick: bool) -> dict[str, list[float]]:
 
 
 def drawing(index: Index, selection: Selection, rng: np.random.Generator) -> Callable[[], float]:
-    """Measures one batch."""
+    """Return a function that measures one draw in microseconds."""
     return lambda: 1e6 * seconds(lambda: draw(index.plan(selection), DRAWN, rng))
 
 
-# How much one Redis takes
+# Saturation of one Redis
 
 
 def saturation(url: str, stored: Mapping[str, float], quick: bool) -> list[Row]:
-    """Steps per second that one Redis takes, from more and more processes that send it what actors would; and
-    how many actors that is. They send ready-made bytes: so it is Redis that is busy, not they."""
+    """Measure the steps per second that one Redis accepts from a growing number of processes, and the number
+    of actors that this serves.
+
+    The processes send prepared bytes, so that Redis is the bottleneck.
+
+    Args:
+        url: address of Redis.
+        stored: bytes per step, by case.
+        quick: whether to measure briefly.
+    """
     rows = []
     for case, bytes_per_step in stored.items():
         most = 0.0
@@ -400,7 +426,8 @@ def saturation(url: str, stored: Mapping[str, float], quick: bool) -> list[Row]:
 
 
 def load(url: str, name: str, size: int, processes: int, quick: bool) -> tuple[float, float]:
-    """Steps per second from so many processes, and what part of a core Redis needed for that."""
+    """Return the steps per second that Redis accepts from some processes, and the share of a core that it
+    uses."""
     store = open_store(url, store_spec(name, STATE), shards=1)
     context = multiprocessing.get_context("spawn")
     start, found = context.Barrier(processes + 1), context.Queue()
@@ -425,31 +452,37 @@ def load(url: str, name: str, size: int, processes: int, quick: bool) -> tuple[f
 def simulated_actors(
     url: str, name: str, number: int, size: int, seconds: float, start: Any, found: Any
 ) -> None:
-    """Send episodes for some time, one after the other; tell how many."""
-    some, reply = conversation(name, size)
+    """Send episodes for some seconds, one after the other, and put their number into the queue `found`."""
+    request, reply = conversation(name, size)
     with socket.socket(socket.AF_UNIX) as redis:
         redis.connect(url.removeprefix("unix://"))
         start.wait()
         ends, sent = time.perf_counter() + seconds, 0
         while time.perf_counter() < ends:
             id = episode_id("rollout", "load", 10_000_000 * number + sent)
-            redis.sendall(some.replace(SOME_ID.encode(), id.encode()))
-            heard = b""
-            while not heard.endswith(reply):
-                heard += redis.recv(4096)
+            redis.sendall(request.replace(SOME_ID.encode(), id.encode()))
+            received = b""
+            while not received.endswith(reply):
+                received += redis.recv(4096)
             sent += 1
     found.put(sent)
 
 
 SOME_ID = episode_id("rollout", "load", 999_999_999)
+"""Id in the prepared bytes, to be replaced by each episode's own id of the same length."""
 
 
 def conversation(name: str, size: int) -> tuple[bytes, bytes]:
-    """What a writer sends for the episode `SOME_ID` of `CHUNKS` chunks, and how the reply to it ends."""
+    """Return the bytes that a writer sends for the episode `SOME_ID`, and the end of the reply.
+
+    Args:
+        name: namespace.
+        size: bytes of each of the `CHUNKS` chunks.
+    """
     commands: list[Sequence[Any]] = []
 
-    class Listener:
-        """Takes the commands of a commit instead of running it."""
+    class Recorder:
+        """Client that records the command of a commit instead of running it."""
 
         def script(self, source: str, replicated: bool = False) -> Script:
             def run(names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
@@ -459,7 +492,7 @@ def conversation(name: str, size: int) -> tuple[bytes, bytes]:
             return run
 
     tag = keys.tag(name, 0)
-    sink = Sink(cast(Client, Listener()), lambda id: tag, 1, StoreConfig(byte_budget=BUDGET))
+    sink = Sink(cast(Client, Recorder()), lambda id: tag, 1, StoreConfig(byte_budget=BUDGET))
     meta = EpisodeMeta(SOME_ID, name, 0, "rollout")
     record = Record(meta, "success", 0, chunks=0, bytes=0, token="0" * 16, chunk_steps=CHUNK)
     chunk = np.random.default_rng(0).bytes(size)
@@ -473,7 +506,7 @@ def conversation(name: str, size: int) -> tuple[bytes, bytes]:
 
 
 def cpu_seconds(redis: Redis) -> float:
-    """What Redis has used so far."""
+    """Return the CPU seconds that Redis has used so far."""
     used = redis.info("cpu")
     return float(used["used_cpu_user"] + used["used_cpu_sys"])
 

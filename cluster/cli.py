@@ -39,7 +39,9 @@ def main() -> None:
 @explained
 def demo(
     settings: Settings = None,
-    task: Annotated[str, typer.Option(help="The task to learn.")] = "grasp_and_return",
+    task: Annotated[
+        str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
+    ] = "grasp_and_return",
     resume: Resume = None,
 ) -> None:
     """Collect, train, evaluate and report on this machine, with everything embedded.
@@ -120,13 +122,14 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
+    choose_ray_auth(address)
+    # Before there is a run's folder: without Ray there shall be none.
+    from longview.cluster.driver import launch as launching
+
     if run is None:
         run = create_run(config)
     else:
         run.lock()
-    choose_ray_auth(address)
-    from longview.cluster.driver import launch as launching
-
     raise typer.Exit(launching.launch(config, run, address))
 
 
@@ -163,6 +166,27 @@ def collect(
     if config.task != task:
         raise ConfigError(f"TASK is {task}, but the config's task is {config.task}")
     demonstrate(config, run, video, sheet)
+
+
+@app.command()
+@explained
+def check_task(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="An installed task, or `module:attribute`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with a task: seeds, ranges, outcomes, time limit, expert, pictures, speed.
+
+    Examples:
+
+        longview check-task return_point
+
+        longview check-task my_package.my_task:task
+
+        longview check-task my_task: --json
+    """
+    from longview.cluster.commands.check_task import show_checks
+
+    raise typer.Exit(show_checks(task, as_json=as_json))
 
 
 @app.command()
@@ -278,7 +302,7 @@ def scale(
 @app.command("config")
 @explained
 def config_(
-    task: Annotated[str, typer.Argument(metavar="[TASK]", help="With what `demo` uses for this task.")] = "",
+    task: Annotated[str, typer.Argument(metavar="TASK", help="With what `demo` uses for this task.")] = "",
     settings: Settings = None,
 ) -> None:
     """Print every setting with its value, default and meaning, as a file for `launch`.

@@ -2,7 +2,7 @@
 
 They are generated because kustomize takes neither a file from outside its folders nor a pattern of names.
 
-make manifests
+make generated
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def dashboards() -> str:
 
 def _generated(origin: str, manifest: object) -> str:
     text = yaml.safe_dump(manifest, sort_keys=False, width=110)
-    return f"# Made from {origin} by `make manifests`.\n{text}"
+    return f"# Made from {origin} by `make generated`.\n{text}"
 
 
 if __name__ == "__main__":

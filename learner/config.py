@@ -236,7 +236,7 @@ class CurriculumConfig:
     """Share of the training, in (0, 1], after which `progressive` reaches the longest T_o."""
     full: float = 0.5
     """Probability, in [0, 1], that `progressive` and `sprinkle` use the longest T_o reached so far. Otherwise
-    they draw a shorter T_o. 0.8 is published for `sprinkle`. More short contexts are cheaper, and improve the
+    they draw a shorter T_o. 0.8 is published for `sprinkle`. More short contexts are cheaper and improve the
     short T_o."""
     shorter: Literal["uniform", "log"] = "log"
     """Distribution of the shorter T_o. `log` gives every doubling of the length the same share, because the

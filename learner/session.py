@@ -57,6 +57,11 @@ class PolicySession:
         self.version, self._policy = version, policy
         self._memory = memory_of(policy, len(self._steps))
 
+    @property
+    def execute(self) -> int:
+        """Number of actions that `act` chooses for each slot, T_a."""
+        return self._policy.horizon.execute
+
     def act(
         self,
         slots: Sequence[int],

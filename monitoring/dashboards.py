@@ -1,6 +1,6 @@
-"""Builds dashboards/*.json, which Grafana 9 to 13 load, from what `panels.py` says.
+"""Builds the Grafana dashboards in dashboards/*.json from the panels of `panels.py`, for Grafana 9 to 13.
 
-longview dashboards build
+Call it by `longview dashboards build`.
 """
 
 import json
@@ -23,15 +23,15 @@ ANNOTATIONS = {
     "Published policies": ("purple", "published policy {{version}}", "policy_version"),
     "Evaluations": ("blue", "evaluated policy {{version}}", "evaluation_version"),
 }
-"""By name: colour, text, and the metric whose every change is marked."""
+"""Marks in every plot, by name: colour, text, and the metric whose changes are marked."""
 ANNOTATION_STEP = "1m"
 
 
 def build(folder: Path = FOLDER) -> list[Path]:
-    """Write every dashboard; the same ones whenever and wherever it is called.
+    """Write every dashboard. The same panels always give the same bytes.
 
     Returns:
-        The files.
+        The files written.
     """
     folder.mkdir(exist_ok=True)
     files = []
@@ -42,7 +42,7 @@ def build(folder: Path = FOLDER) -> list[Path]:
 
 
 def dashboard_json(dashboard: Dashboard) -> str:
-    """A dashboard as Grafana's classic JSON."""
+    """Convert a dashboard to Grafana's classic JSON."""
     from grafana_foundation_sdk.builders import dashboard as builders
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType
@@ -81,7 +81,7 @@ def _source() -> "DataSourceRef":
 
 
 def _variable(name: str, label: str, query: str, *, several: bool) -> "QueryVariable":
-    """A choice of label values: one of them, or several and at first all."""
+    """Make a choice of label values: one of them, or several of them with all chosen at first."""
     from grafana_foundation_sdk.builders.dashboard import QueryVariable
     from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
@@ -101,7 +101,7 @@ def _variable(name: str, label: str, query: str, *, several: bool) -> "QueryVari
 
 
 def _annotations() -> Iterable[dict[str, Any]]:
-    """Marks in every plot. A change is a value that was not there a step ago: each is found once."""
+    """Make the marks in every plot. A value that a metric did not have a step ago is marked once."""
     for name, (color, text, metric) in ANNOTATIONS.items():
         series = f"longview_{metric}{RUN}"
         changed = f'count_values("version", {series} unless {series} == {series} offset {ANNOTATION_STEP})'
@@ -124,7 +124,7 @@ def _annotation(name: str, color: str, text: str, expression: str) -> dict[str, 
 
 
 def _panel(panel: Panel) -> Any:
-    """The SDK's panel; its kinds share methods, but no type."""
+    """Make the SDK's panel. The SDK's kinds of panels share methods but no type."""
     made = _KINDS[panel.kind](panel)
     made.title(panel.title).description(panel.description).datasource(_source())
     made.span(panel.width).height(panel.height).unit(panel.unit)
@@ -216,7 +216,7 @@ def _lines(panel: Panel) -> Any:
 
 
 def _by_length(made: Any, panel: Panel) -> Any:
-    """The queries side by side, a row for each context length, ascending."""
+    """Join a panel's queries side by side, with a row for each context length, ascending."""
     from grafana_foundation_sdk.models.dashboard import DataTransformerConfig
 
     names = dict(zip((f"Value #{letter}" for letter in ascii_uppercase), panel.queries, strict=False))
@@ -229,7 +229,7 @@ def _by_length(made: Any, panel: Panel) -> Any:
         "indexByName": {name: index for index, name in enumerate(("context_length", *names))},
         "renameByName": {"context_length": "T_o", **names},
     }
-    # As numbers they have an order, as texts they are no measure to be drawn.
+    # Numbers are sorted rightly; texts are not drawn as a measure.
     for kind, options in (
         ("merge", {}),
         ("convertFieldType", numbers),

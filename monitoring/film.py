@@ -1,7 +1,4 @@
-"""Episodes to look at: as a video, and as a contact sheet.
-
-Each is a sequence of frames, arrays (H, W, 3) of uint8: one before every control step, and one at the end.
-"""
+"""Videos and contact sheets of episodes."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -9,17 +6,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 Film = Sequence[Any]
+"""Frames of one episode, (H, W, 3) uint8 each: one before every control step, and one at the end."""
 
 COLUMNS = 8
+"""Frames of an episode that a contact sheet shows."""
 TILE, GAP = 160, 6
-"""Pixels a side of a frame on a contact sheet, and between frames."""
+"""Side of a frame on a contact sheet, and distance between frames, in pixels."""
 
 
 def write_video(file: Path, films: Sequence[Film], hz: float) -> None:
-    """One episode after the other, as H.264 in an mp4 that browsers play.
+    """Write episodes one after the other as an mp4 that browsers play (H.264).
 
     Args:
-        file: where it goes.
+        file: the mp4 to write.
         films: the episodes; all frames have the same size.
         hz: frames per second.
     """
@@ -37,15 +36,15 @@ def write_video(file: Path, films: Sequence[Film], hz: float) -> None:
 
 
 def moments(frames: int) -> list[int]:
-    """Which of an episode's frames a contact sheet shows."""
+    """Choose the frames of an episode that a contact sheet shows: evenly from the first to the last."""
     return [round(column * (frames - 1) / (COLUMNS - 1)) for column in range(COLUMNS)]
 
 
 def write_sheet(file: Path | BinaryIO, films: Sequence[Film], hz: float) -> None:
-    """A picture with a row for each episode: moments from its first to its last frame, and when they were.
+    """Draw a contact sheet: a row for each episode, with moments from its first to its last frame.
 
     Args:
-        file: where the PNG goes.
+        file: the PNG to write.
         films: the episodes.
         hz: frames per second.
     """

@@ -1,4 +1,4 @@
-"""Puts the dashboards on a Grafana: folder, data source, dashboards; as often as one likes."""
+"""Puts folder, data source and dashboards on a Grafana. A repeated push changes nothing."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,16 @@ SOURCE = {"uid": "longview-prometheus", "name": "Longview", "type": "prometheus"
 KNOWN_VERSIONS = range(9, 14)
 """Major versions that load classic dashboards."""
 TIMEOUT_SECONDS = 10.0
+"""Longest wait for an answer."""
 
 
 class GrafanaError(Exception):
-    """Grafana does not do what was asked; the message says why, and what to do."""
+    """A request that Grafana did not fulfil; the message says why, and what to do."""
 
 
 def push(url: str, token: str, files: Sequence[Path], prometheus: str | None) -> Iterator[str]:
-    """Create or renew the folder, the data source and the dashboards, which get what others changed in them
-    overwritten.
+    """Create or renew the folder, the data source and the dashboards. Changes that somebody made to these
+    dashboards are overwritten.
 
     Args:
         url: Grafana's address; it may have a path.
@@ -28,11 +29,11 @@ def push(url: str, token: str, files: Sequence[Path], prometheus: str | None) ->
         prometheus: Prometheus' address as Grafana reaches it; None leaves the data source as it is.
 
     Yields:
-        What was done, line by line.
+        A line for each thing that was created, renewed or already present.
 
     Raises:
-        GrafanaError: Grafana cannot be reached, is none or of a version that is not known, refuses the token
-            or one of the things; or there is no data source yet, and `prometheus` is None.
+        GrafanaError: the address cannot be reached, is no Grafana's, or is a Grafana of an unknown version;
+            Grafana refuses the token or a change; or Grafana has no data source yet and `prometheus` is None.
     """
     dashboards = [json.loads(file.read_text()) for file in files]
     api = _connect(url, token)
@@ -60,7 +61,7 @@ def _connect(url: str, token: str) -> Any:
             "Grafana's address must be like http://host:3000 or https://host/path, without user or password: "
             "the token alone says who you are"
         )
-    # A token that is none would be part of an error of the HTTP client.
+    # The HTTP client's error for a malformed token would contain the token.
     if not (token.isascii() and token.isprintable() and " " not in token):
         raise GrafanaError(
             "GRAFANA_TOKEN is no token: it holds blanks, line ends or other strange characters"
@@ -125,7 +126,7 @@ def _put_dashboard(api: Any, dashboard: dict[str, Any]) -> str:
 
 
 def _found(api: Any, path: str) -> dict[str, Any] | None:
-    """What is there, if anything."""
+    """Get what Grafana has at a path; None if it has nothing."""
     try:
         found: dict[str, Any] = api.GET(path)
     except _refusal() as error:
@@ -136,7 +137,7 @@ def _found(api: Any, path: str) -> dict[str, Any] | None:
 
 
 def _refusal() -> Any:
-    """What grafana-api raises when Grafana answers with an error."""
+    """The exception that grafana-api raises when Grafana answers with an error."""
     from grafana_api.grafana_api import GrafanaException
 
     return GrafanaException
@@ -147,13 +148,13 @@ def _no_grafana(url: str) -> str:
 
 
 def _explain(url: str, error: BaseException) -> str:
-    """Why requests got no answer."""
+    """Explain why a request got no answer."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"{url} redirects to {response.headers['location'].partition('?')[0]}: give the final address"
     if "timed out" in str(error):
         return f"Grafana at {url} does not answer within {TIMEOUT_SECONDS:g} s: can it be reached from here?"
-    while error.__context__ is not None:  # the others are names of classes
+    while error.__context__ is not None:  # the innermost error has the reason, the outer ones class names
         error = error.__context__
     reason = getattr(error, "strerror", None) or error
     return f"Grafana at {url} cannot be reached ({reason}): is it up, and is that its address?"

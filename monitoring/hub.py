@@ -1,12 +1,12 @@
-"""The metrics hub: roles send their running totals, it adds them up and serves them to Prometheus.
+"""The metrics hub adds up the running totals of all roles and serves the sums to Prometheus.
 
-A report holds totals since its sender started, so one that is lost or repeated does no harm. A sender that
-starts again counts from zero under a higher incarnation; what the dead one had counted stays in the sum. Who
-reported is no label: the number of series does not depend on the number of actors.
+A report holds totals since its sender started, so a lost or repeated report does no harm. A sender that
+restarts counts from zero under a higher incarnation; the counts of the dead incarnation stay in the sum. The
+reporter's name is no label: the number of series does not depend on the number of actors.
 
-A hub that starts again has lost all that, and a counter that falls tells Prometheus that everything after
-it is new. So what is served is only ever what somebody else keeps (`Hub.exchange`), and a new hub serves
-nothing before it has that back: there is a gap of a second, and then the counters go on.
+A restarted hub has lost its counts, and Prometheus takes everything after a fallen counter for new. Therefore
+the hub serves only what the driver keeps a copy of (`Hub.exchange`). A new hub serves nothing until it has
+that copy back: Prometheus sees a gap of a second, and then the counters go on.
 """
 
 import json
@@ -16,41 +16,36 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from longview.monitoring.metrics import CATALOGUE, Metric, metric
+from longview.monitoring.snapshot import Series, Snapshot
 
 MAX_REPORT_BYTES = 1 << 18
+"""Size of the largest report that the hub takes."""
 MAX_TEXT = 128
 """Longest label value, role or reporter name, in characters."""
 
 ALIVE_SECONDS = 15.0
-"""Who has not reported for so long is taken to be dead."""
+"""A reporter that has been silent for longer is taken to be dead."""
 
 _GROWING = [name for name, found in CATALOGUE.items() if found.kind != "gauge"]
 """Metrics that count from a reporter's start."""
 
-Series = dict[tuple[str, ...], float]
-"""Values of one metric, keyed by its label values in the catalogue's order; `()` where it has no labels. Of a
-histogram the key has one of its `parts` at the end."""
-
-Snapshot = dict[str, Series]
-"""The series of every metric of the catalogue; empty for a metric that nobody has reported."""
+Values = dict[str, Series]
+"""One reporter's series by metric."""
 
 
 class Totals:
-    """What one role has counted since it started, and its gauges as they are now."""
+    """One role's counts since it started, and the present values of its gauges."""
 
     def __init__(self) -> None:
-        self.values: Snapshot = {}
+        self.values: Values = {}
 
     def add(self, name: str, amount: float, **labels: str | int) -> None:
         """Raise a counter.
@@ -97,13 +92,13 @@ class Totals:
 
 
 def encode_report(role: str, reporter: str, incarnation: int, totals: Totals) -> bytes:
-    """A role's totals as a message to the hub.
+    """Encode a role's totals as a message to the hub.
 
     Args:
         role: what the sender does, such as `actor`.
-        reporter: which one of them, the same after a restart.
+        reporter: name of the sender within its role; stays the same when it restarts.
         incarnation: higher after every restart, such as the time of the start.
-        totals: what it has counted since that start.
+        totals: the sender's counts since that start.
     """
     rows = [
         [name, list(labels), value]
@@ -116,14 +111,17 @@ def encode_report(role: str, reporter: str, incarnation: int, totals: Totals) ->
 
 @dataclass
 class Reporter:
-    """The newest report of one reporter, and what its dead incarnations had counted."""
+    """The newest report of one reporter, and the counts of its dead incarnations."""
 
     incarnation: int
-    totals: Snapshot = field(default_factory=dict)
-    folded: Snapshot = field(default_factory=dict)
+    """The incarnation that sent the newest report."""
+    totals: Values = field(default_factory=dict)
+    """Its newest totals."""
+    folded: Values = field(default_factory=dict)
+    """Counters of all dead incarnations together."""
 
-    def take_in(self, incarnation: int, totals: Snapshot) -> bool:
-        """Go on to a report; False if it is older than what is known already."""
+    def take_in(self, incarnation: int, totals: Values) -> bool:
+        """Replace the newest report by this one; False if this one is older."""
         if incarnation < self.incarnation:
             return False
         if incarnation > self.incarnation:
@@ -136,29 +134,29 @@ class Reporter:
 
 
 Reporters = dict[tuple[str, str], Reporter]
-"""By role and name, in the order of their newest reports, which is what merging by `last` goes by."""
+"""Reporters by role and name, in the order of their newest reports: `merge="last"` takes the last one."""
 
 
 class Hub:
-    """Merges the totals of all reporters. Thread-safe."""
+    """The sums of all reporters' totals. Thread-safe."""
 
     def __init__(self, run: str = "") -> None:
         """
         Args:
-            run: its name, a label of every series that is served.
+            run: name of the run, a label of every series that is served.
         """
         self.run = run
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._reporters: Reporters = {}
         self._heard: dict[tuple[str, str], float] = {}
-        """When each reporter was last heard."""
+        """Monotonic time of each reporter's last message."""
         self._kept: Reporters | None = None
-        """What is served; None as long as nobody keeps anything."""
+        """The reports that are served; None until the driver keeps a copy."""
         self._server: tuple[Any, threading.Thread] | None = None
 
     def report(self, message: bytes) -> None:
-        """Take in what `encode_report` made; an older report than one already taken in is ignored.
+        """Take in a message of `encode_report`; ignore it if a newer one has come before.
 
         Raises:
             ValueError: the message is no report, too large, or names a metric or labels that do not exist.
@@ -168,18 +166,18 @@ class Hub:
             self._heard[who] = time.monotonic()
             self._take_in(who, incarnation, totals)
 
-    def _take_in(self, who: tuple[str, str], incarnation: int, totals: Snapshot) -> None:
+    def _take_in(self, who: tuple[str, str], incarnation: int, totals: Values) -> None:
         known = self._reporters.get(who, Reporter(incarnation))
         if known.take_in(incarnation, totals):
             self._reporters.pop(who, None)
             self._reporters[who] = known
 
     def exchange(self, kept: Reporters) -> Reporters:
-        """Serve what the caller keeps, from now on, and tell it what to keep next.
+        """Serve the reports that the caller keeps a copy of, and return the reports to keep next.
 
         Args:
-            kept: what the last call returned, of this hub or of the one that died; empty at first. A new hub
-                goes on from it: reports that it has had already are the newer ones.
+            kept: return value of the last call, to this hub or to the one that died; empty at first. A new
+                hub continues from it: the reports that it has received itself are newer.
         """
         with self._lock:
             if self._kept is None:
@@ -194,19 +192,19 @@ class Hub:
             return {who: replace(known) for who, known in self._reporters.items()}
 
     def snapshot(self) -> Snapshot:
-        """Every metric's merged series, as they are now."""
+        """Merge all reports received so far."""
         with self._lock:
             return self._merged(self._reporters)
 
     def served(self) -> Snapshot:
-        """The same as it is served: what is kept, if anybody keeps it."""
+        """Merge the reports that are served: those the driver keeps, or all while nobody keeps any."""
         with self._lock:
             return self._merged(self._reporters if self._kept is None else self._kept)
 
     def _merged(self, reporters: Reporters) -> Snapshot:
-        snapshot = {name: _merge(found, reporters.values()) for name, found in CATALOGUE.items()}
+        snapshot = Snapshot({name: _merge(found, reporters.values()) for name, found in CATALOGUE.items()})
         now = time.monotonic()
-        # A hub that has just started cannot know who is dead.
+        # A hub that has just started cannot know which reporters are dead.
         if now - self._started > ALIVE_SECONDS:
             alive = [role for (role, _), heard in self._heard.items() if now - heard <= ALIVE_SECONDS]
             snapshot["longview_actors"] = {(): alive.count("actor")}
@@ -268,30 +266,7 @@ class _HubCollector(Collector):
             yield family
 
 
-def read_metrics(url: str, timeout: float = 5.0) -> Snapshot:
-    """What a hub has `served`, read from its /metrics address.
-
-    Raises:
-        OSError: nothing answers there within `timeout` seconds, or not a metrics server.
-    """
-    try:
-        # A proxy has no business between us and our own hub.
-        with build_opener(ProxyHandler({})).open(url, timeout=timeout) as response:
-            families = list(text_string_to_metric_families(response.read().decode()))
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(f"no metrics can be read from {url}: {error}") from error
-    snapshot: Snapshot = {name: {} for name in CATALOGUE}
-    for sample in (sample for family in families for sample in family.samples):
-        name, part = sample.name, sample.labels.get("le", "sum")
-        if name not in CATALOGUE:
-            name = name.removesuffix("_bucket").removesuffix("_sum")
-        if found := CATALOGUE.get(name):
-            key = tuple(sample.labels.get(label, "") for label in found.labels)
-            snapshot[name][(*key, part) if found.parts else key] = sample.value
-    return snapshot
-
-
-def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Snapshot]:
+def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Values]:
     if len(message) > MAX_REPORT_BYTES:
         raise ValueError(f"report of {len(message)} bytes: the limit is {MAX_REPORT_BYTES}")
     try:
@@ -306,7 +281,7 @@ def _decode_report(message: bytes) -> tuple[tuple[str, str], int, Snapshot]:
             "totals": list(rows),
             **others,
         } if not others and _is_text(role) and _is_text(reporter):
-            totals: Snapshot = {}
+            totals: Values = {}
             for row in rows:
                 name, labels, value = _decode_row(row)
                 totals.setdefault(name, {})[labels] = value
@@ -318,9 +293,8 @@ def _decode_row(row: object) -> tuple[str, tuple[str, ...], float]:
     match row:
         case [str(name), list(labels), int(value) | float(value)]:
             found = metric(name)
-            expected = (*found.labels, "le") if found.parts else found.labels
-            if len(labels) != len(expected) or not all(map(_is_text, labels)):
-                raise ValueError(f"{name} needs a text for each of its labels {expected}, not {labels}")
+            if len(labels) != len(found.key) or not all(map(_is_text, labels)):
+                raise ValueError(f"{name} needs a text for each of its labels {found.key}, not {labels}")
             if found.parts and labels[-1] not in found.parts:
                 raise ValueError(f"{name} has the parts {found.parts}, not {labels[-1]}")
             if not abs(value) <= sys.float_info.max or (found.kind != "gauge" and value < 0):
@@ -333,8 +307,8 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
-def _is_older(totals: Snapshot, known: Snapshot) -> bool:
-    """Counters only grow, so a report with a lower one was overtaken by the report we know."""
+def _is_older(totals: Values, known: Values) -> bool:
+    """Whether a report was overtaken: counters only grow, so one that is lower is older."""
     return any(
         totals.get(name, {}).get(labels, 0.0) < value
         for name, series in known.items()
@@ -344,7 +318,7 @@ def _is_older(totals: Snapshot, known: Snapshot) -> bool:
 
 
 def _counted(reporter: Reporter, name: str) -> Series:
-    """One counter or histogram of one reporter, over all of its incarnations."""
+    """Sum one counter or histogram of one reporter over all its incarnations."""
     total = dict(reporter.folded.get(name, {}))
     for labels, value in reporter.totals.get(name, {}).items():
         total[labels] = total.get(labels, 0.0) + value

@@ -1,14 +1,12 @@
-"""Every metric of Longview: its name, kind, unit, labels and meaning, once.
+"""The catalogue of all metrics: name, kind, unit, labels and meaning.
 
-python -m longview.monitoring.metrics > docs/metrics.md
+Run as a program it prints docs/metrics.md; `make generated` renews that page.
 """
 
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Literal
-
-from prometheus_client.utils import floatToGoString
 
 SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -19,7 +17,7 @@ RATES = {
     "completed": ("completion", "Completed evaluation episodes as a share of all"),
     "contextual": ("contextual_success", "Successes as a share of the completed evaluation episodes"),
 }
-"""By the rate's name in `report.rates`: its metrics' name and what it is."""
+"""Name in metrics and meaning of each of `success.Counts.rates`."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +25,32 @@ class Metric:
     """One metric; its series differ in the values of its labels."""
 
     name: str
+    """Full name, as Prometheus knows it."""
     kind: Literal["counter", "gauge", "histogram"]
+    """Prometheus' type of metric."""
     unit: str
+    """Unit of the values, for people."""
     help: str
+    """Meaning, as a phrase without a full stop."""
     labels: tuple[str, ...] = ()
+    """Names of the labels."""
     merge: Literal["sum", "max", "mean", "last"] = "sum"
-    """How the values of several reporters become one; counters and histograms are always summed."""
+    """Rule that makes one value of several reporters' gauges; counters and histograms are always summed."""
     buckets: tuple[float, ...] = ()
     """A histogram's upper bounds, ascending; there is one more, without an end."""
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
-        """What each series of a histogram is made of: how many observations are at most as large as each
-        bound, and the sum of all. They only grow, so they are handled like counters."""
+        """Parts of each series of a histogram: for each bound the number of observations up to it, and the
+        sum of all observations. They only grow, so they are handled like counters."""
+        from prometheus_client.utils import floatToGoString
+
         return (*map(floatToGoString, self.buckets), "+Inf", "sum") if self.buckets else ()
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """Names of the fields of a series' key: the labels, and for a histogram's part `le`."""
+        return (*self.labels, "le") if self.buckets else self.labels
 
 
 class UnknownMetric(ValueError):
@@ -77,15 +87,14 @@ CATALOGUE = {
             "longview_simulated_seconds_total",
             "counter",
             "seconds",
-            "Time that went by in the simulators; over actor_seconds of part `simulator` it is the real-time "
-            "factor",
+            "Simulated time; divided by actor_seconds of part `simulator` it is the real-time factor",
             ("task",),
         ),
         Metric(
             "longview_actor_seconds_total",
             "counter",
             "seconds",
-            "Time of actors, by what it is spent on: `simulator`, `policy`, `store`, `waiting` for orders",
+            "Time that actors spent on each part: `simulator`, `policy`, `store`, `waiting` for orders",
             ("part",),
         ),
         Metric(
@@ -96,7 +105,11 @@ CATALOGUE = {
             merge="last",
         ),
         Metric(
-            "longview_actors_target", "gauge", "actors", "Rollout actors that there should be", merge="last"
+            "longview_actors_target",
+            "gauge",
+            "actors",
+            "Rollout actors that the run wants to have",
+            merge="last",
         ),
         Metric(
             "longview_staleness_max",
@@ -140,7 +153,7 @@ CATALOGUE = {
             "longview_evaluation_completed",
             "gauge",
             "episodes",
-            "Completed evaluation episodes of the newest evaluated policy version, at whatever place",
+            "Completed evaluation episodes of the newest evaluated policy version, at any place",
             ("task", "context_length"),
             merge="last",
         ),
@@ -204,7 +217,7 @@ CATALOGUE = {
             "longview_loss_by_position",
             "gauge",
             "mean squared error",
-            "Training loss by the position of the action: how many steps from now on, or past",
+            "Training loss by the position of the action: steps from now on, or `past`",
             ("position",),
             merge="last",
         ),
@@ -260,7 +273,7 @@ CATALOGUE = {
             "longview_learner_data_wait_seconds_total",
             "counter",
             "seconds",
-            "Time that the first learner rank stood still for want of data",
+            "Time that the first learner rank waited for data",
         ),
         Metric(
             "longview_validation_seconds_total",
@@ -279,7 +292,7 @@ CATALOGUE = {
             "longview_store_byte_budget",
             "gauge",
             "bytes",
-            "Size that the stored chunks may have; beyond it the oldest collected episodes are evicted",
+            "Largest size of the stored chunks; beyond it the oldest collected episodes are evicted",
             merge="last",
         ),
         Metric(
@@ -289,12 +302,14 @@ CATALOGUE = {
             "Size of all chunks ever committed, evicted or not",
             ("source",),
         ),
-        Metric("longview_store_queue_depth", "gauge", "chunks", "Chunks that wait in actors for the store"),
+        Metric(
+            "longview_store_queue_depth", "gauge", "chunks", "Chunks that wait in the actors to be stored"
+        ),
         Metric(
             "longview_store_backpressure_seconds_total",
             "counter",
             "seconds",
-            "Time that actors stood still because the store did not keep up",
+            "Time that actors waited because the store did not keep up",
         ),
         Metric(
             "longview_store_limiter_wait_seconds_total",
@@ -335,10 +350,10 @@ CATALOGUE = {
 
 
 def metric(name: str) -> Metric:
-    """The catalogue's entry of that name.
+    """Find a metric in the catalogue.
 
     Raises:
-        UnknownMetric: there is none; the message suggests the nearest.
+        UnknownMetric: the catalogue has none of this name; the message suggests the nearest.
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
@@ -347,12 +362,12 @@ def metric(name: str) -> Metric:
 
 
 def markdown() -> str:
-    """The catalogue as a page of the documentation."""
+    """Make docs/metrics.md from the catalogue."""
     lines = [
         "# Metrics",
         "",
         "What the hub serves at /metrics. Besides the labels below, every series has `run`, the run's name.",
-        "Made from monitoring/metrics.py by `python -m longview.monitoring.metrics > docs/metrics.md`.",
+        "Made from monitoring/metrics.py by `make generated`.",
         "",
         "| name | type | unit | labels | meaning |",
         "|---|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""What the dashboards show: every panel as data. `dashboards.py` makes Grafana's JSON of it.
+"""The panels of all dashboards, as data. `dashboards.py` makes Grafana's JSON of them.
 
 RUN and TASK stand for the labels that a person chooses at the top of a dashboard. Where monitoring/rules.yaml
-records a quantity, that is shown: panels and alerts are of the same numbers, with the same thresholds.
+records a quantity, panels show the recorded one: panels and alerts have the same numbers and thresholds.
 """
 
 from collections.abc import Mapping
@@ -20,30 +20,36 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 BY_LENGTH = "T_o = {{context_length}}"
 
 Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
-"""A number, lines or areas over time, bars or a table over context length, a distribution over time."""
+"""`stat` is a number; `lines` and `stack` are lines and areas over time; `bars` and `table` are over context
+length; `heatmap` is a distribution over time."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture."""
+    """One plot, table or number of a dashboard."""
 
     title: str
+    """Heading."""
     description: str
+    """Explanation, with the value from which on it is bad; Grafana shows it behind the *i*."""
     kind: Kind
+    """Kind of drawing."""
     unit: str
-    """Grafana's name of it."""
+    """Unit of the values, by Grafana's name."""
     queries: Mapping[str, str]
-    """PromQL by what stands in the legend, or at the head of a table's column."""
+    """PromQL of each series, by its name in the legend or at the head of a table's column."""
     width: int = 8
-    """In columns, of which a dashboard has 24."""
+    """Width in columns; a dashboard has 24."""
     height: int = 8
+    """Height in Grafana's rows."""
     thresholds: Mapping[float, str] | None = None
-    """Colours, each from that value on, ascending; green below the first."""
+    """Colours by the value from which on they hold, ascending; below the first it is green."""
     maximum: float | None = None
+    """Upper end of the axis, whose lower end is then 0; by default the values decide."""
     repeat: str | None = None
-    """A variable; there is one such panel for each of its values."""
+    """A variable of the dashboard; the panel is repeated for each of its values."""
     band: tuple[str, str] | None = None
-    """Two of the queries, whose area in between is filled."""
+    """Names of two queries, upper and lower; the area between them is filled."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +57,48 @@ class Dashboard:
     """Panels, from left to right and from top to bottom."""
 
     uid: str
+    """Name in Grafana's addresses."""
     title: str
+    """Heading."""
     description: str
+    """The question that the dashboard answers."""
     panels: tuple[Panel, ...]
+    """The panels, in reading order."""
 
 
 def ratio(
     title: str, description: str, queries: Mapping[str, str], kind: Kind = "lines", **more: Any
 ) -> Panel:
-    """A panel of shares of one; `more` is as of `Panel`."""
+    """Make a panel of shares between 0 and 1; `more` are further fields of `Panel`."""
     return Panel(title, description, kind, "percentunit", queries, maximum=1.0, **more)
 
 
 def by_length(metric: str) -> str:
-    """A query for `bars` and `table`, which join what several queries find by the labels they have left."""
+    """Make a query for `bars` or `table`: one value a context length, by which Grafana joins queries."""
     return f"max by (context_length) ({metric}{TASK})"
 
 
 def with_bounds(name: str) -> dict[str, str]:
-    """A rate of the newest evaluated policy by context length, and its 95% Wilson interval."""
+    """Make the queries of a rate and its 95% Wilson interval, by context length."""
     metric = f"longview_{name}_ratio"
     columns = {"upper 95%": "_upper", name.replace("_", " "): "", "lower 95%": "_lower"}
     return {column: by_length(metric + suffix) for column, suffix in columns.items()}
 
 
 def in_range(counter: str, labels: str) -> str:
-    """How much a counter grew within the shown time."""
+    """Make the query of a counter's growth within the shown time."""
     return f"sum by (run) (round(increase({counter}{labels}[$__range])))"
 
 
 def buckets(histogram: str) -> dict[str, str]:
-    """The query of a `heatmap`."""
+    """Make the query of a `heatmap`."""
     return {"{{le}}": f"sum by (le) (increase({histogram}_bucket{RUN}[$__rate_interval]))"}
 
 
 ALERTS = Panel(
     "Alerts",
-    "How many alerts fire for this run; 0 is well. The red marks in the plots say which, docs/runbook.md "
-    "what to do about each.",
+    "Number of alerts that fire for this run; 0 is well. The red marks in the plots name them, and "
+    "docs/runbook.md says what to do about each.",
     "stat",
     "none",
     {"alerts": 'count(ALERTS{alertstate="firing", run="$run"}) or vector(0)'},
@@ -98,7 +108,8 @@ ALERTS = Panel(
 )
 ACTORS = Panel(
     "Actors",
-    "Rollout actors that reported within the last 15 s, and how many there should be. Red: none is alive.",
+    "Rollout actors that reported within the last 15 s, and the number that the run wants. Red: none is "
+    "alive.",
     "stat",
     "none",
     {
@@ -139,8 +150,7 @@ SAMPLES = Panel(
 )
 DATA_WAIT = ratio(
     "Learner waits",
-    "Share of its time that the learner stands still for want of data. More than 20%: actors or store are "
-    "too slow for it.",
+    "Share of its time that the learner waits for data. More than 20%: actors or store are too slow for it.",
     {"waiting": f"longview:learner_data_wait:ratio5m{RUN}"},
     "stat",
     thresholds={0.2: RED},
@@ -149,8 +159,8 @@ DATA_WAIT = ratio(
 )
 STALENESS = Panel(
     "Staleness",
-    "Nine tenths of the collected episodes come from policies at most so many publications old. More than 5 "
-    "is stale.",
+    "Age of the policies that collected episodes come from, in publications: 90% of them are at most this "
+    "old. More than 5 is stale.",
     "stat",
     "suffix: publications",
     {"90%": f"longview:staleness_publications:p90_10m{RUN}"},
@@ -160,8 +170,8 @@ STALENESS = Panel(
 )
 STORE_FILL = ratio(
     "Store",
-    "Size of the stored episodes as a share of what they may have. A full store is well: the oldest "
-    "collected episodes give way.",
+    "Size of the stored episodes as a share of the store's budget. A full store is well: the oldest "
+    "collected episodes are removed for new ones.",
     {"full": f"longview:store_bytes:ratio{RUN}"},
     "stat",
     width=3,
@@ -206,8 +216,8 @@ SAMPLE_RATE = Panel(
 )
 BACKPRESSURE = ratio(
     "Backpressure",
-    "Share of their time that actors stand still because the store does not keep up. More than 10% calls "
-    "for a faster Redis, or fewer actors.",
+    "Share of their time that actors wait because the store does not keep up. More than 10%: use a faster "
+    "Redis, or fewer actors.",
     {"actors wait": f"longview:backpressure:ratio5m{RUN}"},
     thresholds={0.1: RED},
 )
@@ -244,7 +254,7 @@ SUCCESS_BY_CONTEXT = Dashboard(
     (
         Panel(
             "Evaluated policy",
-            "The newest policy that all numbers of this dashboard are of.",
+            "The newest evaluated policy. All numbers of this dashboard are about it.",
             "stat",
             "prefix:step ",
             {"version": f"longview_evaluation_version{RUN}"},
@@ -254,7 +264,7 @@ SUCCESS_BY_CONTEXT = Dashboard(
         Panel(
             "The newest evaluation",
             "Episodes, and rates with their 95% Wilson intervals. Completed: the manipulation was carried "
-            "out, at whatever place. Contextual: at the right place, of those completed.",
+            "out, at any place. Contextual: the share of completed episodes that ended at the right place.",
             "table",
             "none",
             {
@@ -274,7 +284,7 @@ SUCCESS_BY_CONTEXT = Dashboard(
         SUCCESS,
         ratio(
             "Completion over training",
-            "Share of the evaluation episodes in which the manipulation was carried out, at whatever place.",
+            "Share of the evaluation episodes in which the manipulation was carried out, at any place.",
             {BY_LENGTH: f"longview_completion_ratio{TASK}"},
         ),
         ratio(
@@ -296,8 +306,8 @@ SUCCESS_BY_CONTEXT = Dashboard(
         ),
         Panel(
             "Below its best",
-            "How far the upper end of the interval lies below the highest lower end of any earlier policy: "
-            "above 0 it has certainly become worse, and an alert fires.",
+            "Distance of the interval's upper end below the highest lower end of any earlier policy. Above 0 "
+            "the policy has become worse, and an alert fires.",
             "lines",
             "percentunit",
             {BY_LENGTH: f"longview_success_ratio_best_lower{TASK} - longview_success_ratio_upper{TASK}"},
@@ -335,8 +345,8 @@ THROUGHPUT = Dashboard(
         *(ACTORS, STEPS),
         Panel(
             "Real-time factor",
-            "Seconds that go by in a simulator per second that an actor spends on it; all others of its "
-            "time left out.",
+            "Simulated seconds per second that an actor spends in its simulators; the rest of its time does "
+            "not count.",
             "stat",
             "suffix:x",
             {"factor": f"longview:real_time_factor:mean1m{RUN}"},
@@ -404,7 +414,7 @@ THROUGHPUT = Dashboard(
         *(WRITE_RATE, BACKPRESSURE, QUEUE),
         Panel(
             "Actors over time",
-            "Rollout actors that are alive, and how many there should be.",
+            "Rollout actors that are alive, and the number that the run wants.",
             "lines",
             "none",
             dict(ACTORS.queries),
@@ -436,7 +446,7 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Published policy",
-            "The training step whose policy is the newest that actors can have.",
+            "Training step of the newest published policy.",
             "stat",
             "prefix:step ",
             {"version": f"longview_policy_version{RUN}"},
@@ -456,7 +466,7 @@ LEARNER = Dashboard(
         ratio(
             "Out of range",
             "Share of the newest batch's observed values outside of the ranges that were frozen when "
-            "training started. Many: what is collected looks unlike the demonstrations.",
+            "training started. Many: collected episodes look unlike the demonstrations.",
             {"outside": f"longview_out_of_range_ratio{RUN}"},
             "stat",
             thresholds={0.05: ORANGE, 0.2: RED},
@@ -480,22 +490,22 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Validation loss",
-            "The newest published policy, on demonstrations that are not trained on. Rising while the "
-            "training loss falls: it learns them by heart.",
+            "Loss of the newest published policy on held-out demonstrations. It rises while the training "
+            "loss falls: the policy learns the training data by heart.",
             "lines",
             "none",
             {BY_LENGTH: f"longview_validation_loss{RUN}"},
         ),
         Panel(
             "Gradient norm",
-            "Before clipping, by the context length of the training step.",
+            "Norm of the gradient before clipping, by the context length of the training step.",
             "lines",
             "none",
             {BY_LENGTH: f"longview_gradient_norm{RUN}"},
         ),
         Panel(
             "Loss by position",
-            "Training loss by how many steps from now the action is; below 0 are past actions.",
+            "Training loss by the position of the action in steps from now; `past` are past actions.",
             "lines",
             "none",
             {"{{position}}": f"longview_loss_by_position{RUN}"},
@@ -503,7 +513,7 @@ LEARNER = Dashboard(
         SAMPLE_RATE,
         ratio(
             "The learner waits",
-            "Shares of its time that the learner stands still for want of data, and of these for the "
+            "Share of its time that the learner waits for data, and the part of it that it waits for the "
             "limiter of samples per insert.",
             {
                 "for data": f"longview:learner_data_wait:ratio5m{RUN}",
@@ -513,7 +523,7 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Duration of a training step",
-            "Without the wait for data: half and nine tenths of the steps take at most so long.",
+            "Time without the wait for data, below which 50% and 90% of the training steps stay.",
             "lines",
             "s",
             {
@@ -523,8 +533,8 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Staleness in training steps",
-            "How far collected episodes' policies were behind the newest one when the episodes arrived: "
-            "half and nine tenths of them at most so far; the actors' mean and worst now.",
+            "Age of the policies that collected episodes come from, when the episodes arrived: 50% and 90% "
+            "of them are at most this old. Beside it the mean and the worst of the actors now.",
             "lines",
             "suffix: steps",
             {
@@ -537,7 +547,8 @@ LEARNER = Dashboard(
         ),
         Panel(
             "From publication to use",
-            "Nine tenths of the policies are used by an actor within so long. More than 600 s is stale.",
+            "Time from the publication of a policy until an actor acts with it: 90% take at most this long. "
+            "More than 600 s is stale.",
             "lines",
             "s",
             {"90%": f"longview:publish_to_use_seconds:p90_10m{RUN}"},
@@ -545,7 +556,7 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Distribution of staleness",
-            "Collected episodes by how many training steps their policy was behind.",
+            "Collected episodes by the age of their policy in training steps.",
             "heatmap",
             "none",
             buckets("longview_staleness_steps"),
@@ -553,7 +564,7 @@ LEARNER = Dashboard(
         ),
         Panel(
             "Distribution of step durations",
-            "Training steps by how long they took.",
+            "Training steps by their duration.",
             "heatmap",
             "s",
             buckets("longview_learner_step_seconds"),
@@ -570,8 +581,8 @@ STORE = Dashboard(
         STORE_FILL,
         Panel(
             "Demonstrations' share",
-            "What is never evicted, as a share of what the store may hold. More than 80%: hardly any room "
-            "for what is collected.",
+            "Size of the episodes that are never evicted, as a share of the store's budget. More than 80%: "
+            "hardly any room for collected episodes.",
             "stat",
             "percentunit",
             {"kept": f"longview:store_kept_bytes:ratio{RUN}"},
@@ -628,14 +639,14 @@ STORE = Dashboard(
         ),
         Panel(
             "Size",
-            "Compressed size of what is stored, by source.",
+            "Compressed size of the stored episodes, by source.",
             "stack",
             "decbytes",
             {"{{source}}": f"longview_store_bytes{RUN}"},
         ),
         Panel(
             "Size and budget",
-            "All that is stored, and what it may grow to (replay.byte_budget): beyond it the oldest "
+            "Size of all stored episodes, and the budget (replay.byte_budget): beyond it the oldest "
             "collected episodes are evicted.",
             "lines",
             "decbytes",

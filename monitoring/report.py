@@ -1,93 +1,32 @@
-"""What a finished run is shown as: success intervals, plots, and the HTML report."""
+"""The HTML report of a run, and its plots."""
 
 import base64
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+
+from longview.monitoring.success import Evaluation, Rate, Success, needs_memory, read_success
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COUNTS = ("successes", "completed", "episodes")
-
-Counts = Mapping[str, int]
-"""A number of episodes for each of `COUNTS`; those that are no success may be completed nevertheless."""
-
-Success = Mapping[str, Counts]
-"""Counts by context length, which JSON turns into a text."""
-
 LOSSES = ("loss", "validation_loss")
+"""Names of the losses in series.jsonl."""
 EPISODES = ("episodes.mp4", "episodes.png")
-"""Names under which a run's folder may have a video and a contact sheet."""
+"""Names of a video and a contact sheet in a run's folder."""
 
 DPI = 200
 BLUE, GREEN, GREY, INK = "#1f5fa8", "#2e8b6f", "#8a94a3", "#1d2733"
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`count` out of `of` episodes."""
-
-    count: int
-    of: int
-
-    @property
-    def share(self) -> float:
-        """The rate; NaN where there are no episodes."""
-        return self.count / self.of if self.of else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% Wilson interval."""
-        return wilson_interval(self.count, self.of)
-
-
-def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (Wilson 1927; Newcombe 1998, method 3).
-
-    Returns:
-        Lower and upper end, within 0 to 1; all of it where there are no episodes.
-
-    Raises:
-        ValueError: not 0 <= successes <= episodes.
-    """
-    if not 0 <= successes <= episodes:
-        raise ValueError(f"successes must be between 0 and the {episodes} episodes, not {successes}")
-    if episodes == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate, weight = successes / episodes, z * z / episodes
-    centre = (rate + weight / 2) / (1 + weight)
-    half = math.sqrt(rate * (1 - rate) * weight + weight * weight / 4) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def rates(counts: Counts) -> dict[str, Rate]:
-    """`success` and `completed`, of all episodes; `contextual`: success, of those completed."""
-    successes, completed, episodes = (counts[name] for name in COUNTS)
-    return {
-        "success": Rate(successes, episodes),
-        "completed": Rate(completed, episodes),
-        "contextual": Rate(successes, completed),
-    }
-
-
-def needs_memory(rows: Iterable[Counts], chance: float | None) -> bool:
-    """Whether to complete the task is not all of it: there are places that only memory can rule out."""
-    return chance is not None or any(row["completed"] > row["successes"] for row in rows)
 
 
 def success_plot(success: Success, chance: float | None, path: Path) -> None:
     """Draw success over context length, with 95% intervals, as a PNG.
 
     Args:
-        success: counts by context length; those without episodes are left out.
-        chance: success rate of a policy without memory, drawn as a line.
+        success: counts by context length; a length without episodes is left out.
+        chance: success rate of a policy without memory, drawn as a line; None draws none.
         path: the file to write.
     """
     figure, axes = _figure()
@@ -103,13 +42,13 @@ def success_plot(success: Success, chance: float | None, path: Path) -> None:
             ha="center",
             va="bottom" if above else "top",
             color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line may run below it
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of chance may run below it
         )
     figure.savefig(path, dpi=DPI)
 
 
 def completion_plot(success: Success, chance: float | None, path: Path) -> None:
-    """Draw completion, and success given completion, over context length; arguments as of `success_plot`."""
+    """Draw completion and contextual success over context length; arguments as for `success_plot`."""
     figure, axes = _figure()
     rows = _rates_axis(axes, success, chance)
     axes.set_ylabel("share")
@@ -119,22 +58,22 @@ def completion_plot(success: Success, chance: float | None, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
+def learning_plot(history: Sequence[Evaluation], path: Path) -> None:
     """Draw success of every context length over training, as a PNG.
 
     Args:
-        history: evaluations, each with version, context_length, successes, episodes; at least one.
+        history: at least one evaluation.
         path: the file to write.
     """
     figure, axes = _figure()
-    for length, color in _colors(sorted({point["context_length"] for point in history})).items():
+    for length, color in _colors(sorted({found.context_length for found in history})).items():
         points = sorted(
-            (point["version"], point["successes"] / point["episodes"])
-            for point in history
-            if point["context_length"] == length and point["episodes"]
+            (found.version, found.counts.rates["success"].share)
+            for found in history
+            if found.context_length == length and found.counts.episodes
         )
-        versions, rates = zip(*points, strict=True) if points else ((), ())
-        axes.plot(versions, rates, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
+        versions, shares = zip(*points, strict=True) if points else ((), ())
+        axes.plot(versions, shares, "o-", color=color, linewidth=1.8, markersize=4.5, label=str(length))
     axes.set_xlabel("training steps")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
@@ -143,8 +82,12 @@ def learning_plot(history: Sequence[Mapping[str, int]], path: Path) -> None:
 
 
 def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the training loss of every context length, and the loss on episodes that are not trained on, over
-    training, as a PNG; `series` as of `write_report`, with losses in at least one row."""
+    """Draw training loss and validation loss of every context length over training, as a PNG.
+
+    Args:
+        series: rows as for `write_report`, with losses in at least one.
+        path: the file to write.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, pair = _plots(2, sharey=True)
@@ -169,7 +112,7 @@ def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what was simulated and trained per second, over time, as a PNG; `series` as of `write_report`."""
+    """Draw simulated steps and trained windows per second over time; `series` as for `write_report`."""
     figure, pair = _plots(2)
     for axes, key, title, color in zip(
         pair,
@@ -185,8 +128,7 @@ def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw how far the policies of collected episodes were behind the newest one, over time, as a PNG;
-    `series` as of `write_report`."""
+    """Draw the staleness of collected episodes over time, as a PNG; `series` as for `write_report`."""
     figure, (axes,) = _plots(1)
     _draw_over_time(axes, [row for row in series if row["staleness"] is not None], "staleness", BLUE, "o-")
     axes.set_ylabel("training steps")
@@ -194,16 +136,15 @@ def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Write report.html, which needs no other file, and the plots it shows beside it.
+    """Write report.html, one file that needs no other, and its plots beside it.
 
-    Episodes are shown where the run's folder has a video or a contact sheet of them.
+    The report shows the video or contact sheet of episodes that the run's folder has.
 
     Args:
         run_dir: the run's folder.
-        summary: what summary.json holds. `config` must be free of secrets: it is shown in full.
-        series: how the run went, each row at a time in `seconds` with `steps_per_second`,
-            `windows_per_second`, `training_step`, `staleness` in training steps or None, and `LOSSES` by
-            context length.
+        summary: content of summary.json. `config` must be free of secrets: the report shows it in full.
+        series: rows of series.jsonl: `seconds` since the start, `steps_per_second`, `windows_per_second`,
+            `training_step`, `staleness` in training steps or None, and each of `LOSSES` by context length.
 
     Returns:
         Path of the report.
@@ -211,9 +152,10 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     chance, plots = summary["chance"], []
-    with_memory = [task for task, rows in summary["success"].items() if needs_memory(rows.values(), chance)]
-    for task, success in summary["success"].items():
-        if any(counts["episodes"] for counts in success.values()):
+    tasks = {task: read_success(rows) for task, rows in summary["success"].items()}
+    with_memory = [task for task, success in tasks.items() if needs_memory(success.values(), chance)]
+    for task, success in tasks.items():
+        if any(counts.episodes for counts in success.values()):
             plots.append(run_dir / f"success-{task}.png")
             success_plot(success, chance, plots[-1])
             if task in with_memory:
@@ -221,7 +163,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
                 completion_plot(success, chance, plots[-1])
     if summary["history"]:
         plots.append(run_dir / "learning.png")
-        learning_plot(summary["history"], plots[-1])
+        learning_plot([Evaluation.from_dict(line) for line in summary["history"]], plots[-1])
     for name, draw, drawable in (
         ("loss", loss_plot, any(row[key] for row in series for key in LOSSES)),
         ("throughput", throughput_plot, len(series) > 1),
@@ -236,7 +178,10 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     )
     page = templates.get_template("report.html").render(
         summary=summary,
-        success={task: _rows(success) for task, success in summary["success"].items()},
+        success={
+            task: {length: counts.rates for length, counts in success.items()}
+            for task, success in tasks.items()
+        },
         with_memory=with_memory,
         plots={path.stem: _embedded(path) for path in plots},
         films={path.suffix: _embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
@@ -251,8 +196,8 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
 
 
 def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[dict[str, Rate]]:
-    """Lay out the context lengths that have episodes; returns the rates of each."""
-    rows = {length: row for length, row in _rows(success).items() if row["success"].of}
+    """Lay out an axis of the context lengths that have episodes, and return the rates of each."""
+    rows = {length: counts.rates for length, counts in success.items() if counts.episodes}
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
         axes.annotate(
@@ -272,7 +217,7 @@ def _rates_axis(axes: "Axes", success: Success, chance: float | None) -> list[di
 
 
 def _draw_rates(axes: "Axes", series: Sequence[Rate], color: str, label: str, shift: float = 0.0) -> None:
-    """One rate over the context lengths, with its interval."""
+    """Draw one rate over the context lengths, with its interval."""
     points = [(position + shift, rate) for position, rate in enumerate(series) if rate.of]
     positions, shares = [position for position, _ in points], [rate.share for _, rate in points]
     reach = [[abs(rate.interval[side] - rate.share) for _, rate in points] for side in (0, 1)]
@@ -298,7 +243,7 @@ def _draw_over_time(
 
 
 def _colors(lengths: Sequence[int]) -> dict[int, Any]:
-    """Of context lengths, ascending: darker the longer."""
+    """Choose a colour for each context length of an ascending sequence: the longer, the darker."""
     from matplotlib import colormaps
 
     last = max(1, len(lengths) - 1)
@@ -309,14 +254,8 @@ def _embedded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
 
 
-def _rows(success: Success) -> dict[int, dict[str, Rate]]:
-    """The rates of each context length, ascending."""
-    ascending = sorted((int(length), counts) for length, counts in success.items())
-    return {length: rates(counts) for length, counts in ascending}
-
-
 def _figure() -> "tuple[Figure, Axes]":
-    """A figure with an empty plot of success rates."""
+    """Make a figure with an empty plot of rates."""
     figure, (axes,) = _plots(1, height=3.2)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
@@ -325,8 +264,8 @@ def _figure() -> "tuple[Figure, Axes]":
 
 
 def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
-    """A figure with empty plots, one above the other, so narrow that its texts can be read on a phone; apart
-    from pyplot's global state and its windows."""
+    """Make a figure with empty plots, one above the other, narrow enough for a phone. It does not touch
+    pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, count * height), layout="constrained")
@@ -340,7 +279,7 @@ def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[F
 
 
 def _assignments(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The config as the command line would take it, a line a key."""
+    """Write a config as the command line takes it: a line `key=value` for each key."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _assignments(value, f"{prefix}{key}.")

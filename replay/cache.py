@@ -1,4 +1,4 @@
-"""Decoded episodes in a reader's own memory, or the parts of them that were read so far."""
+"""Cache of decoded chunks in a reader's own memory."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -11,26 +11,32 @@ from longview.replay.errors import CodecError
 
 
 class PartialEpisode:
-    """An episode, of which any chunks are here. It is immutable, so what is here never goes stale."""
+    """Episode with some of its chunks loaded. Episodes are immutable, so chunks never become stale."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        """Record of the episode."""
         self.bytes = 0
-        """Of the chunks that are here, decoded."""
-        self._present: set[int] = set()
+        """Size of the loaded chunks, decoded."""
+        self._loaded: set[int] = set()
+        """Numbers of the loaded chunks."""
         self._arrays: dict[str, Array] = {}
-        """(T, ...); the system gives memory only to rows that were written."""
+        """Arrays of the whole episode, (T, ...). Only rows that were written take memory."""
 
     def missing(self, rows: range) -> list[int]:
-        """Numbers of the chunks that these rows are in and that are not here."""
+        """Return the numbers of the chunks that hold these rows and are not loaded."""
         steps = self.record.chunk_steps
-        return [k for k in range(rows.start // steps, -(-rows.stop // steps)) if k not in self._present]
+        return [k for k in range(rows.start // steps, -(-rows.stop // steps)) if k not in self._loaded]
 
     def fill(self, number: int, chunk: Mapping[str, Array]) -> None:
-        """Take in a chunk.
+        """Load a chunk.
+
+        Args:
+            number: the chunk's position in the episode, from 0.
+            chunk: its arrays, (K, ...) by name; the last chunk may hold fewer steps.
 
         Raises:
-            CodecError: it is not what belongs there.
+            CodecError: names, shapes or dtypes differ from what the episode holds at this position.
         """
         start = number * self.record.chunk_steps
         rows = min(self.record.chunk_steps, self.record.length - start)
@@ -44,11 +50,11 @@ class PartialEpisode:
             self._arrays = {n: np.empty((length, *a.shape[1:]), a.dtype) for n, a in chunk.items()}
         for name, array in chunk.items():
             self._arrays[name][start : start + rows] = array
-        self._present.add(number)
+        self._loaded.add(number)
         self.bytes += sum(array.nbytes for array in chunk.values())
 
     def arrays(self, rows: range) -> dict[str, Array]:
-        """These rows of every array, read-only; their chunks must be here."""
+        """Return these rows of every array, (rows, ...), read-only. Their chunks must be loaded."""
         found = {name: array[rows.start : rows.stop] for name, array in self._arrays.items()}
         for array in found.values():
             array.flags.writeable = False
@@ -56,21 +62,25 @@ class PartialEpisode:
 
 
 class EpisodeCache:
-    """The most recently used episodes, up to a number of bytes."""
+    """Cache of the most recently used episodes, at most `max_bytes` of decoded chunks."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._episodes: OrderedDict[str, tuple[PartialEpisode, int]] = OrderedDict()
-        """By id, each with its bytes when it was put here."""
+        """Episodes by id, the least recently used first, each with its size when it was last put."""
 
     def get(self, id: str) -> PartialEpisode | None:
-        """The episode, if it is here."""
+        """Return the cached episode, or None."""
         found = self._episodes.get(id)
         return found and found[0]
 
     def put(self, episode: PartialEpisode) -> None:
-        """Keep an episode, which was just used; those that were not for longest give way."""
+        """Keep an episode as the most recently used one, and drop the least recently used ones beyond the
+        limit.
+
+        Call it again when chunks were added to the episode, so that its size is counted anew.
+        """
         id = episode.record.meta.id
         self.remove(id)
         self._episodes[id] = episode, episode.bytes
@@ -79,6 +89,6 @@ class EpisodeCache:
             self.remove(next(iter(self._episodes)))
 
     def remove(self, id: str) -> None:
-        """Forget an episode, if it is here."""
+        """Drop an episode, if it is cached."""
         _, size = self._episodes.pop(id, (None, 0))
         self._bytes -= size

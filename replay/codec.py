@@ -1,16 +1,17 @@
-"""Chunks, and what is known of an episode beside them, as bytes and back.
+"""Conversion of chunks, episode records and task specs to bytes and back.
 
-A chunk is a header, then the body, which is compressed or not:
+A chunk is a header and a body, which may be compressed:
 
     magic "LVC" | version u8 | compression u8 | 3 zeros | body's size u32 | checksum u32 | body
 
-The checksum, the low half of XXH3-64, covers everything but itself. The body is the arrays' names, dtypes and
-shapes, then their bytes, each at a multiple of 8 from the body's start, little endian, in C order:
+The checksum is the low half of XXH3-64 and covers everything but itself. The body lists the arrays' names,
+dtypes and shapes, followed by the bytes of each array, little endian, in C order, at a multiple of 8 from the
+body's start:
 
-    size of what follows u32 | msgpack [[name, dtype, shape], ...] | bytes | bytes | ...
+    size of the list u32 | msgpack [[name, dtype, shape], ...] | bytes | bytes | ...
 
-So an array that is read is a view of the body. Any bytes give a chunk or a CodecError, in time and memory
-that the limits below bound: nothing is allocated that the bytes only claim.
+A decoded array is therefore a view of the body. Any bytes decode to a chunk or raise a CodecError. The limits
+below bound the time and memory: no memory is allocated for sizes that the bytes only claim.
 """
 
 import math
@@ -30,16 +31,19 @@ from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSp
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 
 MAX_CHUNK_BYTES: Final = 256 << 20
-"""Largest body, before compression."""
+"""Largest size of a chunk's body, before compression."""
 MAX_CHUNKS: Final = 1 << 16
-"""Of an episode."""
+"""Largest number of chunks of an episode."""
 MAX_ARRAYS: Final = 64
+"""Largest number of arrays in a chunk."""
 MAX_DIMENSIONS: Final = 8
+"""Largest number of dimensions of an array, the time axis included."""
 MAX_NAME: Final = 128
+"""Longest name of an array, in bytes of UTF-8."""
 MAX_HEAD_BYTES: Final = 1 << 16
-"""Names, dtypes and shapes of a chunk's arrays."""
+"""Largest size of the list of a chunk's arrays."""
 MAX_PLAIN_BYTES: Final = 1 << 20
-"""Largest record or task spec."""
+"""Largest size of a record or task spec."""
 
 _HEADER: Final = struct.Struct("<3sBB3xII")
 _HEAD_SIZE: Final = struct.Struct("<I")
@@ -53,35 +57,42 @@ _DAMAGED: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowErro
 
 @dataclass(frozen=True)
 class Record:
-    """What the store keeps of an episode beside its chunks."""
+    """Facts about an episode that the store keeps apart from its chunks."""
 
     meta: EpisodeMeta
+    """Description of the episode: id, task, seed, source."""
     outcome: str
+    """Outcome of the episode, one of `OUTCOMES`."""
     length: int
-    """T, in steps."""
+    """Number of steps T."""
     chunks: int
+    """Number of chunks."""
     bytes: int
-    """Of all chunks, as stored."""
+    """Bytes of all chunks, as stored."""
     token: str
-    """Names the writer whose chunks these are: writers of one id never touch each other's."""
+    """Random name of the writer of the chunks. It is part of the chunks' keys, so that two writers of one id
+    never touch each other's chunks."""
     chunk_steps: int
-    """K: chunk k holds steps k * K to (k + 1) * K - 1, the last one as far as there are any."""
+    """Steps per chunk K: chunk k holds the steps from k * K to (k + 1) * K - 1, or to the episode's end."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """The episode's."""
+    """Further facts from the data set that the episode was imported from."""
 
 
-def frame(
+def new_chunk(
     rows: Sequence[tuple[str, str, tuple[int, ...]]],
     memory: Callable[[int], Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """A chunk that is yet to be filled: its bytes, and by name its arrays, which are views of them.
+    """Allocate an uncompressed chunk whose arrays are still to be filled; `seal` completes it.
 
     Args:
         rows: name, dtype and shape (K, ...) of each array.
-        memory: gives so many bytes, (size,) uint8, whatever is in them; None: new ones.
+        memory: returns a block (size,) uint8 of any content for a size; None: allocate new memory.
+
+    Returns:
+        The chunk's bytes, and its arrays by name, which are views of the bytes.
 
     Raises:
-        CodecError: the arrays exceed a limit, or are not what a chunk may hold.
+        CodecError: the arrays exceed a limit, or have dtypes or shapes that a chunk may not hold.
     """
     _check_shapes(rows)
     head = msgpack.packb(rows)
@@ -106,8 +117,12 @@ def frame(
 
 
 def seal(data: Array, compression: int) -> bytes | memoryview:
-    """A frame whose arrays are filled, as a chunk; compression as in `StoreConfig`. Without it nothing is
-    copied."""
+    """Complete a chunk from `new_chunk` whose arrays are filled.
+
+    Args:
+        data: the chunk's bytes.
+        compression: zstd level, 0 for none. Without compression nothing is copied.
+    """
     body: bytes | memoryview = data.data[_HEADER.size :]
     fields = (_MAGIC, _VERSION, _ZSTD if compression else _RAW, len(body))
     if compression:
@@ -118,23 +133,24 @@ def seal(data: Array, compression: int) -> bytes | memoryview:
 
 
 def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
-    """Arrays (K, ...) of K >= 1 consecutive steps as a chunk.
+    """Encode arrays (K, ...) of K >= 1 consecutive steps as a chunk; `compression` is a zstd level, 0 for
+    none.
 
     Raises:
-        CodecError: as `frame`.
+        CodecError: the arrays exceed a limit, or have dtypes or shapes that a chunk may not hold.
     """
-    data, places = frame([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    data, places = new_chunk([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
     for name, array in arrays.items():
         places[name][...] = array
     return bytes(seal(data, compression))
 
 
 def decode_chunk(data: bytes) -> dict[str, Array]:
-    """Inverse of `encode_chunk`; the arrays are read-only views of one buffer.
+    """Decode a chunk into its arrays (K, ...), read-only views of one buffer.
 
     Raises:
-        UnknownFormat: these bytes begin like a chunk of another version of ours.
-        CodecError: these bytes are no chunk of ours, or damaged.
+        UnknownFormat: the chunk was written in another version of the format.
+        CodecError: the bytes are not a chunk, or are damaged.
     """
     if len(data) < _HEADER.size:
         raise CodecError(f"{len(data)} bytes are too few for a chunk")
@@ -144,7 +160,9 @@ def decode_chunk(data: bytes) -> dict[str, Array]:
     if magic != _MAGIC:
         raise CodecError(f"expected a chunk, found {magic!r}")
     intact = checksum == _checksum((magic, _VERSION, compression, size), stored)
-    if version != _VERSION and not intact:  # one of ours would be intact, were it not for this very byte
+    # `intact` assumes this version. If only the version byte of a chunk of this version was damaged, the
+    # checksum still matches; if the chunk really has another version, it does not.
+    if version != _VERSION and not intact:
         raise UnknownFormat(f"expected a chunk of version {_VERSION}, found version {version}")
     if version != _VERSION or not intact or data[5:8] != bytes(3):
         raise CodecError("chunk is damaged: its checksum does not match")
@@ -157,10 +175,10 @@ def decode_chunk(data: bytes) -> dict[str, Array]:
 
 
 def join_chunks(chunks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The arrays of an episode's chunks end to end, read-only.
+    """Concatenate the arrays of an episode's chunks to (T, ...), read-only.
 
     Raises:
-        CodecError: they do not belong together.
+        CodecError: the chunks differ in names, dtypes or shapes.
     """
     names = chunks[0].keys()
     if any(chunk.keys() != names for chunk in chunks):
@@ -179,10 +197,10 @@ def join_chunks(chunks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def encode_record(record: Record) -> bytes:
-    """A record as bytes.
+    """Encode a record.
 
     Raises:
-        EpisodeError: its meta holds values that are not plain, or do not fit 64 bits.
+        EpisodeError: the record holds values that are not plain or do not fit 64 bits, or is too large.
     """
     try:
         return _pack({**vars(record), "meta": vars(record.meta)})
@@ -191,10 +209,10 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """Inverse of `encode_record`.
+    """Decode a record, and check its values.
 
     Raises:
-        CodecError: these bytes are no record.
+        CodecError: the bytes are not a valid record.
     """
     try:
         plain = _unpack(data)
@@ -220,15 +238,15 @@ def decode_record(data: bytes) -> Record:
 
 
 def encode_spec(spec: TaskSpec) -> bytes:
-    """A task's spec as bytes."""
+    """Encode a task's spec."""
     return _pack(spec.to_dict())
 
 
 def decode_spec(data: bytes) -> TaskSpec:
-    """Inverse of `encode_spec`.
+    """Decode a task's spec, and check its values.
 
     Raises:
-        CodecError: these bytes are no spec.
+        CodecError: the bytes are not a valid spec.
     """
     try:
         plain = _unpack(data)
@@ -255,7 +273,7 @@ def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memo
     if compression == _RAW:
         claimed = len(stored)
     elif compression == _ZSTD:
-        # The decompressor allocates what the frame claims, so the claim is checked first.
+        # The decompressor allocates the size that the data claims, so the claim is checked first.
         claimed = zstandard.frame_content_size(stored)
     else:
         raise CodecError(f"unknown compression {compression}")
@@ -271,7 +289,9 @@ def _arrays(body: bytes | memoryview) -> dict[str, Array]:
         raise CodecError(f"{len(body)} bytes are too few for arrays")
     end = _HEAD_SIZE.size + _HEAD_SIZE.unpack_from(body)[0]
     if end > min(len(body), MAX_HEAD_BYTES):
-        raise CodecError(f"{end} bytes of names and shapes; at most {MAX_HEAD_BYTES}, and {len(body)} here")
+        raise CodecError(
+            f"{end} bytes of names and shapes, at most {MAX_HEAD_BYTES} are accepted in a body of {len(body)}"
+        )
     rows = msgpack.unpackb(
         memoryview(body)[_HEAD_SIZE.size : end],
         max_map_len=0,
@@ -296,7 +316,11 @@ def _arrays(body: bytes | memoryview) -> dict[str, Array]:
 
 
 def _check_shapes(rows: Sequence[Sequence[Any]]) -> None:
-    """Check names, dtypes and shapes (K, ...): known, within limits, no dimension 0, the same K."""
+    """Check the names, dtypes and shapes (K, ...) of a chunk's arrays: within limits, no empty axis, one K.
+
+    Raises:
+        CodecError: a check failed.
+    """
     if not 1 <= len(rows) <= MAX_ARRAYS:
         raise CodecError(f"a chunk has 1 to {MAX_ARRAYS} arrays, not {len(rows)}")
     for name, dtype, shape in rows:
@@ -309,9 +333,10 @@ def _check_shapes(rows: Sequence[Sequence[Any]]) -> None:
         if not all(type(size) is int and size >= 1 for size in shape):
             raise CodecError(f"{name}: dimensions are positive integers, not {shown(shape)}")
     if len({name for name, *_ in rows}) != len(rows):
-        raise CodecError(f"two arrays of one name among {[name for name, *_ in rows]}")
+        raise CodecError(f"array names must differ, not be {[name for name, *_ in rows]}")
     if len({shape[0] for _, _, shape in rows}) != 1:
-        raise CodecError(f"arrays differ in steps: { {name: shape[0] for name, _, shape in rows} }")
+        steps = {name: shape[0] for name, _, shape in rows}
+        raise CodecError(f"arrays must have the same number of steps, not {steps}")
 
 
 def _pack(plain: dict[str, Any]) -> bytes:

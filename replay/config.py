@@ -9,52 +9,56 @@ from longview.replay.episode import SOURCES
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """How episodes are stored and read; validated when it is made.
+    """Settings of the episode store, checked when the config is made.
 
     Raises:
-        ValueError: a value is out of range; the message holds it.
+        ValueError: a value is out of range; the message holds the key and the value.
     """
 
     url: str | None = field(default=None, repr=False)
-    """redis://, rediss:// or unix://; None: a Redis of the run's own. May hold a password: never shown."""
+    """Address of Redis: redis://, rediss:// or unix://. None: the run starts a Redis of its own. The URL may
+    hold a password, so it is never shown."""
     shards: int = 4
-    """P, for a namespace that is new; an existing one keeps the number it was made with."""
+    """Number of shards P of a new namespace, at least 1. An existing namespace keeps its number."""
     chunk_steps: int = 64
-    """K: an episode leaves the writer's process in chunks of so many steps."""
+    """Steps per chunk K, at least 1. A writer sends each chunk as soon as it is full."""
     compression: int = 1
-    """zstd level of the chunks, 1 to 19; 0 stores them as they are."""
+    """zstd level of the chunks, 1 to 19; 0: no compression."""
     byte_budget: int = 4 << 30
-    """Bytes of stored chunks, P equal shares. When they are used up, the oldest episodes of sources that may
-    be evicted give way to new ones. Redis itself needs up to twice as much memory."""
+    """Bytes of chunks that a namespace may hold, at least 1, divided equally among its shards. When a shard
+    is full, a commit evicts the shard's oldest episodes of the sources in `evict`. Redis needs up to twice as
+    much memory."""
     evict: tuple[str, ...] = ("rollout", "dagger")
-    """Sources that give way, oldest first."""
+    """Sources whose episodes may be evicted, oldest first."""
     cache_bytes: int = 1 << 30
-    """Bytes of decoded episodes that a reader keeps in its own memory."""
+    """Bytes of decoded chunks that a reader keeps in its own memory, at least 0."""
     refresh_seconds: float = 1.0
-    """A sampler looks for new episodes at most this often."""
+    """Shortest time between two looks of a sampler for new episodes, in seconds, at least 0."""
     samples_per_insert: float | None = None
-    """Steps that the learner may draw for each that was ever committed to what it draws from, all its ranks
-    together; beyond that it waits for new ones. None: as many as it likes."""
+    """Steps that the learner's ranks together may draw per step that was ever committed to the strata they
+    draw from, above 0; at the limit the learner waits for new episodes. None: no limit."""
     minimum_steps: int = 0
-    """Steps that must be there for the learner to draw any."""
+    """Steps that must be stored before the learner draws any, at least 0."""
     limiter_seconds: float = 600.0
-    """The learner waits for so long for what those two want, before it fails."""
+    """Seconds that the learner may wait for the two limits above before it fails, at least 0."""
     orphan_seconds: float = 3600.0
-    """Chunks of an uncommitted episode expire when half to all of this has passed since the last of them."""
+    """Life time of the chunks of an uncommitted episode, above 0: they expire between half of it and all of
+    it after the writer's last chunk."""
     call_seconds: float = 10.0
-    """Redis is taken to be away when it does not answer a call for so long."""
+    """Seconds that Redis may take to answer one call, above 0; after that it counts as unreachable."""
     patience_seconds: float = 60.0
-    """A call is repeated for so long while Redis is away, before it fails."""
+    """Seconds for which a call is repeated while Redis is unreachable, at least 0; after that it fails."""
     queue_bytes: int = 64 << 20
-    """Bytes of steps that the writers of a client have on their way to Redis, before they wait for it; and of
-    chunks that each keeps until its episode is committed, to send them again if Redis loses them."""
+    """Bytes of steps that a client's writers may have in the queue to Redis before they wait, at least 1. It
+    also bounds the chunks that each writer keeps until its commit, to send them again if Redis loses them."""
     fsync: Literal["everysec", "always"] = "everysec"
-    """How often the run's own Redis makes sure that its file is on the disk: when the machine itself goes
-    down, `everysec` loses the last second, `always` nothing, at a price."""
+    """Policy by which the run's own Redis writes its file to the disk. When the machine goes down, `everysec`
+    loses about the last second and `always` loses nothing, but is slower."""
     max_connections: int = 8
-    """Connections per client, and node of a cluster; threads beyond that wait for one."""
+    """Connections that a client may open to each Redis node, at least 1. When all are busy, threads wait."""
     replicas: int = 0
-    """A commit returns once so many replicas hold it, for nothing to be lost when one of them takes over."""
+    """Replicas that must hold a commit before it returns, at least 0, so that no commit is lost when a
+    replica takes over."""
 
     def __post_init__(self) -> None:
         for name in ("shards", "chunk_steps", "byte_budget", "max_connections", "queue_bytes"):

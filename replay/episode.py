@@ -1,7 +1,7 @@
 """Task specifications, episodes and segments: the contract between actors and learner.
 
-Shapes: T = steps of an episode, A = action dimensions. Row t of every array belongs to step t: the
-observation that was seen, the action that was executed upon it, and the reward that this brought.
+Shapes: T steps of an episode, A action dimensions. Row t of every array belongs to step t: the observation
+before the action, the action that was executed, and the reward that followed.
 """
 
 import re
@@ -15,38 +15,54 @@ from numpy.typing import NDArray
 from longview.replay.errors import EpisodeError
 
 SOURCES: Final = ("demo", "rollout", "dagger", "import")
-"""Where an episode came from."""
+"""Sources, where an episode came from. `demo`: a scripted expert. `rollout`: a policy. `dagger`: a policy
+whose steps an expert labelled. `import`: a data set."""
 
 OUTCOMES: Final = ("success", "wrong", "failure", "invalid")
-"""How an episode ended. `success`: the manipulation was completed, at the right place. `wrong`: completed,
-but at a place that memory would have ruled out, so that forgetting can be told from clumsiness. `invalid`:
-the simulator diverged, which says nothing of the policy; such an episode is kept, but never trained on."""
+"""Outcomes, how an episode ended. `success`: the task was completed at the right place. `wrong`: it was
+completed at a place that a policy with memory would have ruled out, which separates forgetting from
+clumsiness. `failure`: it was not completed in time. `invalid`: the simulator diverged, which says nothing
+about the policy; the episode is kept, but nothing is drawn from it."""
 
 DRAWABLE: Final = tuple(outcome for outcome in OUTCOMES if outcome != "invalid")
-"""Outcomes of episodes that may be drawn from."""
+"""Outcomes of the episodes that steps may be drawn from."""
 
 DRAW_BY: Final = ("steps", "episodes", "recency", "priority")
-"""What a draw goes by; see `Selection`."""
+"""Rules by which steps are drawn within a stratum; `Selection.by` explains each."""
 
 DTYPES: Final = ("float32", "uint8")
+"""Dtypes that an array of an episode may have."""
 OBSERVATION_PREFIX: Final = "observation."
+"""Prefix of every observation's name in an episode."""
 ACTION: Final = "action"
+"""Name of the executed actions in an episode, (T, A) float32."""
 REWARD: Final = "reward"
+"""Name of the rewards in an episode, (T,) float32."""
 EXPERT_ACTION: Final = "expert_action"
+"""Name of the optional expert labels in an episode, (T, A) float32: what the expert would have done."""
 
 _ID = re.compile(r"[a-z0-9_.\-]{1,128}")
 
 Array = NDArray[Any]
+"""A numpy array of any shape and dtype."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One step of one named array: shape without the time axis, dtype and the range of its values."""
+    """Shape, dtype and range of one named array at one step.
+
+    Raises:
+        EpisodeError: the dtype is unknown or the range is empty.
+    """
 
     shape: tuple[int, ...]
+    """Shape without the time axis; () for a single number."""
     dtype: str = "float32"
+    """Dtype of the values, one of `DTYPES`."""
     low: float = float("-inf")
+    """Smallest value that the array takes."""
     high: float = float("inf")
+    """Largest value that the array takes, at least `low`."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -56,28 +72,35 @@ class ArraySpec:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is what a camera sees, (H, W, 3) uint8."""
+        """Whether the array is a camera picture, (H, W, 3) uint8."""
         return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] == 3
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task looks like from outside; all that learner and store know of it."""
+    """Description of a task: all that the learner and the store know about it.
+
+    Raises:
+        EpisodeError: the action is not a vector of finite range, or the context lengths do not ascend from 1
+            or more.
+    """
 
     name: str
+    """Name that episodes, configs and metrics use for the task."""
     observation: Mapping[str, ArraySpec]
-    """Observation keys, without the prefix they carry in an episode."""
+    """Specs of the observations, by key; in an episode each key carries the prefix `observation.`."""
     action: ArraySpec
-    """Shape (A,), with finite range: policies act within it."""
+    """Spec of the action, shape (A,). Its range is finite, and policies act within it."""
     control_hz: float
+    """Control steps per second."""
     max_steps: int
-    """An episode that has not ended by then is cut off and counts as `failure`."""
+    """Time limit in steps. An episode that has not ended by then is cut off and counts as `failure`."""
     context_lengths: tuple[int, ...]
-    """Context lengths worth comparing, ascending; the last is the longest a policy is trained for."""
+    """Context lengths T_o worth comparing, ascending; policies are trained up to the last one."""
     demonstrations: int
-    """N: the number of demonstrations that data scale 1 stands for."""
+    """N, the number of demonstrations at data scale 1."""
     chance: float | None = None
-    """Success rate that is the best without memory, where that is known."""
+    """Best success rate that a policy without memory can reach, 0 to 1; None: unknown."""
 
     def __post_init__(self) -> None:
         if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():
@@ -90,17 +113,21 @@ class TaskSpec:
             raise EpisodeError(f"task {self.name}: context lengths start at 1, not {self.context_lengths[0]}")
 
     def arrays(self) -> dict[str, ArraySpec]:
-        """Specs of all arrays that every episode of this task holds, by their name in the episode."""
+        """Return the specs of the arrays that every episode of this task holds, by their name in it."""
         observations = {OBSERVATION_PREFIX + key: spec for key, spec in self.observation.items()}
         return observations | {ACTION: self.action, REWARD: ArraySpec(())}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, for msgpack and JSON."""
+        """Return the spec as plain types, for msgpack and JSON."""
         return asdict(self)
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> "TaskSpec":
-        """Inverse of `to_dict`."""
+        """Make a spec from what `to_dict` returned.
+
+        Raises:
+            KeyError, TypeError, AttributeError, EpisodeError: the mapping is not a valid spec.
+        """
 
         def array(spec: Mapping[str, Any]) -> ArraySpec:
             return ArraySpec(tuple(spec["shape"]), spec["dtype"], spec["low"], spec["high"])
@@ -117,16 +144,25 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class EpisodeMeta:
-    """What is known of an episode when it starts. The id decides identity: a second commit is a no-op."""
+    """Description of an episode that is known before its first step.
+
+    Raises:
+        EpisodeError: the id or the source is not valid.
+    """
 
     id: str
+    """Identity of the episode, 1 to 128 characters of a-z, 0-9, `_`, `.` and `-`. A store holds at most one
+    episode of an id."""
     task: str
+    """Name of the task."""
     seed: int
+    """Seed that the simulator was reset with."""
     source: str
+    """Origin of the episode, one of `SOURCES`."""
     policy_versions: tuple[int, ...] = ()
-    """Versions of the weights that acted; empty for a pure expert."""
+    """Versions of the weights that acted; empty if only an expert acted."""
     context_length: int = 0
-    """T_o that the policy acted with; 0 for a pure expert."""
+    """Context length T_o that the policy acted with; 0 if only an expert acted."""
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -136,71 +172,80 @@ class EpisodeMeta:
 
 
 def episode_id(source: str, task: str, index: int) -> str:
-    """Id of the index-th episode of a source: sorts by index, and a retried job meets the same id again."""
+    """Return the id of the index-th episode of a source. Ids sort by index, and a job that is run again gets
+    the same ids."""
     return f"{source}.{task}.{index:09d}"
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A committed, immutable episode."""
+    """A whole, immutable episode."""
 
     meta: EpisodeMeta
+    """Description of the episode: id, task, seed, source."""
     outcome: str
+    """Outcome of the episode, one of `OUTCOMES`."""
     arrays: Mapping[str, Array]
     """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), optional `expert_action` (T, A)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """What the data set that it comes from says of it beyond that, plain values by name: nothing here reads
-    them, and an export gives them back."""
+    """Further facts from the data set that the episode was imported from: plain values by name. Longview does
+    not interpret them; an export writes them back."""
 
     @property
     def length(self) -> int:
-        """T, in steps."""
+        """Number of steps T."""
         return len(self.arrays[ACTION])
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive steps of one episode, and why they were drawn."""
+    """Consecutive steps of one episode around a drawn step, with the reason for the draw."""
 
     meta: EpisodeMeta
+    """Description of the episode."""
     episode_length: int
+    """Number of steps of the whole episode."""
     start: int
-    """Step of the episode that row 0 of the arrays holds."""
+    """Step of the episode at row 0 of the arrays, 0 for the episode's first step."""
     now: int
-    """The step that was drawn, counted from the episode's start; the rows around it come with it."""
+    """Drawn step, counted from the episode's start; the arrays also hold steps before and after it."""
     probability: float
-    """Chance that one draw picks this step."""
+    """Probability that one draw picks this step."""
     arrays: Mapping[str, Array] = field(repr=False)
+    """Rows of the episode's arrays, (steps, ...), by name."""
     stratum: str = ""
-    """The stratum of the `Selection` that it was drawn for."""
+    """Stratum of the `Selection` that the step was drawn for."""
     by: str = ""
-    """What it was drawn by, of `DRAW_BY`; nothing if it was not drawn."""
+    """Rule that the step was drawn by, one of `DRAW_BY`; empty if the segment was not drawn."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which steps to draw, and how often each: all that a store is told about it.
+    """Rule that says which steps are drawn from a store, and how often each.
+
+    A draw picks a stratum by its share of the mix, then an episode of the stratum, then a step of the episode
+    uniformly.
 
     Raises:
-        ValueError: a name is unknown, or the shares are not all finite and >= 0 with one above 0, or the
+        ValueError: a name is unknown, a share is negative or not finite, no share is above 0, or the
             half-life is not positive.
     """
 
     mix: Mapping[str, float]
-    """Stratum -> its part of the draws, in any unit. A stratum is `source`, `source/outcome` or
-    `source/outcome/task`, with `*` for any: `demo`, `rollout/success`, `*/*/lift`. One without episodes
-    leaves its part to the others."""
+    """Share of the draws by stratum, in any unit: shares are divided by their sum. A stratum is `source`,
+    `source/outcome` or `source/outcome/task`, with `*` for any: `demo`, `rollout/success`, `*/*/lift`. The
+    share of a stratum without episodes goes to the other strata."""
     by: str = "steps"
-    """Of a stratum's steps, all are drawn alike; `episodes`: all episodes are drawn alike, and of an episode
-    all steps; `recency`: likewise, but newer episodes more often; `priority`: likewise, in proportion to what
-    `EpisodeStore.prioritize` said last, 1 where it said nothing."""
+    """Rule within a stratum, one of `DRAW_BY`. `steps`: every step has the same chance. `episodes`: every
+    episode has the same chance. `recency`: newer episodes have a higher chance, see `half_life`. `priority`:
+    an episode's chance is proportional to its priority (`EpisodeStore.prioritize`, 1 by default)."""
     half_life: float = 1000.0
-    """By recency, an episode is drawn half as often as one that is newer by so many of its stratum."""
+    """Age at which an episode's chance is half that of the newest, for `recency`. The age is the number of
+    newer episodes in the stratum."""
     outcomes: tuple[str, ...] = ()
-    """Draw only from episodes that ended so; `success` alone is success only. None: from all but `invalid`
-    ones, which are never drawn from."""
+    """Outcomes of the episodes to draw from; empty: all of `DRAWABLE`. `invalid` episodes are never drawn."""
     task: str | None = None
-    """Draw only from episodes of this task; None: of all."""
+    """Task of the episodes to draw from; None: all tasks."""
 
     def __post_init__(self) -> None:
         found = [stratum_names(stratum) for stratum in self.mix]
@@ -208,7 +253,7 @@ class Selection:
             raise ValueError(f"mix: unknown sources {unknown}, there are {', '.join(SOURCES)}")
         ends = {outcome for _, outcome, _ in found} - {"*"} | set(self.outcomes)
         if unknown := sorted(ends - set(DRAWABLE)):
-            raise ValueError(f"outcomes: {unknown} cannot be drawn, only {', '.join(DRAWABLE)}")
+            raise ValueError(f"outcomes: {unknown} cannot be drawn, only {', '.join(DRAWABLE)} can")
         shares = self.mix.values()
         if not all(0 <= share < float("inf") for share in shares) or not sum(shares) > 0:
             raise ValueError(
@@ -224,14 +269,18 @@ class Selection:
 
 
 def stratum_names(stratum: str) -> tuple[str, str, str]:
-    """Source, outcome and task that a stratum of a `Selection` names, each `*` for any."""
+    """Split the name of a stratum into source, outcome and task, each `*` for any."""
     source, outcome, task = [*stratum.split("/", 2), "*", "*"][:3]
     return source, outcome, task
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first entry, in the order of keys, in which two nested mappings differ: its key, dotted, and what
-    each has there, `absent` where that is nothing. None if they are equal."""
+    """Find the first entry, in the order of keys, in which two nested mappings differ.
+
+    Returns:
+        The dotted key, the old value and the new value, `"absent"` for a key that a mapping lacks; None if
+        the mappings are equal.
+    """
     for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key, "absent"), new.get(key, "absent")
         if isinstance(was, Mapping) and isinstance(now, Mapping):
@@ -243,7 +292,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
 
 
 def validate_step(step: Mapping[str, Array], spec: TaskSpec) -> None:
-    """Check one step (arrays without time axis) against a task.
+    """Check one step, arrays without time axis, against a task.
 
     Raises:
         EpisodeError: a key is missing or unknown, a shape or dtype differs, or a value is not finite.
@@ -255,7 +304,8 @@ def validate_episode(episode: Episode, spec: TaskSpec) -> None:
     """Check a whole episode against its task.
 
     Raises:
-        EpisodeError: as `validate_step`, or the episode is empty, or its outcome or task is another.
+        EpisodeError: the episode is empty, belongs to another task, has an unknown outcome, or its arrays do
+            not fit the task as in `validate_step`.
     """
     if episode.meta.task != spec.name:
         raise EpisodeError(f"episode {episode.meta.id}: task is {episode.meta.task}, expected {spec.name}")

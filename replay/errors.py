@@ -1,42 +1,43 @@
-"""Every error of the episode store.
+"""Errors of the episode store, in one tree.
 
 ReplayError
-├── EpisodeError        an episode, step or segment that breaks its contract or its TaskSpec
-├── CodecError          bytes that are not a chunk of ours, or a damaged one
-│   └── UnknownFormat       a chunk of another version: not damaged, but not for this one to read
-├── StoreError          the store refused or cannot do what was asked
-│   ├── MissingChunks       of an episode that is to be committed: Redis has lost them, or they expired
+├── EpisodeError        an episode, step or segment breaks its contract or its TaskSpec
+├── CodecError          bytes are not a chunk, record or spec of the store, or are damaged
+│   └── UnknownFormat       a chunk was written in another version of the format: undamaged, unreadable
+├── StoreError          the store refused an operation or could not complete it
+│   ├── MissingChunks       an episode cannot be committed: its chunks expired, or Redis lost them
 │   ├── StoreUnavailable    Redis cannot be reached, or refuses the credentials
-│   ├── StoreFull           no room within the byte budget, and nothing that may be evicted
-│   └── LimiterTimeout      a limiter let nothing be drawn for too long
-├── DatasetError        a file of episodes that is not what it should be
-└── UnknownEpisode      no committed episode has this id
-    └── Quarantined         there was one, but it is damaged and set aside
+│   ├── StoreFull           an episode does not fit the byte budget, and nothing may be evicted
+│   └── LimiterTimeout      a limiter allowed no draw for too long
+├── DatasetError        a data set is missing, damaged, or does not fit the task
+└── UnknownEpisode      no committed episode has the id
+    └── Quarantined         the episode is damaged, and was moved to the quarantine
 """
 
 
 class ReplayError(Exception):
-    """Base of all errors of the episode store."""
+    """Base class of all errors of the episode store."""
 
 
 class EpisodeError(ReplayError, ValueError):
-    """An episode, step or segment breaks its contract; the message names key, expected and found."""
+    """An episode, step or segment breaks its contract; the message names the key, what was expected and what
+    was found."""
 
 
 class CodecError(ReplayError):
-    """Bytes that cannot be decoded into a chunk."""
+    """Bytes cannot be decoded into a chunk, record or spec."""
 
 
 class UnknownFormat(CodecError):
-    """A chunk of another version of the format."""
+    """A chunk was written in another version of the format."""
 
 
 class StoreError(ReplayError):
-    """The store refused or could not complete an operation."""
+    """The store refused an operation or could not complete it."""
 
 
 class MissingChunks(StoreError):
-    """An episode cannot be committed, since chunks of it are no longer there."""
+    """An episode cannot be committed, because Redis no longer holds all of its chunks."""
 
 
 class StoreUnavailable(StoreError):
@@ -44,20 +45,20 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The byte budget is used up and nothing may be evicted, or Redis is at its own memory limit."""
+    """The byte budget is used up and nothing may be evicted, or Redis reached its own memory limit."""
 
 
 class LimiterTimeout(StoreError):
-    """A limiter let nothing be drawn for too long; the message says what it waited for, in numbers."""
+    """A limiter allowed no draw for too long; the message says what it waited for, in numbers."""
 
 
 class DatasetError(ReplayError):
-    """A file of episodes is missing, damaged, or does not fit the task; the message names file and field."""
+    """A data set is missing, damaged, or does not fit the task; the message names the file and the field."""
 
 
 class UnknownEpisode(ReplayError):
-    """No committed episode has this id."""
+    """No committed episode has the id."""
 
 
 class Quarantined(UnknownEpisode):
-    """The episode is damaged, and was set aside; the message says what is wrong with it."""
+    """The episode is damaged and was moved to the quarantine; the message says what is wrong with it."""

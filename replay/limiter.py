@@ -1,4 +1,4 @@
-"""When a sampler may draw: an argument of the store, kept in the sampler's process and nowhere else."""
+"""Limits on how much a sampler may draw. They live in the sampler's process; the store does not keep them."""
 
 import logging
 import time
@@ -11,8 +11,9 @@ from longview.replay.errors import LimiterTimeout
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.05
-TELL_SECONDS: Final = 10.0
-"""Who waits for longer says so in the log."""
+"""Pause between two looks at the store while a draw waits."""
+WARN_SECONDS: Final = 10.0
+"""Waiting time after which the log says what a draw is waiting for."""
 
 
 def _never() -> bool:
@@ -21,33 +22,42 @@ def _never() -> bool:
 
 @dataclass
 class Limiter:
-    """Lets a sampler draw so many steps for every step that was committed, and none before there are enough.
+    """Bound on the ratio of drawn steps to committed steps, and on the first draw.
 
-    Everything may be changed while running, also while a draw waits.
+    A draw waits while fewer than `minimum_steps` steps are stored, or while it would bring the drawn steps
+    above `samples_per_insert` times the committed steps. All fields may be changed while a draw waits.
     """
 
     samples_per_insert: float | None = None
-    """Steps that this sampler may draw for each that was ever committed to what it draws from; None: any."""
+    """Steps that this sampler may draw per step that was ever committed to the selected strata, above 0;
+    None: no limit."""
     minimum_steps: int = 0
-    """Steps that must be there to draw from."""
+    """Steps that must be stored in the selected strata before the first draw."""
     timeout_seconds: float = 600.0
+    """Seconds that a draw may wait before it fails."""
     cancelled: Callable[[], bool] = _never
-    """When this says so, what waits goes on at once, as if there were no limit."""
+    """Function that returns True to lift all limits; a waiting draw then goes on at once."""
     drawn: int = 0
     """Steps that were drawn under this limiter."""
     waited_seconds: float = 0.0
+    """Seconds that draws have waited under this limiter."""
 
     @property
     def limits(self) -> bool:
-        """Is there anything to wait for?"""
+        """Whether any limit is set and not cancelled."""
         wanted = self.samples_per_insert is not None or self.minimum_steps > 0
         return wanted and not self.cancelled()
 
     def refusal(self, count: int, committed: int, stored: int) -> str:
-        """Why no `count` steps may be drawn when so many were ever committed and so many are there; nothing
-        if they may."""
+        """Say why `count` steps may not be drawn now; return an empty string if they may.
+
+        Args:
+            count: steps to draw.
+            committed: steps that were ever committed to the selected strata.
+            stored: steps that are stored in them now.
+        """
         if stored < self.minimum_steps:
-            return f"{stored} steps are there to draw from, minimum_steps is {self.minimum_steps}"
+            return f"{stored} steps are stored to draw from, minimum_steps is {self.minimum_steps}"
         if self.samples_per_insert is None or self.drawn + count <= self.samples_per_insert * committed:
             return ""
         return (
@@ -57,24 +67,25 @@ class Limiter:
         )
 
 
-def wait(current: Callable[[], Limiter], count: int, look: Callable[[], tuple[int, int]]) -> None:
-    """Wait until `count` steps may be drawn, and count them.
+def wait(current: Callable[[], Limiter], count: int, steps: Callable[[], tuple[int, int]]) -> None:
+    """Wait until `count` steps may be drawn, and count them as drawn.
 
     Args:
-        current: the limiter, which may become another meanwhile.
-        look: steps that were ever committed, and that are there to draw from.
+        current: returns the limiter, which may be replaced during the wait.
+        count: steps to draw.
+        steps: returns the committed and the stored steps of the selected strata.
 
     Raises:
-        LimiterTimeout: it took longer than `timeout_seconds`.
+        LimiterTimeout: the wait took longer than `timeout_seconds`.
     """
-    start, told = time.monotonic(), False
-    while (limiter := current()).limits and (refusal := limiter.refusal(count, *look())):
+    start, warned = time.monotonic(), False
+    while (limiter := current()).limits and (refusal := limiter.refusal(count, *steps())):
         waited = time.monotonic() - start
         if waited >= limiter.timeout_seconds:
             raise LimiterTimeout(f"waited {waited:.3g} s to draw {count} steps: {refusal}")
-        if waited >= TELL_SECONDS and not told:
+        if waited >= WARN_SECONDS and not warned:
             log.warning("waiting for at most %g s to draw: %s", limiter.timeout_seconds, refusal)
-            told = True
+            warned = True
         time.sleep(POLL_SECONDS)
         limiter.waited_seconds += POLL_SECONDS
     limiter.drawn += count

@@ -1,6 +1,7 @@
-"""Which steps of which episodes to draw: pure functions of what there is and of a random generator.
+"""Choice of the steps to draw: pure functions of the stored episodes and a random generator.
 
-Legend: N rows of the table, S strata, E episodes of a stratum, D draws.
+A table holds one row per episode. A plan groups the rows into strata, with the share of each stratum and the
+weight of each episode. A draw picks a stratum, an episode of the stratum and a step of the episode.
 """
 
 from collections.abc import Sequence
@@ -14,176 +15,194 @@ from numpy.typing import NDArray
 from longview.replay.episode import OUTCOMES, SOURCES, Selection, stratum_names
 from longview.replay.errors import StoreError
 
-STEPS: Final = 8
-"""From where an episode is looked for first, it is this close, or looked for in another way."""
+SCAN_LIMIT: Final = 8
+"""Entries that a search steps over one by one; if the right one is further away, it becomes a binary
+search."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of all episodes, a row each; the order of the rows means nothing."""
+    """Facts about all known episodes, one row each. The order of the rows has no meaning."""
 
-    order_E: NDArray[np.int64]
-    """Rows of the episodes that may be drawn from, sorted by id, whenever they came."""
-    id_N: NDArray[np.bytes_]
-    length_N: NDArray[np.int32]
-    """Steps that may be drawn: 0 of an episode that is invalid or held out, and of a row not in use."""
-    source_N: NDArray[np.int8]
-    """Its number in `SOURCES`."""
-    outcome_N: NDArray[np.int8]
-    """Its number in `OUTCOMES`."""
-    task_N: NDArray[np.int32]
-    """Its number in `tasks`."""
-    committed_N: NDArray[np.int64]
-    """When, in microseconds."""
-    priority_N: NDArray[np.float64]
-    tasks: Sequence[str]
+    order: NDArray[np.int64]
+    """Rows that may be drawn from, (episodes,), sorted by episode id."""
+    id: NDArray[np.bytes_]
+    """Episode ids, (rows,)."""
+    length: NDArray[np.int32]
+    """Steps that may be drawn, (rows,): 0 for unused rows and for invalid or held-out episodes."""
+    source: NDArray[np.int8]
+    """Indices into `SOURCES`, (rows,)."""
+    outcome: NDArray[np.int8]
+    """Indices into `OUTCOMES`, (rows,)."""
+    task: NDArray[np.int32]
+    """Indices into `task_names`, (rows,)."""
+    committed: NDArray[np.int64]
+    """Times of commit, (rows,), in microseconds."""
+    priority: NDArray[np.float64]
+    """Priorities, (rows,), at least 0."""
+    task_names: Sequence[str]
+    """Names of the tasks."""
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """The episodes of one part of the mix."""
+    """Episodes of one part of the mix, prepared so that a draw takes constant time."""
 
     name: str
-    row_E: NDArray[np.int32]
-    end_E: NDArray[np.float64]
-    """Weights of the episodes, up to and including each."""
-    before_B: NDArray[np.int32]
-    """How many of `end_E` lie before each of B equal parts of the total weight."""
+    """Name in the mix, such as `rollout/success`."""
+    row: NDArray[np.int32]
+    """Rows of the table, (episodes,)."""
+    end: NDArray[np.float64]
+    """Running sums of the episodes' weights, (episodes,), ascending."""
+    guess: NDArray[np.int32]
+    """First candidates of a search, (bins,): the number of entries of `end` that lie before each of the equal
+    parts of the total weight. The number of bins is twice the number of episodes, and one more."""
 
     @staticmethod
-    def of(name: str, row_E: NDArray[np.int64], weight_E: NDArray[np.float64]) -> "Stratum":
-        """From positive weights; each half of a part has one end on average."""
-        end_E, parts = np.cumsum(weight_E), 2 * len(row_E)
-        ends_B = np.bincount((end_E * (parts / end_E[-1])).astype(np.int64), minlength=parts + 1)
-        # In 32 bits: the less memory, the more of it is in the processor's cache.
-        return Stratum(name, row_E.astype(np.int32), end_E, (np.cumsum(ends_B) - ends_B).astype(np.int32))
+    def of(name: str, row: NDArray[np.int64], weight: NDArray[np.float64]) -> "Stratum":
+        """Make a stratum from rows (episodes,) and their positive weights (episodes,)."""
+        end, bins = np.cumsum(weight), 2 * len(row)
+        ends_per_bin = np.bincount((end * (bins / end[-1])).astype(np.int64), minlength=bins + 1)
+        guess = np.cumsum(ends_per_bin) - ends_per_bin
+        # 32 bits: the smaller the arrays, the more of them the processor's cache holds.
+        return Stratum(name, row.astype(np.int32), end, guess.astype(np.int32))
 
-    def rows(self, point_D: NDArray[np.float64]) -> NDArray[np.int32]:
-        """Of the episodes at these points of the total weight, each in [0, 1). In a few steps, however many
-        episodes there are: a binary search waits for memory again and again."""
-        point_D = point_D * self.end_E[-1]
-        last, parts = len(self.row_E) - 1, 2 * len(self.row_E)
-        found_D: NDArray[Any] = self.before_B[(point_D * (parts / self.end_E[-1])).astype(np.int64)]
-        for _ in range(STEPS):
-            beyond_D = (self.end_E[found_D] <= point_D) & (found_D < last)
-            if not beyond_D.any():
+    def rows(self, point: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Return the rows of the episodes at points (draws,) of the total weight, each in [0, 1).
+
+        The search starts at a good guess and takes a few steps, whatever the number of episodes. A binary
+        search over many episodes is slower, because almost every step of it waits for memory.
+        """
+        point = point * self.end[-1]
+        last, bins = len(self.row) - 1, 2 * len(self.row)
+        found: NDArray[Any] = self.guess[(point * (bins / self.end[-1])).astype(np.int64)]
+        for _ in range(SCAN_LIMIT):
+            beyond = (self.end[found] <= point) & (found < last)
+            if not beyond.any():
                 break
-            found_D += beyond_D
-        else:  # some have weights that are tiny beside those of others
-            found_D = np.minimum(np.searchsorted(self.end_E, point_D, side="right"), last)
-        return self.row_E.take(found_D)
+            found += beyond
+        else:  # some weights are tiny compared with others, so the guess is far off
+            found = np.minimum(np.searchsorted(self.end, point, side="right"), last)
+        return self.row.take(found)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a selection comes to, given what is stored."""
+    """Selection applied to the stored episodes: everything that a draw needs."""
 
     table: Table
+    """Episodes that the plan was made for."""
     selection: Selection
+    """Selection that the plan follows."""
     strata: Sequence[Stratum]
-    """Those that have something to draw."""
-    share_S: NDArray[np.float64]
-    """Their parts of the draws, which sum to 1."""
-    chance_N: NDArray[np.float64]
-    """Chance that one draw picks a certain step of that episode."""
+    """Strata of the mix that have steps to draw."""
+    share: NDArray[np.float64]
+    """Shares of the strata in the draws, (strata,), with sum 1."""
+    chance: NDArray[np.float64]
+    """Probability that one draw picks a given step of the row's episode, (rows,)."""
 
     @cached_property
     def steps(self) -> int:
-        """How many there are to draw from."""
-        return int(self.table.length_N[self.chance_N > 0].sum())
+        """Number of steps that can be drawn."""
+        return int(self.table.length[self.chance > 0].sum())
 
 
 class Draw(NamedTuple):
-    """One drawn step."""
+    """Drawn step."""
 
     id: str
+    """Id of the step's episode."""
     length: int
-    """Of its episode."""
+    """Number of steps of the episode."""
     now: int
-    """The step, counted from the episode's start."""
+    """Drawn step, counted from the episode's start."""
     probability: float
-    """Chance that one draw picks this step."""
+    """Probability that one draw picks this step."""
     stratum: str
+    """Name of the stratum that the step was drawn for."""
 
 
 def plan(table: Table, selection: Selection) -> Plan:
-    """How to draw: takes time in proportion to the episodes, and then serves until they change.
+    """Prepare draws from a table. The time is proportional to the number of episodes; the plan can be used
+    until the table changes.
 
     Raises:
-        StoreError: nothing that is stored is selected.
+        StoreError: the selection matches no stored episode.
     """
     strata, shares, weights = [], [], []
-    # Sorted: the order of the mapping must not matter.
+    # Sorted, so that the order of the mapping does not change the draws.
     for name, share in sorted(selection.mix.items()):
-        row_E = table.order_E[_selected(table, selection, name)[table.order_E]]
-        weight_E = share * _weights(table, selection, row_E)
-        row_E, weight_E = row_E[weight_E > 0], weight_E[weight_E > 0]
-        if len(row_E):
-            strata.append(Stratum.of(name, row_E, weight_E))
+        row = table.order[_selected(table, selection, name)[table.order]]
+        weight = share * _weights(table, selection, row)
+        row, weight = row[weight > 0], weight[weight > 0]
+        if len(row):
+            strata.append(Stratum.of(name, row, weight))
             shares.append(share)
-            weights.append(weight_E)
+            weights.append(weight)
     if not strata:
-        stored = np.bincount(table.source_N[table.order_E], minlength=len(SOURCES)).tolist()
+        stored = np.bincount(table.source[table.order], minlength=len(SOURCES)).tolist()
         raise StoreError(
             f"no episodes to draw from: mix is {dict(selection.mix)}, outcomes are "
             f"{', '.join(selection.outcomes) or 'all'}, task is {selection.task or 'any'}; "
             f"episodes stored are {dict(zip(SOURCES, stored, strict=True))}"
         )
-    share_S = np.array(shares) / sum(shares)
-    chance_N = np.zeros(len(table.length_N))
-    for stratum, share, weight_E in zip(strata, share_S, weights, strict=True):
-        chance_N[stratum.row_E] += share / stratum.end_E[-1] * weight_E / table.length_N[stratum.row_E]
-    return Plan(table, selection, strata, share_S, chance_N)
+    normalised = np.array(shares) / sum(shares)
+    chance = np.zeros(len(table.length))
+    for stratum, share, weight in zip(strata, normalised, weights, strict=True):
+        chance[stratum.row] += share / stratum.end[-1] * weight / table.length[stratum.row]
+    return Plan(table, selection, strata, normalised, chance)
 
 
 def draw(plan: Plan, count: int, rng: np.random.Generator) -> list[Draw]:
-    """Independent draws: a stratum by its share, an episode of it by its weight, a step of that uniformly.
+    """Draw steps independently: a stratum by its share, an episode by its weight, a step uniformly.
+
+    Equal plans and equal states of `rng` give equal draws.
 
     Args:
-        plan: equal ones and equal states of `rng` give equal draws.
-        count: D, the number of draws.
-        rng: the only source of chance.
+        plan: what may be drawn, and how often.
+        count: number of draws.
+        rng: only source of randomness.
     """
-    stratum_D = rng.choice(len(plan.strata), size=count, p=plan.share_S)
-    point_D, place_D = rng.random((2, count))
-    row_D = np.empty(count, np.int32)
-    for number, stratum in enumerate(plan.strata):
-        drawn = stratum_D == number
-        row_D[drawn] = stratum.rows(point_D[drawn])
-    length_D = plan.table.length_N[row_D]
-    columns = (length_D, (place_D * length_D).astype(np.int64), plan.chance_N[row_D], stratum_D)
+    stratum = rng.choice(len(plan.strata), size=count, p=plan.share)
+    point, place = rng.random((2, count))
+    row = np.empty(count, np.int32)
+    for number, prepared in enumerate(plan.strata):
+        drawn = stratum == number
+        row[drawn] = prepared.rows(point[drawn])
+    length = plan.table.length[row]
+    columns = (length, (place * length).astype(np.int64), plan.chance[row], stratum)
     return [
         Draw(id.decode(), length, now, probability, plan.strata[stratum].name)
         for id, length, now, probability, stratum in zip(
-            plan.table.id_N[row_D].tolist(), *(column.tolist() for column in columns), strict=True
+            plan.table.id[row].tolist(), *(column.tolist() for column in columns), strict=True
         )
     ]
 
 
 def _selected(table: Table, selection: Selection, stratum: str) -> NDArray[np.bool_]:
-    """(N,): is it of that stratum, and one that the selection draws from?"""
+    """Tell which rows (rows,) belong to the stratum and match the selection."""
     source, outcome, task = stratum_names(stratum)
-    selected_N = table.length_N > 0
+    selected = table.length > 0
     if source != "*":
-        selected_N &= table.source_N == SOURCES.index(source)
+        selected &= table.source == SOURCES.index(source)
     for outcomes in (selection.outcomes, () if outcome == "*" else (outcome,)):
         if outcomes:
-            selected_N &= np.isin(table.outcome_N, [OUTCOMES.index(name) for name in outcomes])
+            selected &= np.isin(table.outcome, [OUTCOMES.index(name) for name in outcomes])
     for wanted in (selection.task, None if task == "*" else task):
         if wanted is not None:
-            selected_N &= table.task_N == (table.tasks.index(wanted) if wanted in table.tasks else -1)
-    return selected_N
+            selected &= table.task == (table.task_names.index(wanted) if wanted in table.task_names else -1)
+    return selected
 
 
-def _weights(table: Table, selection: Selection, row_E: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(E,): how often an episode is drawn, in proportion to the others of its stratum."""
+def _weights(table: Table, selection: Selection, row: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the weights (episodes,) by which the episodes of a stratum are drawn."""
     match selection.by:
         case "steps":
-            return table.length_N[row_E].astype(np.float64)
+            return table.length[row].astype(np.float64)
         case "episodes":
-            return np.ones(len(row_E))
+            return np.ones(len(row))
         case "priority":
-            return table.priority_N[row_E]
-    newer_E = np.empty(len(row_E), np.int64)
-    newer_E[np.argsort(table.committed_N[row_E], kind="stable")] = np.arange(len(row_E))[::-1]
-    return np.power(0.5, newer_E / selection.half_life)
+            return table.priority[row]
+    newer = np.empty(len(row), np.int64)
+    newer[np.argsort(table.committed[row], kind="stable")] = np.arange(len(row))[::-1]
+    return np.power(0.5, newer / selection.half_life)

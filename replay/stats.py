@@ -1,18 +1,19 @@
-"""What a store holds, in numbers."""
+"""Counts of what a store holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from longview.replay.episode import SOURCES
 
 
 @dataclass(frozen=True)
 class Count:
-    """A number of episodes, with their steps and stored bytes."""
+    """Number of episodes, with their steps and stored bytes."""
 
     episodes: int = 0
+    """Number of episodes."""
     steps: int = 0
+    """Steps of all the episodes."""
     bytes: int = 0
+    """Bytes of all their chunks, as stored."""
 
     def __add__(self, other: "Count") -> "Count":
         return Count(self.episodes + other.episodes, self.steps + other.steps, self.bytes + other.bytes)
@@ -20,39 +21,20 @@ class Count:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What the store holds and what it ever did; exact, also under retries."""
+    """Counts of a namespace's episodes. They are exact, also after retries."""
 
     stored: Mapping[str, Count]
-    """By source: what is there now."""
+    """Episodes that are stored now, by source."""
     committed: Mapping[tuple[str, str], Count]
-    """By (source, outcome): what was ever committed, evicted or not."""
+    """Episodes that were ever committed, evicted or not, by (source, outcome)."""
     evicted: Mapping[str, Count]
-    """By source: what was ever removed to make room."""
+    """Episodes that were ever evicted to make room, by source."""
     byte_budget: int
+    """Bytes of chunks that the namespace may hold."""
     quarantined: int = 0
-    """Episodes that are damaged, and set aside."""
+    """Number of damaged episodes in the quarantine."""
 
     @property
     def total(self) -> Count:
-        """What is there now, of all sources."""
+        """Episodes of all sources that are stored now."""
         return sum(self.stored.values(), Count())
-
-
-def stats_of(totals: Iterable[Mapping[bytes, bytes]], byte_budget: int) -> StoreStats:
-    """From the totals of every shard, as scripts.py describes them."""
-    stored, evicted = dict.fromkeys(SOURCES, Count()), dict.fromkeys(SOURCES, Count())
-    committed: dict[tuple[str, str], Count] = {}
-    quarantined = 0
-    for shard in totals:
-        for field, value in shard.items():
-            match field.decode().split(":"):
-                case ["live", source, unit]:
-                    stored[source] += Count(**{unit: int(value)})
-                case ["quarantined"]:
-                    quarantined += int(value)
-                case ["evicted", source, unit]:
-                    evicted[source] += Count(**{unit: int(value)})
-                case ["ever", source, outcome, unit]:
-                    so_far = committed.get((source, outcome), Count())
-                    committed[source, outcome] = so_far + Count(**{unit: int(value)})
-    return StoreStats(stored, dict(sorted(committed.items())), evicted, byte_budget, quarantined)

@@ -1,95 +1,111 @@
-"""EpisodeStore: episodes in Redis. The only code that knows what is where in it."""
+"""Store of episodes in Redis: writing, reading, sampling and verification."""
 
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from longview.replay import limiter
-from longview.replay.codec import Record, decode_record, decode_spec, encode_spec
+from longview.replay.codec import Record
 from longview.replay.config import StoreConfig
-from longview.replay.episode import SOURCES, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
-from longview.replay.errors import CodecError, Quarantined, ReplayError, StoreError, UnknownFormat
+from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
+from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
-from longview.replay.redis import keys, scripts
+from longview.replay.redis import keys
 from longview.replay.redis.blocks import BlockPool
-from longview.replay.redis.client import Client
-from longview.replay.redis.index import PAGE, Index
-from longview.replay.redis.quarantine import read_whole, set_aside
+from longview.replay.redis.client import Client, redact
+from longview.replay.redis.index import Index
+from longview.replay.redis.namespace import Namespace
 from longview.replay.redis.reader import ChunkReader
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
 from longview.replay.redis.verify import Verdict, Verifier
 from longview.replay.redis.writer import EpisodeWriter
 from longview.replay.sampling import draw
-from longview.replay.stats import StoreStats, stats_of
+from longview.replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
-"""Of what is where in a namespace; replay/keys.py and codec.py say what that is."""
+
+@dataclass(frozen=True, repr=False)
+class StoreAddress:
+    """Address of an episode store, which may be sent to other processes and printed."""
+
+    url: str
+    """URL of Redis: redis://, rediss:// or unix://. It may hold a password, which is never shown."""
+    namespace: str
+    """Name of the store within that Redis, such as a run's."""
+
+    def __repr__(self) -> str:
+        return f"StoreAddress({redact(self.url)!r}, {self.namespace!r})"
+
+    def connect(self, config: StoreConfig) -> "EpisodeStore":
+        """Connect to the store; errors are those of `EpisodeStore.connect`."""
+        return EpisodeStore.connect(self.url, self.namespace, config)
 
 
 class EpisodeStore:
-    """A namespace of a Redis. Safe to use from several threads; a writer belongs to one."""
+    """Episodes of one namespace in Redis. Threads may share a store, but not a writer."""
 
     def __init__(self, client: Client, namespace: str, config: StoreConfig) -> None:
-        self._client = client
-        self._redis = client.redis
-        self._namespace = keys.check_namespace(namespace)
+        """Open a namespace; see `connect` for the errors."""
         self._config = config
         self._specs: dict[str, TaskSpec] = {}
         self._lock = threading.RLock()
-        self._tags = [keys.tag(namespace, shard) for shard in range(self._agree_on_shards())]
-        self._reader = ChunkReader(client, self._tag, config.cache_bytes)
-        self._index = Index(len(self._tags))
+        self._namespace = Namespace(client, namespace, config.shards)
+        tag_of, shards = self._namespace.tag_of, len(self._namespace.tags)
+        self._reader = ChunkReader(client, tag_of, config.cache_bytes)
+        self._index = Index(shards)
         self._refreshed = -float("inf")
         self.limiter = Limiter()
-        """When `sample` may draw: of this process alone, and another at any time."""
-        self._sink = Sink(client, self._tag, len(self._tags), config)
+        """Limit on the draws of this store object. It may be replaced at any time."""
+        self._sink = Sink(client, tag_of, shards, config)
         self._sender = Sender(client, config)
         self._memory = BlockPool(config.queue_bytes)
 
     @staticmethod
     def connect(url: str, namespace: str, config: StoreConfig) -> "EpisodeStore":
-        """The namespace's episodes in the Redis at that URL; a namespace exists once it is connected to.
+        """Connect to Redis and open a namespace. A namespace that does not exist is made.
+
+        Args:
+            url: address of Redis: redis://, rediss:// or unix://.
+            namespace: 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`.
+            config: settings; its `url` is not used.
 
         Raises:
             StoreUnavailable: Redis does not answer within 15 s, or refuses the credentials.
-            StoreError: the namespace is of another version's format.
-            ValueError: the namespace holds characters that a key must not.
+            StoreError: the namespace has the layout of another version of Longview.
+            ValueError: the namespace is empty, too long or holds other characters.
         """
         keys.check_namespace(namespace)
         return EpisodeStore(Client(url, config), namespace, config)
 
     def close(self) -> None:
-        """Wait for what writers have handed over, then close all connections; a later call would open new
-        ones.
+        """Wait until the queue of the writers is empty, then close all connections.
 
         Raises:
-            StoreUnavailable, StoreFull: Redis stays away or full, and commits are given up for that.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`, and commits were dropped.
         """
         try:
             self._sender.close()
         finally:
-            self._redis.close()
+            self._namespace.client.redis.close()
 
     # Tasks
 
     def register(self, spec: TaskSpec) -> None:
-        """Make a task known. Registering an equal spec again changes nothing.
+        """Register a task, so that its episodes can be written. Registering an equal spec again changes
+        nothing.
 
         Raises:
-            StoreError: the task is known with another spec; the message names what differs.
+            StoreError: the task is registered with another spec; the message names the difference.
         """
-        packed = encode_spec(spec)
-        key = keys.tasks(self._namespace)
-        self._call(f"registering task {spec.name}", lambda: self._redis.hsetnx(key, spec.name, packed))
+        self._namespace.add_task(spec)
         if differing := difference(self.spec(spec.name).to_dict(), spec.to_dict()):
             name, known, new = differing
             raise StoreError(
@@ -98,32 +114,34 @@ class EpisodeStore:
             )
 
     def spec(self, task: str) -> TaskSpec:
-        """The spec that the task was registered with.
+        """Return the spec of a registered task.
 
         Raises:
-            StoreError: it was not.
+            StoreError: the task is not registered.
         """
         if task not in self._specs:
-            key = keys.tasks(self._namespace)
-            packed = self._call(f"reading task {task}", lambda: self._redis.hget(key, task))
-            if packed is None:
+            if (found := self._namespace.task(task)) is None:
                 known = ", ".join(self.tasks()) or "none"
                 raise StoreError(f"task {task} is not registered in this store; registered: {known}")
-            self._specs[task] = decode_spec(packed)
+            self._specs[task] = found
         return self._specs[task]
 
     def tasks(self) -> list[str]:
-        """Names of all registered tasks, sorted."""
-        names = self._call("listing tasks", lambda: self._redis.hkeys(keys.tasks(self._namespace)))
-        return sorted(name.decode() for name in names)
+        """Return the names of all registered tasks, sorted."""
+        return self._namespace.tasks()
 
     # Writing
 
     def writer(self, meta: EpisodeMeta, extras: Mapping[str, Any] | None = None) -> EpisodeWriter:
-        """Begin an episode of a registered task. Readers see nothing of it before it is committed.
+        """Begin an episode of a registered task. Readers do not see it before it is committed.
+
+        Args:
+            meta: description of the episode.
+            extras: further facts to keep with the episode, plain values by name.
 
         Raises:
             StoreError: the task is not registered.
+            EpisodeError: `meta` or `extras` hold values that cannot be stored.
         """
         spec, token = self.spec(meta.task), secrets.token_hex(8)
         return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, self._memory, extras)
@@ -132,10 +150,10 @@ class EpisodeStore:
         """Write a whole episode of a registered task.
 
         Returns:
-            False if one of this id was there already.
+            True if the store now holds this episode, False if it already held one of this id.
 
         Raises:
-            ReplayError: as the writer does.
+            ReplayError: as for `EpisodeWriter.append` and `EpisodeWriter.commit`.
         """
         writer = self.writer(episode.meta, episode.extras)
         for row in range(episode.length):
@@ -143,37 +161,38 @@ class EpisodeStore:
         return writer.commit(episode.outcome)
 
     def queue(self) -> Queue:
-        """What writers have handed over and is not stored yet."""
+        """Return how full the queue of this store's writers is."""
         return self._sender.state()
 
     def flush(self) -> None:
-        """Wait until all that writers have handed over is stored.
+        """Wait until the queue of this store's writers is empty.
 
         Raises:
-            StoreUnavailable, StoreFull: Redis stays away or full.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`.
         """
         self._sender.flush()
 
     # Reading
 
     def read(self, id: str) -> Episode:
-        """A committed episode, from Redis. Its arrays are read-only.
+        """Read a committed episode. Its arrays are read-only.
 
         Raises:
-            UnknownEpisode: there is none of this id, or it was removed meanwhile.
-            Quarantined: it is damaged; now nobody reads it any more.
-            UnknownFormat: it is of another version of the format.
+            UnknownEpisode: no committed episode has the id, or it was removed during the read.
+            Quarantined: the episode is damaged; it is in the quarantine from now on.
+            UnknownFormat: the episode was written in another version of the format.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         try:
-            return read_whole(self._client, self._tag(id), id)
+            return self._namespace.read(id)
         except UnknownFormat:
             raise
         except CodecError as error:
-            self._quarantine(id, str(error))
-            raise Quarantined(f"{error}; it is set aside: `longview store verify` tells of all") from None
+            self._namespace.quarantine(id, str(error))
+            raise Quarantined(f"{error}; `longview store verify` lists all damaged episodes") from None
 
     def ids(self, source: str | None = None) -> list[str]:
-        """Ids of all committed episodes, or of those of one source, sorted."""
+        """Return the ids of all committed episodes, or of one source, sorted."""
         with self._lock:
             self._refresh()
             return self._index.ids(source)
@@ -181,43 +200,34 @@ class EpisodeStore:
     def records(
         self, source: str | None = None, task: str | None = None, outcome: str | None = None
     ) -> Iterator[Record]:
-        """What is known of all committed episodes of these, without their arrays, in the order of `ids`.
+        """Yield the records of committed episodes, which hold everything but the arrays, sorted by id.
+
+        Args:
+            source: only episodes of this source; None: all.
+            task: only episodes of this task; None: all.
+            outcome: only episodes that ended this way; None: all.
 
         Raises:
-            UnknownFormat: one is of another version of the format.
+            UnknownFormat: a record was written in another version of the format.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
-        for ids in _batches(self.ids(source), 1000):
-            commands = [("HGET", keys.episodes(self._tag(id)), id) for id in ids]
-            replies = self._client.pipelined("listing episodes", commands)
-            for id, packed in zip(ids, replies, strict=True):
-                if packed is None:  # removed meanwhile
-                    continue
-                try:
-                    record = decode_record(packed)
-                except UnknownFormat:
-                    raise
-                except CodecError as error:
-                    self._quarantine(id, str(error))
-                    continue
-                if task in (None, record.meta.task) and outcome in (None, record.outcome):
-                    yield record
+        for record in self._namespace.records(self.ids(source)):
+            if task in (None, record.meta.task) and outcome in (None, record.outcome):
+                yield record
 
     def __contains__(self, id: str) -> bool:
         return not self.missing([id])
 
     def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of these episodes that are not committed, in one round trip."""
-        commands = [("HEXISTS", keys.episodes(self._tag(id)), id) for id in ids]
-        present = self._client.pipelined("looking for episodes", commands)
-        return [id for id, there in zip(ids, present, strict=True) if not there]
+        """Return the ids that no committed episode has, in one round trip."""
+        return self._namespace.missing(ids)
 
     def __len__(self) -> int:
         return self.stats().total.episodes
 
     def stats(self) -> StoreStats:
-        """Counts of what is stored and of what ever was."""
-        totals = [("HGETALL", keys.totals(tag)) for tag in self._tags]
-        return stats_of(self._client.pipelined("counting episodes", totals), self._config.byte_budget)
+        """Return the counts of stored, committed, evicted and damaged episodes."""
+        return self._namespace.stats(self._config.byte_budget)
 
     # Sampling
 
@@ -229,108 +239,82 @@ class EpisodeStore:
         after: int,
         rng: np.random.Generator,
     ) -> list[Segment]:
-        """Draw steps, and the rows around them; waits first, if the limiter says so.
+        """Draw steps, and return each with the rows around it. Waits first while the limiter forbids the
+        draw.
 
-        Equal contents, arguments and state of `rng` give equal segments. An episode that turns out to be
-        damaged is set aside, and another drawn.
+        Equal contents of the store, equal arguments and equal states of `rng` give equal segments. If a drawn
+        episode is damaged, it is moved to the quarantine and another one is drawn.
 
         Args:
-            selection: which steps; a mapping is the `mix` of one that draws by steps.
+            selection: steps to draw. A mapping is the `mix` of a selection that draws by steps.
             count: number of segments.
-            before, after: rows wanted before and after the drawn step; a segment holds those of steps
-                now - before to now + after, both included, that the episode has.
-            rng: the only source of chance.
+            before: rows before the drawn step.
+            after: rows after the drawn step. A segment holds the steps from now - before to now + after, both
+                included, as far as the episode has them.
+            rng: only source of randomness.
 
         Raises:
-            StoreError: there is no episode that is selected.
-            LimiterTimeout: the limiter let nothing be drawn.
-            ValueError: the mapping is no mix.
+            StoreError: the selection matches no episode, or Redis was unreachable for `patience_seconds`.
+            LimiterTimeout: the limiter forbade the draw for `timeout_seconds`.
+            ValueError: the mapping is not a valid mix.
         """
         selected = selection if isinstance(selection, Selection) else Selection(selection)
         limiter.wait(lambda: self.limiter, count, lambda: self._sizes(selected))
         with self._lock:
-            self._look()
+            self._refresh_if_due()
             segments: list[Segment] = []
             while len(segments) < count:
                 draws = draw(self._index.plan(selected), count - len(segments), rng)
                 found, failed = self._reader.segments(draws, selected.by, before, after)
                 segments += found
                 for id, error in failed.items():
-                    # Removed since the last refresh, or damaged: the next round draws another instead.
+                    # It was removed since the last refresh, or is damaged. The next round draws a
+                    # replacement.
                     self._index.forget(id)
                     if isinstance(error, CodecError):
-                        self._quarantine(id, str(error))
+                        self._namespace.quarantine(id, str(error))
             return segments
 
     def prioritize(self, priorities: Mapping[str, float]) -> None:
-        """Say how often episodes are drawn by priority, in proportion to one another: by every sampler, from
-        its next refresh on, until it is said anew. Ids that are not there are left out.
+        """Set the priorities of episodes, for draws with `Selection(by="priority")`.
+
+        An episode's chance is proportional to its priority. Every sampler uses the new priorities from its
+        next refresh on. Ids without a committed episode are ignored.
 
         Args:
-            priorities: by id; 0 is never. An episode that was given none has 1.
+            priorities: priority by id, at least 0; an episode with 0 is never drawn. Episodes without a
+                priority have 1.
 
         Raises:
             ValueError: a priority is negative or not finite.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         if wrong := {id: value for id, value in priorities.items() if not 0 <= value < float("inf")}:
             raise ValueError(f"priorities must be finite and not negative, not {wrong}")
-        by_tag: dict[str, list[Any]] = {}
-        for id, value in priorities.items():
-            by_tag.setdefault(self._tag(id), []).extend((id, float(value)))
-        commands = []
-        for tag, args in by_tag.items():
-            names = [keys.episodes(tag), keys.totals(tag), keys.priorities(tag), keys.prioritized(tag)]
-            for first in range(0, len(args), 2 * PAGE):
-                some = args[first : first + 2 * PAGE]
-                commands.append(("EVAL", scripts.PRIORITIZE, len(names), *names, *some))
-        self._client.pipelined("setting priorities", commands)
+        self._namespace.set_priorities(priorities)
 
     def hold_out(self, ids: Iterable[str]) -> None:
-        """Draw no step of these episodes from now on; they can still be read."""
+        """Exclude episodes from this store's draws from now on. They can still be read."""
         with self._lock:
             self._index.hold_out(ids)
 
     def _sizes(self, selection: Selection) -> tuple[int, int]:
-        """Steps that were ever committed to what is selected, and that are there to draw from."""
+        """Return the steps that were ever committed to the selection, and the steps stored in it now."""
         with self._lock:
-            self._look()
+            self._refresh_if_due()
             return self._index.committed_steps(selection), self._index.steps(selection)
 
-    def _look(self) -> None:
-        """Refresh what is known of the store, unless that was done just now."""
+    def _refresh_if_due(self) -> None:
+        """Refresh the index, if the last refresh is `refresh_seconds` old."""
         if time.monotonic() - self._refreshed >= self._config.refresh_seconds:
             self._refresh()
 
     def _refresh(self) -> None:
-        behind = list(range(len(self._tags)))
-        while behind:
-            commands = []
-            for shard in behind:
-                tag = self._tags[shard]
-                names = [keys.totals(tag), keys.priorities(tag), keys.removed(tag), keys.prioritized(tag)]
-                names += [keys.index(tag, source) for source in SOURCES]
-                known = self._index.known(shard)
-                commands.append(("EVAL", scripts.CHANGES, len(names), *names, PAGE, *known))
-            replies = self._client.pipelined("listing episodes", commands)
-            behind = [s for s, reply in zip(behind, replies, strict=True) if self._index.apply(s, reply)]
+        """Bring the index up to date with all shards."""
+        self._namespace.refresh(self._index)
         self._refreshed = time.monotonic()
 
-    def _quarantine(self, id: str, why: str) -> None:
-        """Set a damaged episode aside, if it is still damaged when it is read once more; never fails."""
-        try:
-            read_whole(self._client, self._tag(id), id)
-        except UnknownFormat:
-            return
-        except CodecError as error:
-            try:
-                if set_aside(self._client, self._tag(id), id, str(error)):
-                    log.error("set aside as damaged: %s", error)
-            except StoreError as refused:
-                log.warning("%s, and cannot be set aside: %s", error, refused)
-        except ReplayError as error:
-            log.info("episode %s: %s, but then: %s", id, why, error)
-
-    # Care
+    # Verification
 
     def verify(
         self,
@@ -338,44 +322,18 @@ class EpisodeStore:
         drop: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Verdict:
-        """Look for everything that can be wrong here; others may go on meanwhile.
+        """Check the whole namespace for damage and inconsistencies. It may be used meanwhile.
 
         Args:
-            repair: set damaged episodes aside, and put right what follows from the others.
-            drop: remove what is in quarantine for good.
-            progress: told how many episodes are done, and how many there are.
+            repair: whether to move damaged episodes to the quarantine, and to correct indices, totals and
+                expiry.
+            drop: whether to delete the episodes in the quarantine.
+            progress: called with the number of episodes checked so far and of all episodes.
 
         Raises:
-            StoreError: Redis stayed away, or refused.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         seconds = self._config.orphan_seconds
-        return Verifier(self._client, self._namespace, self._tags, seconds, repair, drop, progress).run()
-
-    # Plumbing
-
-    def _agree_on_shards(self) -> int:
-        """The number of shards, once this Longview and the namespace's are known to lay it out alike."""
-        key = keys.layout(self._namespace)
-        found = self._call("connecting", lambda: self._redis.hgetall(key))
-        if b"shards" not in found:
-            # The format first: one who sees the shards sees it, too.
-            for name, value in (("format", FORMAT), ("shards", self._config.shards)):
-                self._call("connecting", partial(self._redis.hsetnx, key, name, value))
-            found = self._call("connecting", lambda: self._redis.hgetall(key))
-        if (format := int(found.get(b"format", 1))) != FORMAT:
-            raise StoreError(
-                f"namespace {self._namespace} is of format {format}, this version of Longview reads format "
-                f"{FORMAT}: use another namespace, or the version that wrote it"
-            )
-        return int(found[b"shards"])
-
-    def _tag(self, id: str) -> str:
-        return self._tags[keys.shard_of(id, len(self._tags))]
-
-    def _call(self, doing: str, operation: Callable[[], Any]) -> Any:
-        return self._client.call(doing, operation)
-
-
-def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
+        space = self._namespace
+        verifier = Verifier(space.client, space.name, space.tags, seconds, repair, drop, progress)
+        return verifier.run()

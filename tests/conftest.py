@@ -42,7 +42,7 @@ LENGTHS = (30, 12, 45, 12, 1, 20)
 def push_t_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A replay buffer of Push-T, chunked and compressed as the published one: at random the disc is sent to
     where the block is, or anywhere."""
-    env, rng = push_t.PushT(), np.random.default_rng(0)
+    env, rng = push_t.PushT(push_t.spec), np.random.default_rng(0)
     states, actions = [], []
     for seed, length in enumerate(LENGTHS):
         env.reset(seed=seed)

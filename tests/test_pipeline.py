@@ -1,5 +1,5 @@
-"""The counting task through everything: actor, Redis, segments and windows, to a learner that checks what it
-is fed. Any gap, repeat, swap or wrong mask anywhere shows as a wrong count."""
+"""The counting task through the whole pipeline: actor, Redis, segments, windows, and a learner that checks
+its batches. Any gap, repeat, swap or wrong mask shows as a wrong count."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class CheckingLearner:
         self.windows = self.starts = self.ends = 0
 
     def feed(self, batch: Batch, now_B: np.ndarray, length_B: np.ndarray, first_B: np.ndarray) -> None:
-        """Args: now and episode length in steps, and the count that the episode began with."""
+        """Check a batch, given the present step, the episode's length and its first count for each window."""
         age_S = np.arange(1 - batch.context_length, 1)
         step_BS, step_BT = now_B[:, None] + age_S, now_B[:, None] + self.offset_T
         np.testing.assert_array_equal(batch.seen_BS, step_BS >= 0)
@@ -49,7 +49,7 @@ def test_every_window_holds_the_steps_it_should(tmp_path: Path, past: int | str)
     with redis_server(tmp_path) as url:
         store = EpisodeStore.connect(url, "test", StoreConfig(chunk_steps=7, shards=3, refresh_seconds=0))
         store.register(TASK.spec)
-        worker = Worker(TASK, ActorsConfig(simulators=5, noise=0), 0, "actor-0", 8, store, Hub().report)
+        worker = Worker(TASK, ActorsConfig(simulators=5, noise=0), 0, "actor-0", store, Hub().report)
         worker.work(Order("demo", 0, 40, beta=1.0), None)
         first = {id: store.read(id).arrays["observation.count"][0, 0] for id in store.ids()}
 

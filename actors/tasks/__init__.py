@@ -1,6 +1,6 @@
-"""The tasks that come with Longview, one a file, each with its scripted expert.
+"""The tasks that come with Longview, each in a file of its own with its scripted expert.
 
-Importing this package registers them with gymnasium, so either of these makes one:
+Importing this package registers the tasks with gymnasium. Either line makes a simulator:
 
     import longview.actors.tasks; gymnasium.make("longview/ReturnPoint-v0")
     gymnasium.make("longview.actors.tasks:longview/ReturnPoint-v0")

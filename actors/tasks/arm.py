@@ -1,39 +1,31 @@
-"""What the tasks with a robot arm share: a robosuite simulator as a gymnasium environment, stepped fast."""
+"""Base of the tasks with a robot arm: a robosuite simulator as a `TaskEnv`, stepped fast."""
 
 import logging
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from longview.actors.config import NO_CAMERAS, CamerasConfig
-from longview.actors.task import (
-    Action,
-    Environment,
-    Expert,
-    Observation,
-    SimulatorError,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import Diverged, SimulatedTask, TaskEnv
+from longview.actors.task import Action, SimulatorError
 from longview.replay.episode import ArraySpec, TaskSpec
 
 Vector = NDArray[np.float64]
 
 MUJOCO = ((3, 3), (3, 10))
-"""The versions that robosuite 1.5 works with, the last one excluded."""
+"""Versions of MuJoCo that robosuite 1.5 works with: from the first, up to but not including the second."""
 INSTALL = "pip install 'robosuite==1.5.2' 'mujoco>=3.3,<3.10'"
 
 DIVERGED = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")
-"""MuJoCo's warnings of a state that is not finite or far too large; it starts over from such a state."""
+"""MuJoCo's warnings about a state that is not finite or far too large; it starts over from such a state."""
 SURFACE = np.array((0.0, 0.0, 0.8))
 """Middle of the table's surface in the world; x points away from the robot, y to its left."""
 DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
@@ -46,47 +38,34 @@ CAMERAS = (
     "robot0_eye_in_hand",
     "robot0_robotview",
 )
-"""robosuite's, and so all that `<camera>_image` may be of."""
+"""Names of robosuite's cameras: the choice for `<camera>_image`."""
 RADIANS = 0.5
-"""What robosuite's controller makes of a full rotation, per step, if the arm could follow at once."""
+"""Rotation per step at full action, in radians, if the arm could follow at once: robosuite's."""
 GAIN = 2.0
-"""At 20 Hz experts ask for this multiple of what is missing: the arm covers about a fifth of it in a step."""
+"""Experts at 20 Hz ask for this multiple of the distance that is left; the arm does a fifth of it."""
 NEAR = 0.012
-"""From this close to what it reaches for, in metres, an expert closes the gripper."""
+"""Distance, in metres, at which an expert closes the gripper around something."""
 HOVER = 0.08
-"""Height above that, in metres, at which it comes from the side."""
+"""Height above the thing, in metres, at which an expert approaches it from the side."""
 OPEN = 0.07
 """Distance of the fingers, in metres, above which the gripper counts as open."""
 PICTURE = ("agentview", 256)
-"""Camera, and pixels a side, of what `render` shows."""
+"""Camera of the picture that `render` draws, and its pixels a side."""
 
 ROBOT_STATE = {
     "robot0_eef_pos": ArraySpec((3,), low=-2.0, high=2.0),
     "robot0_eef_quat": ArraySpec((4,), low=-1.0, high=1.0),
     "robot0_gripper_qpos": ArraySpec((2,), low=-0.1, high=0.1),
 }
-"""What robomimic's low-dimensional data sets have of the arm."""
+"""State of the arm, as robomimic's low-dimensional data sets hold it."""
 
 
 @dataclass(frozen=True)
-class ArmTask:
-    """A task whose simulator is an `ArmEnv`; see `longview.actors.task.Task`."""
-
-    spec: TaskSpec
-    environment: "type[ArmEnv]"
-    expert: Callable[[Environment, np.random.Generator], Expert]
-    cameras: CamerasConfig = NO_CAMERAS
-
-    def make(self, render_mode: str | None = None) -> Environment:
-        """A new simulator.
-
-        Raises:
-            SimulatorError: robosuite, a library that it needs or a renderer is missing, or too old or new.
-        """
-        return self.environment(self, render_mode)
+class ArmTask(SimulatedTask):
+    """A task whose simulator is an `ArmEnv`; a `longview.actors.task.FilmedTask`."""
 
     def with_cameras(self, cameras: CamerasConfig) -> "ArmTask":
-        """The task with `<camera>_image`, (size, size, 3) of uint8, among its observations."""
+        """Return the task with `<camera>_image`, (size, size, 3) uint8, among its observations."""
         unknown = sorted(set(cameras.names) - set(CAMERAS))
         if unknown:
             raise ValueError(
@@ -94,98 +73,82 @@ class ArmTask:
             )
         image = ArraySpec((cameras.size, cameras.size, 3), "uint8", 0, 255)
         seen = {**self.spec.observation, **{f"{name}_image": image for name in cameras.names}}
-        return replace(self, spec=replace(self.spec, observation=seen), cameras=cameras)
+        spec = replace(self.spec, observation=seen)
+        return replace(self, spec=spec, simulator=partial(self.simulator, cameras=cameras))
 
 
-class ArmEnv(gymnasium.Env[Observation, Action], ABC):
-    """One simulator. A task's own class builds it, and says what is seen, done and decided in it."""
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium declares it so)
+class ArmEnv(TaskEnv):
+    """A robosuite simulator. A task's own class builds it, acts and observes, and decides the outcome."""
 
     posture_kp: ClassVar[float] = 10.0
-    """Stiffness of the pull to the start posture, where the hand's motion leaves freedom: robosuite's."""
+    """Stiffness of the pull to the start posture, as far as the hand's motion leaves freedom: robosuite's."""
 
-    def __init__(self, task: ArmTask, render_mode: str | None = None) -> None:
-        self.task, self.render_mode = task, render_mode
-        self.observation_space, self.action_space = observation_space(task.spec), action_space(task.spec)
-        self.metadata = {**self.metadata, "render_fps": round(task.spec.control_hz)}
+    def __init__(
+        self, spec: TaskSpec, render_mode: str | None = None, cameras: CamerasConfig = NO_CAMERAS
+    ) -> None:
+        super().__init__(spec, render_mode)
+        self._cameras = cameras
         robosuite = import_robosuite()
         try:
             self.simulator = self.build(robosuite)
-        except (OSError, SyntaxError, ValueError) as error:  # of files; XML's, MuJoCo's of what is in them
+        # A file is missing, its XML is damaged, or MuJoCo refuses what it holds.
+        except (OSError, SyntaxError, ValueError) as error:
             raise SimulatorError(
-                f"task {task.spec.name}: robosuite cannot build its scene ({str(error).splitlines()[0]}); "
+                f"robosuite cannot build its scene ({str(error).splitlines()[0]}); "
                 "reinstall robosuite, its files may be damaged"
             ) from error
 
         import mujoco
 
-        # Its own way is to write a file into the working folder; `diverged` asks its counters instead.
+        # MuJoCo would write warnings into a file in the working folder; `diverged` asks its counters instead.
         mujoco.set_mju_user_warning(lambda message: None)
-        self.origins = np.random.default_rng()
-        """Where what a policy has to remember is drawn from; nothing else is, so nothing else tells of it."""
         self._renderers: dict[tuple[int, str], Any] = {}
 
     @abstractmethod
     def build(self, robosuite: ModuleType) -> Any:
-        """A robosuite environment."""
+        """Make the robosuite environment."""
 
     def samplers(self) -> Sequence[Any]:
-        """What draws in the simulator's reset, apart from the robot's start joints."""
+        """Return what draws at random in the simulator's reset, besides the robot's start joints."""
         return ()
 
     def place(self) -> None:
-        """Arrange what a new episode starts with; the robot is reset already."""
+        """Arrange the scene of a new episode; the robot has been reset already."""
 
     @abstractmethod
     def act(self, action: Vector) -> None:
-        """One control step."""
+        """Make one control step."""
 
     @abstractmethod
     def state(self) -> dict[str, Vector]:
-        """What is observed, images aside."""
+        """Return what is observed, without images."""
 
-    @abstractmethod
-    def outcome(self) -> str | None:
-        """How the episode has ended; None while it goes on."""
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset to an episode that follows from the seed."""
+    def start(self, rng: np.random.Generator) -> None:
         from longview.actors.tasks.osc import Arm
 
-        super().reset(seed=seed)
-        if seed is not None:
-            self.origins = np.random.default_rng((seed, 1))
         for drawing in (self.simulator, *self.samplers()):
-            drawing.rng = self.np_random
+            drawing.rng = rng
         self.simulator.reset()
         self.arm = Arm(self.simulator, self.posture_kp)
         self.place()
-        self.steps = 0
-        return self._observe(), {}
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step.
-
-        Raises:
-            ActionError: the action is not finite, or out of range.
-        """
-        action = checked_action(self.task.spec, action)
+    def advance(self, action: Action) -> None:
         try:
             self.act(action.astype(np.float64))
-            diverged = self.diverged()
-        except np.linalg.LinAlgError:  # no torques for such a state
-            diverged = True
-        self.steps += 1
-        outcome = "invalid" if diverged else self.outcome()
-        late = self.steps >= self.task.spec.max_steps and outcome is None
-        info = {"outcome": "failure" if late else outcome} if late or outcome else {}
-        return self._observe(), float(outcome == "success"), outcome is not None, late, info
+        except np.linalg.LinAlgError as error:
+            raise Diverged("no torques follow from this state") from error
+        if self.diverged():
+            raise Diverged("MuJoCo had to start over")
+
+    def observe(self) -> Mapping[str, ArrayLike]:
+        cameras = self._cameras
+        images = {
+            f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
+        }
+        return self.state() | images
 
     def render(self) -> Any:
-        """A picture of the scene, (H, W, 3) of uint8."""
+        """Draw a picture of the scene, (256, 256, 3) uint8."""
         name, size = PICTURE
         return self._picture(name, size, "full")
 
@@ -198,12 +161,12 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
 
     @property
     def data(self) -> Any:
-        """MuJoCo's."""
+        """State of the simulation, an MjData."""
         return self.simulator.sim.data._data
 
     @property
     def model(self) -> Any:
-        """MuJoCo's."""
+        """Model of the scene, an MjModel."""
         return self.simulator.sim.model._model
 
     @property
@@ -214,24 +177,17 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
         return float(one - other)
 
     def diverged(self) -> bool:
-        """Whether MuJoCo has had to start over since the reset."""
+        """Tell whether MuJoCo has had to start over since the reset."""
         import mujoco
 
         return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
 
     def sense(self, names: Iterable[str]) -> dict[str, Vector]:
-        """Some of robosuite's own observables, now; those that follow from others come after them."""
+        """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
         sensed: dict[str, Any] = {}
         for name in names:
             sensed[name] = self.simulator._observables[name]._sensor(sensed)
         return sensed
-
-    def _observe(self) -> Observation:
-        cameras = self.task.cameras
-        images = {
-            f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
-        }
-        return {key: value.astype(np.float32) for key, value in self.state().items()} | images
 
     def _picture(self, camera: str, size: int, quality: str) -> Any:
         from longview.actors.tasks.render import Renderer
@@ -242,17 +198,17 @@ class ArmEnv(gymnasium.Env[Observation, Action], ABC):
 
 
 class RobosuiteEnv(ArmEnv):
-    """One of robosuite's own tasks.
+    """A task of robosuite's own.
 
-    Actions are displacement (3), rotation vector (3) and gripper (open < 0 < close), the first two as shares
-    in [-1, 1] of what robosuite's controller makes of them.
+    An action is a displacement (3), a rotation vector (3) and the gripper (open < 0 < close). The first two
+    are shares, in [-1, 1], of the largest that robosuite's controller takes.
     """
 
     robosuite_name: ClassVar[str]
-    """What robosuite calls the task."""
+    """Name of the task in robosuite."""
 
     def build(self, robosuite: ModuleType) -> Any:
-        return robosuite.make(self.robosuite_name, **settings(self.task.spec))
+        return robosuite.make(self.robosuite_name, **settings(self.task_spec))
 
     def samplers(self) -> Sequence[Any]:
         return [self.simulator.placement_initializer]
@@ -264,8 +220,13 @@ class RobosuiteEnv(ArmEnv):
         return "success" if self.simulator._check_success() else None
 
     def towards(self, move: Vector, yaw: float, grip: float) -> Action:
-        """The action that an expert takes for the hand to move on by `move` (3,), in metres, and to point
-        down, with fingers that close along the y axis of what is turned by `yaw`."""
+        """Return an expert's action (7,): move the hand, and turn it to point down.
+
+        Args:
+            move: displacement of the hand (3,), in metres.
+            yaw: turn of the thing to grasp, in radians; the fingers close along its y axis.
+            grip: open < 0 < close.
+        """
         sine, cosine = np.sin(yaw), np.cos(yaw)
         goal = np.array(((-sine, cosine, 0.0), (cosine, sine, 0.0), (0.0, 0.0, -1.0)))
         turn = 0.5 * np.cross(self.arm.axes, goal, axis=0).sum(axis=1)
@@ -274,25 +235,24 @@ class RobosuiteEnv(ArmEnv):
 
     @property
     def yaw(self) -> float:
-        """Of the hand, as `towards` has it."""
+        """Turn of the hand around the vertical, in radians, as `towards` takes it."""
         return float(np.arctan2(-self.arm.axes[0, 0], self.arm.axes[1, 0]))
 
 
 class TableEnv(ArmEnv):
-    """A scene of our own: a `Table` to build, and positions relative to the middle of its surface.
+    """A scene of our own, with a `Table`. Positions are relative to the middle of its surface.
 
     An action is a place for the hand to go to (3), within the workspace, and the gripper (open < 0 < close).
-    The hand keeps pointing down: were it free to turn, it would arrive from different sides in different
-    postures, and so remember.
+    The hand keeps pointing down. If it were free to turn, its posture would tell the side it came from.
     """
 
     workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.0, 0.15), (0.25, 0.25, 0.15))
-    """Middle, and half of the size, in metres, of what actions from -1 to 1 span."""
-    # So stiff that the elbow has forgotten within a second where the hand came from.
+    """Middle of the space that actions from -1 to 1 span, and half its size, in metres."""
+    # This stiff, the elbow no longer shows after a second where the hand came from.
     posture_kp: ClassVar[float] = 100.0
 
     def put(self, item: Any, position: Sequence[float], yaw: float = 0.0) -> None:
-        """Place an object, at rest."""
+        """Put an object to a place (3,), in metres, turned by `yaw`, at rest."""
         pose = (*np.add(position, SURFACE), np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         self.simulator.sim.data.set_joint_qpos(item.joints[0], np.array(pose))
         self.simulator.sim.forward()
@@ -300,60 +260,60 @@ class TableEnv(ArmEnv):
     def act(self, action: Vector) -> None:
         middle, half = self.workspace
         move = (middle + half * action[:3] - self.hand) / self.arm.span
-        # The gripper moves by a fifth of its range in a step of 1/20 s; ours take twice as long.
+        # The gripper moves by a fifth of its range per 1/20 s. A step here is twice as long: tell it twice.
         self.simulator.robots[0].gripper["right"].format_action(action[3:])
         self.arm.step_towards(np.clip(move, -1, 1), DOWN, action[3])
 
     def towards(self, move: Vector, grip: float) -> Action:
-        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        """Return the action that moves the hand by `move` (3,), in metres, or as far as it gets in a step."""
         middle, half = self.workspace
         goal = self.hand + np.clip(move, -self.arm.span, self.arm.span)
         return np.clip((*((goal - middle) / half), grip), -1, 1).astype(np.float32)
 
     @property
     def hand(self) -> Vector:
-        """Position of the place between the finger tips (3,)."""
+        """Position of the point between the finger tips (3,), in metres."""
         position: Vector = self.arm.hand - SURFACE
         return position
 
     def position(self, item: Any) -> Vector:
-        """Of an object's centre (3,)."""
+        """Return the position of an object's centre (3,), in metres."""
         position: Vector = self.data.body(item.root_body).xpos - SURFACE
         return position
 
     def velocity(self, item: Any) -> Vector:
-        """Of an object's centre (3,), in metres per second."""
+        """Return the velocity of an object's centre (3,), in metres per second."""
         velocity: Vector = self.simulator.sim.data.get_joint_qvel(item.joints[0])[:3]
         return velocity
 
 
 class ToolEnv(TableEnv):
-    """A table at which the closed gripper is the tool: actions are only a place for the hand to go to (3)."""
+    """A table at which the closed gripper is the tool. An action is a place for the hand to go to (3)."""
 
     def act(self, action: Vector) -> None:
         super().act(np.append(action, 1.0))
 
     def go(self, move: Vector) -> Action:
-        """The action that moves the hand on by `move` (3,), in metres, or as far as it gets in a step."""
+        """Return the action that moves the hand by `move` (3,), in metres, or as far as it gets in a step."""
         return self.towards(move, 1.0)[:3]
 
     def start_at(self, place: Vector, steps: int) -> None:
-        """Move the hand to where it is to be when the episode starts."""
+        """Move the hand to its place (3,) at the start of the episode."""
         for _ in range(steps):
             self.act(self.go(place - self.hand).astype(np.float64))
 
 
 def reach(offset: Vector, width: float, near: float = NEAR, hover: float = HOVER) -> tuple[Vector, float]:
-    """Where to move (3,) and how to grip (open < 0 < close) to grasp something from above.
+    """Return how to move (3,) and grip (open < 0 < close) to grasp something from above.
 
     Args:
-        offset: from the hand to where it is to grasp (3,), in metres.
-        width: distance of the fingers.
-        near: from this close, in metres, it grasps.
-        hover: height above that, in metres, at which it comes from the side.
+        offset: from the hand to the place to grasp (3,), in metres.
+        width: distance of the fingers, in metres.
+        near: distance, in metres, at which the gripper closes.
+        hover: height above the place, in metres, at which the hand approaches from the side.
     """
     aside = float(np.hypot(offset[0], offset[1]))
-    # Once it closes it goes on within a wider range: the width of the gripper is all the memory it needs.
+    # A wider range once it closes keeps it from changing its mind; the gripper's width tells that it closes.
     if max(aside, abs(offset[2])) < (near if width > OPEN else 2 * near):
         return offset, 1.0
     above = min(max(0.0, 3 * (aside - near / 2)), hover)
@@ -361,7 +321,7 @@ def reach(offset: Vector, width: float, near: float = NEAR, hover: float = HOVER
 
 
 def settings(spec: TaskSpec) -> dict[str, Any]:
-    """Arguments of robosuite's environments, its own tasks as well as ours: no rendering, fast resets."""
+    """Return arguments for any robosuite environment: no rendering, fast resets."""
     return {
         "robots": "Panda",
         "has_renderer": False,
@@ -371,19 +331,19 @@ def settings(spec: TaskSpec) -> dict[str, Any]:
         "control_freq": spec.control_hz,
         "ignore_done": True,
         "hard_reset": False,
-        # Sizes of objects are drawn only here: the same in all simulators, or equal seeds would differ.
+        # Sizes of objects follow from this seed: they must be equal in all simulators.
         "seed": 0,
     }
 
 
 def import_robosuite() -> ModuleType:
-    """robosuite, without what its import does to this process and to those started from it.
+    """Import robosuite, without side effects on this process and its children.
 
     Raises:
         SimulatorError: it cannot be imported; the message says what to install.
     """
-    # On import it warns of extras that we do not use, and sets MUJOCO_GL, with which processes started from
-    # this one could not import mujoco where there is no EGL.
+    # On import, robosuite warns about extras that are not used here, and sets MUJOCO_GL. Processes started
+    # from this one could then not import mujoco on a machine without EGL.
     logging.getLogger("robosuite_logs").addFilter(_is_error)
     renderer = os.environ.get("MUJOCO_GL")
     try:

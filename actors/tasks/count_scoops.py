@@ -1,12 +1,12 @@
-"""Scoop twice from a bowl, then press a button: nothing but memory tells how often the bowl was visited.
+"""Scoop twice from a bowl, then press a button: only memory tells how often the bowl was visited.
 
         start  y = 0.06 .. 0.42       bowl  y = -0.02       button  y = -0.2
           o ------ slowly ----->  in  \\   ^  out  --------->  (press)
                                        \\_/
 
 The tool goes in on the far side of the bowl, sweeps through it and comes out on the near side, so one frame
-shows where in a scoop it is; all scoops look alike. The start is near or far, so that neither does the time
-that has passed tell how many there were. After "Marshmallows" of arXiv 2606.16447.
+shows the stage of a scoop. All scoops look alike. The start is near or far, so that the time that has passed
+does not tell the number of scoops either. The task follows "Marshmallows" of arXiv 2606.16447.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,30 @@ from longview.actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SCOOPS = 2
-"""How many there must be before the button is pressed."""
+"""Number of scoops before the button must be pressed."""
 BOWL, RADIUS = (0.0, -0.02), 0.07
-"""Its middle and its radius, in metres."""
+"""Middle and radius of the bowl, in metres."""
 BUTTON, REACH = (0.0, -0.2), 0.03
-"""Its middle, and how far from that a press still counts."""
+"""Middle of the button, and distance from it at which a press still counts, in metres."""
 DEPTH, RIM = 0.05, 0.09
-"""A scoop is the hand below the one height, then above the other, in the bowl both times."""
+"""Heights of the hand, in metres: a scoop is below `DEPTH`, then above `RIM`, in the bowl both times."""
 PRESSED = 0.05
-"""Height of the hand below which it presses the button."""
+"""Height, in metres, below which the hand presses the button."""
 START = ((-0.05, 0.06), (0.05, 0.42))
-"""Corners of where the hand starts, at the height `HOVER`."""
+"""Corners of the area in which the hand starts, in metres, at the height `HOVER`."""
 
 GAIN = 1.5
-"""The expert asks for this multiple of what is missing."""
+"""The expert asks for this multiple of the distance that is left."""
 SLOW, STEADY = 0.003, 0.006
-"""And at most this many metres of it on its way to the bowl, and through it; the arm covers two thirds."""
+"""Largest step that the expert asks for, in metres: to the bowl, and through it. The arm does two thirds."""
 FLOOR, HOVER = 0.035, 0.12
-"""Heights at which the expert sweeps through the bowl and moves above it."""
+"""Heights, in metres, at which the expert sweeps through the bowl and moves above it."""
 SWEEP = 0.02
-"""How far from the bowl's middle, in x, the expert goes in and comes out."""
+"""Distance from the bowl's middle, in x, at which the expert goes in and comes out, in metres."""
 SPREAD = 0.01
-"""And how much the places of two scoops differ, in x and y."""
+"""Largest offset of a scoop's place, in x and y, in metres; drawn for every scoop."""
 NEAR = 0.006
-"""From this close, in x and y, to where it goes in, comes out or presses it turns down or up."""
+"""Distance, in x and y, from the next place at which the expert begins to go down or up, in metres."""
 
 spec = TaskSpec(
     name="count_scoops",
@@ -53,15 +53,15 @@ spec = TaskSpec(
     max_steps=300,
     context_lengths=(1, 8, 16, 32, 64, 92),
     demonstrations=100,
-    # A scoop is the last with probability p, the same after each: p (1 - p) is at most this.
+    # Without memory, a policy stops after each scoop with the same probability p. It succeeds in p (1 - p).
     chance=0.25,
 )
 
 
 class CountScoops(ToolEnv):
-    """The environment; actions are places to go to, the closed gripper is the tool.
+    """The simulator. An action is a place to go to; the closed gripper is the tool.
 
-    `scoops` were completed; `under` while one is on.
+    `scoops` counts completed scoops; `under` is true during one.
     """
 
     workspace: ClassVar[tuple[Sequence[float], Sequence[float]]] = ((0.0, 0.1, 0.1), (0.1, 0.35, 0.1))
@@ -71,7 +71,7 @@ class CountScoops(ToolEnv):
 
         bowl = Mark("bowl", "cylinder", (RADIUS,), BOWL, (0.95, 0.9, 0.8, 0.5), height=0.06)
         button = Mark("button", "cylinder", (REACH,), BUTTON, (0.8, 0.1, 0.1, 1.0), height=0.03)
-        return Table([], [bowl, button], settings(self.task.spec))
+        return Table([], [bowl, button], settings(self.task_spec))
 
     def place(self) -> None:
         self.scoops, self.under = 0, False
@@ -92,12 +92,12 @@ class CountScoops(ToolEnv):
         return None
 
     def aside(self, place: Vector | tuple[float, float]) -> float:
-        """Distance of the hand, seen from above, to a place (2,)."""
+        """Return the distance of the hand to a place (2,), seen from above, in metres."""
         return float(np.hypot(*(self.hand[:2] - place)))
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Knows how many scoops there were. Where exactly it scoops is its own choice, drawn anew each time."""
+    """Make the expert: it knows the number of scoops, and chooses the place of each anew."""
     scene = env.unwrapped
     assert isinstance(scene, CountScoops)
     sweep = np.array((SWEEP, 0.0))
@@ -119,8 +119,8 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
 
 
 def _leg(scene: CountScoops, place: Vector, before: float, after: float) -> Vector:
-    """What is missing (3,) to a place (2,) at the height `before`, and there to the height `after`."""
-    # Once it goes up or down it stays with that within a wider range.
+    """Return the way (3,) to a place (2,) at the height `before`, and from there to the height `after`."""
+    # A wider range once it goes up or down keeps it from changing its mind.
     near = NEAR if abs(scene.hand[2] - before) < 2 * NEAR else 3 * NEAR
     height = after if scene.aside(place) < near else before
     missing: Vector = np.append(place, height) - scene.hand

@@ -1,23 +1,16 @@
-"""Observations are a counter: a task for testing the pipeline, where any gap, repeat or swap shows.
+"""Counting: a task for testing the pipeline. Its observation is a counter, so any gap, repeat or swap shows.
 
-An episode counts up from a start of its own; its length follows from its seed as well. The right action is
-the count that is observed, so an episode succeeds only if every action belonged to its own observation.
+An episode counts up from a start of its own; start and length follow from its seed. The right action is the
+count that is observed, so an episode succeeds only if every action answered its own observation.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-import gymnasium
 import numpy as np
+from numpy.typing import ArrayLike
 
-from longview.actors.task import (
-    Action,
-    Environment,
-    Expert,
-    Observation,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import SimulatedTask, TaskEnv
+from longview.actors.task import Action, Environment, Expert
 from longview.replay.episode import ArraySpec, TaskSpec
 
 LENGTHS = (3, 41)
@@ -34,40 +27,38 @@ spec = TaskSpec(
 )
 
 
-class Counting(gymnasium.Env[Observation, Action]):
-    """The environment."""
+class Counting(TaskEnv):
+    """The simulator; it has no pictures."""
 
-    observation_space = observation_space(spec)
-    action_space = action_space(spec)
+    def start(self, rng: np.random.Generator) -> None:
+        self.count = 1000 * int(rng.integers(1, 900))
+        self._end = self.count + int(rng.integers(*LENGTHS))
+        self._right = self._all_right = True
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.count = 1000 * int(self.np_random.integers(1, 900))
-        self._end = self.count + int(self.np_random.integers(*LENGTHS))
-        self._right = True
-        return self._observe(), {}
-
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        right = float(checked_action(spec, action)[0]) == self.count
-        self._right &= right
+    def advance(self, action: Action) -> None:
+        self._right = float(action[0]) == self.count
+        self._all_right &= self._right
         self.count += 1
-        ended = self.count >= self._end
-        info = {"outcome": "success" if self._right else "failure"} if ended else {}
-        return self._observe(), float(right), ended, False, info
 
-    def _observe(self) -> Observation:
-        return {"count": np.array((self.count,), np.float32)}
+    def observe(self) -> Mapping[str, ArrayLike]:
+        return {"count": (self.count,)}
 
+    def outcome(self) -> str | None:
+        if self.count < self._end:
+            return None
+        return "success" if self._all_right else "failure"
 
-def make(render_mode: str | None = None) -> Environment:
-    """A new counter; it has no pictures."""
-    return Counting()
+    def reward(self, outcome: str | None) -> float:
+        """Return 1 for a right action, else 0."""
+        return float(self._right)
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Says the count."""
+    """Make the expert: it repeats the count."""
     counter = env.unwrapped
     assert isinstance(counter, Counting)
     return lambda: np.array((counter.count,), np.float32)
+
+
+task = SimulatedTask(spec, Counting, expert)
+make = task.make

@@ -4,9 +4,9 @@
            [cube] ------ 1 ----->  (mark)
            [cube] <----- 2 ------  (mark)
 
-The pads look alike, and while the arm is busy in the middle nothing tells which one it was: the hand's
-orientation is held by the environment, the start posture is random, and the cube is put down anywhere on
-the mark. After "Grasp-and-Return" of arXiv 2606.16447.
+The pads look alike, and nothing tells the pad while the arm is busy in the middle: the simulator holds the
+hand's orientation, the start posture is random, and the cube is put down anywhere on the mark. The task
+follows "Grasp-and-Return" of arXiv 2606.16447.
 """
 
 from types import ModuleType
@@ -21,40 +21,40 @@ from longview.replay.episode import ArraySpec, TaskSpec
 PAD_Y = 0.16
 """Distance of the pads from the middle, in metres."""
 PAD = 0.05
-"""Half a side of a pad; a cube whose centre is above it lies on it."""
+"""Half a side of a pad, in metres. A cube lies on the pad if its centre is above it."""
 MARK = 0.03
-"""Radius of the mark in the middle."""
+"""Radius of the mark in the middle, in metres."""
 CUBE = 0.02
-"""Half a side of the cube."""
+"""Half a side of the cube, in metres."""
 SPREAD = 0.02
-"""The cube starts up to this far from its pad's centre, in x and y."""
+"""Largest distance of the cube's start from its pad's centre, in x and y, in metres."""
 YAW = 0.1
-"""And is turned up to this much, in radians."""
+"""Largest turn of the cube at the start, in radians."""
 RISEN = 0.06
-"""Height of the hand above the cube's centre from which the cube counts as left alone."""
+"""Height of the hand above the cube's centre, in metres, from which the cube counts as left alone."""
 LIFTED = 0.005
-"""Height above the table from which the cube is in the air."""
+"""Height above the table, in metres, from which the cube is in the air."""
 
 GAIN = 1.5
-"""The expert asks for this multiple of what is missing."""
+"""The expert asks for this multiple of the distance that is left."""
 NEAR, THERE = 0.01, 0.004
-"""How close the hand must be to the cube to grasp it, and the cube to its goal to be lowered."""
+"""Distances, in metres, at which the hand grasps the cube, and at which the cube is lowered to its goal."""
 STILL = 0.025
-"""Speed of the cube, in metres per second, below which it is let go: not in passing."""
+"""Speed of the cube, in metres per second, below which it is let go."""
 ON_MARK, ON_PAD = 0.028, 0.035
-"""How far from the middle of mark or pad a cube that lies there may lie."""
+"""Largest distance of a cube that has arrived from the middle of the mark, and of the pad, in metres."""
 CARRY, CARRY_BACK = 0.1, 0.03
-"""Heights at which the cube is carried. They differ, and the hand rises along another line than the one along
-which it comes down again, so that a single frame shows whether the cube is on its way there or back."""
+"""Heights at which the cube is carried there and back, in metres. They differ, and the hand rises along
+another line than it comes down, so that a single frame shows whether the cube is on its way there or back."""
 RETREAT = np.array((-0.03, 0.0, 0.05))
-"""Direction, and with the gain the speed, in which the hand leaves the cube."""
+"""Displacement per step, before the gain, with which the hand leaves the cube, in metres (3,)."""
 LINGER = 3
-"""Steps for which it goes on with that once the cube counts as left alone: who imitates it turns back now and
-then a little too soon, and must have got far enough by then."""
+"""Steps for which the hand goes on leaving once the cube counts as left alone. A policy that imitates the
+expert may turn back a little early: thanks to these steps the cube still counts as left alone by then."""
 SLANT = 0.02
-"""How far from its goal, in metres, the cube is when it begins to come down."""
+"""Distance of the cube from its goal, in metres, at which it begins to come down."""
 REST = 0.018
-"""How far from the middle of mark or pad the expert puts the cube down, in x and y."""
+"""The expert puts the cube down up to this far from the middle of mark or pad, in x and y, in metres."""
 
 spec = TaskSpec(
     name="grasp_and_return",
@@ -73,7 +73,7 @@ spec = TaskSpec(
 
 
 class GraspAndReturn(TableEnv):
-    """The environment. So many steps `since` the cube was left alone on the mark."""
+    """The simulator. `since` counts the steps since the cube was left alone on the mark; 0 before."""
 
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import BoxObject
@@ -86,10 +86,10 @@ class GraspAndReturn(TableEnv):
             for name, y in (("left_pad", PAD_Y), ("right_pad", -PAD_Y))
         ]
         mark = Mark("mark", "cylinder", (MARK,), (0.0, 0.0), (0.9, 0.75, 0.2, 1.0))
-        return Table([self.cube], [*pads, mark], settings(self.task.spec))
+        return Table([self.cube], [*pads, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.side = -1 if self.origins.random() < 0.5 else 1
+        self.side = -1 if self.memory_rng.random() < 0.5 else 1
         self.since = 0
         x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)
@@ -118,7 +118,7 @@ class GraspAndReturn(TableEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Knows the side. Where it puts the cube down is its own choice, the same whatever the side."""
+    """Make the expert: it knows the side. Where it puts the cube down does not depend on the side."""
     scene = env.unwrapped
     assert isinstance(scene, GraspAndReturn)
     on_mark, on_pad = rng.uniform(-REST, REST, (2, 2))
@@ -151,10 +151,10 @@ def _move(
     slant: Vector,
     carry: float,
 ) -> tuple[Vector, float]:
-    """How to move the hand (3,) and its gripper to bring the cube at `cube` (3,) to `goal` (2,) and leave it.
+    """Return the hand's move (3,) and grip that bring the cube at `cube` (3,) to `goal` (2,) and leave it.
 
-    It comes down along a slope from `goal + slant`: the last thing that the arm does is to move in a
-    direction that has nothing to do with where it came from.
+    The cube comes down along a slope from `goal + slant`, so the arm's last movement has a direction that
+    does not depend on where the cube came from.
     """
     raised = min(1.0, max(0.0, cube[2] - CUBE) / carry)
     to_goal = goal + raised * slant - cube[:2]
@@ -162,7 +162,7 @@ def _move(
         # Let go, then rise.
         return RETREAT if width > OPEN else np.zeros(3), -1.0
     if grasped:
-        # Up, across, down: as high as it is far from the goal, and not dragged away from where it lay.
+        # Up, across, down: the height follows from the distance, and the cube is lifted before it is moved.
         far = float(np.hypot(*to_goal))
         height = CUBE + min(carry, max(0.0, 2 * (far - THERE)))
         across = to_goal * (raised if far > 2 * SLANT else 1.5)

@@ -1,7 +1,7 @@
-"""robosuite's Lift: a Panda arm lifts a cube from a table. Needs no memory; everything that matters is seen.
+"""robosuite's Lift: a Panda arm lifts a cube from a table. It needs no memory: all that matters is seen.
 
-Panda with robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, 20 Hz; observed
-are the state keys that robomimic calls low-dim.
+The arm has robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, at 20 Hz. A
+policy observes the state keys that robomimic calls low-dim.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from longview.actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector
 from longview.replay.episode import ArraySpec, TaskSpec
 
 UP = 0.08
-"""How far up, in metres, the expert wants to go with the cube."""
+"""Distance, in metres, by which the expert moves a grasped cube up in a step, if the arm could follow."""
 CUBE = ("cube_pos", "cube_quat", "gripper_to_cube_pos")
-"""robosuite's observables that make up `object`."""
+"""Names of robosuite's observables that make up `object`."""
 
 spec = TaskSpec(
     name="lift",
@@ -27,7 +27,7 @@ spec = TaskSpec(
 
 
 class Lift(RobosuiteEnv):
-    """The environment."""
+    """The simulator."""
 
     robosuite_name = "Lift"
 
@@ -37,7 +37,7 @@ class Lift(RobosuiteEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Reaches above the cube, descends, grasps and lifts; each follows from the simulator's state alone."""
+    """Make the expert: it reaches above the cube, descends, grasps and lifts, by the present state alone."""
     scene = env.unwrapped
     assert isinstance(scene, Lift)
     simulator = scene.simulator
@@ -49,7 +49,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
         move, grip = reach(cube.xpos - scene.arm.hand, scene.width)
         if grasped:
             move, grip = np.array((0.0, 0.0, UP)), 1.0
-        # Along the cube's faces, turned the least.
+        # The fingers close along a pair of the cube's faces: the pair that needs the smaller turn.
         yaw = np.arctan2(cube.xmat[3], cube.xmat[0])
         return scene.towards(move, (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4, grip)
 

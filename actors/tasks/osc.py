@@ -1,7 +1,7 @@
 """Operational space control of robosuite's arms, without robosuite's Python between two physics steps.
 
 robosuite computes the torques of a control step's 25 or 50 physics steps in Python, which takes several times
-as long as the physics. This is the same law (OSC_POSE with deltas in the base frame, fixed impedance,
+as long as the physics. This file has the same law (OSC_POSE with deltas in the base frame, fixed impedance,
 uncoupled; Khatib 1987, doi 10.1109/JRA.1987.1087068), compiled, on the same model and data.
 
 Legend: J joints of the arm, V degrees of freedom of the whole model.
@@ -19,7 +19,7 @@ Vector = NDArray[np.float64]
 
 
 class Arm:
-    """The only robot of a robosuite environment; a step leaves the simulator as `environment.step` does.
+    """The one robot of a robosuite environment. A step has the same effect as robosuite's `environment.step`.
 
     Make a new one after every reset, as robosuite does with its controllers.
     """
@@ -31,21 +31,20 @@ class Arm:
         self._substeps = int(environment.control_timestep / environment.model_timestep)
         self._site = self._model.site(controller.ref_name).id
         self.hand = self._data.site_xpos[self._site]
-        """Position of the grip site in the world, in metres (3,): a view that follows the simulation."""
+        """Position of the grip site in the world, in metres (3,); a view that follows the simulation."""
         self.axes = self._data.site_xmat[self._site].reshape(3, 3)
-        """Its orientation (3, 3), columns: a view."""
+        """Orientation of the grip site (3, 3), its axes as columns; a view that follows the simulation."""
         self._base_axes = np.array(controller.origin_ori)
         self._turn_span = np.array(controller.output_max[3:])
         self.span = np.array(controller.output_max[:3])
-        """How far from the hand its goal may be, in metres (3,)."""
+        """Largest distance of a goal from the hand, in metres (3,)."""
         self._gripper, self._grip_limits = robot.gripper["right"], (grip.actuator_min, grip.actuator_max)
         self._arm_motors = np.array(robot._ref_actuators_indexes_dict["right"])
         self._grip_motors = np.array(robot._ref_actuators_indexes_dict["right_gripper"])
         self._limits = self._model.actuator_ctrlrange[self._arm_motors].T.copy()
         size, freedoms = self._model.nv, np.array(controller.qvel_index)
         self._mass_VV, self._jacobian_6V = np.zeros((size, size)), np.zeros((6, size))
-        # robosuite opens the fingers after its controller has read the inertia, which it reads again only
-        # after the first torques.
+        # robosuite reads the inertia before the fingers open, and again only after the first torques.
         self._first_mass: Vector | None = controller.mass_matrix
         self._block = np.ix_(freedoms, freedoms)
         self._fixed = (
@@ -58,11 +57,11 @@ class Arm:
         )
 
     def step(self, move: Vector, turn: Vector, grip: float) -> None:
-        """One control step, by deltas as robosuite has them.
+        """Make one control step, by deltas as in robosuite.
 
         Args:
-            move: displacement of the hand (3,), as a share in [-1, 1] of what the controller spans.
-            turn: rotation vector (3,), likewise.
+            move: displacement of the hand (3,), as a share in [-1, 1] of `span`.
+            turn: rotation vector (3,), as a share in [-1, 1] of the largest that the controller takes.
             grip: open < 0 < close.
         """
         mujoco.mj_step1(self._model, self._data)
@@ -70,12 +69,12 @@ class Arm:
         self._run(move, self._base_axes @ rotation @ self._base_axes.T @ self.axes, grip)
 
     def step_towards(self, move: Vector, axes: Vector, grip: float) -> None:
-        """One control step, with an absolute goal `axes` (3, 3) for the hand's orientation."""
+        """Make one control step, with a goal for the hand's orientation: its `axes` (3, 3) as columns."""
         mujoco.mj_step1(self._model, self._data)
         self._run(move, axes, grip)
 
     def _run(self, move: Vector, goal_axes: Vector, grip: float) -> None:
-        """Of the substeps, the first half of the first has been made."""
+        """Make the physics steps of a control step. The first half of the first one has been made."""
         model, data = self._model, self._data
         low, high = self._grip_limits
         share = self._gripper.format_action(np.array([grip]))
@@ -122,20 +121,20 @@ def torques(
     kd: Vector,
     posture_kp: float,
 ) -> Vector:
-    """Torques (J,) that pull the hand towards its goal and, as far as that leaves freedom, the joints home.
+    """Return the torques (J,) that pull the hand to its goal and, where freedom is left, the joints home.
 
     Args:
         mass_VV: joint-space inertia.
-        jacobian_6V: of the hand: translation, then rotation.
-        positions: of all joints.
-        velocity_V: of all joints.
+        jacobian_6V: Jacobian of the hand: translation, then rotation.
+        positions: positions of all joints.
+        velocity_V: velocities of all joints.
         bias_V: gravity, Coriolis and centrifugal forces.
         hand: position of the hand (3,).
-        axes: its orientation (3, 3), columns.
-        goal: where the hand should be (3,).
-        goal_axes: and how oriented (3, 3).
-        position_indices: where in `positions` the arm's joints are (J,).
-        freedoms: where among V they are (J,).
+        axes: orientation of the hand (3, 3), its axes as columns.
+        goal: position for the hand (3,).
+        goal_axes: orientation for the hand (3, 3).
+        position_indices: indices of the arm's joints in `positions` (J,).
+        freedoms: indices of the arm's joints among V (J,).
         home: posture to return to (J,).
         kp: stiffness (6,).
         kd: damping (6,).
@@ -162,12 +161,12 @@ def torques(
         pull[5] += 0.5 * (x * goal_y - y * goal_x)
     pull = kp * pull - kd * (jacobian_6V @ velocity_V)
 
-    # Each of translation and rotation is given the inertia that it would have alone.
+    # Uncoupled: translation and rotation each get the inertia that they would have alone.
     mobility = jacobian @ np.linalg.solve(mass, jacobian.T.copy())
     wrench = np.empty(6)
     wrench[:3] = np.linalg.solve(mobility[:3, :3].copy(), pull[:3].copy())
     wrench[3:] = np.linalg.solve(mobility[3:, 3:].copy(), pull[3:].copy())
-    # The pull home, M a, less what of it would move the hand: J^T (J M^-1 J^T)^-1 J a.
+    # The pull home is M a. Subtract the part that would move the hand: J^T (J M^-1 J^T)^-1 J a.
     wrench -= np.linalg.solve(mobility, jacobian @ posture)
     motion = jacobian.T @ wrench + mass @ posture
     for row in range(joints):

@@ -4,9 +4,9 @@
      (1)  mark  (3)         x is up, the robot below
           (2)
 
-The slots look alike, and once the puck lies on the mark nothing tells which one it came from: it is first
-left beside the mark, on any side, and pushed onto it from there, slowly; the environment holds the hand's
-orientation. After "Push-and-Return" of arXiv 2606.16447.
+The slots look alike, and once the puck lies on the mark nothing tells the slot: the expert first leaves it
+beside the mark, on any side, and pushes it onto the mark from there, slowly. The simulator holds the hand's
+orientation. The task follows "Push-and-Return" of arXiv 2606.16447.
 """
 
 from types import ModuleType
@@ -19,38 +19,38 @@ from longview.actors.tasks.arm import ArmTask, ToolEnv, Vector, settings
 from longview.replay.episode import ArraySpec, TaskSpec
 
 MIDDLE, RING = np.array((-0.06, 0.0)), 0.14
-"""Place of the mark, and distance of the slots from it, in metres. The arm reaches behind all of them."""
+"""Place of the mark, and distance of the slots from it, in metres. The arm reaches behind every slot."""
 ANGLES = np.pi / 5 * np.arange(1, 11, 2)
 SLOTS = MIDDLE + RING * np.stack((np.cos(ANGLES), np.sin(ANGLES)), axis=1)
-"""The slots' places, (5, 2)."""
+"""Places of the slots, in metres (5, 2)."""
 SLOT, MARK, BESIDE = 0.03, 0.02, 0.09
-"""How far the puck may lie from the middle of its slot, and of the mark, to be in, on and beside them."""
+"""Distances, in metres: a puck this close is in a slot, on the mark, beside the mark."""
 PUCK = (0.04, 0.015)
-"""Its radius and half its height."""
+"""Radius and half the height of the puck, in metres."""
 SPREAD = 0.01
-"""The puck starts up to this far from its slot's middle, in x and y."""
+"""Largest distance of the puck's start from its slot's middle, in x and y, in metres."""
 RISEN, ABOVE = 0.07, 0.03
-"""The puck is left alone with the hand this high above its centre, or higher, and this close in x and y."""
+"""Height of the hand above the puck's centre, and distance in x and y, at which the puck is left alone."""
 START = ((-0.17, -0.08, 0.1), (-0.05, 0.08, 0.16))
-"""Corners of where the hand starts."""
+"""Corners of the space in which the hand starts, in metres."""
 
 GAIN = 1.5
-"""The expert asks for this multiple of what is missing."""
+"""The expert asks for this multiple of the distance that is left."""
 PACE, SLOW = 0.022, 0.01
-"""And at most this many metres of it, in x and y; and of a push onto the mark."""
+"""Metres per step that the expert asks for at most, in x and y: as a rule, and to push onto the mark."""
 ASIDE = (0.035, 0.055)
-"""How far from the middle of the mark the expert leaves the puck at first."""
+"""Range of the distance from the mark's middle at which the expert leaves the puck at first, in metres."""
 FLOOR, HOVER = 0.02, 0.13
-"""Heights at which the hand pushes, and at which it passes over the puck."""
+"""Heights, in metres, at which the hand pushes, and at which it passes over the puck."""
 BEHIND = 0.075
-"""How far from the puck's centre the hand comes down."""
+"""Distance from the puck's centre at which the hand comes down, in metres."""
 LANE = 0.012
-"""It pushes as long as it is this close to the line along which the puck is to move."""
+"""Distance from the line of the puck's way, in metres, up to which the hand pushes."""
 LINGER = 3
-"""Steps for which it goes on rising once the puck counts as left alone: who imitates it turns away at times
-a little too soon, and must have got far enough by then."""
+"""Steps for which the hand goes on rising once the puck counts as left alone. A policy that imitates the
+expert may turn away a little early: thanks to these steps the puck still counts as left alone by then."""
 THERE = 0.009
-"""How close to its goal the puck must be to be left."""
+"""Distance of the puck from its goal, in metres, at which the expert leaves it."""
 
 spec = TaskSpec(
     name="push_and_return",
@@ -68,9 +68,9 @@ spec = TaskSpec(
 
 
 class PushAndReturn(ToolEnv):
-    """The environment; actions are places for the hand, the closed gripper is the tool.
+    """The simulator. An action is a place for the hand; the closed gripper is the tool.
 
-    So many steps `since` the puck was left alone on the mark, and since it was `brought` close to it.
+    `since` counts the steps since the puck was left alone on the mark, `brought` those since it was near it.
     """
 
     workspace = ((MIDDLE[0], MIDDLE[1], 0.09), (0.22, 0.22, 0.075))
@@ -86,10 +86,10 @@ class PushAndReturn(ToolEnv):
             for index, (x, y) in enumerate(SLOTS.tolist())
         ]
         mark = Mark("mark", "cylinder", (PUCK[0] + MARK,), (MIDDLE[0], MIDDLE[1]), (0.9, 0.75, 0.2, 1.0))
-        return Table([self.puck], [*slots, mark], settings(self.task.spec))
+        return Table([self.puck], [*slots, mark], settings(self.task_spec))
 
     def place(self) -> None:
-        self.origin = int(self.origins.integers(len(SLOTS)))
+        self.origin = int(self.memory_rng.integers(len(SLOTS)))
         self.brought = self.since = 0
         self.put(self.puck, (*(SLOTS[self.origin] + self.np_random.uniform(-SPREAD, SPREAD, 2)), PUCK[1]))
         self.start_at(self.np_random.uniform(*START), steps=20)
@@ -115,7 +115,7 @@ class PushAndReturn(ToolEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Knows the slot. Where it leaves the puck beside the mark is its own choice, whatever the slot."""
+    """Make the expert: it knows the slot. Where it leaves the puck at first does not depend on the slot."""
     scene = env.unwrapped
     assert isinstance(scene, PushAndReturn)
     angle = rng.uniform(0, 2 * np.pi)
@@ -133,11 +133,11 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
 
 
 def _move(hand: Vector, puck: Vector, goal: Vector, pace: float) -> Vector:
-    """What pushes the puck at `puck` (3,) to `goal` (2,), and leaves it there with the hand above it."""
+    """Return the hand's move (3,) that pushes the puck at `puck` (3,) to `goal` (2,), then rises above it."""
     to_puck, to_goal = puck[:2] - hand[:2], goal - puck[:2]
     far = float(np.hypot(*to_goal))
     raised = min(1.0, max(0.0, (hand[2] - FLOOR) / (HOVER - FLOOR)))
-    # Once it withdraws it stays with that within a wider range.
+    # A wider range once it withdraws keeps it from changing its mind.
     if far < THERE * (1 + raised):
         return np.append((2 * raised - 0.5) * to_puck, HOVER - hand[2])
     ahead = to_goal / far

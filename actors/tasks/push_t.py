@@ -1,31 +1,25 @@
 """Push-T: a disc pushes a T-shaped block onto the outline of one, in the simulator of the package gym-pusht.
 
-Observed is what the low-dimensional policies of Diffusion Policy see (arXiv 2303.04137): nine points on the
-block and where the disc is, in pixels of a picture of 512 x 512. There is no expert: it is learnt from human
-demonstrations, such as the 206 that were published with that work, whose states and actions this simulator
-reproduces step by step.
+A policy observes what the low-dimensional policies of Diffusion Policy see (arXiv 2303.04137): nine points on
+the block and the position of the disc, in pixels of a picture of 512 x 512. The task has no expert: it is
+learnt from human demonstrations, such as the 206 that were published with that work. This simulator
+reproduces their states step by step from their actions.
 """
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from longview.actors.task import (
-    Action,
-    Environment,
-    Observation,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import SimulatedTask, TaskEnv
+from longview.actors.task import Action
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SIZE: Final = 512
-"""Side of the picture, in pixels; walls stand at 5 and 506, but a block that is pushed hard goes through."""
+"""Side of the picture, in pixels. Walls stand at 5 and 506, but a block that is pushed hard goes through."""
 
 spec = TaskSpec(
     name="push_t",
@@ -53,84 +47,67 @@ KEYPOINTS: Final = np.array(
         (23.541461, -1.700288),
     )
 )
-"""The points on the block, (9, 2), in its own axes: those of the published demonstrations' `keypoint`."""
+"""Points on the block, (9, 2), in its own axes: `keypoint` of the published demonstrations."""
 
 columns: Final = {
     "zarr": {
-        # From the state rather than from `keypoint`: while the block is touched, in a quarter of the rows,
-        # what is published there is of a slightly different pose (by 0.007 pixels as a rule, by 2.2 at most).
+        # The state is exact. The published `keypoint` belongs to a slightly different pose in the quarter of
+        # all rows in which the block is touched: 0.007 pixels off as a rule, 2.2 at most.
         "observation.keypoints": ("observation.state", lambda state: keypoints(state[:, 2:5])),
         "observation.agent_position": ("observation.state", lambda state: state[:, :2]),
     }
 }
-"""Where to find what in a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
-Its `state` holds the disc's position (2) and the block's position (2) and angle."""
-
-expert = None
-"""Nobody has written one."""
+"""How observations follow from a replay buffer of Diffusion Policy; see `longview.actors.task.ImportedTask`.
+Its `state` (5,) holds the disc's position (2), the block's position (2) and the block's angle."""
 
 
-class PushT(gymnasium.Env[Observation, Action]):
-    """The environment; actions are where the disc is to go. The task is done once the block covers more than
-    95 % of the outline."""
+class PushT(TaskEnv):
+    """The simulator. An action is the place to which the disc goes; the task is done once the block covers
+    more than 95 % of the outline."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(spec.control_hz)}  # noqa: RUF012
-    observation_space = observation_space(spec)
-    action_space = action_space(spec)
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
+    def __init__(self, spec: TaskSpec, render_mode: str | None = None) -> None:
+        super().__init__(spec, render_mode)
         self.simulator = _simulator()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.simulator.np_random = self.np_random
+    def start(self, rng: np.random.Generator) -> None:
+        self.simulator.np_random = rng
         self.simulator._last_action = None  # or the first picture would show the last episode's
         self.simulator.reset()
-        self._step = 0
-        return self._observe(), {}
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        *_, covered = self.simulator.step(checked_action(spec, action))
-        done = bool(covered["is_success"])
-        self._step += 1
-        late = self._step >= spec.max_steps and not done
-        info = {"outcome": "success" if done else "failure"} if done or late else {}
-        return self._observe(), float(done), done, late, info
+    def advance(self, action: Action) -> None:
+        *_, info = self.simulator.step(action)
+        self._covered = bool(info["is_success"])
+
+    def observe(self) -> Mapping[str, ArrayLike]:
+        agent, block = self.simulator.agent, self.simulator.block
+        return {
+            "keypoints": keypoints(np.array((*block.position, block.angle))),
+            "agent_position": agent.position,
+        }
+
+    def outcome(self) -> str | None:
+        return "success" if self._covered else None
 
     def render(self) -> NDArray[np.uint8]:
+        """Draw a picture of the scene, (512, 512, 3) uint8."""
         picture: NDArray[np.uint8] = self.simulator.render()
         return picture
 
     def close(self) -> None:
         self.simulator.close()
 
-    def _observe(self) -> Observation:
-        agent, block = self.simulator.agent, self.simulator.block
-        return {
-            "keypoints": keypoints(np.array((*block.position, block.angle))).astype(np.float32),
-            "agent_position": np.array(agent.position, np.float32),
-        }
-
-
-def make(render_mode: str | None = None) -> Environment:
-    """A new simulator.
-
-    Raises:
-        ImportError: gym-pusht, or the system library that it needs, is not installed.
-    """
-    return PushT(render_mode)
-
 
 def keypoints(pose: NDArray[Any]) -> NDArray[Any]:
-    """Where the points on the block are, (..., 9, 2), by its position and angle (..., 3)."""
+    """Return the points on the block (..., 9, 2) for its positions and angles (..., 3)."""
     x, y = KEYPOINTS.T
     cosine, sine = np.cos(pose[..., 2:]), np.sin(pose[..., 2:])
     turned = np.stack((cosine * x - sine * y, sine * x + cosine * y), axis=-1)
     points: NDArray[Any] = pose[..., None, :2] + turned
     return points
+
+
+task = SimulatedTask(spec, PushT, columns=columns)
+make, expert = task.make, task.expert
 
 
 def _simulator() -> Any:

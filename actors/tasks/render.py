@@ -1,8 +1,8 @@
 """Pictures of MuJoCo scenes without a display: by a GPU where there is one, else by the CPU.
 
-MuJoCo's own Renderer settles its backend when mujoco is first imported, by an environment variable with which
-child processes may then fail to import it; and freeing one deletes what another draws with. So only what is
-below that is used here: a GL context, a scene, a framebuffer.
+MuJoCo's own Renderer chooses its backend when mujoco is first imported, and by an environment variable with
+which child processes may then fail to import mujoco. Freeing one Renderer also deletes what another one draws
+with. Therefore this file uses only what lies below it: a GL context, a scene, a framebuffer.
 """
 
 import atexit
@@ -26,29 +26,32 @@ if TYPE_CHECKING:
     import mujoco
 
 QUALITIES: dict[str, dict[str, int]] = {"fast": {"offsamples": 0, "shadowsize": 0}, "full": {}}
-"""What differs from the model's own settings: samples per pixel, and the shadow map's pixels a side."""
+"""Changes to the model's own settings: samples per pixel, and the shadow map's pixels a side."""
 COLLISION_GROUP = 0
-"""Group of the geoms that robosuite's models have for collisions alone."""
+"""Group of the geoms that robosuite's models use for collisions alone."""
 BACKENDS = ("egl", "osmesa", "glfw")
-"""What MUJOCO_GL may name; the last needs a display."""
+"""Values of MUJOCO_GL; the last one needs a display."""
 INSTALL = "install the system packages libegl1 and libgl1, or libosmesa6"
 
 
 class RendererError(SimulatorError):
-    """What was asked for cannot be rendered, or nothing can be; the message says what to do."""
+    """This machine cannot render, or not what was asked for; the message says what to do."""
 
 
 class Renderer:
-    """Renders one model at one size, in the thread that made it. Those of equal models share what is costly
-    (meshes and textures: some 200 MB); it is freed with the last of them, or at exit."""
+    """A renderer of one model at one size, for the thread that made it.
+
+    Renderers of equal models share meshes and textures (some 200 MB), which are freed with the last of them,
+    or at exit.
+    """
 
     def __init__(self, model: "mujoco.MjModel", size: int, quality: str = "fast") -> None:
         """
         Args:
-            model: what to render.
+            model: the model to render.
             size: pixels a side.
-            quality: `full` has shadows, reflections and smooth edges; `fast` has none and takes a quarter of
-                the time on a CPU.
+            quality: `full` has shadows, reflections and smooth edges; `fast` has none of them and takes a
+                quarter of the time on a CPU.
 
         Raises:
             RendererError: there is no such quality, or this machine cannot render.
@@ -69,7 +72,7 @@ class Renderer:
             self._canvas: _Canvas | None = _canvas(model, size)
 
     def render(self, data: "mujoco.MjData", camera: str) -> NDArray[np.uint8]:
-        """The model in this state, (size, size, 3), as the camera of that name sees it.
+        """Draw the model in this state, (size, size, 3), as the camera of that name sees it.
 
         Raises:
             RendererError: the model has no such camera.
@@ -88,7 +91,7 @@ class Renderer:
         return self._canvas.draw(self._scene, self._size)
 
     def close(self) -> None:
-        """Give up what is shared; harmless if that has been done."""
+        """Give up what is shared; harmless when repeated."""
         self._canvas = None
 
 
@@ -111,7 +114,7 @@ class _Canvas:
         self._open = True
 
     def draw(self, scene: "mujoco.MjvScene", size: int) -> NDArray[np.uint8]:
-        """A picture of the scene, (size, size, 3)."""
+        """Draw a picture of the scene, (size, size, 3)."""
         import mujoco
 
         pixels, image = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
@@ -121,7 +124,7 @@ class _Canvas:
         return image[::-1].copy()  # OpenGL counts rows from below
 
     def close(self) -> None:
-        """Free everything; harmless if that has been done."""
+        """Free everything; harmless when repeated."""
         if self._open:
             self._open = False
             # OpenGL frees by name, in whichever context is current.
@@ -130,12 +133,12 @@ class _Canvas:
             self._context.free()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # collected by another thread, while the context is current in its own
+        with suppress(Exception):  # another thread may collect it, while the context is current in its own
             self.close()
 
 
 _canvases: WeakValueDictionary[bytes, _Canvas] = WeakValueDictionary()
-"""By everything that went into one: the model with its settings."""
+"""Canvases in use, by a digest of the model with its settings."""
 
 
 def _canvas(model: "mujoco.MjModel", size: int) -> _Canvas:
@@ -147,7 +150,7 @@ def _canvas(model: "mujoco.MjModel", size: int) -> _Canvas:
     canvas = _canvases.get(key)
     if canvas is None:
         canvas = _canvases[key] = _Canvas(model, size)
-        # Anew each time: it has to run before the exit handler by which mujoco ends EGL.
+        # Registered anew each time, so that it runs before the exit handler by which mujoco ends EGL.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
     return canvas
@@ -159,13 +162,13 @@ def _close_all() -> None:
 
 
 def egl_device(visible: str | None, gpus: int, process: int) -> str | None:
-    """The GPU to render on, as MUJOCO_EGL_DEVICE_ID; None leaves the choice to mujoco: the first that works.
+    """Choose the GPU to render on, as MUJOCO_EGL_DEVICE_ID. None leaves it to mujoco: the first that works.
 
-    EGL does not heed CUDA_VISIBLE_DEVICES, so unless told otherwise every process renders on the first GPU.
+    EGL ignores CUDA_VISIBLE_DEVICES, so unless told otherwise every process renders on the first GPU.
 
     Args:
         visible: CUDA_VISIBLE_DEVICES; None if it is not set.
-        gpus: how many this machine has.
+        gpus: number of GPUs of this machine.
         process: any number that differs between processes; it spreads them over the GPUs.
     """
     ids = [str(index) for index in range(gpus)]
@@ -176,7 +179,7 @@ def egl_device(visible: str | None, gpus: int, process: int) -> str | None:
 
 @cache
 def _backend() -> str:
-    """Chosen once: OpenGL cannot change its mind within a process."""
+    """Choose the backend, once: OpenGL cannot change its mind within a process."""
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked:
         if asked not in BACKENDS:
@@ -216,7 +219,7 @@ def _settings(part: Any, **values: int) -> Iterator[None]:
 
 @contextmanager
 def _private_environment() -> Iterator[None]:
-    """Tell EGL the device, and keep what mujoco tells OpenGL from child processes, which may need another."""
+    """Tell EGL the device, and hide from child processes what mujoco tells OpenGL: they may need another."""
     before = dict(os.environ)
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     device = egl_device(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, os.getpid())

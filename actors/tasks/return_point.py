@@ -8,28 +8,20 @@ Two lanes, joined in the middle by a slow lift:
                                |  |
         (-1, 0) =========== lower lane =========== (1, 0)
 
-The point starts at one end of the lower lane, goes to the middle, dwells in the lift while it rises, and
-must leave along the upper lane to the side it came from. Only its position is observed. On the lift the
-position says nothing of the origin: drift blurs where the point entered, and the time spent there is drawn
-independently of the side. A policy that sees only the present can do no better than chance.
+The point starts at one end of the lower lane, goes to the middle, waits in the lift while it rises, and must
+leave along the upper lane to the side it came from. Only its position is observed. On the lift the position
+does not tell the side: drift blurs where the point entered, and the time on the lift is drawn independently
+of the side. A policy that sees only the present can do no better than chance.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from longview.actors.task import (
-    Action,
-    Environment,
-    Expert,
-    Observation,
-    action_space,
-    checked_action,
-    observation_space,
-)
+from longview.actors.environment import SimulatedTask, TaskEnv
+from longview.actors.task import Action, Environment, Expert
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SPEED = 0.08
@@ -39,13 +31,13 @@ HALF_LIFT = 0.15
 HALF_LANE = 0.1
 """Half the height of a lane."""
 LIFT_STEPS = (20, 33)
-"""Range of the steps that the lift takes, drawn anew for every episode."""
+"""Range of the lift's duration, in steps; drawn anew for every episode."""
 LIFT_DRIFT = 0.04
-"""Sideways drift on the lift, standard deviation per step: it forgets the entry within a few steps."""
+"""Standard deviation of the sideways drift on the lift, per step. It blurs the entry within a few steps."""
 END = 1.0
-"""The upper lane ends here; to arrive is to decide."""
+"""Distance of the upper lane's ends from the middle. The episode ends when the point arrives at one."""
 PICTURE = 256
-"""Pixels a side of what `render` shows."""
+"""Pixels a side of the picture that `render` draws."""
 
 spec = TaskSpec(
     name="return_point",
@@ -59,39 +51,21 @@ spec = TaskSpec(
 )
 
 
-class ReturnPoint(gymnasium.Env[Observation, Action]):
-    """The environment; actions are velocities as a share of `SPEED`."""
+class ReturnPoint(TaskEnv):
+    """The simulator; actions are velocities as a share of `SPEED`."""
 
-    observation_space = observation_space(spec)
-    action_space = action_space(spec)
+    def start(self, rng: np.random.Generator) -> None:
+        self.side = -1 if self.memory_rng.random() < 0.5 else 1
+        self.x = self.side * rng.uniform(0.9, 1.1)
+        self.y = rng.uniform(-HALF_LANE, HALF_LANE)
+        self._rise = 1.0 / rng.integers(*LIFT_STEPS)
+        self._drift = (LIFT_DRIFT * rng.standard_normal(spec.max_steps)).tolist()
 
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": spec.control_hz}
-        self.x = self.y = 0.0
-        self.side = 1
-        self._origins = np.random.default_rng()
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            # A stream of its own: nothing else that is drawn can be correlated with the origin.
-            self._origins = np.random.default_rng((seed, 1))
-        self.side = -1 if self._origins.random() < 0.5 else 1
-        self.x = self.side * self.np_random.uniform(0.9, 1.1)
-        self.y = self.np_random.uniform(-HALF_LANE, HALF_LANE)
-        self._rise = 1.0 / self.np_random.integers(*LIFT_STEPS)
-        self._drift = (LIFT_DRIFT * self.np_random.standard_normal(spec.max_steps)).tolist()
-        self._step = 0
-        return self._observe(), {}
-
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        ax, ay = checked_action(spec, action).tolist()
+    def advance(self, action: Action) -> None:
+        ax, ay = action.tolist()
         dx, dy = SPEED * ax, SPEED * ay
         if HALF_LANE < self.y < 1 - HALF_LANE:
-            self.x = _clip(self.x + dx + self._drift[self._step], HALF_LIFT)
+            self.x = _clip(self.x + dx + self._drift[self.steps], HALF_LIFT)
             self.y += min(dy, self._rise)
         else:
             lane = round(self.y)
@@ -100,28 +74,22 @@ class ReturnPoint(gymnasium.Env[Observation, Action]):
             if abs(self.x) > HALF_LIFT:
                 self.y = lane + _clip(self.y - lane, HALF_LANE)
             self.y = min(max(self.y, -HALF_LANE), 1 + HALF_LANE)
-        self._step += 1
-        arrived = self.y >= 1 - HALF_LANE and abs(self.x) >= END
-        late = self._step >= spec.max_steps and not arrived
-        right = arrived and self.x * self.side > 0
-        info = {"outcome": "success" if right else "wrong" if arrived else "failure"}
-        return self._observe(), float(right), arrived, late, info if arrived or late else {}
 
-    def render(self) -> Any:
-        """A picture of the scene, (H, W, 3) of uint8; green is the side to return to."""
+    def observe(self) -> Mapping[str, ArrayLike]:
+        return {"position": (self.x, self.y)}
+
+    def outcome(self) -> str | None:
+        if self.y < 1 - HALF_LANE or abs(self.x) < END:
+            return None
+        return "success" if self.x * self.side > 0 else "wrong"
+
+    def render(self) -> NDArray[np.uint8]:
+        """Draw a picture of the scene, (H, W, 3) uint8; green is the side to return to."""
         return _draw(self.x, self.y, self.side)
-
-    def _observe(self) -> Observation:
-        return {"position": np.array((self.x, self.y), np.float32)}
-
-
-def make(render_mode: str | None = None) -> Environment:
-    """A new point."""
-    return ReturnPoint(render_mode)
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Walks in, rises at a place on the lift that has nothing to do with the origin, walks out again."""
+    """Make the expert: it walks in, rises at a place that does not depend on the side, and walks out."""
     point = env.unwrapped
     assert isinstance(point, ReturnPoint)
     rest = rng.uniform(-0.1, 0.1)
@@ -138,13 +106,17 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
     return act
 
 
+task = SimulatedTask(spec, ReturnPoint, expert)
+make = task.make
+
+
 def _draw(x: float, y: float, side: int) -> NDArray[np.uint8]:
     across, up = np.meshgrid(np.linspace(-1.4, 1.4, PICTURE), np.linspace(1.9, -0.9, PICTURE))
     pixel = 2.8 / PICTURE
     picture = np.full((PICTURE, PICTURE, 3), (250, 249, 246), np.float64)
 
     def paint(colour: tuple[int, int, int], distance: NDArray[np.float64]) -> None:
-        """Where the distance to a shape's edge is negative, smoothly."""
+        """Paint a shape: the pixels at negative distance from its edge, with a smooth edge."""
         cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
         picture[:] += cover * (np.array(colour) - picture)
 

@@ -1,8 +1,8 @@
-"""robosuite's NutAssemblySquare: a Panda arm puts a square nut around a peg. Needs no memory.
+"""robosuite's NutAssemblySquare: a Panda arm puts a square nut around a peg. It needs no memory.
 
-Panda with robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, 20 Hz; observed
-are the state keys that robomimic calls low-dim. `object` is ordered as robosuite 1.5 has it; relative to the
-hand, its nut is where it is now, while robosuite's own is where it was seen last.
+The arm has robosuite's default controller for it (OSC_POSE, deltas, base frame) and gripper, at 20 Hz. A
+policy observes the state keys that robomimic calls low-dim. `object` has robosuite 1.5's order. Its pose of
+the nut relative to the hand is the present one; robosuite's own is one step old.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from longview.actors.tasks.arm import ROBOT_STATE, ArmTask, RobosuiteEnv, Vector
 from longview.replay.episode import ArraySpec, TaskSpec
 
 HANDLE = 0.06
-"""How far from the nut's middle, in metres, the expert grasps it."""
+"""Distance from the nut's middle, in metres, at which the expert grasps it."""
 TOP, CARRY = 0.1, 0.14
-"""Heights above the peg's middle, in metres: the peg ends at the one, the nut is carried at the other."""
+"""Heights above the peg's middle, in metres: the end of the peg, and the nut while it is carried."""
 ALIGNED, TURNED = 0.004, 0.1
-"""How far off, in metres and radians, the nut may be to be lowered; twice that once it is around the peg."""
+"""Errors, in metres and radians, up to which the nut is lowered; twice as much once it is around the peg."""
 POSE = ("SquareNut_pos", "SquareNut_quat")
 RELATIVE = ("SquareNut_to_robot0_eef_pos", "SquareNut_to_robot0_eef_quat")
-"""robosuite's observables that make up `object`: first these, which follow from the others, then those."""
+"""Names of robosuite's observables that make up `object`: first `RELATIVE`, which follows from `POSE`."""
 
 spec = TaskSpec(
     name="square",
@@ -36,12 +36,12 @@ spec = TaskSpec(
 
 
 class Square(RobosuiteEnv):
-    """The environment."""
+    """The simulator."""
 
     robosuite_name = "NutAssemblySquare"
 
     def samplers(self) -> Sequence[Any]:
-        # The initializer itself draws nothing, but hands over to one for each nut.
+        # The initializer draws nothing itself: it has a sampler for each nut.
         return list(self.simulator.placement_initializer.samplers.values())
 
     def state(self) -> dict[str, Vector]:
@@ -51,7 +51,7 @@ class Square(RobosuiteEnv):
 
 
 def expert(env: Environment, rng: np.random.Generator) -> Expert:
-    """Grasps the handle, lifts, turns, carries and lowers; each follows from the simulator's state alone."""
+    """Make the expert: it grasps the handle, lifts, turns, carries and lowers, by the present state alone."""
     scene = env.unwrapped
     assert isinstance(scene, Square)
     simulator = scene.simulator
@@ -65,15 +65,15 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
             move, turn = _carry(body.xpos - peg, yaw)
             return scene.towards(move, scene.yaw + turn, 1.0)
         move, grip = reach(body.xpos + HANDLE * axes[:, 0] - scene.arm.hand, scene.width)
-        # Of both ways to hold it the nearer one, but rather with an untwisted wrist.
+        # The handle can be held in two ways. Take the nearer one, and prefer an untwisted wrist.
         return scene.towards(move, yaw + np.pi * np.round((scene.yaw / 2 - yaw) / np.pi), grip)
 
     return act
 
 
 def _carry(nut: Vector, yaw: float) -> tuple[Vector, float]:
-    """Where to move (3,) and how far to turn the nut at `nut` (3,), relative to the peg's middle."""
-    # Of the four ways around the peg all but one: with the handle away from the robot it is out of reach.
+    """Return how to move (3,) and turn the nut at `nut` (3,), relative to the peg's middle."""
+    # The nut fits around the peg in four ways. With the handle away from the robot it would be out of reach.
     inward = yaw % (2 * np.pi) - np.pi
     turn = np.pi / 2 * np.clip(np.round(inward / (np.pi / 2)), -1, 1) - inward
     slack = 2 if nut[2] < TOP else 1

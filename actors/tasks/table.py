@@ -1,4 +1,4 @@
-"""A table with a Panda arm, objects on it, and marks that are only seen: what our own scenes are made of.
+"""Scenes of our own: a table with a Panda arm, objects on it, and marks that are only seen.
 
 Imports robosuite: import it from within `ArmEnv.build` only.
 """
@@ -15,7 +15,7 @@ from robosuite.utils.mjcf_utils import new_geom
 from longview.actors.tasks.arm import SURFACE
 
 SIZE = (0.8, 0.8, 0.05)
-"""Of the table's top, in metres."""
+"""Size of the table's top, in metres."""
 PAINT = 0.001
 """Height of a mark that is painted on the table, in metres."""
 
@@ -32,10 +32,10 @@ class Mark:
     place: tuple[float, float]
     rgba: tuple[float, float, float, float]
     height: float = PAINT
-    """In metres."""
+    """Height of the mark, in metres."""
 
     def geom(self) -> Any:
-        """MJCF, relative to the world."""
+        """Return the mark as MJCF, relative to the world."""
         return new_geom(
             self.name,
             self.shape,
@@ -49,7 +49,7 @@ class Mark:
 
 
 class Table(ManipulationEnv):  # type: ignore[misc]
-    """The simulator; every object has a free joint."""
+    """A robosuite environment with these objects and marks; every object has a free joint."""
 
     def __init__(self, objects: Sequence[Any], marks: Sequence[Mark], settings: Mapping[str, Any]) -> None:
         self.objects, self.marks = list(objects), marks
@@ -66,5 +66,5 @@ class Table(ManipulationEnv):  # type: ignore[misc]
         self.model = ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.objects)
 
     def reward(self, action: object = None) -> float:
-        """Given by the environment around this one."""
+        """Return 0: `TaskEnv` gives the reward."""
         return 0.0

@@ -1,8 +1,8 @@
-"""`longview collect`: a task's expert demonstrates it, in this process; without Ray, without a policy."""
+"""Demonstrations by a task's expert, in this process, without Ray: `longview collect`."""
 
 import sys
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from rich.progress import track
 from longview.actors.task import Task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.config import ConfigError, RunConfig, task_of, without_password
-from longview.cluster.run.folder import Run, create_run
+from longview.cluster.run.folder import Run, create_run, store_of
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import redis_server
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import film_of, stage
 from longview.cluster.views.terminal import console, store_table
@@ -22,21 +21,21 @@ from longview.replay.errors import StoreError
 from longview.replay.store import EpisodeStore
 
 SHOWN = 8
-"""How many episodes are shown: the first ones."""
+"""Episodes that a video or sheet shows: the first ones."""
 
 
 def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path | None) -> None:
-    """Bring a run's demonstrations to their number, and show the first ones.
+    """Collect the demonstrations that a run's store still lacks, and show the first ones.
 
     Args:
-        config: the run's.
-        run: its folder, if it exists. Demonstrations that are in its store are not collected again.
-        video: where they are shown as mp4.
-        sheet: where they are shown as a contact sheet, a PNG.
+        config: the run's config.
+        run: the run's folder; None creates one.
+        video: an mp4 to write; None writes none.
+        sheet: a contact sheet to write, a PNG; None writes none.
 
     Raises:
-        ConfigError: the task has no expert, or it is to be shown and draws no pictures.
-        SimulatorError: this machine lacks what the task needs.
+        ConfigError: the task has no expert; or it draws no pictures, and a video or sheet is asked for.
+        SimulatorError: this machine lacks something that the task needs.
     """
     task = task_of(config)
     if task.expert is None:
@@ -53,13 +52,10 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
     status = "failed"
     try:
         with ExitStack() as services:
-            url = config.replay.url or services.enter_context(
-                redis_server(run.path / "redis", config.replay.fsync)
-            )
-            store = EpisodeStore.connect(url, run.name, config.replay)
-            services.callback(store.close)
+            address = services.enter_context(store_of(run, config.replay))
+            store = services.enter_context(closing(address.connect(config.replay)))
             store.register(task.spec)
-            run.write_state(store=without_password(url))
+            run.write_state(store=without_password(address.url))
             _demonstrate(progress, task, store)
             if scene is not None:
                 films = [film_of(scene, store.read(id)) for id in store.ids("demo")[:SHOWN]]
@@ -79,16 +75,16 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
 
 def _demonstrate(progress: RunProgress, task: Task, store: EpisodeStore) -> None:
     config, outcomes = progress.config, Counter[str]()
-    # One simulator: more of them in a process do not make more steps.
+    # One simulator, since more of them in a process do not make more steps.
     actors = replace(config.actors, simulators=1)
-    worker = Worker(task, actors, config.seed, "collect", 1, store, lambda _: None)
+    worker = Worker(task, actors, config.seed, "collect", store, lambda _: None)
     wanted = config.demonstration_count(task.spec)
     progress.enter("collect")
     try:
         for index in track(range(wanted), "collecting", console=console, transient=True):
             outcomes.update(worker.work(Order("demo", index, 1, beta=1.0), None).outcomes)
     finally:
-        with suppress(StoreError):  # what ended it matters more
+        with suppress(StoreError):  # the error that ended it matters more
             progress.stats = store.stats()
     new = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "none, all were there"
     console.print(f"new demonstrations: {new}")

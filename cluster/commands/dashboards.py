@@ -1,4 +1,4 @@
-"""`longview dashboards`: made, and put on a Grafana."""
+"""The commands of `longview dashboards`: make them, and put them on a Grafana."""
 
 import os
 from typing import Annotated
@@ -13,7 +13,7 @@ app = group("Grafana's dashboards: make their files, put them on a Grafana.")
 @app.command()
 @explained
 def build() -> None:
-    """Renew monitoring/dashboards/*.json from monitoring/panels.py.
+    """Build monitoring/dashboards/*.json from monitoring/panels.py.
 
     Example:
 
@@ -36,9 +36,9 @@ def push(
         typer.Option(help="Prometheus' address as Grafana reaches it; by default the newest run's own."),
     ] = None,
 ) -> None:
-    """Create or renew folder, data source and dashboards on a Grafana; again and again does no harm.
+    """Create or renew folder, data source and dashboards on a Grafana. A repeated push changes nothing.
 
-    The token of a service account with the role Admin comes from the environment, as GRAFANA_TOKEN.
+    GRAFANA_TOKEN in the environment holds the token of a service account with the role Admin.
 
     Examples:
 

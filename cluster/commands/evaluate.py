@@ -1,11 +1,10 @@
-"""`longview evaluate`: one checkpoint, several context lengths, as many actors as configured."""
+"""Evaluation of a checkpoint at several context lengths: `longview evaluate`."""
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +15,7 @@ from longview.cluster.driver.orders import Orders
 from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
 from longview.cluster.run.preflight import refuse_unsimulated
 from longview.cluster.views.terminal import console, success_table
-from longview.monitoring.report import COUNTS
+from longview.monitoring.success import Success
 from longview.replay.episode import TaskSpec
 
 
@@ -30,10 +29,19 @@ def evaluate_checkpoint(
     *,
     as_json: bool,
 ) -> None:
-    """Evaluate and print a table, or JSON in the shape of summary.json's `success`.
+    """Evaluate a policy, and print a table, or JSON in the shape of summary.json's `success`.
+
+    Args:
+        file: the policy's weights.
+        task: name of the task; by default the one that the policy was trained for.
+        lengths: context lengths; by default those of the policy's task.
+        episodes: episodes per context length.
+        seed: the evaluation's seeds follow from it.
+        settings: overrides of the config, `key=value`.
+        as_json: print JSON.
 
     Raises:
-        ConfigError: the file holds no policy, or the policy takes no such context length.
+        ConfigError: the file holds no policy, the task does not fit it, or it takes no such context length.
     """
     from longview.learner.policy import policy_from_bytes
 
@@ -56,15 +64,15 @@ def evaluate_checkpoint(
     evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
     config = replace(config, evaluation=evaluation)
     step = re.search(r"\d+", file.parent.name)
-    rows = _evaluate(config, spec, int(step[0]) if step else 0, weights)
+    success = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
-        counts = {row["context_length"]: {name: row[name] for name in COUNTS} for row in rows}
-        print(json.dumps({"policy": str(file), "seed": seed, "success": {config.task: counts}}))
+        counts = {length: asdict(found) for length, found in success.items()}
+        print(json.dumps({"policy": str(file), "seed": seed, "success": {spec.name: counts}}))
     else:
-        console.print(success_table(rows, f"{config.task}: {file}", spec.chance))
+        console.print(success_table(success, f"{config.task}: {file}", spec.chance))
 
 
-def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> list[dict[str, Any]]:
+def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> Success:
     orders = Orders(config, spec, purpose="rollout", collected=0)
     orders.conclude(version)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -80,4 +88,4 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
             for order, result in dispatcher.collect(timeout=0.25):
                 orders.finish(order, result)
                 bar.advance(shown, order.count)
-    return [evaluation.to_dict() for evaluation in orders.evaluations.values()]
+    return {found.context_length: found.counts for found in orders.evaluations.values()}

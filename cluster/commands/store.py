@@ -1,4 +1,4 @@
-"""`longview store`: one short function a command."""
+"""The commands of `longview store`: one short function each."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ app = group("Look into the episode store, and exchange episodes with others.")
 
 Url = Annotated[
     str | None,
-    typer.Option(help="The store's Redis; by default the run's own. RUN may then be any namespace in it."),
+    typer.Option(help="The store's Redis; by default the run's own. With it, RUN may be any namespace."),
 ]
 Source = Annotated[str | None, typer.Option(help="Only of this source, such as `demo`.")]
 Task = Annotated[str | None, typer.Option(help="Only of this task.")]
@@ -59,10 +59,10 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything in a run's episode store, byte for byte; exits with 1 if something stays wrong.
+    """Check everything in a run's episode store, byte for byte; exit with 1 if something stays wrong.
 
-    A run may go on meanwhile. A damaged episode that is set aside is neither read nor drawn any more; its
-    id may be used again.
+    The run may be under way. A damaged episode that is set aside is neither read nor drawn any more; its id
+    may be used again.
 
     Examples:
 
@@ -110,7 +110,7 @@ def import_(
     path: Annotated[
         Path, typer.Argument(help="robomimic's HDF5 file, a LeRobotDataset (v3), or a zarr replay buffer.")
     ],
-    task: Annotated[str, typer.Option(help="Whose episodes these are; a new name makes a new task of them.")],
+    task: Annotated[str, typer.Option(help="Task of the episodes; a new name makes a new task.")],
     run: RunName = None,
     url: Url = None,
     filter: Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")] = None,
@@ -121,7 +121,7 @@ def import_(
         bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
     ] = False,
 ) -> None:
-    """Add a data set's episodes to the store of a run, which may be new; none is ever added twice.
+    """Add a data set's episodes to the store of a run, which may be new. No episode is ever added twice.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`longview store verify`: what a person, or a script, is told of a store's health."""
+"""Verification of a store, and its findings for people and scripts: `longview store verify`."""
 
 import json
 from dataclasses import asdict
@@ -12,15 +12,22 @@ from longview.cluster.views.terminal import console
 from longview.replay.redis.verify import Verdict
 
 SHOWN = 100
-"""Findings that a person is shown; JSON has all."""
+"""Most findings that the table shows; JSON has all."""
 
 
 def verify_store(run: str | None, url: str | None, repair: bool, drop: bool, as_json: bool) -> bool:
-    """Verify a store, and say what was found; returns whether all is well now.
+    """Verify a store, print the findings, and return whether the store is sound now.
+
+    Args:
+        run: name of the run, or with a URL any namespace; by default the newest run.
+        url: the store's Redis; by default the run's own.
+        repair: set damaged episodes aside, and put the rest right.
+        drop: remove what has been set aside for good.
+        as_json: print JSON.
 
     Raises:
-        RunError: there is no such run.
-        StoreError: its Redis cannot be reached.
+        RunError: the run does not exist.
+        StoreError: Redis cannot be reached.
     """
     with any_store(run, url) as store, Progress(console=console, transient=True, disable=as_json) as bars:
         bar = bars.add_task("verifying")

@@ -1,4 +1,4 @@
-"""`longview store import`, `export` and `list`: episodes of others into a store, and episodes out of it."""
+"""Episodes into a store and out of it: `longview store import`, `export` and `list`."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
 from longview.replay.store import EpisodeStore
 
 LISTED = 100
-"""Episodes that a person is shown; JSON has all."""
+"""Most episodes that the table shows; JSON has all."""
 
 
 def import_path(
@@ -37,20 +37,20 @@ def import_path(
     hz: float | None,
     skip_bad: bool,
 ) -> None:
-    """Add the data set at a path to a store, and say what came of it.
+    """Add a data set's episodes to a store, and print how many are new.
 
     Args:
         path: a data set of a format that `recognise` knows.
-        task: the name of its task, installed or not.
-        run: name of the run whose store it is; with a URL any namespace.
+        task: name of its task, installed or not.
+        run: name of the run whose store it is, or with a URL any namespace; by default the newest run.
         url: the store's Redis; by default the run's own.
-        mask: which named subset of the episodes.
+        mask: name of a subset of the episodes; by default all.
         hz: control steps per second, where the data does not say.
-        skip_bad: leave out episodes that cannot be read, rather than stop at the first.
+        skip_bad: leave out episodes that cannot be read; else the first one raises DatasetError.
 
     Raises:
         DatasetError: the data set cannot be read, or does not fit the task.
-        RunError: there is no such run, and none can be made.
+        RunError: the run does not exist, and cannot be made for this task.
     """
     format = recognise(path)
     if url is None and run is not None and find_run(run) is None:
@@ -79,18 +79,18 @@ def export_path(
     chosen: Mapping[str, str | None],
     lossless: bool,
 ) -> None:
-    """Write a store's episodes as a data set. It is there as a whole or, whatever interrupts it, not at all.
+    """Write a store's episodes as a data set. If it is interrupted, nothing is left at the path.
 
     Args:
-        path: where it goes; nothing may be there.
+        path: the data set to make; must not exist.
         format: one of `WRITERS`.
-        run, url: as of `import_path`.
+        run, url: as for `import_path`.
         chosen: source, task and outcome of the episodes; None means any.
-        lossless: keep pictures exactly, where the format would have them as video.
+        lossless: keep pictures exactly, where the format would compress them as video.
 
     Raises:
-        ConfigError: there is no such format, source or outcome.
-        DatasetError: something is at the path, or no data set can hold all of these episodes.
+        ConfigError: the format, source or outcome is unknown.
+        DatasetError: the path exists, or the episodes do not fit into one data set.
     """
     if format not in WRITERS:
         raise ConfigError(f"--format is one of {', '.join(WRITERS)}, not {format}")
@@ -115,12 +115,12 @@ def export_path(
 
 
 def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | None], as_json: bool) -> None:
-    """Show a store's episodes: a table of the first ones, or as JSON a line for each.
+    """Print a store's episodes: a table of the first ones, or as JSON a line for each.
 
     Args:
-        run, url: as of `import_path`.
-        chosen: as of `export_path`.
-        as_json: whether as JSON.
+        run, url: as for `import_path`.
+        chosen: as for `export_path`.
+        as_json: print JSON.
     """
     import json
 
@@ -146,7 +146,12 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
 
 @contextmanager
 def any_store(run: str | None, url: str | None) -> Iterator[EpisodeStore]:
-    """A run's store; at a URL also a namespace that is no run's here."""
+    """Open a run's store; with a URL also a namespace that belongs to no run here.
+
+    Args:
+        run: name of a run, or with a URL any namespace; by default the newest run.
+        url: the store's Redis; by default the run's own.
+    """
     if url is None or run is None or find_run(run):
         with open_store(open_run(run), url) as store:
             yield store
@@ -168,7 +173,7 @@ def _new_run(name: str, task: str) -> None:
 
 
 def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | None, Mapping[str, Columns]]:
-    """The task's spec, if the store or an installed task has one; what data sets call its arrays."""
+    """Find the task's spec in the store or an installed task, and its arrays' names in data sets."""
     spec = store.spec(task) if task in store.tasks() else None
     columns: Mapping[str, Columns] = {}
     if task in task_names():
@@ -201,7 +206,7 @@ def _read(store: EpisodeStore, ids: Sequence[str]) -> Iterator[Episode]:
     for id in ids:
         try:
             episode = store.read(id)
-        except UnknownEpisode as error:  # removed meanwhile, or damaged
+        except UnknownEpisode as error:  # it was removed meanwhile, or is damaged
             raise StoreError(f"{error}: start the export again, without it") from None
         if labelled is None:
             labelled = EXPERT_ACTION in episode.arrays

@@ -1,4 +1,4 @@
-"""Orders to actors and results back, whatever dies or leaves in between."""
+"""Gives orders to actors and takes results back, even if actors die or leave in between."""
 
 import logging
 import math
@@ -18,14 +18,14 @@ from longview.cluster.roles.ray import Handle
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
-"""An actor that fails this often in a row will not get further by itself."""
+"""Failures of an actor in a row after which the run fails."""
 
 LEAVING_SECONDS = 60.0
-"""So long an actor that is to leave has to finish its order."""
+"""Time that a leaving actor gets to finish its order."""
 
 
 class RunFailed(Exception):
-    """The run cannot go on; all that it had is saved."""
+    """A failure that ends the run. Everything that it had is saved."""
 
 
 @dataclass(eq=False)
@@ -33,26 +33,28 @@ class Actor:
     """A rollout actor, as the dispatcher knows it."""
 
     name: str
+    """Name of the actor; stays the same when it restarts."""
     handle: Handle
+    """Ray's handle on the actor."""
     node: str | None = None
-    """The Ray node that it is on; None while it starts, waits for room, or comes back."""
+    """The Ray node that the actor is on; None while it starts, waits for room, or restarts."""
     order: Order | None = None
-    """What it is at."""
+    """The order that the actor is working on."""
     failures: int = 0
-    """In a row."""
+    """Failures in a row."""
     leaves_by: float | None = None
-    """When it is to be gone, by the monotonic clock; None if it is to stay."""
+    """Monotonic time by which the actor has to be gone; None if it stays."""
 
 
 class Dispatcher:
-    """Keeps every actor busy with orders, and gives an order again if its actor dies over it. An actor gets
-    none before it is there, so that one that waits for room holds up nothing."""
+    """Keeps every actor busy, and gives an order again if its actor dies. An actor gets no order before Ray
+    has placed it, so an actor that waits for room holds up nothing."""
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         self._actors: list[Actor] = []
         self._asked: dict[Any, Actor] = {}
-        """By the answer to come: to its order, or else to where it is. An idle actor is asked nothing."""
+        """Actors that owe an answer, by Ray's reference to it: a result, or the node that the actor is on."""
         self.restarts = Counter[str]()
         """Actors that were started again, by cause."""
         self.errors = 0
@@ -60,39 +62,39 @@ class Dispatcher:
 
     @property
     def names(self) -> set[str]:
-        """Of all actors, leaving ones included."""
+        """Names of all actors, leaving ones included."""
         return {actor.name for actor in self._actors}
 
     @property
     def leaving(self) -> int:
-        """How many actors are about to leave."""
+        """Number of actors that are leaving."""
         return sum(actor.leaves_by is not None for actor in self._actors)
 
     @property
     def staying(self) -> int:
-        """How many actors are not, wherever they are."""
+        """Number of actors that are not leaving, placed or not."""
         return len(self._actors) - self.leaving
 
     @property
     def there(self) -> int:
-        """How many of these are there."""
+        """Number of actors that are not leaving and that Ray has placed."""
         return sum(actor.leaves_by is None and actor.node is not None for actor in self._actors)
 
     @property
     def versions(self) -> set[int]:
-        """Versions that orders under way act with."""
+        """Policy versions of the orders under way."""
         orders = [actor.order for actor in self._actors if actor.order is not None]
         return {order.version for order in orders if order.version is not None}
 
     def add(self, name: str, handle: Handle) -> None:
-        """An actor more, which may have been started just now."""
+        """Take on an actor, which may still be starting."""
         self._actors.append(Actor(name, handle))
         self._await(self._actors[-1])
 
     def let_go(self, count: int) -> None:
-        """Have so many actors leave: first those that are not there yet, then those with the fewest others
-        on their nodes, so that nodes become empty and the cluster can shrink. One with an order finishes that
-        first; if it takes longer than `LEAVING_SECONDS`, it is ended, and another gets the order."""
+        """Have `count` actors leave. Actors that are not placed yet leave first, then those with the fewest
+        others on their nodes, so that nodes become empty and the cluster can shrink. An actor finishes its
+        order before it leaves; after `LEAVING_SECONDS` it is ended, and another actor gets the order."""
         staying = [actor for actor in self._actors if actor.leaves_by is None]
         together = Counter(actor.node for actor in staying)
         staying.sort(key=lambda actor: (actor.node is not None, together[actor.node], actor.node))
@@ -105,8 +107,9 @@ class Dispatcher:
         """Give orders to all idle actors.
 
         Args:
-            newest: the newest version.
-            weights: of a version: references to its bytes, and the seconds since it was published.
+            newest: the newest policy version.
+            weights: returns a version's bytes as a list of one Ray reference, and the seconds since the
+                version was published.
         """
         busy = set(self._asked.values())
         for actor in self._actors:
@@ -119,10 +122,10 @@ class Dispatcher:
             self._asked[actor.handle.work.remote(order, newest, held, age)] = actor
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:
-        """Results that have come, waiting up to `timeout` seconds for the first.
+        """Yield results that have come, waiting up to `timeout` seconds for the first.
 
         Raises:
-            RunFailed: an actor fails again and again.
+            RunFailed: an actor has failed `MAX_FAILURES` times in a row.
         """
         self._abandon()
         if not self._asked:
@@ -156,12 +159,12 @@ class Dispatcher:
                 self._end(actor)
 
     def _await(self, actor: Actor) -> None:
-        """Ask where it is, which it answers once it is there."""
+        """Ask an actor for its node; it answers once Ray has placed it."""
         actor.node = None
         self._asked[actor.handle.node.remote()] = actor
 
     def _abandon(self) -> None:
-        """End those that have not left in time; their orders then fail, and are given back."""
+        """End actors that have not left in time. Their orders then fail and are given back."""
         now = time.monotonic()
         for actor in self._actors:
             if actor.leaves_by is not None and now > actor.leaves_by:
@@ -175,7 +178,7 @@ class Dispatcher:
             self._asked = {reference: asked for reference, asked in self._asked.items() if asked is not actor}
             ray.kill(actor.handle)
         else:
-            # Not killed: its last report may still be under way.
+            # A kill could lose the actor's last report, which may still be under way.
             actor.handle.__ray_terminate__.remote()
 
     def _failed(self, actor: Actor, error: Exception) -> None:
@@ -191,5 +194,5 @@ class Dispatcher:
 
 
 def cause_of(death: RayActorError) -> str:
-    """Why a Ray actor has to be started again: its node was taken away (`preempted`), or it just `died`."""
+    """Name the cause of a Ray actor's death: `preempted` if its node was taken away, else `died`."""
     return "preempted" if death.preempted else "died"

@@ -1,11 +1,11 @@
-"""A run, from top to bottom: services, Ray, roles, wait, stop."""
+"""A run from top to bottom: start services, Ray and roles, supervise them, stop."""
 
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
-from longview.cluster.run.folder import Run
+from longview.cluster.run.folder import Run, store_of
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import ServiceError, prometheus_server, redis_server
+from longview.cluster.run.services import ServiceError, prometheus_server
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import show_newest
 from longview.cluster.views.terminal import watching
@@ -37,20 +37,24 @@ from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
 from longview.replay.episode import episode_id
 from longview.replay.errors import DatasetError, StoreError
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
+"""Longest wait for results in one turn of the driver."""
 
 
 def launch(config: RunConfig, run: Run, address: str | None) -> int:
-    """Run, or go on with, what a locked run folder describes; returns the exit code.
+    """Start or resume a run.
 
     Args:
-        config: the run's.
-        run: its folder.
+        config: the run's config.
+        run: the run's folder, locked.
         address: an existing Ray cluster; None starts one on this machine.
+
+    Returns:
+        The exit code: 0 finished, 1 failed, 130 interrupted.
     """
     if address is None:
         config = replace(config, placement=PlacementConfig())
@@ -82,40 +86,37 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
 def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[[RunProgress], None]) -> None:
     config, run = progress.config, progress.run
     with ExitStack() as services:
-        url = config.replay.url or services.enter_context(
-            redis_server(run.path / "redis", config.replay.fsync)
-        )
-        store = EpisodeStore.connect(url, run.name, config.replay)
-        services.callback(store.close)
+        store_address = services.enter_context(store_of(run, config.replay))
+        store = services.enter_context(closing(store_address.connect(config.replay)))
         store.register(task.spec)
         progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         roles = start_roles(config, run)
-        training = Training(config, run.checkpoints.absolute(), (url, run.name), roles.board)
+        training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.callback(training.stop)
         services.callback(_ignore_interrupts)
-        run.write_state(store=without_password(url), prometheus=progress.prometheus)
+        run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
-            scaling = partial(_scaling, config, run, (url, run.name), alone=address is None)
+            scaling = partial(_scaling, config, run, store_address, alone=address is None)
             _supervise(progress, roles, scaling, training, store, task, show)
-            show_newest(config, (url, run.name), run.path / "episodes.png")
+            show_newest(config, store_address, run.path / "episodes.png")
         finally:
-            with suppress(StoreError):  # what ended the run matters more
+            with suppress(StoreError):  # the error that ended the run matters more
                 progress.stats = store.stats()
 
 
 def _ignore_interrupts() -> None:
-    """From here on everything is being saved and stopped, within bounds; a second Ctrl-C would only harm."""
+    """Ignore Ctrl-C and SIGTERM while everything is saved and stopped, which takes bounded time."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until what is inside is done, and then be interrupted by them. A Ray
-    that was interrupted while it starts would leave processes behind."""
+    """Hold back Ctrl-C and SIGTERM until the context ends. Ray leaves processes behind when it is interrupted
+    while it starts."""
     arrived: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: arrived.append(number))
@@ -132,7 +133,16 @@ def _interrupts_wait() -> Iterator[None]:
 
 @contextmanager
 def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool = False) -> Iterator[None]:
-    """Be connected to a Ray cluster: the one at that address, or one of our own that ends with us."""
+    """Connect to a Ray cluster for as long as the context lasts.
+
+    Args:
+        config: the run's config.
+        address: an existing cluster; None starts one on this machine that ends with the context.
+        store_is_local: only this machine reaches the store.
+
+    Raises:
+        ConfigError: the cluster has no room for the run, or has nodes that cannot reach the store.
+    """
     options: dict[str, Any] = {"namespace": f"longview-{os.getpid()}", "log_to_driver": False}
     if address is None:
         cpus = max(os.cpu_count() or 1, config.learners)
@@ -152,7 +162,7 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
 
 
 def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
-    """Refuse what could only hang later."""
+    """Refuse a cluster on which the run would wait for ever."""
     nodes = _nodes()
     if store_is_local and len(nodes) > 1:
         raise ConfigError(
@@ -163,44 +173,46 @@ def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each node of the Ray cluster has."""
+    """List the resources of each node of the Ray cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass
 class Roles:
-    """The Ray actors of a run of which there is one each."""
+    """The Ray actors of which a run has one each."""
 
     hub: Handle
+    """The metrics hub."""
     board: Handle
+    """The weight board."""
 
 
 def start_roles(config: RunConfig, run: Run) -> Roles:
-    """The roles of a run that it begins with; they end with our connection to Ray."""
+    """Start the roles that a run begins with. They end with the driver's connection to Ray."""
     monitoring = config.monitoring
     hub = start(MetricsHub, run.name, monitoring.host, monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
     return Roles(hub, board)
 
 
-def start_actor(config: RunConfig, store: tuple[str, str] | None, cpus: int, name: str) -> Handle:
-    """A rollout actor.
+def start_actor(config: RunConfig, store: StoreAddress | None, cpus: int, name: str) -> Handle:
+    """Start a rollout actor.
 
     Args:
-        config: the run's.
-        store: URL and namespace; None where nothing is collected.
-        cpus: how many it takes of those that Ray has to give.
-        name: the actor's.
+        config: the run's config.
+        store: the store for its episodes; None if it only evaluates.
+        cpus: CPUs that it takes from Ray.
+        name: name of the actor.
     """
     options = {"num_cpus": cpus, "resources": config.placement.actor, "max_restarts": -1}
     return start(RolloutActor, config, name, store, **options)
 
 
 def _scaling(
-    config: RunConfig, run: Run, store: tuple[str, str], dispatcher: Dispatcher, *, alone: bool
+    config: RunConfig, run: Run, store: StoreAddress, dispatcher: Dispatcher, *, alone: bool
 ) -> Scaling:
-    """Keeps the actors at their number. On one machine they may be any, and take no CPUs of Ray's; on a
-    cluster as many as it has room for."""
+    """Make the scaling of a run's actors. A run alone on a machine may have any number, which take no CPUs
+    from Ray; on a cluster there must be room for them."""
     return Scaling(
         run,
         config,
@@ -220,7 +232,7 @@ def _supervise(
     task: Task,
     show: Callable[[RunProgress], None],
 ) -> None:
-    """Collect, train, evaluate: until the last version has been evaluated."""
+    """Collect, train and evaluate, until the last version has been evaluated."""
     config, purpose = progress.config, "rollout" if task.expert is None else "dagger"
     orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
     if config.demonstrations is None:
@@ -240,8 +252,8 @@ def _supervise(
             reporter.arrived(order, result, weights.newest)
             progress.demonstrations += order.count if order.purpose == "demo" else 0
             if (evaluation := orders.finish(order, result)) is not None:
-                progress.run.add_evaluation(evaluation.to_dict())
-                progress.history.append(evaluation.to_dict())
+                progress.run.add_evaluation(evaluation)
+                progress.history.append(evaluation)
 
         if progress.phase == "collect" and orders.idle:
             training.start()
@@ -265,7 +277,7 @@ def _supervise(
 
 
 def _next_index(store: EpisodeStore, source: str) -> int:
-    """Numbering of a source goes on after its last episode; ids sort by index."""
+    """Find the index of a source's next episode: one after its last, since ids sort by index."""
     ids = store.ids(source)
     return int(ids[-1].rpartition(".")[2]) + 1 if ids else 0
 
@@ -273,7 +285,7 @@ def _next_index(store: EpisodeStore, source: str) -> int:
 def _import_demonstrations(
     path: Path, progress: RunProgress, store: EpisodeStore, task: Task, show: Callable[[RunProgress], None]
 ) -> None:
-    """Those that the store does not hold yet, so that a resumed run adds none."""
+    """Import the demonstrations that the store does not hold yet. A resumed run therefore adds none."""
     progress.enter("collect")
     source = open_source(path, task.spec.name, task.spec, columns_of(task))
     for _ in bring_in(source, source.indices[: progress.wanted], store):
@@ -282,5 +294,6 @@ def _import_demonstrations(
 
 
 def _missing_demonstrations(store: EpisodeStore, task: Task, wanted: int) -> list[int]:
+    """Find the indices of demonstrations that the store does not hold."""
     ids = {episode_id("demo", task.spec.name, index): index for index in range(wanted)}
     return [ids[id] for id in store.missing(list(ids))]

@@ -1,8 +1,8 @@
-"""Which orders the actors get, and in which sequence. Knows nothing of Ray.
+"""Decides which orders the actors get, and in which sequence. Knows nothing of Ray.
 
-First the demonstrations. Then, for every version that the learner publishes, a round of evaluation (each
-context length in turn, all on that one version) and a batch of collected episodes, side by side. After the
-last version, the final evaluation alone.
+First come the demonstrations. Then every version that the learner publishes gets a round of evaluation, which
+is each context length in turn with that one version, and beside it a batch of collected episodes. After the
+last version comes the final evaluation alone.
 """
 
 import math
@@ -12,20 +12,20 @@ from dataclasses import replace
 
 from longview.actors.worker import Order, Result
 from longview.cluster.run.config import RunConfig
-from longview.cluster.run.evaluation import Evaluation
+from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
 
 
 class Orders:
-    """The orders still to be given. An order that was given is either finished or given back."""
+    """Orders of a run. Each order taken is later either finished or given back."""
 
     def __init__(self, config: RunConfig, spec: TaskSpec, *, purpose: str, collected: int) -> None:
         """
         Args:
-            config: the run's.
-            spec: its task's.
-            purpose: of collected episodes: `dagger` where an expert can label them, else `rollout`.
-            collected: episodes that earlier launches of this run collected; numbering goes on from there.
+            config: the run's config.
+            spec: spec of the run's task.
+            purpose: purpose of collected episodes: `dagger` where an expert can label them, else `rollout`.
+            collected: index of the next collected episode: one after those of earlier launches of the run.
         """
         self._config = config
         self._lengths = config.context_lengths(spec)
@@ -36,22 +36,22 @@ class Orders:
         self._given: dict[str, int] = dict.fromkeys(self._waiting, 0)
         self._concluded = False
         self.evaluations: dict[tuple[int, int], Evaluation] = {}
-        """The newest round, by version and context length."""
+        """Evaluations of the newest round, by version and context length."""
 
     def demonstrate(self, missing: Iterable[int]) -> None:
-        """Ask for the demonstrations of these indices."""
+        """Order the demonstrations with these indices."""
         share = max(1, math.ceil(len(missing := list(missing)) / self._config.actors.count))
         for first, count in _runs(missing, min(share, self._batch)):
             self._waiting["demo"].append(Order("demo", first, count, beta=1.0))
 
     def published(self, version: int) -> None:
-        """There is a new version: evaluate it and collect with it, unless what an earlier version was to do
-        is still under way."""
+        """Order evaluation of and collection with a new version, each only if that of an earlier version is
+        done."""
         if self._config.evaluation.episodes and not self._open("evaluation"):
             self._evaluate(version, self._lengths, self._config.evaluation.episodes)
         if self._config.actors.episodes_per_version and not self._open("collect"):
             count = self._config.actors.episodes_per_version
-            # Collected at each context length in turn, a batch a version.
+            # Each version collects at the next context length in turn.
             length = self._lengths[self._next_collected // count % len(self._lengths)]
             indices = range(self._next_collected, self._next_collected + count)
             self._next_collected += count
@@ -61,11 +61,11 @@ class Orders:
                 )
 
     def conclude(self, version: int, done: Collection[int] = ()) -> None:
-        """Training has ended with this version: evaluate it thoroughly, and nothing else any more.
+        """Replace all waiting orders by the final evaluation.
 
         Args:
-            version: the last.
-            done: context lengths at which that has been done before.
+            version: the last version.
+            done: context lengths whose final evaluation an earlier launch has done.
         """
         self._concluded = True
         for queue in self._waiting.values():
@@ -74,7 +74,7 @@ class Orders:
         self._evaluate(version, lengths, self._config.evaluation.final_episodes)
 
     def take(self, newest: int | None) -> Order | None:
-        """The next order for an idle actor; None if there is none. Collecting uses the newest version."""
+        """Take the next order for an idle actor; None if none waits. Collecting uses the newest version."""
         kinds = [kind for kind, queue in self._waiting.items() if queue]
         if not kinds:
             return None
@@ -92,19 +92,19 @@ class Orders:
             self._waiting[_kind(order)].appendleft(order)
 
     def finish(self, order: Order, result: Result) -> Evaluation | None:
-        """An order is done; returns the evaluation that it completed, if it did."""
+        """Take in an order's result; returns the evaluation that the order completed, if any."""
         self._given[_kind(order)] -= 1
         if order.purpose != "evaluation" or order.version is None:
             return None
-        evaluation = self.evaluations.get((order.version, order.context_length))
-        if evaluation is None:  # of a round that `conclude` has replaced
+        key = order.version, order.context_length
+        if key not in self.evaluations:  # `conclude` has replaced its round
             return None
-        evaluation.add(result)
+        self.evaluations[key] = evaluation = self.evaluations[key].plus(result.outcomes, result.steps)
         return evaluation if evaluation.finished else None
 
     @property
     def idle(self) -> bool:
-        """Whether every order has been given and finished."""
+        """Whether all orders are finished."""
         return not any(self._open(kind) for kind in self._waiting)
 
     def _open(self, kind: str) -> int:
@@ -129,7 +129,7 @@ def _kind(order: Order) -> str:
 
 
 def _runs(indices: Iterable[int], longest: int) -> Iterator[tuple[int, int]]:
-    """Split ascending indices into consecutive runs of at most `longest`: (first, count)."""
+    """Split ascending indices into consecutive runs of at most `longest`, each as (first, count)."""
     first = count = 0
     for index in indices:
         if count and index == first + count and count < longest:

@@ -1,10 +1,11 @@
-"""What the Ray actors and the driver tell the metrics hub. No run ever waits for it, or fails with it."""
+"""Reports of the driver to the metrics hub. A run neither waits for the hub nor fails with it."""
 
 import json
 import logging
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,18 +15,19 @@ from ray.exceptions import GetTimeoutError, RayError
 from longview.actors.worker import Order, Result
 from longview.cluster.run.folder import write_atomically
 from longview.cluster.run.progress import RunProgress
-from longview.monitoring.hub import Reporters, Snapshot, Totals, encode_report
+from longview.monitoring.hub import Reporters, Totals, encode_report
 from longview.monitoring.metrics import RATES
-from longview.monitoring.report import COUNTS, Rate, rates
+from longview.monitoring.snapshot import Snapshot
 from longview.replay.store import EpisodeStore
 
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
+"""Time between two reports."""
 CLOSE_SECONDS = 5.0
+"""Longest wait for the hub at the end of a run."""
 SCRAPE_SECONDS = 2.0
-"""As monitoring/prometheus.yml has it."""
-
+"""Time between two scrapes, as in monitoring/prometheus.yml."""
 
 RESTARTS = {
     "actor": ("died", "preempted", "worn"),
@@ -33,32 +35,45 @@ RESTARTS = {
     "board": ("died",),
     "hub": ("died",),
 }
-"""Causes by role; counted from 0, to be seen before the first one happens."""
+"""Causes of restarts by role. Each is reported as 0 from the start, so that Prometheus sees the first one."""
 
 
 class DriverReporter:
-    """What the driver itself knows, to the hub; what all know, back. Keeps what the hub serves."""
+    """Reports the driver's own numbers, fetches everybody's, and keeps the copy that the hub serves."""
 
     def __init__(self, hub: Any, store: EpisodeStore, progress: RunProgress) -> None:
+        """
+        Args:
+            hub: handle on the metrics hub.
+            store: the run's store, whose counts are reported.
+            progress: the run's progress, which is reported.
+        """
         self._hub, self._store, self._progress = hub, store, progress
         self._incarnation = time.time_ns()
         self._asked_at = 0.0
         self._reply: Any = None
         self._url = ""
-        self._snapshot: Snapshot = {}
+        self._snapshot = Snapshot()
         self._kept: Reporters = {}
         self._counted = Totals()
         self._counted.add("longview_errors_total", 0, role="hub")
 
     def arrived(self, order: Order, result: Result, newest: int | None) -> None:
-        """Collected episodes have come: how old was the policy that acted in them?"""
+        """Count how old the policy was that acted in newly collected episodes.
+
+        Args:
+            order: the finished order; evaluations and demonstrations do not count.
+            result: its result.
+            newest: the newest policy version.
+        """
         episodes = sum(result.outcomes.values())
         if order.version is not None and order.purpose != "evaluation" and episodes:
             behind = max(0, (newest or 0) - order.version)
             self._counted.observe("longview_staleness_steps", behind, episodes, source=order.purpose)
 
     def report(self) -> Snapshot:
-        """The hub's snapshot, as it was a second ago, or longer while the hub is away."""
+        """Report if it is time to, and return the hub's latest snapshot: about a second old, or older while
+        the hub is away."""
         if self._reply is None and time.monotonic() - self._asked_at > REPORT_SECONDS:
             self._asked_at = time.monotonic()
             self._ask()
@@ -67,9 +82,9 @@ class DriverReporter:
         return self._snapshot
 
     def close(self) -> None:
-        """See to it that the last numbers are served, and scraped by a Prometheus of the run's own."""
+        """Wait until the last numbers are served, and until the run's own Prometheus has scraped them."""
         with suppress(GetTimeoutError):
-            for _ in range(3):  # what is under way, all that is known, and that as what is kept
+            for _ in range(3):  # the exchange under way, one with the last numbers, one that has them served
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)
@@ -93,7 +108,7 @@ class DriverReporter:
         self._reply = None
 
     def _found(self, url: str) -> None:
-        """The hub is there; one that was restarted may have another port."""
+        """Write down where the hub is; a restarted hub may have another port."""
         if url != self._url:
             self._url, run = url, self._progress.run
             run.write_state(metrics=url)
@@ -130,22 +145,25 @@ class DriverReporter:
 
 
 def _add_success(totals: Totals, progress: RunProgress) -> None:
-    """Counts, rates and their intervals of the newest evaluated version."""
-    for row in progress.newest_round():
-        totals.set("longview_evaluation_version", row["version"])
-        labels = {"task": progress.config.task, "context_length": row["context_length"]}
-        for name in COUNTS:
-            totals.set(f"longview_evaluation_{name}", row[name], **labels)
-        for key, rate in rates(row).items():
+    """Add counts, rates and intervals of the newest evaluated version."""
+    for newest in progress.newest_round():
+        totals.set("longview_evaluation_version", newest.version)
+        labels: dict[str, str | int] = {
+            "task": progress.spec.name,
+            "context_length": newest.context_length,
+        }
+        for name, count in asdict(newest.counts).items():
+            totals.set(f"longview_evaluation_{name}", count, **labels)
+        for key, rate in newest.counts.rates.items():
             if rate.of:
                 name, (lower, upper) = f"longview_{RATES[key][0]}_ratio", rate.interval
                 totals.set(name, rate.share, **labels)
                 totals.set(f"{name}_lower", lower, **labels)
                 totals.set(f"{name}_upper", upper, **labels)
         earlier = [
-            Rate(before["successes"], before["episodes"]).interval[0]
+            before.counts.rates["success"].interval[0]
             for before in progress.history
-            if before["context_length"] == row["context_length"] and before["version"] < row["version"]
+            if before.context_length == newest.context_length and before.version < newest.version
         ]
         if earlier:
             totals.set("longview_success_ratio_best_lower", max(earlier), **labels)

@@ -1,11 +1,11 @@
-"""How many actors there should be, and the loop that makes it so.
+"""Changes the number of a run's actors while the run is under way.
 
-`longview scale` leaves a request in the run's folder. The run's driver looks for one at every turn, and tells
-in run.json what became of it: so the command works from any process or pod that reaches the folder. The
-number that was asked for last is kept there, too, for when the run goes on after an end.
+`longview scale` leaves a request in the run's folder. The run's driver looks for one at every turn, and
+writes its answer to run.json; the command therefore works from any process or pod that reaches the folder.
+The number asked for last is kept in the folder for when the run is resumed.
 
     scale-request.json   {actors, id}            written by the command, removed by the driver
-    scale.json           {actors, configured}    what holds since, and the config's number that it overrides
+    scale.json           {actors, configured}    the number asked for, and the config's that it overrides
     run.json: actors     {target, there, leaving, cpus, autoscaled, request, refused}
 """
 
@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 
 REQUEST, KEPT = "scale-request.json", "scale.json"
 LOOK_SECONDS = 0.2
+"""Time between two looks for the driver's answer."""
 
 
 class Scaling:
-    """Keeps a run's actors at their number; a call of `adjust` every now and then does it."""
+    """Keeps a run's actors at the wanted number, as long as `adjust` is called again and again."""
 
     def __init__(
         self,
@@ -46,12 +47,12 @@ class Scaling:
     ) -> None:
         """
         Args:
-            run: its folder.
-            config: its config, with the number to begin with.
+            run: the run's folder.
+            config: the run's config, with the number to begin with.
             dispatcher: has the actors.
-            start: starts an actor of that name.
-            refuse: raises ConfigError if there cannot be as many actors as a config has.
-            cpus: of the one machine that all actors share; None if they are on a cluster.
+            start: starts an actor of the given name, and returns a handle on it.
+            refuse: raises ConfigError if a config wants more actors than are possible.
+            cpus: CPUs of the one machine that all actors share; None on a cluster.
         """
         self._run, self._config, self._dispatcher = run, config, dispatcher
         self._start, self._refuse, self._cpus = start, refuse, cpus
@@ -61,16 +62,16 @@ class Scaling:
         self._configured: int = config.actors.count
         if kept.get("actors") == config.actors.count:
             self._configured = kept["configured"]
-        else:  # the config has a number of its own again
+        else:  # the config's number was changed since, and holds again
             (run.path / KEPT).unlink(missing_ok=True)
 
     @property
     def target(self) -> int:
-        """How many actors there should be."""
+        """Wanted number of actors."""
         return self._config.actors.count
 
     def adjust(self) -> None:
-        """Take in what was asked for, start or let go of actors accordingly, and tell how far that is."""
+        """Take in a request, start actors or let them go, and write down how far that is."""
         if (self._run.path / REQUEST).exists():
             self._take_request()
         dispatcher = self._dispatcher
@@ -99,12 +100,12 @@ class Scaling:
             case {"actors": int(actors), "id": int(id)} if actors >= 1:
                 refused = self._rescale(actors)
                 self._answer = {"request": id, "refused": refused}
-                log.info("%d actors are asked for: %s", actors, refused or "so be it")
+                log.info("a request for %d actors: %s", actors, refused or "accepted")
             case _:
                 log.warning("a request to scale that cannot be read is ignored: %s", str(request)[:200])
 
     def _rescale(self, actors: int) -> str | None:
-        """Go for another number; returns why not, if that cannot be."""
+        """Change the wanted number; returns the reason if it is refused."""
         config = replace(self._config, actors=replace(self._config.actors, count=actors))
         try:
             self._refuse(config)
@@ -117,10 +118,10 @@ class Scaling:
 
 
 def parse(text: str) -> int:
-    """The number in `actors=N`.
+    """Read the number in `actors=N`.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: the text is not of this form, or N is below 1.
     """
     match = re.fullmatch(r"actors=(\d{1,6})", text)
     if match is None or int(match[1]) < 1:
@@ -132,16 +133,16 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
     """Ask the driver of a run under way for another number of actors.
 
     Args:
-        run: its folder.
-        actors: how many there should be.
-        timeout: seconds that it may take.
-        say: is told how far it is, whenever that changes.
-        wait: until it is so; else only until the driver has taken it on.
+        run: the run's folder.
+        actors: wanted number of actors.
+        timeout: longest wait in seconds.
+        say: called with a sentence about the state, whenever that changes.
+        wait: wait until all actors are placed; else only until the driver has accepted the request.
 
     Raises:
-        RunError: the run is not under way, or ends meanwhile, or somebody asks for another number.
-        ConfigError: there cannot be so many.
-        TimeoutError: it takes longer.
+        RunError: the run is not under way, ends meanwhile, or somebody asks for another number.
+        ConfigError: the driver refuses the number.
+        TimeoutError: the wait takes longer.
     """
     if not run.under_way():
         raise RunError(
@@ -156,14 +157,14 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
         if taken and state["refused"] is not None:
             raise ConfigError(state["refused"])
         if taken and state["target"] != actors:
-            raise RunError(f"meanwhile {state['target']} actors have been asked for")
+            raise RunError(f"somebody has asked for {state['target']} actors meanwhile")
         if taken and (not wait or (state["there"] == actors and not state["leaving"])):
             break
-        now = _how_far(state) if taken else "the run has yet to take it on"
+        now = _how_far(state) if taken else "the run has not accepted it yet"
         if time.monotonic() > deadline:
             _withdraw(run, id)
             later = " The run goes on with it." if taken else ""
-            raise TimeoutError(f"not so within {timeout:g} s: {now}.{later} --timeout gives it more")
+            raise TimeoutError(f"not done within {timeout:g} s: {now}.{later} --timeout gives it more")
         if now != said and taken:
             say(now)
             said = now
@@ -172,20 +173,20 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
             raise RunError(f"{run.name} has ended")
         time.sleep(LOOK_SECONDS)
     if state["cpus"] is not None and actors > state["cpus"]:
-        say(f"they share {state['cpus']} CPUs: more actors than CPUs do not make more steps")
-    say(f"{run.name} has {actors} actors" if wait else f"{run.name} goes for {actors} actors")
+        say(f"the actors share {state['cpus']} CPUs: more actors than CPUs do not make more steps")
+    say(f"{run.name} has {actors} actors" if wait else f"{run.name} now wants {actors} actors")
 
 
 def scaled_settings(run: Run) -> list[str]:
-    """What `longview scale` last asked for, as a config's override: for a run that goes on with its own
-    config."""
+    """Return the number that `longview scale` last asked for, as an override for a run that is resumed with
+    its own config; empty if it was never asked."""
     kept = _read(run.path / KEPT)
     return [f"actors.count={kept['actors']}"] if kept else []
 
 
 def still_scaled(run: Run, config: RunConfig) -> RunConfig:
-    """A config from elsewhere that a run goes on with: with the number of actors that `longview scale` last
-    asked for, unless it has been given another one since."""
+    """Put the number of actors that `longview scale` last asked for into a config from elsewhere with which a
+    run is resumed, unless that config has another number than before."""
     kept = _read(run.path / KEPT)
     if kept.get("configured") != config.actors.count:
         return config
@@ -201,7 +202,7 @@ def _how_far(state: dict[str, Any]) -> str:
             room = f" or wait for room in the cluster{asked}"
         parts.append(f"{state['there']} of {state['target']} actors are there, the others start{room}")
     if state["leaving"]:
-        parts.append(f"{state['leaving']} to leave finish what they are at")
+        parts.append(f"{state['leaving']} leaving actors finish their orders")
     return "; ".join(parts)
 
 
@@ -211,7 +212,7 @@ def _withdraw(run: Run, id: int) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file holds none."""
+    """Read a JSON object; empty if the file holds none."""
     with suppress(FileNotFoundError, ValueError):
         tree = json.loads(file.read_text())
         return tree if isinstance(tree, dict) else {}

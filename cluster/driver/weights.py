@@ -1,4 +1,4 @@
-"""The weights that the driver holds."""
+"""Weights that the driver holds for the actors."""
 
 import time
 from typing import Any
@@ -7,17 +7,22 @@ import ray
 
 
 class HeldWeights:
-    """References to the weights of the newest version and of those still in use. They are this process's
-    own copies, so that a round of evaluation outlives the board."""
+    """Ray references to the weights of the newest version and of the versions still in use. The driver owns
+    these copies, so that a round of evaluation outlives the board."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
         self._held: dict[int, Any] = {}
         self._published: dict[int, float] = {}
         self.newest: int | None = None
+        """The newest version; None before the first."""
 
     def refresh(self, keep: set[int]) -> int | None:
-        """Take over a newer version if there is one, and let go of all others but `keep`."""
+        """Take over a newer version from the board, and drop the versions that are not in `keep`.
+
+        Returns:
+            The new version; None if the board has no newer one.
+        """
         version = ray.get(self._board.version.remote())
         if version is None or version == self.newest:
             return None
@@ -29,6 +34,6 @@ class HeldWeights:
         return int(newest)
 
     def of(self, version: int) -> tuple[list[Any], float]:
-        """A version's reference, in a list so that Ray passes it on unfetched, and how many seconds ago it
-        was published, going by when we heard of it."""
+        """Return a version's reference, and the seconds since this process learned of the version. The
+        reference is in a list so that Ray passes it on without fetching it."""
         return [self._held[version]], time.monotonic() - self._published[version]

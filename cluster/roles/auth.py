@@ -1,15 +1,16 @@
-"""Who may talk to Ray. Without being told, Ray would write a token into the home folder."""
+"""Chooses who may talk to Ray. Left to itself, Ray would write a token into the home folder."""
 
 import os
 import secrets
 
 
 def choose_ray_auth(address: str | None) -> None:
-    """Settle it; to be called before Ray is imported, which is when Ray reads it.
+    """Set Ray's authentication mode and token in the environment. Ray reads them when it is imported.
 
     Args:
-        address: an existing cluster, whose own mode and token have to be in the environment (none is taken
-            for none); None for a cluster of our own, which gets a token that only its processes know.
+        address: an existing cluster, whose mode and token the environment must hold; without a mode there,
+            authentication is off. None for a cluster that this process starts: it gets a new token that only
+            its processes know.
     """
     if address is None:
         os.environ["RAY_AUTH_MODE"] = "token"

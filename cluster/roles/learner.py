@@ -15,15 +15,22 @@ from longview.cluster.run.config import RunConfig, task_of
 from longview.replay.episode import Episode
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """One of G learner ranks; `stop` answers while `train` runs."""
+    """One of G learner ranks. `stop` can be called while `train` runs."""
 
     def __init__(self, rank: int, world: int, threads: int, use_gpu: bool) -> None:
+        """
+        Args:
+            rank: number of this rank, from 0.
+            world: G, number of ranks.
+            threads: CPU threads of torch.
+            use_gpu: train on the GPU that Ray assigned, else on the CPU.
+        """
         import torch
 
         torch.set_num_threads(threads)
@@ -32,7 +39,7 @@ class LearnerRank:
         self._stop = threading.Event()
 
     def address(self) -> str:
-        """Where the ranks meet, if this is rank 0."""
+        """Choose the address at which the ranks meet; rank 0 is asked."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
@@ -42,17 +49,17 @@ class LearnerRank:
         config: RunConfig,
         address: str,
         checkpoints: Path,
-        store: tuple[str, str],
+        store: StoreAddress,
         board: Handle,
     ) -> int:
-        """Train from the newest checkpoint on, until the last step or until stopped.
+        """Train from the newest checkpoint until the last step, or until stopped.
 
         Args:
-            config: the run's.
-            address: rank 0's.
-            checkpoints: their folder, which every rank 0 to come must reach.
-            store: URL and namespace.
-            board: takes the weights.
+            config: the run's config.
+            address: address at which the ranks meet, from rank 0.
+            checkpoints: folder of the checkpoints, on a disk that every later rank 0 reaches.
+            store: store of the episodes to train on.
+            board: handle on the weight board, which takes the weights.
 
         Returns:
             The last published version.
@@ -65,7 +72,7 @@ class LearnerRank:
         from longview.learner.reporter import LearnerReporter
         from longview.learner.train import train
 
-        episodes = EpisodeStore.connect(*store, config.replay)
+        episodes = store.connect(config.replay)
         episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
         selection = config.learner.selection(spec.name)
@@ -104,7 +111,7 @@ class LearnerRank:
                 device=self._device,
             )
         finally:
-            # Training that failed may have left a draw that waits.
+            # Failed training may leave a draw that still waits for data.
             limiter.cancelled = lambda: True
             episodes.close()
             if self._world > 1:
@@ -112,13 +119,16 @@ class LearnerRank:
         return max(steps(checkpoints), default=0)
 
     def stop(self) -> None:
-        """Have `train` save and return."""
+        """Make `train` save and return."""
         self._stop.set()
 
 
 def held_out(store: EpisodeStore, count: int) -> list[str]:
-    """Ids of the episodes to validate on: the last `count` demonstrations, as an expert has given so many
-    more, and the last imported ones, unless that were half of them."""
+    """List the ids of the episodes to validate on.
+
+    Held out are the last `count` demonstrations, which the expert has given in addition, and the last `count`
+    imported episodes, unless those would be half of the imported ones or more.
+    """
     if not count:
         return []
     imported = store.ids("import")
@@ -126,7 +136,7 @@ def held_out(store: EpisodeStore, count: int) -> list[str]:
 
 
 def whole(store: EpisodeStore, ids: Iterable[str], task: str) -> Iterator[Episode]:
-    """Those of these episodes that are there, undamaged, and of this task."""
+    """Read the episodes that exist, are undamaged, and belong to the task."""
     for id in ids:
         try:
             episode = store.read(id)
@@ -138,7 +148,7 @@ def whole(store: EpisodeStore, ids: Iterable[str], task: str) -> Iterator[Episod
 
 
 def limiter_of(config: RunConfig, cancelled: Callable[[], bool]) -> Limiter:
-    """When a learner rank may draw; what all of them may draw is theirs in equal parts."""
+    """Make the limiter of one learner rank, which gets an equal part of what all ranks may draw."""
     together, ranks = config.replay.samples_per_insert, config.learners
     return Limiter(
         samples_per_insert=None if together is None else together / ranks,

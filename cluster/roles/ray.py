@@ -1,4 +1,4 @@
-"""What every role needs of Ray."""
+"""Starting Ray actors, and options that several of them share."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ def start(role: type, *arguments: Any, **options: Any) -> Handle:
     """Start a role as a Ray actor.
 
     Args:
-        role: its class.
-        arguments: of its constructor, which runs again when the actor is restarted.
-        options: Ray's.
+        role: the role's class.
+        arguments: arguments of its constructor, which Ray calls again when it restarts the actor.
+        options: options of Ray actors, such as `num_cpus`.
     """
     return ray.remote(**options)(role).remote(*arguments)
 
@@ -25,5 +25,5 @@ ALWAYS_BACK = {
     "max_restarts": -1,
     "max_task_retries": -1,
 }
-"""Options of roles that hold no work of their own: any call to them may be repeated. They stay on Ray's head
-node, which has an address that lasts and does not leave when the cluster shrinks."""
+"""Options of roles to which any call may be repeated. They stay on Ray's head node, which keeps its address
+and does not leave when the cluster shrinks."""

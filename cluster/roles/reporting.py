@@ -1,4 +1,4 @@
-"""How a role tells the metrics hub its running totals. No run ever waits for the hub, or fails with it."""
+"""Sends a role's running totals to the metrics hub. A run neither waits for the hub nor fails with it."""
 
 import logging
 import threading
@@ -12,14 +12,15 @@ from longview.monitoring.hub import Totals, encode_report
 log = logging.getLogger(__name__)
 
 HUB = "hub"
-"""Name under which every other role finds the metrics hub. Not by handle: an actor whose constructor was
-given one cannot be restarted once that handle is gone."""
+"""Name under which every other role finds the metrics hub. A handle would not do: an actor whose constructor
+was given a handle cannot be restarted once that handle is gone."""
 
 HEARTBEAT_SECONDS = 5.0
+"""Time after which an actor repeats its last report."""
 
 
 def send(message: bytes) -> None:
-    """A report to the hub; one that is lost does no harm, since the next holds all that it did."""
+    """Send a report to the hub. A lost report does no harm, since the next one holds its totals too."""
     try:
         ray.get_actor(HUB).report.remote(message)
     except (ValueError, RayError) as error:
@@ -27,7 +28,11 @@ def send(message: bytes) -> None:
 
 
 def restarted(role: str) -> bytes | None:
-    """A Ray actor's report that it is not the first of its role; None if it is."""
+    """Make the report that this Ray actor was restarted; None if it was not.
+
+    Args:
+        role: name of the actor's role, of which a run has one actor.
+    """
     if not ray.get_runtime_context().was_current_actor_reconstructed:
         return None
     totals = Totals()
@@ -36,15 +41,15 @@ def restarted(role: str) -> bytes | None:
 
 
 class Heartbeat:
-    """Sends reports, and the last one again and again: it is the sign of life of an actor that waits, and
-    what a hub that was restarted has yet to be told."""
+    """Sends reports, and repeats the last one: a sign of life while the actor waits, and news to a restarted
+    hub."""
 
     def __init__(self) -> None:
         self._last: bytes | None = None
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def send(self, message: bytes) -> None:
-        """A report."""
+        """Send a report, and repeat it until the next one."""
         self._last = message
         send(message)
 

@@ -1,27 +1,28 @@
-"""The rollout actor: many simulators, and the policy that acts in them."""
+"""The rollout actor as a Ray actor: many simulators, and the policy that acts in them."""
 
 import time
 from typing import Any
 
 import ray
 
+from longview.actors.rollout import Policy
 from longview.actors.worker import Order, Result, Worker
 from longview.cluster.roles.reporting import Heartbeat
 from longview.cluster.run.config import RunConfig, task_of
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 
 class RolloutActor:
     """M simulators and the policy that acts in them."""
 
-    def __init__(self, config: RunConfig, name: str, store: tuple[str, str] | None) -> None:
+    def __init__(self, config: RunConfig, name: str, store: StoreAddress | None) -> None:
         """
         Args:
-            config: the run's.
-            name: this actor's, the same after a restart.
-            store: URL and namespace; None where nothing is collected, and nothing reported.
+            config: the run's config.
+            name: name of this actor; stays the same when it restarts.
+            store: store for its episodes; None if it only evaluates, and then it reports nothing.
         """
-        self._session: Any = None
+        self._session: Policy | None = None
         self._version: int | None = None
         self._newest_used = -1
         self._simulators = config.actors.simulators
@@ -30,25 +31,25 @@ class RolloutActor:
             config=config.actors,
             run_seed=config.seed,
             name=name,
-            execute=config.learner.policy.execute,
-            store=None if store is None else EpisodeStore.connect(*store, config.replay),
+            store=None if store is None else store.connect(config.replay),
             report=Heartbeat().send if store is not None else lambda _: None,
         )
 
-    # Else the call would fail, and at once, while the actor is coming back.
+    # Without retries the call would fail at once while the actor restarts.
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
     def node(self) -> str:
-        """The Ray node that it is on; answered once the actor is there, for the first time or again."""
+        """Return the Ray node that the actor is on. Ray answers once it has placed the actor, again after a
+        restart."""
         return str(ray.get_runtime_context().get_node_id())
 
     def work(self, order: Order, newest: int | None, weights: list[Any], age: float) -> Result:
-        """Do an order; pulls its weights only if it does not hold them already.
+        """Do an order, after loading the weights of its version if the actor does not hold them yet.
 
         Args:
-            order: what to do.
+            order: the order.
             newest: the newest published version.
-            weights: a reference to the weights of the order's version; empty where the expert acts alone.
-            age: how many seconds ago they were published.
+            weights: a list of one reference to the version's weights; empty where the expert acts alone.
+            age: seconds since the version was published.
         """
         started = time.perf_counter()
         if order.version is not None and order.version != self._version:
@@ -60,14 +61,12 @@ class RolloutActor:
         return self._worker.work(order, self._session, newest or 0)
 
     def _load(self, version: int, weights: bytes) -> None:
-        # Here: an actor that only demonstrates never needs torch.
+        # Imported here because an actor that only demonstrates does not need torch.
         import torch
 
         from longview.learner.policy import policy_from_bytes
         from longview.learner.session import PolicySession
 
         torch.set_num_threads(1)
-        policy = policy_from_bytes(weights)
-        self._session = PolicySession(policy, self._simulators)
-        self._worker.execute = policy.horizon.execute
+        self._session = PolicySession(policy_from_bytes(weights), self._simulators)
         self._version = version

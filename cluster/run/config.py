@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from longview.actors.config import ActorsConfig, EvaluationConfig
-from longview.actors.task import Task, load_task
+from longview.actors.task import Task, load_task, task_file
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import StoreConfig
 from longview.replay.episode import TaskSpec
@@ -152,9 +152,11 @@ def task_of(config: RunConfig) -> Task:
 
 
 def preset_file(task: str) -> Path | None:
-    """The settings that `longview demo` uses for a task, if it has any of its own."""
-    file = PRESETS / f"{task}.yaml"
-    return file if file.exists() else None
+    """Return the settings that `longview demo` uses for a task: in `PRESETS`, or beside the task's module in
+    a YAML file of the same name. None if there are neither."""
+    module = task_file(task)
+    beside = [] if module is None else [module.with_suffix(".yaml")]
+    return next((file for file in (PRESETS / f"{task}.yaml", *beside) if file.exists()), None)
 
 
 def write_config(config: RunConfig, file: Path) -> None:
@@ -303,7 +305,7 @@ def _within(prefix: str) -> Iterator[None]:
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    if config.replay.url is not None and "password=" in config.replay.url:
+    if config.replay.url is not None and _hides_password(config.replay.url):
         raise ConfigError(
             "replay.url: give a password as redis://user:password@host, percent-encoded, or in the "
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
@@ -327,6 +329,14 @@ def _checked(config: RunConfig) -> RunConfig:
             f"learner.policy.context_length {longest}"
         )
     return config
+
+
+def _hides_password(url: str) -> bool:
+    """Tell whether a URL has a password where `without_password` would leave it: as a parameter, or with an
+    unescaped / ? or #, which moves the rest of the password behind the host."""
+    parts = urlsplit(url)
+    behind = parts.path + parts.query + parts.fragment
+    return "password=" in url or (parts.scheme != "unix" and "@" in behind)
 
 
 def _with_password(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Run folders: `runs/<name>/` holds everything of a run, and a lock tells whether it is under way.
+"""Run folders. `runs/<name>/` holds everything of a run; its lock tells whether the run is under way.
 
 config.yaml         as resolved       summary.json  what a script reads
 run.json            where it can be reached while under way     report.html  what a person reads
@@ -16,17 +16,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from longview.cluster.run.config import ConfigError, MonitoringConfig, RunConfig, read_config, write_config
+from longview.cluster.run.config import (
+    ConfigError,
+    MonitoringConfig,
+    RunConfig,
+    read_config,
+    task_of,
+    write_config,
+)
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.monitoring.success import Evaluation
+from longview.replay.config import StoreConfig
+
+if TYPE_CHECKING:
+    from longview.replay.store import EpisodeStore, StoreAddress
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
+"""Folder of all runs."""
 
 
 class RunError(Exception):
-    """A run folder that cannot be used as asked; the message says what to do."""
+    """A request that the run's folder or state does not allow; the message says what to do."""
 
 
 @dataclass
@@ -34,26 +46,29 @@ class Run:
     """A run's folder."""
 
     path: Path
+    """The folder itself."""
     _lock: TextIO | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
+        """Name of the run, and of its folder."""
         return self.path.name
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def config(self) -> RunConfig:
-        """As it was resolved when the run was first launched."""
+        """The config as it was resolved when the run was first launched."""
         return read_config(self.path / "config.yaml")
 
     def lock(self) -> None:
-        """Become the one process that runs it, until `unlock`, or until this process ends, however it ends.
+        """Take the run for this process, until `unlock` or until this process ends, however it ends.
 
         Raises:
-            RunError: another process is.
+            RunError: another process has it.
         """
         lock = (self.path / "lock").open("w")
         try:
@@ -67,12 +82,12 @@ class Run:
         self._lock = lock
 
     def unlock(self) -> None:
-        """Let others run it."""
+        """Leave the run to other processes."""
         if self._lock is not None:
             self._lock.close()
 
     def under_way(self) -> bool:
-        """Whether a process holds the lock."""
+        """Whether a process has taken the run."""
         try:
             lock = (self.path / "lock").open("r")
         except FileNotFoundError:
@@ -85,41 +100,42 @@ class Run:
             return False
 
     def state(self) -> dict[str, Any]:
-        """What the process that runs it wrote down for others: its pid and host, where its metrics and store
-        are."""
+        """Read what the run's process wrote down for others: its pid and host, where its metrics and store
+        are. Empty if it has written nothing."""
         with suppress(FileNotFoundError, ValueError):
             state: dict[str, Any] = json.loads((self.path / "run.json").read_text())
             return state
         return {}
 
     def write_state(self, **news: Any) -> None:
-        """Add to what `state` reads, of this process. Never pass a URL with its password."""
+        """Add to what `state` reads. What another process wrote is dropped. Never pass a URL with its
+        password."""
         known, me = self.state(), {"pid": os.getpid(), "host": socket.gethostname()}
         mine = known if known.items() >= me.items() else me
         if mine | news != known:
             write_atomically(self.path / "run.json", json.dumps(mine | news, indent=2) + "\n")
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Every finished evaluation of a version at a context length, oldest first."""
-        return read_rows(self.path / "evaluations.jsonl")
+    def evaluations(self) -> list[Evaluation]:
+        """Read all finished evaluations, oldest first."""
+        return [Evaluation.from_dict(line) for line in read_rows(self.path / "evaluations.jsonl")]
 
-    def add_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Append one."""
-        append_row(self.path / "evaluations.jsonl", evaluation)
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Write down a finished evaluation."""
+        append_row(self.path / "evaluations.jsonl", evaluation.to_dict())
 
     @property
     def series(self) -> Path:
-        """How throughput, staleness and losses went: lines for `longview.cluster.run.series`."""
+        """File of throughput, staleness and losses over time, kept by `longview.cluster.run.series`."""
         return self.path / "series.jsonl"
 
 
 def create_run(config: RunConfig, root: Path = ROOT) -> Run:
-    """A new, locked run folder with the config in it.
+    """Create a locked run folder with the config in it.
 
     Raises:
         RunError: a run of this name exists.
     """
-    name = config.name or f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or f"{task_of(config).spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = root / name
     for attempt in range(1, 100):
         try:
@@ -138,7 +154,7 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
 
 
 def resumable_run(config: RunConfig, root: Path = ROOT) -> Run | None:
-    """The run of the config's name, if it has been launched before.
+    """Find the run of the config's name; None if it was never launched.
 
     Raises:
         ConfigError: the config gives no name.
@@ -148,13 +164,13 @@ def resumable_run(config: RunConfig, root: Path = ROOT) -> Run | None:
     run = Run(root / config.name)
     if not run.path.exists():
         return None
-    if not (run.path / "config.yaml").exists():  # its first launch was killed at once
+    if not (run.path / "config.yaml").exists():  # its first launch was killed right after it made the folder
         write_config(config, run.path / "config.yaml")
     return run
 
 
 def find_run(name: str, root: Path = ROOT) -> Run | None:
-    """An existing run by name or path, if there is one."""
+    """Find an existing run by name or path; None if it does not exist."""
     for path in (root / name, Path(name)):
         if (path / "config.yaml").exists():
             return Run(path)
@@ -162,10 +178,10 @@ def find_run(name: str, root: Path = ROOT) -> Run | None:
 
 
 def open_run(name: str | None, root: Path = ROOT) -> Run:
-    """An existing run: by name, by path, or the newest.
+    """Find an existing run by name or path, or the newest run.
 
     Raises:
-        RunError: there is none.
+        RunError: it does not exist; the message names the newest runs.
     """
     if name is not None and (found := find_run(name, root)):
         return found
@@ -178,7 +194,7 @@ def open_run(name: str | None, root: Path = ROOT) -> Run:
 
 
 def prometheus_under_way(root: Path = ROOT) -> str | None:
-    """The address of the Prometheus of the newest run, if that is under way and has one."""
+    """Find the Prometheus of the newest run; None unless that run is under way and has one."""
     with suppress(RunError):
         run = open_run(None, root)
         return run.state().get("prometheus") if run.under_way() else None
@@ -186,9 +202,31 @@ def prometheus_under_way(root: Path = ROOT) -> str | None:
 
 
 @contextmanager
-def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
-    """A run's episode store: at that URL, or where the run has it; a store of its own is started on its
-    data if the run is not under way."""
+def store_of(run: Run, config: StoreConfig) -> "Iterator[StoreAddress]":
+    """Provide the store of a locked run. Without a URL in the config it is a Redis that lasts as long as the
+    context."""
+    from longview.replay.store import StoreAddress
+
+    with ExitStack() as services:
+        url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
+        yield StoreAddress(url, run.name)
+
+
+@contextmanager
+def open_store(run: Run, url: str | None) -> "Iterator[EpisodeStore]":
+    """Open a run's episode store. If the run is not under way and has its own store, a Redis is started on
+    the run's data for as long as the context lasts.
+
+    Args:
+        run: the run.
+        url: Redis to look in; by default the run's.
+
+    Raises:
+        RunError: the run is under way, and its store's address is not known yet.
+        StoreError: Redis cannot be reached.
+    """
+    from longview.replay.store import EpisodeStore
+
     with ExitStack() as services:
         config = run.config.replay
         url = url or config.url or (run.state().get("store") if run.under_way() else None)
@@ -202,7 +240,7 @@ def open_store(run: Run, url: str | None) -> Iterator[EpisodeStore]:
 
 
 def refuse_port_in_use(config: MonitoringConfig) -> None:
-    """Fail now rather than after everything has started.
+    """Refuse a metrics port that cannot be listened on, before anything has started.
 
     Raises:
         ConfigError: the port is taken, or the address is not this machine's.
@@ -219,7 +257,7 @@ def refuse_port_in_use(config: MonitoringConfig) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file that `append_row` wrote; none where there is no file."""
+    """Read the lines of a file that `append_row` wrote; none if the file does not exist."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else ():
         with suppress(ValueError):  # a crash may have cut a line short; it counts as not written
@@ -238,7 +276,7 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old or the new one, never half of it."""
+    """Replace a file's content. A reader, or a crash, finds the old or the new content, never a half."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         draft.write_text(text)

@@ -1,16 +1,17 @@
-"""What would stop a run after minutes is found before anything has started."""
+"""Checks before a run starts, for what would otherwise stop it after minutes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from longview.actors.task import make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 
 
 def refuse_untrainable(config: RunConfig) -> None:
-    """Is there anything to learn from?
+    """Refuse a run that has nothing to learn from.
 
     Raises:
-        ConfigError: no.
+        ConfigError: the demonstrations do not exist; or none are given, and the task has no expert.
     """
     task = task_of(config)
     if config.demonstrations is not None:
@@ -24,25 +25,25 @@ def refuse_untrainable(config: RunConfig) -> None:
 
 
 def refuse_unsimulated(config: RunConfig) -> None:
-    """Can this machine simulate the task, and render it if that is asked for?
+    """Refuse a task that this machine cannot simulate, or cannot render where cameras are asked for.
 
     Raises:
-        SimulatorError: no; it says what is missing.
+        SimulatorError: the message says what is missing.
     """
-    env = task_of(config).make()
+    env = make_simulator(task_of(config))
     env.reset(seed=0)
     env.close()
 
 
 def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Has a Ray cluster room for all actors and learner ranks? Of one that is autoscaled nobody can say.
+    """Refuse a run for which a Ray cluster has no room. An autoscaled cluster is taken to grow as needed.
 
     Args:
         config: the run's.
-        nodes: what each of its nodes has, by resource.
+        nodes: resources of each node of the cluster, by name.
 
     Raises:
-        ConfigError: no; it says what is missing.
+        ConfigError: the message says what is missing.
     """
     placement = config.placement
     if placement.autoscaled:

@@ -1,16 +1,15 @@
-"""How far a run is."""
+"""Progress of a run, as the live view shows it and the summary holds it."""
 
 import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from longview.cluster.run.config import RunConfig
-from longview.cluster.run.evaluation import Evaluation
 from longview.cluster.run.folder import Run
 from longview.cluster.run.series import Series
-from longview.monitoring.hub import Snapshot
+from longview.monitoring.snapshot import Snapshot, rate
+from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
 from longview.replay.stats import StoreStats
 
@@ -19,22 +18,32 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunProgress:
-    """How far a run is: what the live view shows and the summary holds."""
+    """Progress of a run, brought up to date by its driver."""
 
     run: Run
+    """The run's folder."""
     config: RunConfig
+    """The run's config."""
     spec: TaskSpec
+    """Spec of the run's task."""
     phase: str = "start"
+    """Present phase: `start`, `collect`, `train` or `evaluate`; at the end `finished` or another status."""
     started: float = field(default_factory=time.monotonic)
+    """Monotonic time of the start."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time spent in each phase."""
+    """Time spent in each phase so far, the present one left out."""
     actors: int = field(init=False)
-    """How many there should be."""
+    """Rollout actors that the run wants to have."""
     demonstrations: int = 0
+    """Demonstrations in the store."""
     version: int | None = None
+    """Newest published policy version; None before the first."""
     evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    metrics: Snapshot = field(default_factory=dict)
+    """The newest round of evaluation, finished or not, by version and context length."""
+    history: list[Evaluation] = field(default_factory=list)
+    """Finished evaluations, oldest first, those of earlier launches included."""
+    metrics: Snapshot = field(default_factory=Snapshot)
+    """The hub's newest numbers."""
     restarts: dict[str, Counter[str]] = field(default_factory=dict)
     """Ray actors that were started again, by role and cause."""
     errors: int = 0
@@ -42,11 +51,11 @@ class RunProgress:
     prometheus: str | None = None
     """Address of the run's own Prometheus, if it has one."""
     stats: StoreStats | None = None
-    """The store's last counts."""
+    """The store's counts at the end of the run."""
     _entered: float = field(default_factory=time.monotonic)
     _done_before: int = 0
     _series: Series = field(init=False)
-    _steps_at: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
+    _looks: deque[tuple[float, Snapshot]] = field(default_factory=lambda: deque(maxlen=10))
 
     def __post_init__(self) -> None:
         self.actors = self.config.actors.count
@@ -54,12 +63,12 @@ class RunProgress:
 
     @property
     def wanted(self) -> int:
-        """Demonstrations to start from; an expert gives those to validate on, too."""
+        """Demonstrations to start from; an expert also gives those that are held out for validation."""
         held_out = self.config.learner.validation_episodes if self.config.demonstrations is None else 0
         return self.config.demonstration_count(self.spec) + held_out
 
     def enter(self, phase: str) -> None:
-        """Go on to the next phase."""
+        """Begin the next phase."""
         now = time.monotonic()
         self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._entered
         self.phase, self._entered = phase, now
@@ -71,56 +80,55 @@ class RunProgress:
         if metrics is not self.metrics:
             self.metrics = metrics
             self._series.add(metrics)
-            steps = sum(metrics.get("longview_env_steps_total", {}).values())
-            self._steps_at.append((time.monotonic(), steps))
+            self._looks.append((time.monotonic(), metrics))
 
     def steps_per_second(self) -> float:
-        """Environment steps per second, all actors together, over the last few updates."""
-        if len(self._steps_at) < 2:
-            return 0.0
-        (start, before), (end, now) = self._steps_at[0], self._steps_at[-1]
-        return (now - before) / (end - start)
+        """Compute the environment steps per second of all actors together, over the last few updates."""
+        return rate(self._looks, "longview_env_steps_total")
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Compute the seconds since the start."""
         return time.monotonic() - self.started
 
     def done(self) -> tuple[int, int]:
-        """How much of the phase is done, and how much there is: demonstrations, training steps or
-        episodes."""
+        """Count what is done in this phase, and what the phase has to do: demonstrations, training steps or
+        evaluation episodes."""
         if self.phase == "train":
-            return int(self.metrics.get("longview_learner_step", {}).get((), 0)), self.config.learner.steps
+            return int(self.metrics.total("longview_learner_step")), self.config.learner.steps
         if self.phase == "evaluate":
             rows = self.evaluations.values()
             return sum(row.rolled_out for row in rows), sum(row.wanted for row in rows)
         return self.demonstrations, self.wanted
 
     def time_left(self) -> float | None:
-        """Seconds the phase will still take, going by its pace so far; None if that is unknown."""
+        """Estimate the seconds until the phase ends from its pace so far; None while nothing is done."""
         done, wanted = self.done()
         done -= self._done_before
         in_phase = time.monotonic() - self._entered
         return (wanted - self._done_before - done) * in_phase / done if done > 0 else None
 
-    def latest_success(self) -> list[dict[str, Any]]:
-        """The latest evaluation at every context length, unfinished ones included."""
-        rows = {row["context_length"]: row for row in self.history}
-        rows |= {e.context_length: e.to_dict() for e in self.evaluations.values() if e.rolled_out}
-        return [rows[length] for length in sorted(rows)]
+    def latest_success(self) -> list[Evaluation]:
+        """Choose the latest evaluation at every context length, unfinished ones included."""
+        latest = {found.context_length: found for found in self.history}
+        latest |= {found.context_length: found for found in self.evaluations.values() if found.rolled_out}
+        return [latest[length] for length in sorted(latest)]
 
-    def newest_round(self) -> list[dict[str, Any]]:
-        """The newest version's evaluations, by context length: of the newest that has them all, or else of
-        the newest that has any."""
-        rounds: dict[int, dict[int, dict[str, Any]]] = {}
-        for row in self.history:
-            rounds.setdefault(row["version"], {})[row["context_length"]] = row
+    def newest_round(self) -> list[Evaluation]:
+        """Choose one version's evaluations, by ascending context length: those of the version that has been
+        evaluated at most context lengths, and of the newest among equals."""
+        rounds: dict[int, dict[int, Evaluation]] = {}
+        for found in self.history:
+            rounds.setdefault(found.version, {})[found.context_length] = found
         if not rounds:
             return []
         _, newest = max(rounds.items(), key=lambda item: (len(item[1]), item[0]))
         return [newest[length] for length in sorted(newest)]
 
     def evaluated(self, version: int) -> set[int]:
-        """Context lengths at which that version has had its final evaluation."""
+        """Find the context lengths at which a version has had its final evaluation."""
         wanted = self.config.evaluation.final_episodes
-        rows = [row for row in self.history if row["version"] == version]
-        return {row["context_length"] for row in rows if sum(row["outcomes"].values()) >= wanted}
+        return {
+            found.context_length
+            for found in self.history
+            if found.version == version and found.rolled_out >= wanted
+        }

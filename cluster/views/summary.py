@@ -1,20 +1,22 @@
-"""What remains of a run: summary.json, report.html and the last words in the terminal."""
+"""Results of a run: summary.json, report.html and tables in the terminal."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from longview.cluster.run.config import public_config, task_of
 from longview.cluster.run.folder import Run, read_rows, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.terminal import console, metrics_success, metrics_table, success_table
-from longview.monitoring.hub import read_metrics
-from longview.monitoring.report import COUNTS, write_report
+from longview.monitoring.report import write_report
+from longview.monitoring.snapshot import Snapshot, read_metrics
+from longview.monitoring.success import read_success
 
 
 def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
-    """What a script wants to know of a run; names and meanings are in docs/runs.md."""
+    """Make the content of summary.json; docs/runs.md explains its keys."""
     newest = progress.newest_round()
-    success = {str(row["context_length"]): {name: row[name] for name in COUNTS} for row in newest}
+    success = {str(found.context_length): asdict(found.counts) for found in newest}
     committed = progress.stats.committed if progress.stats is not None else {}
     collected = sum(count.steps for count in committed.values())
     return {
@@ -24,43 +26,43 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "chance": progress.spec.chance,
         "seed": progress.config.seed,
         "success": {progress.spec.name: success},
-        "policy_version": newest[0]["version"] if newest else None,
-        "environment_steps": collected + sum(row["steps"] for row in progress.history),
+        "policy_version": newest[0].version if newest else None,
+        "environment_steps": collected + sum(found.steps for found in progress.history),
         "episodes": [
             {"source": source, "outcome": outcome, "episodes": count.episodes, "steps": count.steps}
             for (source, outcome), count in committed.items()
         ],
         "restarts": {role: causes.total() - causes["worn"] for role, causes in progress.restarts.items()},
         "phases": {phase: round(seconds, 2) for phase, seconds in progress.seconds.items()},
-        "history": progress.history,
+        "history": [found.to_dict() for found in progress.history],
         "config": public_config(progress.config),
     }
 
 
 def write(run: Run, summary: dict[str, Any]) -> None:
-    """Write summary.json, and, once something has been evaluated, the report."""
+    """Write summary.json, and the report once something has been evaluated."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     if summary["history"]:
         write_report(run.path, summary, read_rows(run.series))
 
 
 def show(run: Run, summary: dict[str, Any]) -> None:
-    """Say how it ended, and where everything is."""
-    rows = _success_rows(summary)
-    if rows:
+    """Print how a run ended, and where its files are."""
+    success = read_success(summary["success"][summary["task"]])
+    if success:
         title = f"{summary['task']}: success with one set of weights, of step {summary['policy_version']:,}"
-        console.print(success_table(rows, title, summary["chance"]))
+        console.print(success_table(success, title, summary["chance"]))
     seconds = sum(summary["phases"].values())
     console.print(
         f"{summary['status']} after {seconds / 60:.1f} min, seed {summary['seed']}, "
         f"{summary['environment_steps']:,} environment steps"
     )
-    files = ["summary.json", *(["report.html"] if rows else [])]
+    files = ["summary.json", *(["report.html"] if success else [])]
     console.print("\n".join(str(run.path / name) for name in files), soft_wrap=True)
 
 
 def show_status(run: Run, *, as_json: bool) -> None:
-    """A run's metrics while it is under way, else its summary."""
+    """Print a run's metrics while it is under way, else its summary."""
     if run.under_way() and (url := run.state().get("metrics")):
         metrics = read_metrics(url)
         if as_json:
@@ -70,9 +72,9 @@ def show_status(run: Run, *, as_json: bool) -> None:
         if prometheus := run.state().get("prometheus"):
             console.print(f"Prometheus: {prometheus}", soft_wrap=True)
         console.print(metrics_table(metrics))
-        if rows := metrics_success(metrics):
+        if success := metrics_success(metrics):
             chance = task_of(run.config).spec.chance
-            console.print(success_table(rows, "newest evaluated weights", chance))
+            console.print(success_table(success, "newest evaluated weights", chance))
         return
     file = run.path / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else None
@@ -90,14 +92,7 @@ def show_status(run: Run, *, as_json: bool) -> None:
         show(run, summary)
 
 
-def _success_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"context_length": int(length), **counts}
-        for length, counts in summary["success"][summary["task"]].items()
-    ]
-
-
-def _plain(metrics: dict[str, dict[tuple[str, ...], float]]) -> dict[str, Any]:
+def _plain(metrics: Snapshot) -> dict[str, Any]:
     return {
         name: {",".join(labels): value for labels, value in series.items()}
         for name, series in metrics.items()

@@ -1,8 +1,8 @@
-"""What a person sees of a run: a live view in the terminal, lines where there is no terminal, tables."""
+"""Views of a run in the terminal: a live view, lines where there is no terminal, and tables."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,24 +16,26 @@ from rich.table import Table
 from rich.text import Text
 
 from longview.cluster.run.progress import RunProgress
-from longview.monitoring.hub import Snapshot
-from longview.monitoring.report import COUNTS, Rate, needs_memory, rates
+from longview.monitoring.snapshot import Snapshot
+from longview.monitoring.success import COUNTS, Counts, Rate, Success, needs_memory
 from longview.replay.stats import StoreStats
 
 PHASES = ("collect", "train", "evaluate")
+"""Phases of a run, in order."""
 PLAIN_SECONDS = 10.0
+"""Time between two lines where there is no terminal."""
 TROUBLES = {
     "invalid episodes": "longview_invalid_episodes_total",
     "refused actions": "longview_refused_actions_total",
 }
-"""Shown once there are any."""
+"""Counters that are shown only above 0, with their metrics."""
 
 console = Console(highlight=False)
 
 
 @contextmanager
 def watching() -> Iterator[Callable[[RunProgress], None]]:
-    """A function that shows progress: live in a terminal, else a line now and then."""
+    """Provide a function that shows progress: live in a terminal, else as a line now and then."""
     if not console.is_terminal:
         yield _Lines().show
         return
@@ -42,17 +44,20 @@ def watching() -> Iterator[Callable[[RunProgress], None]]:
         yield lambda progress: live.update(_live_view(progress))
 
 
-def success_table(rows: Sequence[Mapping[str, Any]], title: str, chance: float | None) -> Table:
-    """Success by context length with 95 % Wilson intervals; of tasks that need memory also how many episodes
-    were completed, and the contextual success of those.
+def success_table(
+    success: Success, title: str, chance: float | None, versions: Mapping[int, int] | None = None
+) -> Table:
+    """Make a table of success by context length, with 95 % Wilson intervals. For a task that needs memory it
+    also shows completion and contextual success.
 
     Args:
-        rows: each with context_length and `report.COUNTS`; where their `version` differs, it is shown.
-        title: stands above.
+        success: counts by context length.
+        title: heading of the table.
         chance: success rate of a policy without memory, if known.
+        versions: the evaluated version of each context length; shown where they differ.
     """
-    names = ("success", "completed", "contextual") if needs_memory(rows, chance) else ("success",)
-    several = len({row.get("version") for row in rows}) > 1
+    names = ("success", "completed", "contextual") if needs_memory(success.values(), chance) else ("success",)
+    shown = versions if versions is not None and len(set(versions.values())) > 1 else {}
     table = Table(
         title=title,
         title_justify="left",
@@ -65,40 +70,46 @@ def success_table(rows: Sequence[Mapping[str, Any]], title: str, chance: float |
     for name in names:
         table.add_column(f"{name}\n(95 % interval)", justify="right")
     table.add_column("episodes", justify="right")
-    if several:
+    if shown:
         table.add_column("weights\nof step", justify="right")
-    for row in rows:
-        shown = rates(row)
+    for length, counts in success.items():
+        rates = counts.rates
         table.add_row(
-            str(row["context_length"]),
-            *(_rate(shown[name]) for name in names),
-            str(row["episodes"]),
-            *([f"{row['version']:,}"] if several else []),
+            str(length),
+            *(_rate(rates[name]) for name in names),
+            str(counts.episodes),
+            *([f"{shown[length]:,}"] if shown else []),
         )
     return table
 
 
 def metrics_table(metrics: Snapshot, rate: str = "", more: Mapping[str, str] | None = None) -> Table:
-    """The hub's numbers, as `longview status` shows them, and `more`; `rate` stands beside the environment
-    steps."""
+    """Make a table of the hub's numbers.
+
+    Args:
+        metrics: the hub's numbers.
+        rate: environment steps per second, as a text to show beside their number.
+        more: further rows.
+    """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (_figures(metrics, rate) | dict(more or {})).items():
         table.add_row(Text(name, style="dim"), value)
     return table
 
 
-def metrics_success(metrics: Snapshot) -> list[dict[str, Any]]:
-    """Rows for `success_table` from the hub's numbers."""
-    counts = {name: metrics.get(f"longview_evaluation_{name}", {}) for name in COUNTS}
-    rows = [
-        {"context_length": int(labels[1])} | {name: int(series[labels]) for name, series in counts.items()}
-        for labels in set.intersection(*map(set, counts.values()))
-    ]
-    return sorted(rows, key=lambda row: row["context_length"])
+def metrics_success(metrics: Snapshot) -> Success:
+    """Read the newest evaluation from the hub's numbers."""
+    lengths = sorted(map(int, metrics.by("longview_evaluation_episodes", "context_length")))
+    return {
+        length: Counts(
+            *(int(metrics.total(f"longview_evaluation_{name}", context_length=length)) for name in COUNTS)
+        )
+        for length in lengths
+    }
 
 
 def store_table(stats: StoreStats) -> Table:
-    """What is stored, and what was ever committed, by source and outcome."""
+    """Make a table of what a store holds, and of what was ever committed to it, by source and outcome."""
     table = Table(title=f"store: {stats.total.bytes / 1e6:,.1f} of {stats.byte_budget / 1e6:,.0f} MB")
     for column in ("source", "outcome", "episodes", "steps", "MB"):
         table.add_column(column, justify="left" if column in ("source", "outcome") else "right")
@@ -113,7 +124,7 @@ def store_table(stats: StoreStats) -> Table:
 
 
 def plain_stats(stats: StoreStats) -> dict[str, Any]:
-    """The same for JSON."""
+    """Convert the numbers of `store_table` to plain types, for JSON."""
     return {
         "stored": {source: asdict(count) for source, count in stats.stored.items()},
         "committed": [
@@ -146,11 +157,13 @@ def _live_view(progress: RunProgress) -> RenderableType:
         f"{done:,}/{wanted:,}",
         f"phase ends in {_clock(progress.time_left())}",
     )
-    rows = progress.latest_success()
+    latest = progress.latest_success()
     rate = f"{progress.steps_per_second():,.0f} steps/s"
     parts: list[RenderableType] = [steps, bar, metrics_table(progress.metrics, rate)]
-    if rows:
-        parts.append(success_table(rows, "success so far", progress.spec.chance))
+    if latest:
+        success = {found.context_length: found.counts for found in latest}
+        versions = {found.context_length: found.version for found in latest}
+        parts.append(success_table(success, "success so far", progress.spec.chance, versions))
     return Panel(
         Group(*parts),
         title=f"longview · {progress.config.task} · {progress.run.name}",
@@ -176,8 +189,8 @@ class _Lines:
         rate = f"{progress.steps_per_second():,.0f}/s"
         figures = ", ".join(f"{name} {value}" for name, value in _figures(progress.metrics, rate).items())
         success = " ".join(
-            f"T_o={row['context_length']}:{row['successes']}/{row['episodes']}"
-            for row in progress.latest_success()
+            f"T_o={found.context_length}:{found.counts.successes}/{found.counts.episodes}"
+            for found in progress.latest_success()
         )
         print(
             f"[{_clock(progress.elapsed())}] {progress.phase} {done}/{wanted} | {figures} | {success}",
@@ -187,24 +200,21 @@ class _Lines:
 
 
 def _figures(metrics: Snapshot, rate: str) -> dict[str, str]:
-    def total(name: str) -> float:
-        return sum(metrics.get(name, {}).values())
-
-    by_source: dict[str, float] = {}
-    for (_, source, _), count in metrics.get("longview_episodes_total", {}).items():
-        by_source[source] = by_source.get(source, 0) + count
-    losses = metrics.get("longview_loss", {})
+    total = metrics.total
+    episodes = metrics.by("longview_episodes_total", "source")
+    losses = metrics.by("longview_loss", "context_length").values()
+    troubles = {trouble: total(name) for trouble, name in TROUBLES.items()}
     return {
         "environment steps": f"{total('longview_env_steps_total'):,.0f}" + (f", {rate}" if rate else ""),
-        "episodes": ", ".join(f"{count:,.0f} {source}" for source, count in sorted(by_source.items())) or "0",
+        "episodes": ", ".join(f"{count:,.0f} {source}" for source, count in sorted(episodes.items())) or "0",
         "training step": f"{total('longview_learner_step'):,.0f}",
-        "loss": f"{sum(losses.values()) / len(losses):.4f}" if losses else "-",
+        "loss": f"{sum(losses) / len(losses):.4f}" if losses else "-",
         "policy version": f"{total('longview_policy_version'):,.0f}",
         "staleness": f"{total('longview_staleness_max'):,.0f}",
         "store": f"{total('longview_store_episodes'):,.0f} episodes, "
         f"{total('longview_store_bytes') / 1e6:,.1f} MB",
         "restarts": f"{total('longview_actor_restarts_total'):,.0f}",
-    } | {name: f"{count:,.0f}" for name, metric in TROUBLES.items() if (count := total(metric))}
+    } | {trouble: f"{count:,.0f}" for trouble, count in troubles.items() if count}
 
 
 def _clock(seconds: float | None) -> str:

@@ -1,8 +1,7 @@
-"""`longview status --watch`: a run under way, seen from another terminal."""
+"""Shows a run under way in another terminal: `longview status --watch`."""
 
 import time
 from collections import deque
-from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,22 +13,23 @@ from rich.text import Text
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 from longview.cluster.run.folder import Run
 from longview.cluster.views.terminal import console, metrics_success, metrics_table, success_table
-from longview.monitoring.hub import Snapshot, read_metrics
+from longview.monitoring.snapshot import Snapshot, rate, read_metrics
 
 LOOK_SECONDS = 1.0
+"""Time between two looks at the hub."""
 LOOKS = 10
-"""Rates are those between the first and the last of so many looks."""
+"""Looks between whose first and last the rates are computed."""
 
 Looks = deque[tuple[float, Snapshot]]
-"""What the hub served, and when."""
+"""The last snapshots with their times, oldest first."""
 
 
 def watch(run: Run) -> None:
-    """Show how a run is doing until it ends.
+    """Show a run until it ends.
 
     Raises:
-        ConfigError: there is no terminal.
-        KeyboardInterrupt: by Ctrl-C, which ends the watching and not the run.
+        ConfigError: the output is no terminal.
+        KeyboardInterrupt: by Ctrl-C, which ends the view and not the run.
     """
     if not console.is_terminal:
         raise ConfigError("--watch needs a terminal; `longview status --json` is for scripts")
@@ -43,7 +43,7 @@ def watch(run: Run) -> None:
 
 
 def look(run: Run, looks: Looks) -> str:
-    """Add what the hub serves now; returns what a person should know of the hub itself."""
+    """Add what the hub serves now, and return a line about the hub itself."""
     state = run.state()
     try:
         looks.append((time.monotonic(), read_metrics(state["metrics"])))
@@ -55,27 +55,28 @@ def look(run: Run, looks: Looks) -> str:
 
 
 def view(run: Run, config: RunConfig, looks: Looks, chance: float | None, news: str) -> RenderableType:
-    """All of it, 80 columns wide.
+    """Make the view of a run, 80 columns wide.
 
     Args:
-        run: whose.
-        config: its config.
-        looks: the last ones, oldest first.
+        run: the run.
+        config: the run's config.
+        looks: the last looks, oldest first.
         chance: success rate of a policy without memory, if known.
-        news: stands below.
+        news: a line to show below, from `look`.
     """
     parts: list[RenderableType] = []
     if looks:
-        metrics, step = looks[-1][1], int(_total(looks[-1][1], "learner_step"))
+        _, metrics = looks[-1]
+        step = int(metrics.total("longview_learner_step"))
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=config.learner.steps, completed=step, width=32),
             f"trained {step:,} of {config.learner.steps:,} steps",
         )
-        steps = f"{_rate(looks, 'env_steps_total'):,.0f}/s"
+        steps = f"{rate(looks, 'longview_env_steps_total'):,.0f}/s"
         parts += [bar, metrics_table(metrics, steps, _pace(looks))]
-        if rows := metrics_success(metrics):
-            parts.append(success_table(rows, "newest evaluated weights", chance))
+        if success := metrics_success(metrics):
+            parts.append(success_table(success, "newest evaluated weights", chance))
     return Panel(
         Group(*parts) if parts else Text("no metrics yet", style="dim"),
         title=f"longview · {config.task} · {run.name}",
@@ -85,30 +86,16 @@ def view(run: Run, config: RunConfig, looks: Looks, chance: float | None, news: 
 
 
 def _pace(looks: Looks) -> dict[str, str]:
-    """What the actors and the learner have been at for the last seconds."""
-    metrics = looks[-1][1]
-    spent = {
-        part: _rate(looks, "actor_seconds_total", part)
-        for (part,) in metrics.get("longview_actor_seconds_total", {})
-    }
-    shares = [f"{seconds / sum(spent.values()):.0%} {part}" for part, seconds in spent.items() if seconds > 0]
+    """Make the rows about what actors and learner did in the last seconds."""
+    _, metrics = looks[-1]
+    seconds = "longview_actor_seconds_total"
+    spent = {part: rate(looks, seconds, part=part) for part in metrics.by(seconds, "part")}
+    shares = [f"{busy / sum(spent.values()):.0%} {part}" for part, busy in spent.items() if busy > 0]
+    waits = rate(looks, "longview_learner_data_wait_seconds_total")
+    there, wanted = metrics.total("longview_actors"), metrics.total("longview_actors_target")
     return {
-        "trained windows": f"{_rate(looks, 'samples_trained_total'):,.0f}/s",
-        "learner waits": f"{min(1.0, _rate(looks, 'learner_data_wait_seconds_total')):.0%} of its time",
-        "actors": f"{_total(metrics, 'actors'):,.0f} of {_total(metrics, 'actors_target'):,.0f}",
+        "trained windows": f"{rate(looks, 'longview_samples_trained_total'):,.0f}/s",
+        "learner waits": f"{min(1.0, waits):.0%} of its time",
+        "actors": f"{there:,.0f} of {wanted:,.0f}",
         "what they do": ", ".join(shares) or "-",
     }
-
-
-def _total(metrics: Snapshot, name: str, *labels: str) -> float:
-    series = metrics.get(f"longview_{name}", {})
-    return series.get(labels, 0.0) if labels else sum(series.values())
-
-
-def _rate(looks: Looks, name: str, *labels: str) -> float:
-    """Of a counter, per second; what a hub that was away has lost is not counted."""
-    grown = sum(
-        max(0.0, _total(after, name, *labels) - _total(before, name, *labels))
-        for (_, before), (_, after) in pairwise(looks)
-    )
-    return grown / (looks[-1][0] - looks[0][0]) if len(looks) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Which format a path holds, and its reader; which formats can be written, and their writers."""
+"""Formats of data sets: recognition by path, readers and writers by name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,23 +10,26 @@ from longview.replay.episode import TaskSpec
 from longview.replay.errors import DatasetError
 
 HDF5: Final = b"\x89HDF\r\n\x1a\n"
+"""First bytes of every HDF5 file."""
 
 READERS: Final[Mapping[str, Callable[[Path], DatasetReader]]] = {
     "robomimic": robomimic.RobomimicReader,
     "lerobot": lerobot.LerobotReader,
     "zarr": zarr.ZarrReader,
 }
+"""Readers by format, made from a path."""
 WRITERS: Final[Mapping[str, Callable[..., None]]] = {
     "robomimic": robomimic.write,
     "lerobot": lerobot_writer.write,
 }
+"""Writers by format: functions of a path, a task spec, episodes and whether pictures must be lossless."""
 
 
 def recognise(path: Path) -> str:
-    """The format that a path holds.
+    """Return the name of the format of a file or folder.
 
     Raises:
-        DatasetError: none that is known, or nothing at all.
+        DatasetError: the path does not exist, or its format is unknown.
     """
     if not path.exists():
         raise DatasetError(f"there is no file or folder {path}")
@@ -51,10 +54,18 @@ def open_source(
     columns: Mapping[str, Columns] | None = None,
     **options: Any,
 ) -> Source:
-    """The data set at a path as episodes of a task; `columns` by format, the rest as for `source_of`.
+    """Open the data set at a path as a source of a task's episodes.
+
+    Args:
+        path: file or folder.
+        task: name of the task.
+        known: spec of the task; None: make it from the data.
+        columns: by format, the origin of arrays that the data set holds under another name or in another
+            form.
+        options: `hz` and `mask` of `source_of`.
 
     Raises:
-        DatasetError: it is no data set of a known format, it is damaged, or does not fit the task.
+        DatasetError: the format is unknown, the data set is damaged, or it does not fit the task.
     """
     format = recognise(path)
     return source_of(READERS[format](path), task, known, (columns or {}).get(format), **options)

@@ -1,4 +1,4 @@
-"""Episodes of a data set into a store."""
+"""Import of a data set's episodes into a store."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,18 +10,20 @@ from longview.replay.store import EpisodeStore
 def bring_in(
     source: Source, indices: Sequence[int], store: EpisodeStore, left_out: list[str] | None = None
 ) -> Iterator[bool]:
-    """Add a data set's episodes to a store where their task is registered; those that are there stay as they
-    are, so it may be repeated. After each: whether it is new.
+    """Add a data set's episodes to a store, and yield after each whether it is new.
+
+    Episodes that the store holds already are skipped, so an import may be repeated.
 
     Args:
         source: the data set.
-        indices: of the episodes.
-        store: where they go.
-        left_out: gets what is wrong with each episode that cannot be read; None: the first one ends it.
+        indices: indices of the episodes to add.
+        store: the store, in which the source's task is registered.
+        left_out: list that receives a message for each unreadable episode, which is then skipped; None: the
+            first unreadable episode raises.
 
     Raises:
         DatasetError: an episode cannot be read; the message names it and the field.
-        StoreError: it cannot be stored.
+        StoreError: an episode cannot be stored.
     """
     for index in indices:
         try:

@@ -1,10 +1,10 @@
-"""Demonstrations as a LeRobotDataset of version 3: tables of many episodes each, and videos.
+"""Reader of LeRobotDatasets of version 3, which keep many episodes in each table and each video.
 
-meta/info.json                         codebase_version, fps, features (dtype, shape, names), paths of files
-meta/episodes/chunk-*/file-*.parquet   a row an episode: its length, its tasks, in which files it is
-meta/tasks.parquet, meta/stats.json    the text of every task; statistics
-data/chunk-*/file-*.parquet            a row a step
-videos/<feature>/chunk-*/file-*.mp4    where pictures are video; else they are bytes in the tables
+meta/info.json                         codebase_version, fps, features (dtype, shape, names), paths of the
+files meta/episodes/chunk-*/file-*.parquet   one row per episode: its length, its tasks, the files that hold
+it meta/tasks.parquet, meta/stats.json    the text of every task; statistics
+data/chunk-*/file-*.parquet            one row per step
+videos/<feature>/chunk-*/file-*.mp4    pictures as video; without them, the tables hold the pictures as bytes
 """
 
 import io
@@ -15,37 +15,46 @@ from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import About, DatasetReader, decode_about, decode_spec_of
+from longview.replay.datasets.source import DatasetReader, EpisodeInfo, decode_info, decode_spec_json
 from longview.replay.datasets.video import VideoReader
 from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
 from longview.replay.errors import DatasetError
 
 VERSION: Final = "v3.0"
+"""Version of the format that is written; any v3 is read."""
 INFO: Final = "meta/info.json"
+"""File with the version, the rate and the features."""
 STATS: Final = "meta/stats.json"
+"""File with the statistics of all features."""
 TASKS: Final = "meta/tasks.parquet"
+"""Table of the tasks' texts."""
 EPISODES: Final = "meta/episodes"
+"""Folder with the tables of episodes."""
 SPEC: Final = "meta/longview.json"
-"""Ours: the task's spec."""
-ABOUT: Final = "longview"
-"""Ours: a column of the episodes' table, for what the format has no place for."""
+"""File that Longview adds: the task's spec."""
+LONGVIEW: Final = "longview"
+"""Column that Longview adds to the tables of episodes, for facts that the format has no field for."""
 NEXT_REWARD, NEXT_SUCCESS = "next.reward", "next.success"
+"""Features with the reward after each step, and with whether the task succeeded."""
 TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
-"""Among an episode's extras: the text of its tasks, the names of all features' dimensions, the robot."""
+"""Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
 
 _PICTURES: Final = ("image", "video")
 _FEATURES: Final = {ACTION: ACTION, REWARD: NEXT_REWARD, EXPERT_ACTION: EXPERT_ACTION}
 
 
 class LerobotReader(DatasetReader):
-    """See `longview.replay.datasets.source.DatasetReader`. In memory are the episodes' table, without its
-    statistics, and of one file of data at a time what is not pictures."""
+    """Reader of a LeRobotDataset; see `DatasetReader`.
+
+    It keeps in memory the table of episodes without the statistics, and the columns of one data file without
+    pictures.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open a data set.
 
         Raises:
-            DatasetError: it is damaged, or of another version.
+            DatasetError: the data set is damaged, or of another version.
         """
         self.path = path
         self._info = self._read_info()
@@ -59,11 +68,11 @@ class LerobotReader(DatasetReader):
             if (column := _column(name)) is not None and feature["dtype"] != "string"
         }
         spec = path / SPEC
-        self.spec = decode_spec_of(str(spec), spec.read_text()) if spec.exists() else None
+        self.spec = decode_spec_json(str(spec), spec.read_text()) if spec.exists() else None
         self._table: tuple[Path, Any, Any, Array] | None = None
         self._videos: dict[str, VideoReader] = {}
 
-    def place(self, index: int, column: str) -> str:
+    def location(self, index: int, column: str) -> str:
         return f"episode {self._episodes[index]['episode_index']}: {_feature(column)}"
 
     def rows(self, index: int, column: str) -> Array:
@@ -74,13 +83,13 @@ class LerobotReader(DatasetReader):
                 return self._video_rows(index, name)
             return self._table_rows(index, name)
         except DatasetError as error:
-            raise DatasetError(f"{self.path}, {self.place(index, column)}: {error}") from None
+            raise DatasetError(f"{self.path}, {self.location(index, column)}: {error}") from None
 
-    def about(self, index: int) -> About:
+    def info(self, index: int) -> EpisodeInfo:
         row = self._episodes[index]
         where = f"{self.path}, episode {row['episode_index']}"
-        if row.get(ABOUT) is not None:
-            return decode_about(f"{where}: {ABOUT}", row[ABOUT])
+        if row.get(LONGVIEW) is not None:
+            return decode_info(f"{where}: {LONGVIEW}", row[LONGVIEW])
         succeeded = True
         if NEXT_SUCCESS in self._features:
             try:
@@ -89,7 +98,7 @@ class LerobotReader(DatasetReader):
                 raise DatasetError(f"{where}: {NEXT_SUCCESS}: {error}") from None
         names = {name: feature["names"] for name, feature in self._features.items() if feature.get("names")}
         extras = {TEXTS: row.get("tasks"), NAMES: names, ROBOT: self._info.get("robot_type")}
-        return About(
+        return EpisodeInfo(
             seed=int(row["episode_index"]),
             outcome="success" if succeeded else "failure",
             extras={name: value for name, value in extras.items() if value},
@@ -133,7 +142,11 @@ class LerobotReader(DatasetReader):
         return sorted(rows, key=lambda row: int(row["episode_index"]))
 
     def _check_times(self, index: int) -> None:
-        """All steps of a data set are equally long."""
+        """Check that all steps of an episode take the time that the data set's rate says.
+
+        Raises:
+            DatasetError: a step takes another time.
+        """
         times = self._table_rows(index, "timestamp")
         wrong = np.flatnonzero(np.abs(np.diff(times) * self._hz - 1) > 0.1)
         if wrong.size:
@@ -149,12 +162,12 @@ class LerobotReader(DatasetReader):
             file = self._file("video_path", row, f"videos/{name}", video_key=name)
             start = float(row[f"videos/{name}/from_timestamp"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"its row in {EPISODES} does not tell of its video: {error!r}") from None
+            raise DatasetError(f"its row in {EPISODES} does not say where its video is: {error!r}") from None
         if name not in self._videos or self._videos[name].file != file:
             if name in self._videos:
                 self._videos.pop(name).close()
             self._videos[name] = VideoReader(file)
-        return _arranged(self._videos[name].read(start, int(row["length"]), self._hz), self._features[name])
+        return _checked(self._videos[name].read(start, int(row["length"]), self._hz), self._features[name])
 
     def _table_rows(self, index: int, name: str) -> Array:
         import pyarrow as arrow
@@ -165,7 +178,7 @@ class LerobotReader(DatasetReader):
         mine = np.flatnonzero(episodes == row["episode_index"])
         steps = int(row["length"])
         if len(mine) != steps or (steps and mine[-1] - mine[0] != steps - 1):
-            raise DatasetError(f"{file} has {len(mine)} of its {steps} steps end to end")
+            raise DatasetError(f"{file} has {len(mine)} of its {steps} steps in consecutive rows")
         if name not in parquet.schema_arrow.names:
             raise DatasetError(f"{file} has no such column")
         try:
@@ -184,7 +197,14 @@ class LerobotReader(DatasetReader):
             raise DatasetError(f"{file} cannot be read: {error}") from None
 
     def _pictures(self, parquet: Any, first: int, steps: int, name: str) -> Array:
-        """Those of an episode, from the row groups that it is in."""
+        """Read the pictures (T, H, W, C) of an episode from the row groups that hold it.
+
+        Args:
+            parquet: the opened file.
+            first: the episode's first row in the file.
+            steps: its number of rows.
+            name: the feature.
+        """
         from PIL import Image
 
         pictures: list[Array] = []
@@ -203,10 +223,10 @@ class LerobotReader(DatasetReader):
         if any(picture.shape != pictures[0].shape for picture in pictures):
             raise DatasetError("its pictures differ in size")
         stacked = np.stack(pictures)
-        return _arranged(stacked if stacked.ndim == 4 else stacked[..., None], self._features[name])
+        return _checked(stacked if stacked.ndim == 4 else stacked[..., None], self._features[name])
 
     def _open(self, file: Path) -> tuple[Any, Any, Array]:
-        """A file of data: itself, its columns that are no pictures, and which episode each row is of."""
+        """Open a data file; return it, its columns without pictures, and the episode index of each row."""
         import pyarrow as arrow
         from pyarrow import parquet
 
@@ -242,7 +262,7 @@ def _feature(column: str) -> str:
 
 
 def _shape_and_dtype(feature: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Of one step: pictures are (H, W, C), whatever order the feature names their sides in."""
+    """Return shape and dtype of one step. Pictures are (H, W, C), whatever the feature's order of axes."""
     shape = tuple(int(size) for size in feature["shape"])
     if feature["dtype"] not in _PICTURES:
         return shape, np.dtype(object if feature["dtype"] == "string" else feature["dtype"])
@@ -256,7 +276,8 @@ def _channels_first(feature: Mapping[str, Any]) -> bool:
     return str(names[0]).startswith("c")
 
 
-def _arranged(pictures: Array, feature: Mapping[str, Any]) -> Array:
+def _checked(pictures: Array, feature: Mapping[str, Any]) -> Array:
+    """Return pictures (T, H, W, C) unchanged if they have the shape that the feature says."""
     shape, _ = _shape_and_dtype(feature)
     if pictures.shape[1:] != shape:
         raise DatasetError(f"its pictures are {list(pictures.shape[1:])}, {INFO} has {list(shape)}")

@@ -1,4 +1,4 @@
-"""Writes a LeRobotDataset of version 3; see `longview.replay.datasets.lerobot` for what is where in it."""
+"""Writer of LeRobotDatasets of version 3; `longview.replay.datasets.lerobot` lists the files."""
 
 import io
 import json
@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from longview.replay.datasets.lerobot import (
-    ABOUT,
     EPISODES,
     INFO,
+    LONGVIEW,
     NAMES,
     NEXT_REWARD,
     NEXT_SUCCESS,
@@ -23,7 +23,7 @@ from longview.replay.datasets.lerobot import (
     TEXTS,
     VERSION,
 )
-from longview.replay.datasets.source import encode_about
+from longview.replay.datasets.source import encode_info
 from longview.replay.datasets.video import VideoWriter
 from longview.replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, Episode, TaskSpec
 
@@ -31,13 +31,18 @@ CHUNK: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH: Final = f"data/{CHUNK}.parquet"
 VIDEO_PATH: Final = f"videos/{{video_key}}/{CHUNK}.mp4"
 EPISODES_PATH: Final = f"{EPISODES}/{CHUNK}.parquet"
+"""Templates of the paths of all files, filled with `chunk_index`, `file_index` and for videos `video_key`."""
 FILES_PER_CHUNK: Final = 1000
+"""Number of files per folder."""
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200
-"""A file that has become larger than this gets no further episode."""
-SIDES: Final = ["height", "width", "channels"]
+"""Sizes in MiB above which a file gets no further episode."""
+AXES: Final = ["height", "width", "channels"]
+"""Names of a picture's axes."""
 
 Feature = dict[str, Any]
+"""Description of a feature in meta/info.json: dtype, shape, names."""
 Stats = dict[str, dict[str, Array]]
+"""Statistics by feature and kind (min, max, mean, std, count)."""
 
 _COUNTED: Final[dict[str, Feature]] = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
@@ -46,17 +51,17 @@ _COUNTED: Final[dict[str, Feature]] = {
         for name in ("frame_index", "episode_index", "index", "task_index")
     },
 }
-"""What every data set has beside its own features."""
+"""Features that every data set has."""
 
 
 def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: bool) -> None:
-    """Write a folder that is a LeRobotDataset.
+    """Write episodes as a LeRobotDataset.
 
     Args:
-        path: where it goes.
-        spec: the task's.
-        episodes: at least one, one at a time, with or without `expert_action` like the first one.
-        lossless: pictures as PNG in the tables, which is exact and large, rather than as video.
+        path: folder to write.
+        spec: spec of the episodes' task.
+        episodes: at least one episode. All have `expert_action` or none has.
+        lossless: whether to store pictures as PNG, which is exact and large, instead of video.
     """
     import pyarrow as arrow
 
@@ -75,7 +80,7 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
         where = files.add(columns)
         stats = {name: _stats(columns[name], feature) for name, feature in features.items()}
         rows.append(_row(episode, index, tasks, where, stats))
-        total = _together(total, stats) if total else stats
+        total = _merged(total, stats) if total else stats
     files.close()
     _write_table(path / EPISODES_PATH.format(chunk_index=0, file_index=0), arrow.Table.from_pylist(rows))
     _write_table(path / TASKS, _tasks_table(list(texts)))
@@ -89,7 +94,7 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
 def _row(
     episode: Episode, index: int, tasks: list[str], where: Mapping[str, Any], stats: Stats
 ) -> dict[str, Any]:
-    """Of the episodes' table."""
+    """Make an episode's row in the table of episodes."""
     described = {
         f"stats/{name}/{kind}": value
         for name, found in stats.items()
@@ -103,14 +108,14 @@ def _row(
         "meta/episodes/chunk_index": 0,
         "meta/episodes/file_index": 0,
         **described,
-        ABOUT: encode_about(episode),
+        LONGVIEW: encode_info(episode),
     }
 
 
 def _info(
     spec: TaskSpec, features: Mapping[str, Feature], counts: Mapping[str, int], robot: Any, videos: bool
 ) -> dict[str, Any]:
-    """What a reader looks at first."""
+    """Make the content of meta/info.json, which readers open first."""
     return {
         "codebase_version": VERSION,
         "robot_type": robot,
@@ -127,18 +132,21 @@ def _info(
 
 
 class _Files:
-    """The files of data and of videos that are being written."""
+    """Data files and videos of a data set while it is written."""
 
     def __init__(self, path: Path, features: Mapping[str, Feature], hz: float) -> None:
         self._path, self._features, self._hz = path, features, hz
         self.videos: dict[str, VideoWriter] = {}
+        """Open videos by feature."""
         self._numbers = dict.fromkeys(["data", *_named(features, "video")], -1)
+        """Number of the current data file, and of each feature's current video."""
         self._table: Any = None
         self._file = path
         self.steps = 0
+        """Steps written so far."""
 
     def add(self, columns: Mapping[str, Array]) -> dict[str, Any]:
-        """Append an episode; tells where it is, in the terms of the episodes' table."""
+        """Append an episode; return its place in the files, as columns of the table of episodes."""
         import pyarrow as arrow
         from pyarrow import parquet
 
@@ -146,7 +154,7 @@ class _Files:
         if self._table is None or self._file.stat().st_size > DATA_MEGABYTES << 20:
             if self._table is not None:
                 self._table.close()
-            self._file = self._next("data", DATA_PATH)
+            self._file = self._next_file("data", DATA_PATH)
             self._table = parquet.ParquetWriter(self._file, schema)
         cells = [_cells(columns[name], self._features[name]) for name in schema.names]
         self._table.write_table(
@@ -161,22 +169,24 @@ class _Files:
             "dataset_to_index": self.steps + steps,
         }
         for name in _named(self._features, "video"):
-            where |= self._film(name, columns[name])
+            where |= self._add_video(name, columns[name])
         self.steps += steps
         return where
 
     def close(self) -> None:
+        """Complete all files."""
         self._table.close()
         for video in self.videos.values():
             video.close()
 
-    def _film(self, name: str, pictures: Array) -> dict[str, Any]:
+    def _add_video(self, name: str, pictures: Array) -> dict[str, Any]:
+        """Append an episode's pictures (T, H, W, 3) to the feature's video; return their place in it."""
         video = self.videos.get(name)
         if video is None or video.bytes > VIDEO_MEGABYTES << 20:
             if video is not None:
                 video.close()
             height, width, _ = pictures.shape[1:]
-            file = self._next(name, VIDEO_PATH)
+            file = self._next_file(name, VIDEO_PATH)
             video = self.videos[name] = VideoWriter(file, height, width, self._hz)
             self._features[name]["info"] = {
                 "video.height": height,
@@ -196,22 +206,25 @@ class _Files:
             f"videos/{name}/to_timestamp": video.frames / self._hz,
         }
 
-    def _next(self, name: str, template: str) -> Path:
+    def _next_file(self, name: str, template: str) -> Path:
+        """Return the path of a new data file or video."""
         self._numbers[name] += 1
-        file = self._path / template.format(video_key=name, **self._place(name))
+        file = self._path / template.format(video_key=name, **self._indices(name))
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
-    def _place(self, name: str) -> dict[str, int]:
+    def _indices(self, name: str) -> dict[str, int]:
         chunk, file = divmod(self._numbers[name], FILES_PER_CHUNK)
         return {"chunk_index": chunk, "file_index": file}
 
     def _where(self, name: str) -> dict[str, Any]:
+        """Return the current data file or video as columns of the table of episodes."""
         prefix = "data" if name == "data" else f"videos/{name}"
-        return {f"{prefix}/{kind}": number for kind, number in self._place(name).items()}
+        return {f"{prefix}/{kind}": number for kind, number in self._indices(name).items()}
 
 
 def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Feature]:
+    """Describe the features of a data set whose first episode is given."""
     named = episode.extras.get(NAMES) or {}
     specs = spec.arrays()
     specs[NEXT_REWARD] = specs.pop(REWARD)
@@ -223,7 +236,7 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
             features[name] = {
                 "dtype": "image" if lossless else "video",
                 "shape": [*array.shape],
-                "names": SIDES,
+                "names": AXES,
             }
         else:
             shape = list(array.shape) or [1]
@@ -233,6 +246,7 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
 
 
 def _columns(episode: Episode, hz: float, index: int, first: int, task: int) -> dict[str, Array]:
+    """Make the columns (T, ...) of an episode, whose first step is the data set's step `first`."""
     steps = np.arange(episode.length)
     columns = dict(episode.arrays)
     columns[NEXT_REWARD] = columns.pop(REWARD)
@@ -244,10 +258,12 @@ def _columns(episode: Episode, hz: float, index: int, first: int, task: int) -> 
 
 
 def _named(features: Mapping[str, Feature], dtype: str) -> list[str]:
+    """Return the names of the features of a dtype."""
     return [name for name, feature in features.items() if feature["dtype"] == dtype]
 
 
 def _cells(rows: Array, feature: Feature) -> list[Any]:
+    """Return the rows of a feature as values of a table's column."""
     if feature["dtype"] != "image":
         flat: list[Any] = rows.reshape(
             len(rows), *([] if feature["shape"] == [1] else feature["shape"])
@@ -264,7 +280,7 @@ def _cells(rows: Array, feature: Feature) -> list[Any]:
 
 
 def _schema(features: Mapping[str, Feature]) -> Any:
-    """Of the tables of data; its metadata tell the library `datasets` what the columns are."""
+    """Make the schema of the data tables. Its metadata describe the columns to the library `datasets`."""
     import pyarrow as arrow
 
     fields = []
@@ -291,7 +307,7 @@ def _schema(features: Mapping[str, Feature]) -> Any:
 
 
 def _stats(rows: Array, feature: Feature) -> dict[str, Array]:
-    """Of an episode: by dimension, or by channel of pictures, which count from 0 to 1."""
+    """Compute an episode's statistics of a feature, by dimension or by channel of pictures scaled to 0..1."""
     if feature["dtype"] in ("image", "video"):
         return _picture_stats(rows) | {"count": np.array([len(rows)])}
     values = rows.reshape(len(rows), *feature["shape"]).astype(np.float64)
@@ -300,6 +316,10 @@ def _stats(rows: Array, feature: Feature) -> dict[str, Array]:
 
 
 def _picture_stats(pictures: Array) -> dict[str, Array]:
+    """Compute statistics (3, 1, 1) of pictures (T, H, W, 3) uint8, scaled to 0..1.
+
+    Legend: C channels.
+    """
     counts_C256 = np.zeros((3, 256), np.int64)
     for picture in pictures:
         for channel in range(3):
@@ -316,8 +336,8 @@ def _picture_stats(pictures: Array) -> dict[str, Array]:
     return {kind: value.reshape(3, 1, 1) for kind, value in found.items()}
 
 
-def _together(one: Stats, other: Stats) -> Stats:
-    """The statistics of both together."""
+def _merged(one: Stats, other: Stats) -> Stats:
+    """Merge the statistics of two sets of rows."""
     total = {}
     for name, a in one.items():
         b = other[name]
@@ -336,7 +356,7 @@ def _together(one: Stats, other: Stats) -> Stats:
 
 
 def _tasks_table(texts: list[str]) -> Any:
-    """Indexed by text, as pandas has it, which is how the format's own library reads it."""
+    """Make the table of tasks. LeRobot reads it with pandas, which indexes it by text."""
     import pyarrow as arrow
 
     kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}

@@ -1,11 +1,11 @@
-"""Demonstrations as robomimic stores them: one HDF5 file.
+"""Reader and writer of robomimic's HDF5 files.
 
     data                attributes total (steps) and env_args (JSON: env_name, env_version, type, env_kwargs)
     data/demo_<i>       attributes num_samples and (robosuite) model_file; actions, rewards, dones, states
-    data/demo_<i>/obs   an array (T, ...) for every observation; next_obs: those after each action
+    data/demo_<i>/obs   an array (T, ...) for every observation; next_obs: the observations after each action
     mask/<filter>       names of demonstrations
 
-Not kept by an import, for want of a place in an episode: `states`, `model_file`, `next_obs`.
+An import drops `states`, `model_file` and `next_obs`, because an episode has no field for them.
 """
 
 import json
@@ -16,7 +16,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import About, DatasetReader, decode_about, decode_spec_of, encode_about
+from longview.replay.datasets.source import (
+    DatasetReader,
+    EpisodeInfo,
+    decode_info,
+    decode_spec_json,
+    encode_info,
+)
 from longview.replay.episode import (
     ACTION,
     EXPERT_ACTION,
@@ -29,26 +35,26 @@ from longview.replay.episode import (
 from longview.replay.errors import DatasetError
 
 GYMNASIUM: Final = 2
-"""robomimic's type of environments that are not robosuite's (1)."""
-ABOUT: Final = "longview"
-"""Attribute for what the format has no place for."""
+"""robomimic's type number of Gymnasium environments; robosuite's is 1."""
+LONGVIEW: Final = "longview"
+"""Attribute that Longview adds, for facts that the format has no field for."""
 ENV_ARGS, MASKS = "env_args", "masks"
-"""Among an episode's extras: the file's env_args, and the filters that it is in."""
+"""Extras of an episode: the file's env_args, and the filters that list the episode."""
 
 _ARRAYS: Final = {ACTION: "actions", REWARD: "rewards", EXPERT_ACTION: "expert_actions"}
 _DEMO: Final = re.compile(r"demo_(\d+)")
 
 
 class RobomimicReader(DatasetReader):
-    """See `longview.replay.datasets.source.DatasetReader`; the file stays open."""
+    """Reader of a robomimic file, which stays open; see `DatasetReader`."""
 
     action_range = (-1.0, 1.0)
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open a file.
 
         Raises:
-            DatasetError: it is no HDF5 file, cut short, or not robomimic's.
+            DatasetError: the file is not HDF5, is cut short, or is not robomimic's.
         """
         import h5py
 
@@ -58,7 +64,7 @@ class RobomimicReader(DatasetReader):
             self._data = self._file["data"]
             self._names = sorted(filter(_DEMO.fullmatch, self._data), key=lambda name: int(name[5:]))
         except (OSError, KeyError) as error:
-            raise DatasetError(f"{path} is no file of robomimic's: {error}") from None
+            raise DatasetError(f"{path} is not a robomimic file: {error}") from None
         self.count = len(self._names)
         self.columns: dict[str, Any] = {}
         for name in self._names:
@@ -71,15 +77,15 @@ class RobomimicReader(DatasetReader):
         self._env_args = _text(self._data.attrs.get("env_args", "{}"))
         self.hz = self._control_freq()
         self.masks = self._masks()
-        text = self._data.attrs.get(ABOUT)
-        self.spec = None if text is None else decode_spec_of(f"{path}: data, attribute {ABOUT}", text)
+        text = self._data.attrs.get(LONGVIEW)
+        self.spec = None if text is None else decode_spec_json(f"{path}: data, attribute {LONGVIEW}", text)
         self._rewarded = any(self._succeeds(name) for name in self._names)
 
-    def place(self, index: int, column: str) -> str:
+    def location(self, index: int, column: str) -> str:
         return f"{self._names[index]}: {_name(column)}"
 
     def rows(self, index: int, column: str) -> Array:
-        demo, where = self._data[self._names[index]], f"{self.path}, {self.place(index, column)}"
+        demo, where = self._data[self._names[index]], f"{self.path}, {self.location(index, column)}"
         try:
             rows: Array = demo[_name(column)][()]
         except (KeyError, TypeError, AttributeError):
@@ -91,16 +97,17 @@ class RobomimicReader(DatasetReader):
             raise DatasetError(f"{where} is {list(rows.shape)}, expected {[steps, *shape]} (by num_samples)")
         return rows
 
-    def about(self, index: int) -> About:
+    def info(self, index: int) -> EpisodeInfo:
         name = self._names[index]
-        text = self._data[name].attrs.get(ABOUT)
+        text = self._data[name].attrs.get(LONGVIEW)
         if text is not None:
-            return decode_about(f"{self.path}, {name}: attribute {ABOUT}", text)
+            return decode_info(f"{self.path}, {name}: attribute {LONGVIEW}", text)
         masks = [mask for mask, indices in self.masks.items() if index in indices]
-        # Where any demonstration is rewarded, one without reward has failed; else reward was not recorded.
+        # In a file with rewards, a demonstration without reward has failed. A file without any did not record
+        # them.
         succeeded = self._succeeds(name) or not self._rewarded
         extras = {ENV_ARGS: self._env_args, **({MASKS: masks} if masks else {})}
-        return About(seed=index, outcome="success" if succeeded else "failure", extras=extras)
+        return EpisodeInfo(seed=index, outcome="success" if succeeded else "failure", extras=extras)
 
     def _arrays_of(self, name: str) -> dict[str, Any]:
         demo = self._data[name]
@@ -121,7 +128,7 @@ class RobomimicReader(DatasetReader):
         for mask, names in (self._file.get("mask") or {}).items():
             named = [_text(name) for name in names[()]]
             if unknown := sorted(set(named) - indices.keys()):
-                raise DatasetError(f"{self.path}: mask/{mask} names {unknown[0]}, which is not there")
+                raise DatasetError(f"{self.path}: mask/{mask} names {unknown[0]}, which is not in the file")
             masks[mask] = sorted(indices[name] for name in named)
         return masks
 
@@ -133,14 +140,16 @@ class RobomimicReader(DatasetReader):
 
 
 def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: bool) -> None:
-    """Write a file of robomimic's. `states` stay empty, as its format has it for what is not robosuite's own;
-    the observation after the last action, which no episode holds, is the last one again.
+    """Write episodes as a robomimic file.
+
+    `states` is empty, as the format requires outside robosuite. `next_obs` repeats the last observation at
+    its end, because an episode does not hold the observation after its last action.
 
     Args:
-        path: where it goes.
-        spec: the task's.
-        episodes: one at a time.
-        lossless: of no effect, everything here is exact.
+        path: file to write.
+        spec: spec of the episodes' task.
+        episodes: the episodes.
+        lossless: no effect; the format is always lossless.
     """
     import h5py
 
@@ -154,7 +163,7 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
                 data.attrs["env_args"] = episode.extras.get(ENV_ARGS) or _env_args(spec)
             demo = data.create_group(name)
             demo.attrs["num_samples"] = steps
-            demo.attrs[ABOUT] = encode_about(episode)
+            demo.attrs[LONGVIEW] = encode_info(episode)
             for column, array in episode.arrays.items():
                 demo[_name(column)] = array
                 if column.startswith(OBSERVATION_PREFIX):
@@ -165,25 +174,30 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
                 masks.setdefault(mask, []).append(name)
             total += steps
         data.attrs["total"] = total
-        data.attrs[ABOUT] = json.dumps(spec.to_dict())
+        data.attrs[LONGVIEW] = json.dumps(spec.to_dict())
         for mask, names in masks.items():
             file[f"mask/{mask}"] = np.array(names, "S")
 
 
 def simulator_arguments(env_args: str) -> tuple[str, dict[str, Any]]:
-    """The name of robosuite's environment that a file was recorded in, and the arguments by which robosuite
-    1.5 makes it. Files from before 1.5 hold the configuration of one arm's controller, by keys of their
-    time, where 1.5 wants that of a whole robot; in those, hand motions are in the world's frame.
+    """Return the name of the robosuite environment that a file was recorded in, and the arguments by which
+    robosuite 1.5 makes it.
+
+    A file from before 1.5 holds the controller of one arm under older keys, while 1.5 expects the controllers
+    of a whole robot. Motions of the hand in such a file are in the world's frame.
+
+    Args:
+        env_args: the JSON text of the file's attribute.
 
     Raises:
-        DatasetError: this does not tell of an environment of robosuite's.
+        DatasetError: the text does not describe a robosuite environment.
     """
     try:
         args = json.loads(env_args)
         name, arguments = args["env_name"], dict(args["env_kwargs"])
         config = arguments.get("controller_configs")
     except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"env_args tell of no environment: {error!r}") from None
+        raise DatasetError(f"env_args do not describe an environment: {error!r}") from None
     if config is not None:
         configs = config if isinstance(config, list) else [config]
         converted = [_controller(config) for config in configs]
@@ -192,8 +206,9 @@ def simulator_arguments(env_args: str) -> tuple[str, dict[str, Any]]:
 
 
 def _controller(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a controller's configuration to robosuite 1.5."""
     if "body_parts" in config:
-        # In a file of robosuite's own an arm is below `arms`; its simulator wants it beside the other parts.
+        # robosuite's own files list arms below `arms`; its simulator expects them beside the other parts.
         parts = dict(config["body_parts"])
         return {**config, "body_parts": {**parts.pop("arms", {}), **parts}}
     arm = {**config, "gripper": {"type": "GRIP"}}

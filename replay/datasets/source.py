@@ -1,4 +1,5 @@
-"""Episodes of others: what the reader of a format offers, and how that becomes episodes of a task."""
+"""Data sets as episodes: the interface of a format's reader, and the checked conversion to a task's
+episodes."""
 
 import json
 import zlib
@@ -27,114 +28,125 @@ from longview.replay.episode import (
 from longview.replay.errors import DatasetError, EpisodeError
 
 Columns = Mapping[str, tuple[str, Callable[[Array], Array]]]
-"""By an array's name in the episode: which of the data set's it comes from, and how it follows from that."""
+"""Origin of an episode's arrays, by their name in the episode: the name of an array of the data set, and the
+function that makes the episode's array (T, ...) from it."""
 
 RATE_TOLERANCE: Final = 0.01
-"""Rates that differ by less than this part are the same."""
+"""Largest relative difference of two rates that count as equal."""
 LONGEST_CONTEXT: Final = 16
-"""Of the context lengths that a task has which only the data tells of: powers of two up to here."""
+"""Longest context length of a task that is made from a data set; the others are the powers of two below."""
 
 
 @dataclass(frozen=True)
-class About:
-    """What a data set says of one episode beside its arrays."""
+class EpisodeInfo:
+    """Facts about one episode of a data set besides its arrays."""
 
     seed: int
+    """Seed of the simulator, or the episode's index if the data set has no seed."""
     outcome: str = "success"
-    """What was published to be imitated counts as `success`, unless the data says otherwise."""
+    """Outcome of the episode, one of `OUTCOMES`. Published demonstrations count as `success` unless the data
+    set says otherwise."""
     policy_versions: tuple[int, ...] = ()
+    """Versions of the weights that acted; empty if only an expert acted."""
     context_length: int = 0
+    """Context length T_o that the policy acted with; 0 if only an expert acted."""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts, plain values by name, which an export writes back."""
 
 
 class DatasetReader(ABC):
-    """One data set, episode by episode. Its arrays have the names that they have in an episode, and any
-    numeric dtype; `Source` checks and converts them."""
+    """Reader of one data set, episode by episode.
+
+    The arrays have the names that they get in an episode, and any numeric dtype; `Source` checks and converts
+    them.
+    """
 
     path: Path
+    """File or folder of the data set."""
     columns: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    """Shape of one step, and dtype."""
+    """Shape of one step and dtype of each array, by name."""
     count: int
-    """Number of episodes, those that cannot be read included."""
+    """Number of episodes, unreadable ones included."""
     hz: float | None = None
-    """Control steps per second; None where the data set does not say."""
+    """Control steps per second; None if the data set does not say."""
     action_range: tuple[float, float] | None = None
-    """What the format says of actions, if anything."""
+    """Smallest and largest value of actions by the format's rules; None if it has no rule."""
     masks: Mapping[str, Sequence[int]] = MappingProxyType({})
-    """Named subsets: the indices of their episodes."""
+    """Named subsets of the episodes, as indices."""
     spec: TaskSpec | None = None
-    """The task, where the data set was written by this package and so tells of it."""
+    """Task spec that Longview wrote into the data set; None in data sets from elsewhere."""
 
     @abstractmethod
-    def place(self, index: int, column: str) -> str:
-        """Where one array of one episode is, as a person looks for it."""
+    def location(self, index: int, column: str) -> str:
+        """Describe where a person finds one array of one episode in the data set."""
 
     @abstractmethod
     def rows(self, index: int, column: str) -> Array:
-        """One array of one episode, (T, ...).
+        """Read one array of one episode, (T, ...).
 
         Raises:
-            DatasetError: it is missing or damaged.
+            DatasetError: the array is missing or damaged.
         """
 
     @abstractmethod
-    def about(self, index: int) -> About:
-        """What else is known of one episode.
+    def info(self, index: int) -> EpisodeInfo:
+        """Read the other facts about one episode.
 
         Raises:
-            DatasetError: that is damaged.
+            DatasetError: the data are damaged.
         """
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as episodes of a task; one of them is in memory at a time."""
+    """Data set as episodes of a task, with one episode in memory at a time."""
 
     reader: DatasetReader
+    """Reader of the data set."""
     spec: TaskSpec
+    """Task that the episodes fit."""
     columns: Columns
+    """Origin of the episodes' arrays in the data set."""
     indices: Sequence[int]
-    """Of the episodes to import; a filter leaves out the others, whose indices nobody else gets."""
+    """Indices of the episodes to import. A filter skips the other indices and does not renumber them."""
 
     def id(self, index: int) -> str:
-        """The same whenever this episode is imported; another data set's episode has another.
+        """Return the id of an episode. It follows from the task, the index and the actions, so that importing
+        again gives the same id and another data set gives other ids.
 
         Raises:
-            DatasetError: its actions cannot be read.
+            DatasetError: the actions cannot be read.
         """
         digest = zlib.crc32(self._array(index, ACTION).tobytes())
         return f"{episode_id('import', self.spec.name, index)}.{digest:08x}"
 
     def read(self, index: int) -> Episode:
-        """One episode.
+        """Read one episode.
 
         Raises:
-            DatasetError: it is damaged or does not fit the task; the message names it and the field.
+            DatasetError: the episode is damaged or does not fit the task; the message names it and the field.
         """
         arrays = {name: self._array(index, name) for name in self.columns}
         steps = len(arrays[ACTION])
         for name, array in arrays.items():
             if len(array) != steps or not steps:
                 raise DatasetError(
-                    f"{self._place(index, name)} has {len(array)} steps, {self._place(index, ACTION)} {steps}"
+                    f"{self._location(index, name)} has {len(array)} steps, "
+                    f"{self._location(index, ACTION)} {steps}"
                 )
-        about = self.reader.about(index)
+        info = self.reader.info(index)
         if REWARD not in arrays:
             arrays[REWARD] = np.zeros(steps, np.float32)
-            arrays[REWARD][-1] = float(about.outcome == "success")
+            arrays[REWARD][-1] = float(info.outcome == "success")
         meta = EpisodeMeta(
-            self.id(index),
-            self.spec.name,
-            about.seed,
-            "import",
-            about.policy_versions,
-            about.context_length,
+            self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
         )
-        return Episode(meta, about.outcome, arrays, about.extras)
+        return Episode(meta, info.outcome, arrays, info.extras)
 
     def _array(self, index: int, name: str) -> Array:
+        """Read one array of one episode, and convert it to the task's shape and dtype."""
         column, rows_of = self.columns[name]
-        where = self._place(index, name)
+        where = self._location(index, name)
         found = _finite(where, self.reader.rows(index, column))
         spec = ({**self.spec.arrays(), EXPERT_ACTION: self.spec.action})[name]
         shape = (len(found), *spec.shape)
@@ -152,8 +164,8 @@ class Source:
                 )
         return array
 
-    def _place(self, index: int, name: str) -> str:
-        return f"{self.reader.path}, {self.reader.place(index, self.columns[name][0])}"
+    def _location(self, index: int, name: str) -> str:
+        return f"{self.reader.path}, {self.reader.location(index, self.columns[name][0])}"
 
 
 def source_of(
@@ -164,18 +176,18 @@ def source_of(
     hz: float | None = None,
     mask: str | None = None,
 ) -> Source:
-    """The episodes of a data set as those of a task.
+    """Make a source of a task's episodes from a data set.
 
     Args:
-        reader: of the data set.
-        task: its name.
-        known: its spec; None: the one that the data implies.
-        columns: for arrays that are not there under their own name, as they are.
+        reader: reader of the data set.
+        task: name of the task.
+        known: spec of the task; None: make it from the data.
+        columns: origin of the arrays that the data set holds under another name or in another form.
         hz: control steps per second, for a data set that does not say.
-        mask: which named subset of the episodes; None: all.
+        mask: named subset of the episodes to use; None: all episodes.
 
     Raises:
-        DatasetError: the data set lacks what the task needs, or there is no such subset.
+        DatasetError: the data set lacks an array or the subset, or has another rate than the task.
     """
     if mask is not None and mask not in reader.masks:
         raise DatasetError(
@@ -202,11 +214,16 @@ def source_of(
 
 
 def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> TaskSpec:
-    """The task that the data itself tells of: its arrays, its rate, the range of its actions, its longest
-    episode, and all of its episodes as the number of demonstrations.
+    """Make a task spec from a data set: its arrays, rate, range of actions, longest episode and number of
+    episodes.
+
+    Args:
+        reader: reader of the data set.
+        task: name of the task.
+        hz: control steps per second, for a data set that does not say.
 
     Raises:
-        DatasetError: it does not tell enough.
+        DatasetError: the rate is unknown, or no episode has readable actions.
     """
     if reader.spec is not None:
         return replace(reader.spec, name=task)
@@ -220,7 +237,7 @@ def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> T
         )
     longest, limits = 0, list(reader.action_range or ())
     for index in range(reader.count):
-        with suppress(DatasetError):  # told when it is imported
+        with suppress(DatasetError):  # the import reports it
             rows = reader.rows(index, ACTION).astype(np.float32)
             finite = rows[np.isfinite(rows)]
             longest = max(longest, len(rows))
@@ -246,8 +263,8 @@ def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> T
     )
 
 
-def encode_about(episode: Episode) -> str:
-    """What a format has no place for, as JSON that an export puts aside and an import finds again."""
+def encode_info(episode: Episode) -> str:
+    """Encode as JSON the facts about an episode that a format has no field for; `decode_info` reads them."""
     meta = episode.meta
     return json.dumps(
         {
@@ -260,24 +277,32 @@ def encode_about(episode: Episode) -> str:
     )
 
 
-def decode_about(where: str, text: Any) -> About:
-    """Inverse of `encode_about`; `where` it was found is for the error.
+def decode_info(where: str, text: Any) -> EpisodeInfo:
+    """Decode what `encode_info` wrote.
+
+    Args:
+        where: file and field of the text, for the error.
+        text: the JSON.
 
     Raises:
-        DatasetError: this is something else.
+        DatasetError: the text is damaged.
     """
     try:
         plain = json.loads(text)
-        return About(**{**plain, "policy_versions": tuple(plain["policy_versions"])})
+        return EpisodeInfo(**{**plain, "policy_versions": tuple(plain["policy_versions"])})
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"{where} is damaged: {error}") from None
 
 
-def decode_spec_of(where: str, text: Any) -> TaskSpec:
-    """A task's spec from JSON; `where` it was found is for the error.
+def decode_spec_json(where: str, text: Any) -> TaskSpec:
+    """Decode a task's spec from JSON.
+
+    Args:
+        where: file and field of the text, for the error.
+        text: the JSON.
 
     Raises:
-        DatasetError: this is something else.
+        DatasetError: the text is damaged.
     """
     try:
         return TaskSpec.from_dict(json.loads(text))
@@ -290,11 +315,16 @@ def _as_it_is(rows: Array) -> Array:
 
 
 def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Steps, and what is not 1 of the rest: some formats cannot tell a number from a vector of one."""
+    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
     return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []
 
 
 def _finite(where: str, rows: Array) -> Array:
+    """Return rows of finite numbers unchanged.
+
+    Raises:
+        DatasetError: the rows are not numbers, or not finite.
+    """
     if rows.dtype.kind not in "fiub":
         raise DatasetError(f"{where} holds {rows.dtype}, not numbers")
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
@@ -304,9 +334,14 @@ def _finite(where: str, rows: Array) -> Array:
 
 
 def _converted(where: str, rows: Array, spec: ArraySpec) -> Array:
+    """Convert rows to the dtype of a spec.
+
+    Raises:
+        DatasetError: the dtype cannot hold a value.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         array = np.ascontiguousarray(rows, spec.dtype)
-    # What is wider than float32 is rounded; whole numbers must not be.
+    # Wider floats may be rounded to float32; whole numbers may not.
     exact = rows.dtype.kind != "f" or spec.dtype == "uint8"
     if not np.isfinite(array).all() or (exact and not np.array_equal(array, rows)):
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""Pictures as video, a file with many episodes end to end; by PyAV."""
+"""Videos that hold the pictures of many episodes one after the other, written and read with PyAV."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,29 +12,36 @@ from longview.replay.episode import Array
 from longview.replay.errors import DatasetError
 
 CODEC: Final = "libx264"
+"""Encoder of the videos."""
 OPTIONS: Final = {"crf": "18", "g": "2", "bf": "0"}
-"""Hardly visible loss, and a key frame at every second frame, so that any frame is found fast."""
+"""Options of the encoder: loss that is hardly visible, and every second frame a key frame, for fast
+seeking."""
 
 
 class VideoWriter:
-    """Writes pictures, (H, W, 3) of uint8, as H.264."""
+    """Writer of pictures (H, W, 3) uint8 as H.264."""
 
     def __init__(self, file: Path, height: int, width: int, hz: float) -> None:
+        """Begin a video of `hz` frames per second."""
         import av
 
         self._container = av.open(str(file), "w", format="mp4")
         rate = frame_rate(hz)
         self._stream: Any = self._container.add_stream(CODEC, rate, options=OPTIONS)
         self._stream.width, self._stream.height = width, height
-        # Colours at half the resolution, as every player takes them, want even sides.
+        # Every player reads yuv420p, which halves the resolution of colours and so needs even sides.
         self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        self._duration = 1 / rate  # of a frame; the stream's own unit changes once it is written to
+        # Seconds per frame, kept here because the stream changes its time base at the first frame.
+        self._duration = 1 / rate
         self.pix_fmt: str = self._stream.pix_fmt
+        """Pixel format of the video."""
         self.frames = 0
+        """Number of frames so far."""
         self.bytes = 0
+        """Encoded bytes so far."""
 
     def add(self, pictures: Array) -> None:
-        """Append an episode's, (T, H, W, 3)."""
+        """Append the pictures of an episode, (T, H, W, 3) uint8."""
         import av
 
         for index, picture in enumerate(pictures):
@@ -46,7 +53,7 @@ class VideoWriter:
             self.frames += 1
 
     def close(self) -> None:
-        """Write what is left; a file that is not closed is none."""
+        """Write the remaining frames and complete the file, which cannot be read before."""
         self._mux(None)
         self._container.close()
 
@@ -57,13 +64,13 @@ class VideoWriter:
 
 
 class VideoReader:
-    """Reads pictures; fastest when what is asked for next follows what was read last."""
+    """Reader of pictures from a video. Reading on from the last picture is fastest."""
 
     def __init__(self, file: Path) -> None:
-        """Open it.
+        """Open a video.
 
         Raises:
-            DatasetError: there is no video in it, or no such file.
+            DatasetError: the file does not exist, or is not a video.
         """
         import av
 
@@ -80,15 +87,15 @@ class VideoReader:
         self._next = -1.0
 
     def read(self, start: float, steps: int, hz: float) -> Array:
-        """So many pictures from a time on, (steps, H, W, 3) of uint8.
+        """Read consecutive pictures, (steps, H, W, 3) uint8.
 
         Args:
-            start: of the first, in seconds.
-            steps: how many.
-            hz: how many of them a second has.
+            start: time of the first picture, in seconds.
+            steps: number of pictures.
+            hz: pictures per second.
 
         Raises:
-            DatasetError: the video has another rate, ends before, or is damaged.
+            DatasetError: the video has another rate, is too short, or is damaged.
         """
         import av
 
@@ -123,5 +130,5 @@ class VideoReader:
 
 
 def frame_rate(hz: float) -> Fraction:
-    """A rate as video files hold it."""
+    """Return a rate as the fraction that a video file holds."""
     return Fraction(hz).limit_denominator(1001)

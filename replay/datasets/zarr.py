@@ -1,9 +1,10 @@
-"""Replay buffers as Diffusion Policy publishes them: zarr, format 2, in which all episodes stand end to end.
+"""Reader of replay buffers as Diffusion Policy publishes them: zarr format 2, all episodes one after the
+other.
 
-    data/<name>          (steps, ...); row t of every array belongs to step t
-    meta/episode_ends    (episodes,); how many steps there are up to and including each
+    data/<name>          (steps, ...): row t of every array belongs to step t
+    meta/episode_ends    (episodes,): number of steps up to and including each episode
 
-The format says neither how an episode ended nor what it was rewarded with, nor how fast it was recorded.
+The format holds no outcomes, no rewards and no rate.
 """
 
 import itertools
@@ -13,25 +14,27 @@ from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import About, DatasetReader
+from longview.replay.datasets.source import DatasetReader, EpisodeInfo
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, Array
 from longview.replay.errors import DatasetError
 
 BLOSC_HEADER: Final = struct.Struct("<12xI")
-"""In front of every compressed chunk; holds its size in bytes, this header included."""
+"""Header of every compressed chunk; it holds the chunk's size in bytes, the header included."""
 CHANNELS: Final = (1, 3, 4)
+"""Numbers of channels that pictures may have. Some buffers hold pictures as floats with values from 0 to
+255."""
 SMALLEST: Final = 16
-"""Pixels a side; some buffers hold pictures as floats, with values from 0 to 255."""
+"""Smallest side in pixels of an array of floats that counts as a picture."""
 
 
 class ZarrReader(DatasetReader):
-    """See `longview.replay.datasets.source.DatasetReader`."""
+    """Reader of a replay buffer; see `DatasetReader`."""
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open a replay buffer.
 
         Raises:
-            DatasetError: the folder is no replay buffer.
+            DatasetError: the folder is not a replay buffer.
         """
         import zarr
 
@@ -64,25 +67,25 @@ class ZarrReader(DatasetReader):
                     f"{self._ends[-1]}"
                 )
 
-    def place(self, index: int, column: str) -> str:
+    def location(self, index: int, column: str) -> str:
         start, end = self._ends[index : index + 2]
         return f"episode {index} (steps {start} to {end - 1}): {_name(column)}"
 
     def rows(self, index: int, column: str) -> Array:
         start, end = self._ends[index : index + 2]
         size = self._arrays[column].chunks[0]
-        where = f"{self.path}, {self.place(index, column)}"
+        where = f"{self.path}, {self.location(index, column)}"
         parts = [
             self._chunk(where, column, number)[max(start - number * size, 0) : end - number * size]
             for number in range(start // size, -(-end // size))
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def about(self, index: int) -> About:
-        return About(seed=index)
+    def info(self, index: int) -> EpisodeInfo:
+        return EpisodeInfo(seed=index)
 
     def _chunk(self, where: str, column: str, number: int) -> Array:
-        """The rows of one chunk; the last one stays, since most of them hold parts of two episodes."""
+        """Read the rows of one chunk, and keep them: most chunks hold parts of two episodes."""
         if self._chunks.get(column, (None,))[0] != number:
             array = self._arrays[column]
             size = array.chunks[0]
@@ -119,11 +122,18 @@ class ZarrReader(DatasetReader):
 
 
 def check_chunks(where: str, folder: Path, array: Any, number: int) -> None:
-    """The files of the number-th chunk of steps must be there as a whole: to zarr a missing one is zeros, and
-    blosc reads on beyond the end of one that was cut short.
+    """Check that the files of the number-th chunk of steps exist and are complete.
+
+    zarr itself reads a missing file as zeros, and blosc reads beyond the end of a file that was cut short.
+
+    Args:
+        where: file and array, for the error.
+        folder: folder of the array.
+        array: the zarr array.
+        number: number of the chunk along the time axis.
 
     Raises:
-        DatasetError: one is not.
+        DatasetError: a file is missing or cut short.
     """
     blosc = any(getattr(compressor, "codec_id", None) == "blosc" for compressor in array.compressors)
     beside = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]

@@ -1,4 +1,5 @@
-"""Memory that writers fill, used again: pages that are new to a process take longer to get than to fill."""
+"""Reuse of the memory that writers fill. Fresh memory is slow: the system clears each page on its first
+use."""
 
 import weakref
 
@@ -8,20 +9,24 @@ from longview.replay.episode import Array
 
 
 class BlockPool:
-    """Blocks of bytes, of one size at a time, for any number of threads."""
+    """Pool of byte blocks of one size at a time. Any number of threads may use it."""
 
     def __init__(self, max_bytes: int) -> None:
-        """
+        """Make an empty pool.
+
         Args:
-            max_bytes: what is kept of blocks that nobody uses.
+            max_bytes: limit on the bytes of unused blocks that the pool keeps.
         """
         self._max_bytes = max_bytes
         self._spare: tuple[int, list[bytearray]] = 0, []
-        """The size, and blocks of it; together, as another thread may want another size at any time."""
+        """Size and unused blocks of that size. They are one tuple, since another thread may want another size
+        at any time."""
 
     def take(self, size: int) -> Array:
-        """A block (size,) uint8 of whatever was there; once nothing refers to it or a view of it, it is taken
-        again."""
+        """Return a block (size,) uint8 of arbitrary content.
+
+        The block goes back to the pool once nothing refers to it or to a view of it.
+        """
         kept, spare = self._spare
         if kept != size:
             spare = []
@@ -30,7 +35,7 @@ class BlockPool:
             block = spare.pop()
         except IndexError:
             block = bytearray(size)
-        # A finalizer may run at any allocation, so there is no lock: a list's own methods need none.
+        # A finalizer may run at any allocation, so a lock could deadlock. The methods of a list need none.
         data = np.frombuffer(block, np.uint8)
         weakref.finalize(data, self._give_back, block, spare).atexit = False
         return data

@@ -1,8 +1,9 @@
-"""The connection to Redis, or to a Redis Cluster: bounded everywhere, and patient while it is away.
+"""Connection to Redis or a Redis Cluster, with a time limit on every call and retries while it is
+unreachable.
 
-A call is repeated while it may help, for each of ours may safely run twice: reads change nothing; tasks and
-the number of shards are set only where there is none; a chunk is stored under its number; a commit knows its
-own episode by the writer's token; what is removed twice is gone.
+Every call of the store may be repeated, because each is safe to run twice. Reads change nothing. Tasks and
+the number of shards are set only if they are unset. A chunk is stored under its number. A commit recognises
+its own episode by the writer's token. Removing twice has the same effect as removing once.
 """
 
 import ssl
@@ -38,25 +39,28 @@ from longview.replay.errors import StoreError, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
 Script = Callable[[Sequence[str], Sequence[Any]], Any]
-"""Takes KEYS and ARGV."""
+"""A Lua script as a function of its KEYS and ARGV; returns the reply."""
 
 SCHEMES = ("redis", "rediss", "unix")
+"""Schemes that a URL may have."""
 FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 """Options of a URL that name files."""
 
 PROBE_SECONDS = 5.0
-"""A first connection is tried for so long, each attempt at most `PROBE_CALL_SECONDS` a reply."""
+"""Seconds for which the first connection is tried."""
 PROBE_CALL_SECONDS = 2.0
+"""Seconds that the server may take to answer during the first connection."""
 
 REFUSED: Final = (AuthenticationError, AuthorizationError, NoPermissionError)
-AWAY: Final = (
+"""Errors of a server that refuses the credentials, or what they may do."""
+UNREACHABLE: Final = (
     *(ConnectionError, TimeoutError, RedisClusterException, ClusterError),
     *(AskError, TryAgainError, ReadOnlyError),
 )
-"""Nobody there, or not the right one: a server starts, a replica takes over, a slot moves."""
-AWAY_CODES: Final = ("READONLY", "NOREPLICAS")
-"""The same, with codes that some versions wrap in others where a script meets them."""
-BUSY: Final = (
+"""Errors while no server answers, or the wrong one: a server starts, a replica takes over, a slot moves."""
+UNREACHABLE_CODES: Final = ("READONLY", "NOREPLICAS")
+"""Codes with the same meaning that some Redis versions wrap in another error when a script meets them."""
+OVERLOADED: Final = (
     (
         "command not allowed when used memory",
         "was at its own memory limit, which has to lie well above replay.byte_budget,",
@@ -64,12 +68,14 @@ BUSY: Final = (
     ),
     ("MISCONF", "could not write to its disk", StoreUnavailable),
 )
-"""Codes of a server that takes no more for now, what is the matter with it, and what to raise in the end."""
+"""Servers that accept no writes for now: text of the error, state of the server, and error to raise at
+last."""
 REFUSED_IN_SCRIPT: Final = "The user executing the script can't"
+"""Text of a server's error when a script runs a command that the user may not run."""
 
 
 def redact(url: str) -> str:
-    """The URL as it may be shown: never a password, whatever else is wrong with it."""
+    """Return the URL without its password, even if the URL is malformed."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         return "***"
@@ -79,7 +85,7 @@ def redact(url: str) -> str:
         port = parts.port
     except ValueError:
         return hidden
-    # An unescaped / ? or # in a password moves its rest, and the @, behind the host.
+    # After an unescaped / ? or # in a password, the rest of it and the @ are not parsed as part of the host.
     if "@" in parts.path + parts.fragment or ("@" in parts.query and parts.hostname):
         return hidden
     user = "***@" if "@" in parts.netloc else ""
@@ -87,35 +93,43 @@ def redact(url: str) -> str:
     return f"{scheme}://{user}{host}{parts.path}"
 
 
-class Trouble(Exception):
-    """Redis cannot do what was asked now; the same may work later."""
+class TemporaryFailure(Exception):
+    """Redis could not run a call, but may be able to later."""
 
     def __init__(self, state: str, error: Exception | str, kind: type[StoreError] = StoreUnavailable) -> None:
+        """Describe the failure.
+
+        Args:
+            state: what is wrong with the server, such as "Redis at ... did not answer".
+            error: the client library's error.
+            kind: error to raise if the failure lasts.
+        """
         super().__init__(f"{state}: {error}")
         self._state, self._error, self._kind = state, error, kind
 
     def after(self, seconds: float, doing: str) -> StoreError:
-        """What to raise when it has lasted for too long; `doing` says what was going on."""
+        """Make the error to raise after `seconds` of this failure; `doing` names the operation."""
         return self._kind(f"{doing}: {self._state} for {seconds:g} s: {self._error}")
 
 
 class Client:
-    """A client of one Redis, or of a whole cluster, whose calls are repeated while it is away."""
+    """Client of one Redis or of a whole Redis Cluster, which repeats calls while it is unreachable."""
 
     def __init__(self, url: str, config: StoreConfig) -> None:
-        """Connect; the server says whether it belongs to a cluster.
+        """Connect to a server, which tells whether it belongs to a cluster.
 
         Raises:
-            StoreUnavailable: it does not answer within 15 s, or refuses the credentials or what they may do,
-                or TLS fails, or this is no Redis URL.
+            StoreUnavailable: the server does not answer within 15 s, or refuses the credentials or what they
+                may do, or TLS fails, or the URL is not one of Redis.
         """
         self.shown = redact(url)
+        """URL without its password, for messages."""
         self._replicas = config.replicas
         self._wait_seconds = config.call_seconds / 2
         self._patience = PROBE_SECONDS
         self._clustered = False
-        # A Redis or a RedisCluster: they take the same commands.
         self.redis: Any = self._connect(url, 1, PROBE_CALL_SECONDS)
+        """A redis.Redis or redis.RedisCluster, which offer the same commands."""
         try:
             server = self.call("connecting", lambda: self.redis.info("cluster"))
         finally:
@@ -127,31 +141,35 @@ class Client:
         self._patience = config.patience_seconds
 
     def call(self, doing: str, operation: Callable[[], R]) -> R:
-        """The operation's result; `doing` says in errors what was going on.
+        """Run an operation, repeat it while Redis is unreachable, and return its result.
+
+        Args:
+            doing: what the operation does, for error messages.
+            operation: one or more commands, safe to run twice.
 
         Raises:
-            StoreUnavailable: Redis stayed away for `patience_seconds`, or refuses the credentials or what
+            StoreUnavailable: Redis was unreachable for `patience_seconds`, or refuses the credentials or what
                 they may do.
-            StoreFull: Redis was at its own memory limit for as long.
+            StoreFull: Redis was at its own memory limit for `patience_seconds`.
             StoreError: Redis refused the operation.
         """
         deadline = time.monotonic() + self._patience
-        for delay in delays():
+        for delay in retry_delays():
             try:
                 return self.attempt(doing, operation)
-            except Trouble as trouble:
+            except TemporaryFailure as failure:
                 if time.monotonic() + delay > deadline:
-                    raise trouble.after(self._patience, doing) from None
+                    raise failure.after(self._patience, doing) from None
             time.sleep(delay)
-            self.look_again()
-        raise AssertionError("delays never end")
+            self.reconnect()
+        raise AssertionError("retry_delays never end")
 
     def attempt(self, doing: str, operation: Callable[[], R]) -> R:
-        """One try of what `call` repeats.
+        """Run an operation once, and return its result; arguments as for `call`.
 
         Raises:
-            Trouble: another try may help.
-            StoreUnavailable, StoreError: none will.
+            TemporaryFailure: another attempt may succeed.
+            StoreUnavailable, StoreError: no other attempt will.
         """
         at = f"Redis at {self.shown}"
         try:
@@ -163,53 +181,71 @@ class Client:
                 raise StoreUnavailable(f"{doing}: no TLS with {at}: {error}") from None
             if REFUSED_IN_SCRIPT in str(error):
                 raise StoreUnavailable(f"{doing}: {at} refuses: {error}") from None
-            for code, state, kind in BUSY:
-                if code in str(error):
-                    raise Trouble(f"{at} {state}", error, kind) from None
-            if isinstance(error, AWAY) or any(code in str(error) for code in AWAY_CODES):
-                raise Trouble(f"{at} did not answer", error) from None
+            for text, state, kind in OVERLOADED:
+                if text in str(error):
+                    raise TemporaryFailure(f"{at} {state}", error, kind) from None
+            if isinstance(error, UNREACHABLE) or any(code in str(error) for code in UNREACHABLE_CODES):
+                raise TemporaryFailure(f"{at} did not answer", error) from None
             raise StoreError(f"{doing}: {at} answers: {error}") from None
 
     def script(self, source: str, replicated: bool = False) -> Script:
-        """A Lua script, sent whole only to a server that has not met it: one that took over has not.
+        """Make a Lua script callable. A call sends the script's hash, and its text only to a server that does
+        not know it, such as a replica that took over.
 
         Args:
-            source: its text. Every key that it touches is in KEYS, or begins with the tag of those.
-            replicated: it changes what must not be lost: return once `replay.replicas` replicas hold that.
+            source: text of the script. Every key that it touches is in KEYS or carries the hash tag of KEYS.
+            replicated: whether a call returns only once `replay.replicas` replicas hold its changes.
         """
         execute = self._replicated if replicated and self._replicas else self.redis.execute_command
 
         def run(names: Sequence[str], args: Sequence[Any]) -> Any:
             try:
-                return execute(*by_hash(source, names, args))
+                return execute(*evalsha(source, names, args))
             except NoScriptError:
                 return execute("EVAL", source, len(names), *names, *args)
 
         return run
 
     def pipelined(self, doing: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The replies to commands whose keys may lie anywhere: one round trip to every node.
+        """Run commands whose keys may lie in any slots, in one round trip to every node; return the replies.
+
+        Args:
+            doing: what the commands do, for error messages.
+            commands: each a command's name and arguments; repeated like the operation of `call`.
 
         Raises:
-            StoreError: as `call`.
+            StoreError: as for `call`.
         """
-
         return self.call(doing, lambda: self.pipeline(commands))
 
     def pipeline(self, commands: Iterable[Sequence[Any]], raise_on_error: bool = True) -> list[Any]:
-        """One try of what `pipelined` repeats; errors stay as they came, raised or among the replies."""
+        """Run commands like `pipelined`, but only once.
+
+        Args:
+            commands: each a command's name and arguments.
+            raise_on_error: whether to raise the first error among the replies, instead of returning it.
+
+        Raises:
+            RedisError: the commands could not be sent, or one failed and `raise_on_error` is set.
+        """
         with self.redis.pipeline(transaction=False) as pipe:
             for command in commands:
-                # By its name: the pipeline of a cluster has no methods for scripts.
+                # The pipeline of a cluster has no methods for scripts, so commands go by name.
                 pipe.execute_command(*command)
             replies: list[Any] = pipe.execute(raise_on_error)
             return replies
 
     def stream(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
-        """As `pipeline`, with errors among the replies; but each command leaves as soon as it is made, so the
-        server works on it while the next is made. A cluster gets all at once.
+        """Run commands once, and send each as soon as `commands` yields it, so that the server already works
+        on it while the next one is made. A cluster gets all commands together at the end.
 
-        The replies to all commands together must be small: none is read before the last command has left.
+        The replies must be small in total, because none is read before the last command was sent.
+
+        Returns:
+            The replies, with errors of single commands among them.
+
+        Raises:
+            RedisError: the commands could not be sent.
         """
         if self._clustered:
             return self.pipeline(commands, raise_on_error=False)
@@ -225,14 +261,15 @@ class Client:
                 except ResponseError as error:
                     replies.append(error)
             return replies
-        except BaseException:  # Ctrl-C, too: who has the connection next would read what was meant for this
+        except BaseException:
+            # Also on Ctrl-C: unread replies would be taken for replies to the connection's next user.
             connection.disconnect()
             raise
         finally:
             pool.release(connection)
 
     def _replicated(self, *command: Any) -> Any:
-        """Run a script, then WAIT: for what this connection wrote, so both go the same way."""
+        """Run a script, then WAIT for replicas on the same connection: WAIT covers only its own writes."""
         node = self.redis
         if self._clustered:
             node = node.get_redis_connection(node.get_node_from_key(command[3]))
@@ -244,8 +281,8 @@ class Client:
             raise TimeoutError(f"{held} replicas hold it, replay.replicas is {self._replicas}")
         return reply
 
-    def look_again(self) -> None:
-        """Forget who answered so far: it may be another's turn."""
+    def reconnect(self) -> None:
+        """Drop the known connections and cluster nodes, because another server may have taken over."""
         if not self._clustered:
             self.redis.connection_pool.disconnect_free_connections()
             return
@@ -255,12 +292,12 @@ class Client:
     def _connect(self, url: str, connections: int, seconds: float) -> Redis:
         try:
             if self.shown.endswith("***"):
-                # What is behind the mask could be taken for a host and show up in an error.
+                # A part of the password could be taken for the host and show up in an error.
                 raise ValueError
             pool = BlockingConnectionPool.from_url(
                 url,
                 **_bounds(connections, seconds),
-                # Repeating is `call`'s business: in one place, with a deadline.
+                # Only `call` repeats: in one place, with a deadline.
                 retry=Retry(NoBackoff(), 0),
             )
             pool.connection_class(**pool.connection_kwargs)
@@ -285,18 +322,18 @@ class Client:
             connection_pool_class=BlockingConnectionPool,
             **_bounds(connections, seconds),
             retry=Retry(NoBackoff(), 0),
-            # While some shards have nobody to serve them, the others go on.
+            # While no server has some of the slots, shards in the other slots stay usable.
             require_full_coverage=False,
         )
 
 
-def by_hash(source: str, names: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
-    """The command that runs a script which the server has met."""
+def evalsha(source: str, names: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
+    """Make the command that runs a script which the server already knows, by the hash of its text."""
     return ("EVALSHA", sha1(source.encode()).hexdigest(), len(names), *names, *args)
 
 
 def _bounds(connections: int, seconds: float) -> dict[str, Any]:
-    """Of a pool (for every node of a cluster), and of each of its connections."""
+    """Return the limits of a connection pool, one per node of a cluster, and of its connections."""
     return {
         "max_connections": connections,
         "timeout": seconds,
@@ -305,8 +342,8 @@ def _bounds(connections: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def delays() -> Iterator[float]:
-    """Seconds to wait between tries: soon at first, then less and less often; without end."""
+def retry_delays() -> Iterator[float]:
+    """Yield the seconds to wait between attempts, without end: 0.01 at first, doubling up to 0.5."""
     delay = 0.01
     while True:
         yield delay

@@ -1,4 +1,4 @@
-"""What a reader knows of the store's contents: a row an episode, kept up to date by differences."""
+"""Index of all committed episodes in a reader's memory, one row per episode, updated by changes only."""
 
 import math
 from bisect import bisect_left
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from longview.replay.codec import Record
 from longview.replay.episode import DRAWABLE, OUTCOMES, SOURCES, Selection, stratum_names
 from longview.replay.errors import StoreError
+from longview.replay.redis.totals import stats_of
 from longview.replay.sampling import Plan, Table, plan
-from longview.replay.stats import stats_of
 
 PAGE: Final = 5_000
-"""Entries of a list that a shard is asked for at once: more would keep others waiting for Redis."""
+"""Entries that a shard returns at once. With more, a reply would block Redis for other clients."""
 
 PLANS: Final = 8
 """Selections whose plans are kept."""
 
-_COLUMNS: Final = {
+_COLUMNS: Final = {  # see `sampling.Table`; shard: the shard that lists the episode
     "id": np.bytes_,
     "length": np.int32,
     "source": np.int8,
@@ -32,42 +32,50 @@ _COLUMNS: Final = {
 }
 
 
-def entry_of(record: Record) -> str:
-    """What an index in Redis holds of an episode."""
+def index_entry(record: Record) -> str:
+    """Return the entry of an episode in the index that Redis keeps."""
     return f"{record.meta.id}:{record.length}:{record.outcome}:{record.meta.task}"
 
 
 class Index:
-    """All committed episodes as of the last `apply`. Not safe to use from several threads."""
+    """All committed episodes at the time of the last `apply`. Only one thread at a time may use it."""
 
     def __init__(self, shards: int) -> None:
         self._known = [[0] * (2 + len(SOURCES)) for _ in range(shards)]
-        """Per shard, the times up to which its lists are known: removals, priorities, episodes by source."""
+        """Times up to which the lists of each shard are known: removals, priorities, episodes by source."""
         self._totals: list[dict[bytes, bytes]] = [{} for _ in range(shards)]
+        """Totals of each shard."""
         self._rows: dict[str, int] = {}
-        """By id; a row whose episode is gone serves another later."""
+        """Rows by episode id."""
         self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, kind) for name, kind in _COLUMNS.items()}
+        """Columns of the table, (rows,), with room for more rows."""
         self._tasks: list[str] = []
+        """Names of the tasks, in the order in which they were first seen."""
         self._held_out: set[str] = set()
+        """Ids that are never drawn."""
         self._order: NDArray[np.int64] = np.zeros(0, np.int64)
-        """Rows that may be drawn from, sorted by id, but for these changes: rows that came and that went."""
-        self._came: list[int] = []
-        self._went: list[int] = []
+        """Rows that may be drawn from, sorted by id, without the changes in `_added` and `_removed`."""
+        self._added: list[int] = []
+        """Rows that were added since `_order` was sorted."""
+        self._removed: list[int] = []
+        """Rows whose episode was removed since `_order` was sorted."""
         self._free: list[int] = []
+        """Rows for new episodes to use again."""
         self._plans: dict[Selection, Plan] = {}
+        """Plans of the current table."""
 
     def known(self, shard: int) -> list[int]:
-        """What `scripts.CHANGES` wants to know: up to when this reader knows each of the shard's lists."""
+        """Return the times up to which each list of a shard is known, as `scripts.CHANGES` takes them."""
         return self._known[shard]
 
     def apply(self, shard: int, reply: Sequence[Any]) -> bool:
-        """Take in what `scripts.CHANGES` says of a shard, its indices in the order of `SOURCES`.
+        """Apply the reply of a shard to `scripts.CHANGES`, whose indices are in the order of `SOURCES`.
 
         Returns:
-            Whether there is more to ask for.
+            Whether the shard has more changes to ask for.
 
         Raises:
-            StoreError: another version of the store has written there.
+            StoreError: the index was written by another version of Longview.
         """
         everything, totals, *lists = reply
         known, self._totals[shard] = self._known[shard], dict(zip(totals[::2], totals[1::2], strict=True))
@@ -90,55 +98,57 @@ class Index:
         for number, changes in enumerate((removed, priorities, *indices)):
             if len(changes) >= PAGE:
                 known[number] = changes[-1][1]
-            # Priorities of episodes that are not listed yet were left for later.
+            # The script returns no priorities while it has more episodes to list, so they stay unknown.
             elif number != 1 or not behind:
                 known[number] = clock
         return behind or len(removed) >= PAGE or len(priorities) >= PAGE
 
     def forget(self, id: str, time: float = math.inf) -> None:
-        """Leave out an episode that is no longer there, unless it was committed after this time."""
+        """Remove an episode that is no longer stored, unless it was committed at or after this time."""
         row = self._rows.get(id)
         if row is not None and self._columns["committed"][row] < time:
             del self._rows[id]
             self._columns["length"][row] = 0
-            self._went.append(row)
+            self._removed.append(row)
             self._plans.clear()
 
     def hold_out(self, ids: Iterable[str]) -> None:
-        """Let no step of these episodes be drawn, whether they are known already or not."""
+        """Exclude episodes from draws, also those that are not known yet."""
         self._held_out |= set(ids)
         self._columns["length"][[self._rows[id] for id in self._held_out if id in self._rows]] = 0
         self._plans.clear()
 
     def ids(self, source: str | None = None) -> list[str]:
-        """Those of all episodes, or of one source, sorted."""
-        of = self._columns["source"]
-        return sorted(id for id, row in self._rows.items() if source is None or SOURCES[of[row]] == source)
+        """Return the ids of all episodes, or of one source, sorted."""
+        numbers = self._columns["source"]
+        return sorted(
+            id for id, row in self._rows.items() if source is None or SOURCES[numbers[row]] == source
+        )
 
     def plan(self, selection: Selection) -> Plan:
-        """How to draw; made anew when something that is known has changed.
+        """Return the plan by which to draw for a selection. A plan is kept until the index changes.
 
         Raises:
-            StoreError: nothing that is known is selected.
+            StoreError: the selection matches no episode.
         """
         if selection not in self._plans:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
             self._sort()
-            columns = {f"{name}_N": column for name, column in self._columns.items() if name != "shard"}
-            table = Table(order_E=self._order, tasks=self._tasks, **columns)
+            columns = {name: column for name, column in self._columns.items() if name != "shard"}
+            table = Table(order=self._order, task_names=self._tasks, **columns)
             self._plans[selection] = plan(table, selection)
         return self._plans[selection]
 
     def steps(self, selection: Selection) -> int:
-        """How many there are to draw from."""
+        """Return the number of stored steps that match a selection."""
         try:
             return self.plan(selection).steps
         except StoreError:
             return 0
 
     def committed_steps(self, selection: Selection) -> int:
-        """Steps that were ever committed, in all tasks, of sources and outcomes that are selected."""
+        """Return the steps that were ever committed with a selected source and outcome, in all tasks."""
         names = [stratum_names(stratum) for stratum, share in selection.mix.items() if share]
         return sum(
             count.steps
@@ -148,7 +158,7 @@ class Index:
         )
 
     def _values(self, entry: str, source: int, time: int, shard: int) -> tuple[Any, ...]:
-        """Of an episode, in the order of the columns."""
+        """Return the values of an episode's row, in the order of the columns."""
         try:
             id, length, outcome, task = entry.split(":", 3)
             drawable = outcome in DRAWABLE and id not in self._held_out
@@ -158,17 +168,17 @@ class Index:
             raise StoreError(f"{entry!r} was written to the index by another version of Longview") from None
 
     def _add(self, episodes: Sequence[tuple[Any, ...]]) -> None:
-        """Episodes by their values."""
+        """Add episodes, each given by the values of its row."""
         if not episodes:
             return
         rows = []
         for id, *_ in episodes:
             self.forget(id)
-            # Without a free one, all that ever were are in use or have just gone.
-            self._rows[id] = self._free.pop() if self._free else len(self._rows) + len(self._went)
+            # If no row is free, every row so far is in use or in `_removed`.
+            self._rows[id] = self._free.pop() if self._free else len(self._rows) + len(self._removed)
             rows.append(self._rows[id])
         if (size := max(rows) + 1) > len(self._columns["id"]):
-            # Twice as many: so each is copied only about once, however many there are.
+            # Doubling the size copies each row only about once in total.
             self._columns = {name: np.resize(column, 2 * size) for name, column in self._columns.items()}
             self._columns["length"][size:] = 0
         for name, values in zip(_COLUMNS, zip(*episodes, strict=True), strict=True):
@@ -176,26 +186,27 @@ class Index:
             if new.itemsize > self._columns[name].itemsize:
                 self._columns[name] = self._columns[name].astype(new.dtype)
             self._columns[name][rows] = new
-        self._came += rows
+        self._added += rows
         self._plans.clear()
 
     def _task(self, name: str) -> int:
+        """Return the number of a task, a new one if its name is new."""
         if name not in self._tasks:
             self._tasks.append(name)
         return self._tasks.index(name)
 
     def _sort(self) -> None:
-        """Take what came into the order, and what went out of it."""
+        """Bring `_order` up to date with the rows that were added and removed."""
         length, ids = self._columns["length"], self._columns["id"]
         order = self._order[length[self._order] > 0]
-        came = np.array([row for row in self._came if length[row] > 0], np.int64)
-        came = came[np.argsort(ids[came])]
-        places = [bisect_left(order, id, key=ids.__getitem__) for id in ids[came]]
-        self._order = np.insert(order, places, came)
-        self._free += self._went
-        self._came, self._went = [], []
+        added = np.array([row for row in self._added if length[row] > 0], np.int64)
+        added = added[np.argsort(ids[added])]
+        places = [bisect_left(order, id, key=ids.__getitem__) for id in ids[added]]
+        self._order = np.insert(order, places, added)
+        self._free += self._removed
+        self._added, self._removed = [], []
 
 
 def _scored(entries: Sequence[bytes]) -> Iterator[tuple[str, int]]:
-    """Entries of a sorted set, each with its score."""
+    """Pair the entries of a sorted set with their scores."""
     return ((entry.decode(), int(score)) for entry, score in zip(entries[::2], entries[1::2], strict=True))

@@ -1,7 +1,7 @@
-"""Every Redis key of the store, a function each.
+"""Names of all Redis keys of the store, one function per key.
 
-All keys of a shard carry the hash tag {namespace:shard}, so that they share a slot of a Redis Cluster and one
-script may touch them together.
+All keys of a shard carry the hash tag {namespace:shard}. They share a slot of a Redis Cluster, so one script
+may touch them together.
 """
 
 import re
@@ -12,10 +12,11 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
 
 def check_namespace(namespace: str) -> str:
-    """The namespace itself.
+    """Check a namespace, and return it.
 
     Raises:
-        ValueError: it holds a character that could forge a key, or is empty or too long.
+        ValueError: it is not 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`; others could forge a
+            key.
     """
     if not _NAMESPACE.fullmatch(namespace):
         raise ValueError(f"namespace must match {_NAMESPACE.pattern}, not {namespace!r}")
@@ -23,76 +24,78 @@ def check_namespace(namespace: str) -> str:
 
 
 def shard_of(episode_id: str, shards: int) -> int:
-    """The shard that an episode lives in: the same in every process."""
+    """Return the shard of an episode, 0 to shards - 1; it follows from the id alone."""
     return zlib.crc32(episode_id.encode()) % shards
 
 
 def layout(namespace: str) -> str:
-    """Hash: what every client of the namespace must agree on (`format`, `shards`)."""
+    """Name the hash of the namespace's settings that all clients share: `format` and `shards`."""
     return f"{{{namespace}}}:layout"
 
 
 def tasks(namespace: str) -> str:
-    """Hash: task name -> its spec."""
+    """Name the hash from task names to encoded task specs."""
     return f"{{{namespace}}}:tasks"
 
 
 def tag(namespace: str, shard: int) -> str:
-    """The hash tag of a shard, which its keys are made from."""
+    """Return the hash tag of a shard, with which all its keys begin."""
     return f"{{{namespace}:{shard}}}"
 
 
 def episodes(tag: str) -> str:
-    """Hash: episode id -> record. An episode is committed if and only if it is in here."""
+    """Name the hash from episode ids to encoded records. It holds exactly the committed episodes."""
     return f"{tag}:episodes"
 
 
 def index(tag: str, source: str) -> str:
-    """Sorted set of one source: `<id>:<length>:<outcome>:<task>`, scored by the time of its commit."""
+    """Name the sorted set of a source's episodes: `<id>:<length>:<outcome>:<task>`, with the commit's
+    time."""
     return f"{tag}:index:{source}"
 
 
 def priorities(tag: str) -> str:
-    """Hash: episode id -> its priority, of those that were given one."""
+    """Name the hash from episode ids to priorities; episodes without an entry have priority 1."""
     return f"{tag}:priorities"
 
 
 def prioritized(tag: str) -> str:
-    """Sorted set: ids of the same episodes, scored by the time of the last change."""
+    """Name the sorted set of ids with a priority, each with the time of its last change."""
     return f"{tag}:prioritized"
 
 
 def removed(tag: str) -> str:
-    """Sorted set: ids of removed episodes, scored by the time of their removal."""
+    """Name the sorted set of ids of removed episodes, each with the time of the removal."""
     return f"{tag}:removed"
 
 
 def quarantine(tag: str) -> str:
-    """Hash: episode id -> its record and what is wrong, of episodes that are damaged and set aside."""
+    """Name the hash from ids of damaged episodes to their record and the damage."""
     return f"{tag}:quarantine"
 
 
 def totals(tag: str) -> str:
-    """Hash of counters and of the shard's clock; see scripts.py."""
+    """Name the hash of the shard's counters and clock; `scripts.py` lists its fields."""
     return f"{tag}:totals"
 
 
 def chunks(tag: str, episode_id: str, token: str, numbers: Iterable[int]) -> list[str]:
-    """Strings: the bytes of these chunks, of one writer of one episode; they expire until it is committed."""
+    """Name the strings with the bytes of these chunks of an episode, as one writer stored them. They expire
+    unless the episode is committed."""
     prefix = writer_prefix(tag, episode_id, token)
     return [f"{prefix}{number}" for number in numbers]
 
 
 def writer_prefix(tag: str, episode_id: str, token: str) -> str:
-    """What the keys of a writer's chunks begin with; the rest is the number."""
+    """Return the prefix of the keys of a writer's chunks; the chunk's number follows."""
     return f"{chunks_prefix(tag)}{episode_id}:{token}:"
 
 
 def chunks_prefix(tag: str) -> str:
-    """What the chunk keys of a shard begin with; the rest is `<id>:<token>:<number>`."""
+    """Return the prefix of all chunk keys of a shard; `<id>:<token>:<number>` follows."""
     return f"{tag}:chunks:"
 
 
 def chunks_pattern(namespace: str) -> str:
-    """What SCAN takes to find the chunks of all shards."""
+    """Return the pattern by which SCAN finds the chunks of all shards."""
     return f"{{{namespace}:*}}:chunks:*"

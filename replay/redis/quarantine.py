@@ -1,4 +1,4 @@
-"""Whole episodes as they are stored, and what becomes of those that are damaged."""
+"""Reading of whole episodes, and the quarantine, which holds damaged ones."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,28 +10,33 @@ from longview.replay.episode import SOURCES, Episode
 from longview.replay.errors import CodecError, Quarantined, UnknownEpisode
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.sink import REMOVED_LISTED
 
 
-def read_whole(client: Client, tag: str, id: str) -> Episode:
-    """A committed episode of a shard; its arrays are read-only.
+def read_episode(client: Client, tag: str, id: str) -> Episode:
+    """Read a committed episode. Its arrays are read-only.
+
+    Args:
+        client: connection to the store.
+        tag: hash tag of the episode's shard.
+        id: the episode's id.
 
     Raises:
-        UnknownEpisode: there is none of this id, or it was removed meanwhile.
-        Quarantined: there was one, and it is set aside.
-        UnknownFormat: it is of another version of the format.
-        CodecError: it is damaged.
+        UnknownEpisode: no committed episode has the id, or it was removed during the read.
+        Quarantined: the episode is in the quarantine.
+        UnknownFormat: the episode was written in another version of the format.
+        CodecError: the episode is damaged.
     """
     doing = f"reading episode {id}"
     packed, aside = client.pipelined(
         doing, [("HGET", keys.episodes(tag), id), ("HGET", keys.quarantine(tag), id)]
     )
     if packed is None and aside is not None:
-        raise Quarantined(f"episode {id} is damaged and in quarantine: {aside_of(aside).why}")
+        raise Quarantined(f"episode {id} is damaged and in quarantine: {decode_entry(aside).why}")
     if packed is None:
         raise UnknownEpisode(f"no committed episode {id!r}")
-    record = whole_record(id, packed)
+    record = checked_record(id, packed)
     stored, still = client.pipelined(
         doing,
         [("MGET", *chunk_keys(tag, record)), ("HGET", keys.episodes(tag), id)],
@@ -41,11 +46,11 @@ def read_whole(client: Client, tag: str, id: str) -> Episode:
     return assemble(record, stored)
 
 
-def whole_record(id: str, packed: bytes) -> Record:
-    """The record that is stored under an id.
+def checked_record(id: str, packed: bytes) -> Record:
+    """Decode the record that is stored under an id.
 
     Raises:
-        CodecError: it is damaged.
+        CodecError: the record is damaged, or of another id.
     """
     try:
         record = decode_record(packed)
@@ -57,11 +62,15 @@ def whole_record(id: str, packed: bytes) -> Record:
 
 
 def assemble(record: Record, stored: Sequence[bytes | None]) -> Episode:
-    """An episode from its record and all its chunks; None are those that are not there.
+    """Make an episode from its record and its chunks.
+
+    Args:
+        record: the episode's record.
+        stored: bytes of every chunk in order, None for a missing one.
 
     Raises:
-        UnknownFormat: it is of another version of the format.
-        CodecError: it is damaged.
+        UnknownFormat: a chunk was written in another version of the format.
+        CodecError: a chunk is missing or damaged, or the chunks do not match the record.
     """
     try:
         if missing := [str(number) for number, chunk in enumerate(stored) if chunk is None]:
@@ -80,51 +89,58 @@ def assemble(record: Record, stored: Sequence[bytes | None]) -> Episode:
 
 
 def chunk_keys(tag: str, record: Record) -> list[str]:
-    """Where the chunks of an episode are."""
+    """Return the keys of an episode's chunks, in order."""
     return keys.chunks(tag, record.meta.id, record.token, range(record.chunks))
 
 
-def set_aside(client: Client, tag: str, id: str, why: str) -> bool:
-    """Move an episode to the quarantine: nobody draws or reads it any more, and another may take its id.
+def move_to_quarantine(client: Client, tag: str, id: str, why: str) -> bool:
+    """Move an episode to the quarantine. It can no longer be drawn or read, and its id may be used again.
+
+    Args:
+        client: connection to the store.
+        tag: hash tag of the episode's shard.
+        id: the episode's id.
+        why: the damage, for people.
 
     Returns:
-        False if it is not there (any more).
+        False if no committed episode has the id.
 
     Raises:
-        StoreError: Redis stayed away, or refused.
+        StoreError: Redis was unreachable for `patience_seconds`, or refused.
     """
-    doing = f"setting episode {id} aside"
+    doing = f"moving episode {id} to the quarantine"
     packed = client.call(doing, lambda: client.redis.hget(keys.episodes(tag), id))
     if packed is None:
         return False
     names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), keys.quarantine(tag)]
     names += [keys.priorities(tag), keys.prioritized(tag), *(keys.index(tag, source) for source in SOURCES)]
-    value = msgpack.packb(Aside(why, packed))
+    value = msgpack.packb(QuarantineEntry(why, packed))
     args: list[Any] = [id, packed, value, REMOVED_LISTED]
     try:
-        record = whole_record(id, packed)
-        args += [entry_of(record), record.meta.source, record.length, record.bytes]
+        record = checked_record(id, packed)
+        args += [index_entry(record), record.meta.source, record.length, record.bytes]
     except CodecError:
-        pass  # then only counting everything anew tells what has to change beside it
+        pass  # without a record, `verify` has to correct the index and the totals
     run = client.script(scripts.QUARANTINE, replicated=True)
     return bool(client.call(doing, lambda: run(names, args)))
 
 
-class Aside(NamedTuple):
-    """What the quarantine keeps of an episode, beside its chunks."""
+class QuarantineEntry(NamedTuple):
+    """Entry of the quarantine: what is kept of a damaged episode besides its chunks."""
 
     why: str
+    """The damage, for people."""
     record: bytes
-    """As it was stored."""
+    """The episode's record, as it was stored."""
 
 
-def aside_of(value: bytes) -> Aside:
-    """From what is stored."""
-    return Aside(*msgpack.unpackb(value))
+def decode_entry(value: bytes) -> QuarantineEntry:
+    """Decode an entry of the quarantine."""
+    return QuarantineEntry(*msgpack.unpackb(value))
 
 
-def owned(token: str, packed: bytes) -> bool:
-    """Whether chunks of that token may belong to this record; a damaged one says nothing against it."""
+def may_own(token: str, packed: bytes) -> bool:
+    """Tell whether chunks with this token may belong to the record. A damaged record may own any chunks."""
     try:
         return decode_record(packed).token == token
     except CodecError:

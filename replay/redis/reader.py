@@ -1,4 +1,4 @@
-"""Reading rows of episodes: only the chunks that they are in, of many episodes at once."""
+"""Reader of rows of many episodes at once. It fetches only the chunks that hold the rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -12,16 +12,23 @@ from longview.replay.redis.client import Client
 from longview.replay.sampling import Draw
 
 FETCHED_AT_ONCE: Final = 32 << 20
-"""Bytes of stored chunks that are asked for in one round trip, unless those of one episode are more."""
+"""Bytes of stored chunks that are fetched in one round trip; a single episode may exceed it."""
 
 Found = PartialEpisode | UnknownEpisode | CodecError
-"""An episode, or why there is none."""
+"""An episode, or the error that prevents reading it."""
 
 
 class ChunkReader:
-    """Reads rows of episodes, and keeps what it read as long as there is room."""
+    """Reader of rows of episodes, with a cache."""
 
     def __init__(self, client: Client, tag_of: Callable[[str], str], cache_bytes: int) -> None:
+        """Make a reader with an empty cache.
+
+        Args:
+            client: connection to the store.
+            tag_of: returns the hash tag of an episode id's shard.
+            cache_bytes: limit on the decoded chunks that the reader keeps.
+        """
         self._client = client
         self._tag_of = tag_of
         self._cache = EpisodeCache(cache_bytes)
@@ -29,15 +36,19 @@ class ChunkReader:
     def segments(
         self, draws: Sequence[Draw], by: str, before: int, after: int
     ) -> tuple[list[Segment], dict[str, UnknownEpisode | CodecError]]:
-        """What was drawn, with the rows around it; and by id, why there is nothing of an episode.
+        """Read the rows around drawn steps.
 
         Args:
-            draws: the steps.
-            by: what they were drawn by.
-            before, after: rows wanted before and after each.
+            draws: the drawn steps.
+            by: the rule that they were drawn by, one of `DRAW_BY`.
+            before: rows before each drawn step.
+            after: rows after each drawn step.
+
+        Returns:
+            A segment for each draw whose episode could be read, and the errors of the other episodes by id.
 
         Raises:
-            StoreError, UnknownFormat: as `fetch`.
+            StoreError, UnknownFormat: as for `fetch`.
         """
         spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
         found = self.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
@@ -59,17 +70,20 @@ class ChunkReader:
         return segments, failed
 
     def fetch(self, wanted: Iterable[tuple[str, range]]) -> dict[str, Found]:
-        """Episodes in which these rows are filled.
+        """Load rows of episodes.
 
-        All records that are not in the cache are read in one round trip, and then all chunks that are not, as
-        far as they are no more than `FETCHED_AT_ONCE`.
+        The records that are not cached are read in one round trip. The chunks that are not cached follow in
+        round trips of about `FETCHED_AT_ONCE` bytes.
 
         Args:
-            wanted: ids, and rows that lie within the episode; of one id there may be several.
+            wanted: pairs of an id and rows within its episode; an id may occur several times.
+
+        Returns:
+            By id, the episode with these rows loaded, or the error that prevents it.
 
         Raises:
-            StoreError: Redis stayed away.
-            UnknownFormat: a chunk is of another version.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
+            UnknownFormat: a chunk was written in another version of the format.
         """
         rows: dict[str, list[range]] = {}
         for id, span in wanted:
@@ -109,16 +123,17 @@ class ChunkReader:
     def _filled(
         self, episodes: Mapping[str, PartialEpisode], missing: Mapping[str, Sequence[int]]
     ) -> dict[str, Found]:
-        """The same episodes with their missing chunks."""
+        """Load the missing chunks of these episodes in one round trip."""
         commands: list[tuple[str, ...]] = []
         for id, episode in episodes.items():
             tag = self._tag_of(id)
             commands.append(("MGET", *keys.chunks(tag, id, episode.record.token, missing[id])))
-            # Chunks go with their record: if it is still here after them, what is missing is damage.
+            # Chunks are removed together with their record. If the record outlives a missing chunk, the
+            # episode is damaged; otherwise it was removed.
             commands.append(("HEXISTS", keys.episodes(tag), id))
         replies = self._client.pipelined("reading chunks of episodes", commands)
         found: dict[str, Found] = {}
-        for (id, episode), chunks, there in zip(episodes.items(), replies[::2], replies[1::2], strict=True):
+        for (id, episode), chunks, kept in zip(episodes.items(), replies[::2], replies[1::2], strict=True):
             try:
                 found[id] = episode
                 for number, chunk in zip(missing[id], chunks, strict=True):
@@ -128,14 +143,14 @@ class ChunkReader:
             except UnknownFormat:
                 raise
             except CodecError as error:
-                found[id] = error if there else UnknownEpisode(id)
+                found[id] = error if kept else UnknownEpisode(id)
         return found
 
 
 def _groups(
     episodes: Mapping[str, PartialEpisode], missing: Mapping[str, Sequence[int]]
 ) -> Iterator[list[str]]:
-    """Ids of episodes with missing chunks, in groups to be read in one round trip each."""
+    """Divide the ids of episodes with missing chunks into groups, each read in one round trip."""
     group, size = list[str](), 0
     for id, numbers in missing.items():
         if numbers:

@@ -1,22 +1,22 @@
-"""Every change to a shard that touches more than one key: Lua, one atomic step each, Redis 6.2 and later.
+"""Lua scripts for all changes to a shard that touch more than one key. Each is atomic; Redis 6.2 or later.
 
-Keys that a script finds out by itself, those of the chunks of episodes that give way, begin with the hash tag
-of its KEYS: they lie in the same slot, which is what a Redis Cluster asks for.
+A script computes the keys of the chunks of episodes that it evicts. They carry the hash tag of its KEYS and
+so lie in the same slot, as a Redis Cluster requires.
 
 Fields of a shard's totals:
-    clock                                     microseconds, time of the last change, always rising
-    floor                                     removals up to this time are no longer listed
-    bytes                                     what is stored now, of all sources
-    live:<source>:{episodes,steps,bytes}      what is stored now
-    ever:<source>:<outcome>:{episodes,...}    what was ever committed
-    evicted:<source>:{episodes,...}           what was ever removed to make room
-    quarantined                               episodes set aside as damaged
+    clock                                     time of the last change in microseconds, strictly increasing
+    floor                                     time up to which removals are no longer listed
+    bytes                                     stored bytes of all sources
+    live:<source>:{episodes,steps,bytes}      episodes that are stored now
+    ever:<source>:<outcome>:{episodes,...}    episodes that were ever committed
+    evicted:<source>:{episodes,...}           episodes that were ever evicted to make room
+    quarantined                               number of damaged episodes in the quarantine
 """
 
 from typing import Final
 
 _RECORD: Final = """
--- What a record says; nothing if there is none, or it is damaged: that must not stop what comes after it.
+-- Decode a record; return an empty table if it is missing or damaged, so that the script can go on.
 local function record_of(packed)
   local readable, record = pcall(cmsgpack.unpack, packed or '')
   return readable and type(record) == 'table' and record or {}
@@ -24,15 +24,16 @@ end
 """
 
 _UNLINK: Final = """
+-- Remove the chunks 0 to chunks - 1 whose keys begin with a prefix.
 local function unlink(prefix, chunks)
   for i = 0, chunks - 1 do redis.call('UNLINK', prefix .. i) end
 end
 """
 
 RENEW: Final = """
--- Let the chunks of an episode that is not committed yet live on; one that is, stays for ever anyway.
+-- Extend the life of the chunks of an uncommitted episode. Chunks of a committed episode never expire.
 -- KEYS 1 prefix of this writer's chunks
--- ARGV 1 number of chunks  2 their life time, milliseconds
+-- ARGV 1 number of chunks  2 life time in milliseconds
 for i = 0, ARGV[1] - 1 do
   if redis.call('PTTL', KEYS[1] .. i) > 0 then redis.call('PEXPIRE', KEYS[1] .. i, ARGV[2]) end
 end
@@ -53,8 +54,10 @@ return 1
 )
 
 _CLOCK: Final = """
+-- Return a field of the totals as a number.
 local function number(field) return tonumber(redis.call('HGET', totals, field) or '0') end
 
+-- Advance the shard's clock and return it.
 local function tick()
   local now = redis.call('TIME')
   local clock = string.format('%.0f', math.max(now[1] * 1000000 + now[2], number('clock') + 1))
@@ -64,13 +67,14 @@ end
 """
 
 _REMOVE: Final = """
+-- Add an episode to the counters of a label (sign 1), or subtract it (sign -1).
 local function count(label, sign, steps, bytes)
   redis.call('HINCRBY', totals, label .. ':episodes', sign)
   redis.call('HINCRBY', totals, label .. ':steps', sign * steps)
   redis.call('HINCRBY', totals, label .. ':bytes', sign * bytes)
 end
 
--- Readers learn of it; so many removals stay listed.
+-- Remove an episode, and list the removal for readers; at most `listed` removals stay listed.
 local function remove(id, listed)
   redis.call('HDEL', episodes, id)
   redis.call('HDEL', priorities, id)
@@ -84,13 +88,13 @@ end
 
 COMMIT: Final = (
     """
--- Make an episode visible, once, and make room for it.
+-- Make an episode visible, exactly once, and evict others to make room for it.
 -- KEYS 1 episodes  2 totals  3 removed  4 prefix of this writer's chunks  5 priorities  6 prioritized
 --      7 quarantine  8 index of the episode's source  9... indices that may be evicted from
 -- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
---      9 byte budget  10 prefix of chunk keys  11 how many removals stay listed  12 entry of the index
+--      9 byte budget  10 prefix of chunk keys  11 number of removals that stay listed  12 entry of the index
 --      13... sources of KEYS 9...
--- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes that stay}
+-- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes never evicted}
 local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 local length, size = tonumber(ARGV[6]), tonumber(ARGV[7])
 local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -100,6 +104,7 @@ local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
     + _REMOVE
     + _UNLINK
     + """
+-- Return the index and the entry of the oldest episode that may be evicted.
 local function oldest()
   local index, entry, time
   for i = 9, #KEYS do
@@ -111,11 +116,12 @@ local function oldest()
   return index, entry
 end
 
+-- Evict an episode, and return its bytes.
 local function evict(index, entry)
   local id = string.match(entry, '^[^:]+')
   local record = record_of(redis.call('HGET', episodes, id))
   redis.call('ZREM', index, entry)
-  if not record.token then return 0 end -- an entry without episode
+  if not record.token then return 0 end -- the entry belongs to no readable episode
   unlink(ARGV[10] .. id .. ':' .. record.token .. ':', record.chunks)
   count('live:' .. record.meta.source, -1, record.length, record.bytes)
   count('evicted:' .. record.meta.source, 1, record.length, record.bytes)
@@ -126,11 +132,11 @@ end
 
 local present = redis.call('HGET', episodes, ARGV[1])
 if record_of(present).token == ARGV[2] then
-  -- Written again, so that waiting for replicas covers it, whichever connection wrote it first.
+  -- This writer's episode is committed. It is written again, so that a WAIT on this connection covers it.
   redis.call('HSET', episodes, ARGV[1], present)
   return {'committed'}
 end
--- One that is in quarantine may come again, one that gave way may not.
+-- An evicted id must not be committed again; an id in the quarantine may.
 local gone = redis.call('ZSCORE', removed, ARGV[1]) and redis.call('HEXISTS', KEYS[7], ARGV[1]) == 0
 if present or gone then
   unlink(KEYS[4], chunks)
@@ -147,7 +153,7 @@ for i = 13, #ARGV do fixed = fixed - number('live:' .. ARGV[i] .. ':bytes') end
 if fixed + size > budget then return {'full', fixed} end
 while stored + size > budget do
   local index, entry = oldest()
-  if not index then return {'full', stored} end -- the totals are wrong
+  if not index then return {'full', stored} end -- only if the totals are wrong
   stored = stored - evict(index, entry)
 end
 
@@ -163,7 +169,7 @@ return {'committed'}
 
 PRIORITIZE: Final = (
     """
--- Say how often episodes are to be drawn.
+-- Set the priorities of episodes; ids of episodes that are not committed are ignored.
 -- KEYS 1 episodes  2 totals  3 priorities  4 prioritized
 -- ARGV id 1  its priority  id 2  its priority ...
 local totals = KEYS[2]
@@ -180,11 +186,11 @@ end
 )
 
 CHANGES: Final = """
--- What has changed in a shard since a reader looked last: the oldest changes of each list.
+-- Return the changes of a shard since a reader's last call, the oldest ones of each list first.
 -- KEYS 1 totals  2 priorities  3 removed  4 prioritized  5... indices
--- ARGV 1 how many of each  2... time up to which the reader knows KEYS 3...; 0 for everything
--- Returns {1 if it has to forget what it knew (else 0), totals, of each of KEYS 3...: {entry, time, ...}}
--- An entry of prioritized is `<id>:<priority>`; there are none while indices have more than was returned.
+-- ARGV 1 largest number of changes per list  2... time up to which the reader knows KEYS 3...; 0 for nothing
+-- Returns {1 if the reader must start afresh, else 0; totals; for each of KEYS 3...: {entry, time, ...}}
+-- An entry of prioritized is `<id>:<priority>`. Priorities are returned only after all episodes.
 local clock = tonumber(redis.call('HGET', KEYS[1], 'clock') or '0')
 local floor = tonumber(redis.call('HGET', KEYS[1], 'floor') or '0')
 local since = tonumber(ARGV[2])
@@ -214,11 +220,11 @@ return found
 
 QUARANTINE: Final = (
     """
--- Set a damaged episode aside: it is listed and drawn no longer. Its chunks stay.
+-- Move a damaged episode to the quarantine: it is no longer listed or drawn. Its chunks stay.
 -- KEYS 1 episodes  2 totals  3 removed  4 quarantine  5 priorities  6 prioritized  7... all indices
--- ARGV 1 id  2 its record  3 the same with what is wrong  4 how many removals stay listed
+-- ARGV 1 id  2 its record  3 entry of the quarantine  4 number of removals that stay listed
 --      and if the record can be read  5 entry of the index  6 source  7 length  8 bytes
--- Returns 0 if that is not what is stored (any more), else 1.
+-- Returns 0 if this record is not stored under the id (any more), else 1.
 local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 """
     + _CLOCK
@@ -240,9 +246,10 @@ return 1
 DROP: Final = (
     _UNLINK
     + """
--- Remove an episode that is in quarantine for good.
+-- Delete an episode in the quarantine.
 -- KEYS 1 quarantine  2 totals  3 prefix of its chunks, if they are known
--- ARGV 1 id  2 what is stored there  3 number of its chunks, if they are known
+-- ARGV 1 id  2 its entry of the quarantine  3 number of its chunks, if they are known
+-- Returns 0 if this entry is not in the quarantine (any more), else 1.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[2], 'quarantined', redis.call('HLEN', KEYS[1]))
@@ -253,10 +260,11 @@ return 1
 
 RELIST: Final = (
     """
--- Put the indices right for one episode, if its record is still what it was.
+-- Correct the entries of one episode in the indices, unless its record has changed.
 -- KEYS 1 episodes  2 totals  3... all indices
--- ARGV 1 id  2 its record, '' if there is none  3 number of the index that should list it, 0 for none
---      4 its entry  then number and entry of every one that is wrong
+-- ARGV 1 id  2 its record, '' if it has none  3 number of the index that should list it, from 1; 0 for none
+--      4 the right entry  5... number of the index and entry, for each wrong entry
+-- Returns 0 if the record has changed, else 1.
 local totals = KEYS[2]
 """
     + _CLOCK
@@ -274,10 +282,10 @@ return 1
 RECOUNT: Final = (
     _RECORD
     + """
--- Compare a shard's totals with what it holds. Blocks the shard for as long as that takes.
+-- Compare a shard's totals with its episodes. Redis serves no other client meanwhile.
 -- KEYS 1 episodes  2 totals  3 quarantine
--- ARGV 1 1 to put the totals right, else 0  2... all sources
--- Returns {field, what it says, what it should say, ...} of those that are wrong.
+-- ARGV 1 1 to correct the totals, else 0  2... all sources
+-- Returns {field, its value, its right value, ...} for each wrong field.
 local right = {bytes = 0, quarantined = redis.call('HLEN', KEYS[3])}
 for i = 2, #ARGV do
   for _, unit in ipairs({'episodes', 'steps', 'bytes'}) do right['live:' .. ARGV[i] .. ':' .. unit] = 0 end

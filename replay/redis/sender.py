@@ -1,4 +1,4 @@
-"""What writers hand over, sent to Redis by a thread in the background, in the order in which it came."""
+"""Background thread that sends the chunks and commits of writers to Redis, in the order they were queued."""
 
 import atexit
 import logging
@@ -14,83 +14,94 @@ from typing import Any, Final
 
 from longview.replay.config import StoreConfig
 from longview.replay.errors import ReplayError, StoreError
-from longview.replay.redis.client import Client, Trouble, delays
+from longview.replay.redis.client import Client, TemporaryFailure, retry_delays
 
 log = logging.getLogger(__name__)
 
 JOB_BYTES: Final = 4096
-"""What a job costs in memory beside its arrays."""
+"""Memory that a job needs besides its arrays, in bytes."""
 BATCH: Final = 16
+"""Largest number of jobs that are sent in one round trip."""
 BATCH_BYTES: Final = 16 << 20
-"""At most so much goes in one round trip."""
+"""Largest size of the jobs that are sent in one round trip."""
 LARGE_BYTES: Final = 1 << 20
-"""A chunk of this size is worth a pause of its writer, for it to leave at once."""
+"""Size from which a chunk's writer pauses, so that the chunk leaves at once."""
 PAUSE_SECONDS: Final = 1e-6
-"""What is asked for: the system makes some 50 us of it."""
+"""Length of the pause that is requested; the system makes it about 50 us."""
 LINGER_SECONDS: Final = 1.0
-"""The thread ends when it has had nothing to do for so long; another is started when there is something."""
+"""Idle time after which the thread ends; the next job starts a new one."""
 
 Commands = Sequence[Sequence[Any]]
+"""Redis commands, each a name and its arguments."""
 
 
-class Lane:
-    """What one writer has handed over: it fails alone, and may be given up alone."""
+class JobGroup:
+    """Jobs of one writer. They run in order; once a chunk fails for good, all later jobs fail."""
 
     failure: ReplayError | None = None
-    """Why what was handed over cannot be stored, whatever else is tried."""
+    """Error of the chunk that could not be stored; None: no chunk failed."""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits for Redis, and how long writers had to wait for that."""
+    """State of the queue to Redis."""
 
     chunks: int
+    """Number of chunks that are not stored yet."""
     bytes: int
-    """Size in memory, before compression."""
+    """Memory that the jobs in the queue occupy, before compression."""
     waited_seconds: float
-    """Time for which writers found the queue full, all together."""
+    """Seconds that writers have waited for room in the queue so far, summed over all writers."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Something to be done in the background, and in the end what came of it."""
+    """Task for the background thread, and its result."""
 
     sender: "Sender" = field(repr=False)
-    lane: Lane
+    """Sender that runs the job."""
+    group: JobGroup
+    """Jobs of the same writer."""
     doing: str
-    """For errors."""
+    """Description of the job, for error messages."""
     size: int
+    """Memory that the job occupies, in bytes."""
     commands: Callable[[], Commands]
-    """Makes what is sent, in one round trip with what is before and behind it."""
+    """Function that makes the commands to send."""
     finish: Callable[[Sequence[Any]], Any]
-    """What came of it, from the replies."""
+    """Function that makes the result from the replies to the commands."""
     is_chunk: bool
+    """Whether the job stores a chunk."""
     done: bool = False
+    """Whether the job succeeded or failed."""
     value: Any = None
+    """Result of a job that succeeded."""
     error: ReplayError | None = None
+    """Error of a job that failed."""
 
     def prepare(self) -> Commands:
-        """The commands, which are made once."""
+        """Return the commands, made at the first call."""
         commands = self.commands()
         self.commands = lambda: commands
         return commands
 
     def result(self) -> Any:
-        """What came of it; waits for that.
+        """Wait for the job, and return its result.
 
         Raises:
-            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`. It is still going to be.
-            ReplayError: it failed for good.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`. The job stays in the
+                queue.
+            ReplayError: the job failed for good.
         """
         return self.sender.wait(self)
 
 
 class Sender:
-    """The background thread and its queue, which is bounded in bytes. Safe to use from several threads.
+    """Background thread with a queue of jobs, bounded in bytes. Any number of threads may use it.
 
-    While Redis is away or full, the thread keeps trying; what waits for it, waits for `patience_seconds`
-    without any progress, then fails, and may be repeated. So nothing that was taken is ever dropped, unless
-    its writer gives it up.
+    While Redis is unreachable or full, the thread repeats its attempts. Callers that wait fail after
+    `patience_seconds` without progress, and may wait again. A queued job is dropped only if its writer gives
+    it up.
     """
 
     def __init__(self, client: Client, config: StoreConfig) -> None:
@@ -98,76 +109,83 @@ class Sender:
         self._limit = config.queue_bytes
         self._patience = config.patience_seconds
         self._waited = 0.0
-        self._forget()
+        self._reset()
         _SENDERS.add(self)
 
-    def _forget(self) -> None:
-        """Be as new: also in a process that was forked, where there is no thread, and no job of this one."""
+    def _reset(self) -> None:
+        """Start with an empty queue and no thread. A forked process does so too, since it inherits no
+        thread."""
         self._changed = threading.Condition()
         self._jobs: dict[Job, None] = {}
+        """Jobs that are not done, the oldest first."""
         self._bytes = 0
+        """Size of the jobs in the queue."""
         self._full = False
+        """Whether a writer has waited for room since the queue was last half empty."""
         self._progress = time.monotonic()
-        """When something was stored last, or had to wait first."""
-        self._trouble: Trouble | None = None
+        """Time of the last success, or of the first job in the queue if that is later."""
+        self._failure: TemporaryFailure | None = None
+        """Reason for the last failed attempt; None: the last attempt succeeded."""
         self._thread: threading.Thread | None = None
 
-    def put(self, lane: Lane, doing: str, size: int, commands: Callable[[], Commands]) -> None:
-        """Hand over a chunk of `size` bytes; waits only while the queue is full.
+    def put(self, group: JobGroup, doing: str, size: int, commands: Callable[[], Commands]) -> None:
+        """Queue a chunk. Waits only while the queue is full.
 
         Args:
-            lane: whose it is.
-            doing: for errors.
-            size: in memory.
-            commands: makes what stores it, which may run any number of times; called once, in the background.
+            group: jobs of the chunk's writer.
+            doing: what the job does, for error messages.
+            size: memory of the chunk's arrays, in bytes.
+            commands: makes the commands that store the chunk, which must be safe to repeat. It is called
+                once, in the background.
 
         Raises:
-            StoreUnavailable, StoreFull: the queue stayed full; nothing was taken.
-            ReplayError: an earlier chunk of the lane cannot be stored.
+            StoreUnavailable, StoreFull: the queue stayed full, and the chunk was not queued.
+            ReplayError: an earlier chunk of the group cannot be stored.
         """
         with self._changed:
             self._wait_for_room(size + JOB_BYTES, doing)
-            if lane.failure is not None:
-                raise lane.failure
+            if group.failure is not None:
+                raise group.failure
             size += JOB_BYTES
-            self._take(Job(self, lane, doing, size, commands, _without_error, is_chunk=True))
+            self._queue(Job(self, group, doing, size, commands, _without_error, is_chunk=True))
         if size >= LARGE_BYTES:
-            # A thread that lets go of the interpreter only while it copies a row has it again before another
-            # wakes up: without a pause nothing of an episode would leave before its last step.
+            # A thread that releases the interpreter only while it copies a row gets it back before the sender
+            # wakes up. Without a pause, no chunk of an episode would leave before its last step.
             time.sleep(PAUSE_SECONDS)
 
     def call(
         self,
-        lane: Lane,
+        group: JobGroup,
         doing: str,
         finish: Callable[[Sequence[Any]], Any],
         commands: Callable[[], Commands] = tuple,
     ) -> Job:
-        """Do something once all that the lane handed over is stored; does not wait.
+        """Queue a call that runs once all earlier chunks of the group are stored. Does not wait.
 
         Args:
-            lane: whose it is; if a chunk of it cannot be stored, this fails for the same reason.
-            doing: for errors.
-            finish: one attempt, which may be repeated any number of times; takes the replies to `commands`.
-            commands: makes what may be sent right behind the chunks, when it is not yet known whether they
-                were stored; called once, in the background.
+            group: jobs of the caller's writer. If a chunk of it cannot be stored, the call fails with its
+                error.
+            doing: what the call does, for error messages.
+            finish: runs the call once, with the replies to `commands`; it must be safe to repeat.
+            commands: makes commands to send directly after the chunks, before it is known whether they were
+                stored. It is called once, in the background.
         """
-        job = Job(self, lane, doing, JOB_BYTES, commands, finish, is_chunk=False)
+        job = Job(self, group, doing, JOB_BYTES, commands, finish, is_chunk=False)
         with self._changed:
-            if lane.failure is not None:
-                self._end(job, error=lane.failure)
+            if group.failure is not None:
+                self._end(job, error=group.failure)
             else:
-                self._take(job)
+                self._queue(job)
         return job
 
-    def drop(self, lane: Lane, why: ReplayError) -> None:
-        """Give up what waits of a lane."""
+    def drop(self, group: JobGroup, why: ReplayError) -> None:
+        """Remove the group's jobs from the queue; they fail with the error `why`."""
         with self._changed:
-            for job in [job for job in self._jobs if job.lane is lane]:
+            for job in [job for job in self._jobs if job.group is group]:
                 self._end(job, error=why)
 
     def wait(self, job: Job) -> Any:
-        """A job's result; see there."""
+        """Wait for a job, and return its result; errors as for `Job.result`."""
         with self._changed:
             self._wait_until(lambda: job.done, job.doing, since=time.monotonic())
         if job.error is not None:
@@ -175,22 +193,24 @@ class Sender:
         return job.value
 
     def flush(self) -> None:
-        """Wait until everything that was handed over is stored.
+        """Wait until the queue is empty.
 
         Raises:
-            StoreUnavailable, StoreFull: there was no progress for `patience_seconds`.
+            StoreUnavailable, StoreFull: nothing was stored for `patience_seconds`.
         """
         with self._changed:
             self._wait_until(lambda: not self._jobs, "storing what is left", since=time.monotonic())
 
     def close(self) -> None:
-        """Flush, but for no longer than there is hope, then give up what is left.
+        """Wait until the queue is empty; after `patience_seconds` without progress, drop the jobs that are
+        left.
 
         Raises:
-            StoreUnavailable, StoreFull: there are commits among that.
+            StoreUnavailable, StoreFull: commits were dropped.
         """
         with self._changed:
-            since = self._progress if self._trouble else time.monotonic()
+            # The patience counts from the last success if Redis is already known to be unreachable.
+            since = self._progress if self._failure else time.monotonic()
             try:
                 self._wait_until(lambda: not self._jobs, "storing what is left", since)
             except StoreError as error:
@@ -198,15 +218,15 @@ class Sender:
                 for job in list(self._jobs):
                     self._end(job, error=error)
                 if lost:
-                    raise type(error)(f"{error}; given up {len(lost)}: {lost[0].doing}, ...") from None
+                    raise type(error)(f"{error}; gave up {len(lost)}: {lost[0].doing}, ...") from None
 
     def state(self) -> Queue:
-        """How full the queue is."""
+        """Return how full the queue is."""
         with self._changed:
             chunks = sum(job.is_chunk for job in self._jobs)
             return Queue(chunks, self._bytes, self._waited)
 
-    # What waits, holding the lock
+    # Callers that wait, with the lock held
 
     def _wait_for_room(self, size: int, doing: str) -> None:
         if not self._jobs or self._bytes + size <= self._limit:
@@ -214,7 +234,7 @@ class Sender:
         started = time.monotonic()
         if not self._full:
             self._full = True
-            why = self._trouble or "it takes less than comes"
+            why = self._failure or "it stores fewer bytes than writers produce"
             log.warning("%s: the queue is full, waiting for Redis (%s)", doing, why)
         try:
             self._wait_until(
@@ -227,13 +247,13 @@ class Sender:
         while not condition():
             left = max(since, self._progress) + self._patience - time.monotonic()
             if left <= 0:
-                trouble = self._trouble or Trouble(
+                failure = self._failure or TemporaryFailure(
                     f"Redis at {self._client.shown} did not answer", "no reply"
                 )
-                raise trouble.after(self._patience, doing)
+                raise failure.after(self._patience, doing)
             self._changed.wait(left)
 
-    def _take(self, job: Job) -> None:
+    def _queue(self, job: Job) -> None:
         if not self._jobs:
             self._progress = time.monotonic()
         self._jobs[job] = None
@@ -244,7 +264,7 @@ class Sender:
         self._changed.notify_all()
 
     def _end(self, job: Job, value: Any = None, error: ReplayError | None = None) -> None:
-        if job.done:  # given up while it was under way
+        if job.done:  # it was dropped while it was being sent
             return
         if self._jobs.pop(job, job) is None:
             self._bytes -= job.size
@@ -254,11 +274,11 @@ class Sender:
         job.done, job.value, job.error = True, value, error
         self._changed.notify_all()
 
-    # The background
+    # The background thread
 
     def _run(self) -> None:
-        pauses = delays()
-        while batch := self._next():
+        pauses = retry_delays()
+        while batch := self._next_batch():
             try:
                 for job, outcome in self._attempts(batch):
                     try:
@@ -267,11 +287,11 @@ class Sender:
                         self._fail(job, error)
                     else:
                         self._succeed(job, value)
-                    pauses = delays()
-            except Trouble as trouble:
-                self._trouble = trouble.with_traceback(None)
+                    pauses = retry_delays()
+            except TemporaryFailure as failure:
+                self._failure = failure.with_traceback(None)
                 time.sleep(next(pauses))
-                self._client.look_again()
+                self._client.reconnect()
             except ReplayError as error:
                 for job in batch:
                     self._fail(job, error)
@@ -280,8 +300,8 @@ class Sender:
                 for job in batch:
                     self._fail(job, StoreError(f"{job.doing}: {error!r}"))
 
-    def _next(self) -> list[Job]:
-        """The next jobs to send together; none when there was nothing to do for a while."""
+    def _next_batch(self) -> list[Job]:
+        """Return the next jobs to send together, or none if the queue stayed empty for `LINGER_SECONDS`."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._jobs, LINGER_SECONDS):
                 self._thread = None
@@ -291,7 +311,7 @@ class Sender:
             return batch
 
     def _fill(self, batch: list[Job]) -> None:
-        """Add to a batch what waits behind it."""
+        """Add the next jobs of the queue to a batch, up to its limits."""
         size = sum(job.size for job in batch)
         for job in islice(self._jobs, BATCH):
             if job not in batch:
@@ -301,13 +321,14 @@ class Sender:
                 batch.append(job)
 
     def _attempts(self, batch: list[Job]) -> Iterator[tuple[Job, Callable[[], Any]]]:
-        """What each job of a batch comes to, one after the other; the batch grows while it is sent."""
+        """Send a batch once, and yield each job with the function that finishes it. The batch grows while it
+        is sent."""
         sent: list[tuple[Job, int]] = []
 
         def commands() -> Iterator[Sequence[Any]]:
             for job in batch:
                 try:
-                    if not job.done:  # as it is when a chunk before it cannot be stored
+                    if not job.done:  # it is done already if an earlier chunk of its group failed
                         commands = job.prepare()
                         sent.append((job, len(commands)))
                         yield from commands
@@ -323,26 +344,27 @@ class Sender:
 
     def _succeed(self, job: Job, value: Any) -> None:
         with self._changed:
-            self._progress, self._trouble = time.monotonic(), None
+            self._progress, self._failure = time.monotonic(), None
             self._end(job, value)
 
     def _fail(self, job: Job, error: ReplayError) -> None:
         log.error("%s", error)
         with self._changed:
-            if job.is_chunk:  # what comes after it is worth nothing
-                job.lane.failure = error
-                self.drop(job.lane, error)
+            if job.is_chunk:  # without it, the rest of the episode is useless
+                job.group.failure = error
+                self.drop(job.group, error)
             self._end(job, error=error)
 
 
 def _without_error(replies: Sequence[Any]) -> None:
+    """Raise the first error among the replies."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
 
 
 _SENDERS: "weakref.WeakSet[Sender]" = weakref.WeakSet()
-"""All that may have something left to send: as long as one has, its thread keeps it alive."""
+"""All senders that may have jobs left. The thread of a sender with jobs keeps the sender alive."""
 
 
 def _close_all() -> None:
@@ -353,10 +375,10 @@ def _close_all() -> None:
             log.error("%s", error)
 
 
-def _forget_all() -> None:
+def _reset_all() -> None:
     for sender in list(_SENDERS):
-        sender._forget()
+        sender._reset()
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_reset_all)

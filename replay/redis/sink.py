@@ -1,4 +1,4 @@
-"""Where writers' episodes go: what is sent to Redis to store and to commit them, one attempt at a time."""
+"""Commands by which writers store, commit and discard episodes, one attempt at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -7,20 +7,29 @@ from longview.replay.codec import Record, encode_record
 from longview.replay.config import StoreConfig
 from longview.replay.errors import MissingChunks, StoreFull
 from longview.replay.redis import keys, scripts
-from longview.replay.redis.client import Client, by_hash
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.client import Client, evalsha
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.sender import Commands
 
 REMOVED_LISTED: Final = 10_000
-"""Removals a shard remembers; a reader that missed more of them reads its whole index anew."""
+"""Removals that a shard lists. A reader that missed more than this reads the whole index of the shard
+again."""
 
 
 class Sink:
-    """The shards of a namespace, as writers see them. All of this may run twice."""
+    """Target of the writers of a namespace. Every method is safe to run twice."""
 
     def __init__(
         self, client: Client, tag_of: Callable[[str], str], shards: int, config: StoreConfig
     ) -> None:
+        """Prepare the commands.
+
+        Args:
+            client: connection to the store.
+            tag_of: returns the hash tag of an episode id's shard.
+            shards: number of shards.
+            config: byte budget, life time of chunks, replicas.
+        """
         self._client = client
         self._tag_of = tag_of
         self._budget = config.byte_budget // shards
@@ -30,37 +39,46 @@ class Sink:
         self._discard = client.script(scripts.DISCARD)
 
     def chunk(self, record: Record, chunk: bytes | memoryview) -> Commands:
-        """What stores the next chunk of an episode, whose record counts those before."""
-        # Where there is one of this number, it is the same, and must not begin to expire if it is committed.
+        """Make the command that stores the next chunk of an episode, whose record counts the chunks
+        before."""
+        # NX: a repeated SET would store the same bytes, but would let a committed chunk expire.
         return [("SET", f"{self._prefix(record)}{record.chunks}", chunk, "PX", self._life, "NX")]
 
     def renew(self, record: Record) -> Commands:
-        """What lets the chunks of an episode that are stored live on."""
+        """Make the command that extends the life of the stored chunks of an uncommitted episode."""
         return [("EVAL", scripts.RENEW, 1, self._prefix(record), record.chunks, self._life)]
 
     def send(self, commands: Commands) -> None:
-        """Store chunks, again.
+        """Send commands that store chunks again.
 
         Raises:
-            RedisError: it did not work.
+            RedisError: Redis could not be reached or refused them.
         """
         self._client.pipeline(commands)
 
     def committing(self, record: Record) -> Commands:
-        """What may make an episode visible when it is sent right behind its chunks; `commit` takes the reply.
-        Nothing, where replicas have to hold it: that takes a command more, on the same connection."""
-        return [] if self._config.replicas else [by_hash(scripts.COMMIT, *self._commitment(record))]
+        """Make the commands that commit an episode when they are sent directly after its chunks; `commit`
+        takes the replies.
+
+        The list is empty if replicas must hold the commit, because WAIT must then follow on the same
+        connection.
+        """
+        return [] if self._config.replicas else [evalsha(scripts.COMMIT, *self._commitment(record))]
 
     def commit(self, record: Record, replies: Sequence[Any] = ()) -> bool:
-        """Make an episode visible whose chunks are all stored; False: another writer's already was.
+        """Make an episode visible whose chunks are stored.
 
         Args:
-            replies: to `committing`, if that was sent.
+            record: the episode's record, with its outcome.
+            replies: replies to `committing`; if they hold no verdict, the commit is sent now.
+
+        Returns:
+            True if the store holds this episode, False if it already holds another one of this id.
 
         Raises:
-            StoreFull: there is no room, and nothing that may be evicted.
-            MissingChunks: what was stored of it is no longer there.
-            RedisError: it did not work.
+            StoreFull: the episode does not fit, and nothing may be evicted.
+            MissingChunks: Redis no longer holds all chunks of the episode.
+            RedisError: Redis could not be reached or refused the commit.
         """
         if replies and not isinstance(replies[0], Exception):
             verdict, *detail = replies[0]
@@ -70,26 +88,27 @@ class Sink:
             raise StoreFull(
                 f"no room for episode {record.meta.id} of {record.bytes} bytes: its shard may hold "
                 f"{self._budget} bytes, {detail[0]} of them are never evicted; "
-                "raise replay.byte_budget, which the shards divide"
+                "raise replay.byte_budget, which is divided among the shards"
             )
         if verdict == b"incomplete":
             raise MissingChunks(
-                f"episode {record.meta.id}: of {record.chunks} chunks, {detail[0]} are left; they expire "
-                f"within replay.orphan_seconds ({self._config.orphan_seconds:g}) of the newest"
+                f"episode {record.meta.id}: Redis holds {detail[0]} of its {record.chunks} chunks; chunks "
+                f"expire within replay.orphan_seconds ({self._config.orphan_seconds:g}) after the newest"
             )
         return bool(verdict == b"committed")
 
     def discard(self, record: Record) -> None:
-        """Remove what is stored of an episode that is given up.
+        """Remove the chunks of an episode that was given up.
 
         Raises:
-            RedisError: it did not work.
+            RedisError: Redis could not be reached or refused it.
         """
         id = record.meta.id
         names = [keys.episodes(self._tag_of(id)), self._prefix(record)]
         self._discard(names, [id, record.token, record.chunks])
 
     def _commitment(self, record: Record) -> tuple[list[str], list[Any]]:
+        """Make KEYS and ARGV of the script that commits an episode."""
         id, source, evicted = record.meta.id, record.meta.source, self._config.evict
         tag, listed = self._tag_of(id), REMOVED_LISTED
         names = [keys.episodes(tag), keys.totals(tag), keys.removed(tag), self._prefix(record)]
@@ -97,7 +116,7 @@ class Sink:
         names += [keys.index(tag, name) for name in (source, *evicted)]
         args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
         args += [record.length, record.bytes, record.chunks]
-        args += [self._budget, keys.chunks_prefix(tag), listed, entry_of(record), *evicted]
+        args += [self._budget, keys.chunks_prefix(tag), listed, index_entry(record), *evicted]
         return names, args
 
     def _prefix(self, record: Record) -> str:

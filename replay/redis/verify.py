@@ -1,8 +1,8 @@
-"""Everything that can be wrong in a store: found, and put right.
+"""Verification of a whole store: it finds damage and inconsistencies, and repairs them.
 
-An episode that is damaged goes to the quarantine, where nobody draws or reads it; what only follows from
-episodes (indices, totals, life times) is made to follow again. A store may be verified while it is in use:
-what looks wrong is looked at once more, for it may just have changed.
+A damaged episode is moved to the quarantine, where it can no longer be drawn or read. Data that follow from
+the episodes (indices, totals, expiry of chunks) are computed again. A store may be verified while it is in
+use: whatever looks wrong is read a second time, because it may just have changed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,69 +15,88 @@ from longview.replay.episode import SOURCES, TaskSpec, validate_episode
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.keys import shard_of
-from longview.replay.redis.quarantine import aside_of, assemble, chunk_keys, owned, set_aside, whole_record
+from longview.replay.redis.quarantine import (
+    assemble,
+    checked_record,
+    chunk_keys,
+    decode_entry,
+    may_own,
+    move_to_quarantine,
+)
 
 PAGE: Final = 500
-"""Episodes, or keys, that are asked for at once."""
+"""Episodes or keys that are fetched in one round trip."""
 PAGE_BYTES: Final = 32 << 20
-"""Bytes of chunks that are asked for at once, unless those of one episode are more."""
+"""Bytes of chunks that are fetched in one round trip; a single episode may exceed it."""
 FOREVER: Final = -1
-"""Time to live of a key that does not expire."""
+"""Reply to PTTL for a key that does not expire."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong."""
+    """Problem that was found in a store."""
 
     kind: str
-    """`episode`: damaged. `index`: it lists what is not there, or not what is. `expiry`: chunks of an episode
-    would expire, or chunks of none would not. `totals`: they do not add up. `task`: a spec is damaged or
-    missing, for which there is no repair."""
+    """Kind of problem. `episode`: an episode is damaged. `index`: an index lists an episode that is not
+    stored, or lacks one that is. `expiry`: chunks of an episode would expire, or chunks of no episode would
+    not. `totals`: a total is wrong. `task`: a spec is damaged or missing, which cannot be repaired."""
     what: str
+    """Id, key or task that has the problem."""
     why: str
+    """Description of the problem."""
     repaired: bool = False
+    """Whether the problem was repaired."""
 
 
 @dataclass
 class Verdict:
-    """What is in a store, and what is wrong with it."""
+    """Result of a verification."""
 
     episodes: int = 0
+    """Number of undamaged episodes."""
     steps: int = 0
+    """Steps of the undamaged episodes."""
     bytes: int = 0
-    """Of the episodes that are whole."""
+    """Stored bytes of the undamaged episodes."""
     findings: list[Finding] = field(default_factory=list)
+    """Problems, repaired or not."""
     quarantined: dict[str, str] = field(default_factory=dict)
-    """By id: why."""
+    """Damage of the episodes in the quarantine, by id."""
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong, or is no longer."""
+        """Whether no problem is left unrepaired."""
         return all(finding.repaired for finding in self.findings)
 
 
 @dataclass
 class Verifier:
-    """One pass over a namespace."""
+    """Verification of a namespace; each instance runs once."""
 
     client: Client
+    """Connection to the store."""
     namespace: str
+    """Namespace to verify."""
     tags: Sequence[str]
+    """Hash tags of the shards, in order."""
     orphan_seconds: float
+    """Life time to give to chunks that belong to no episode."""
     repair: bool
+    """Whether to repair what is found."""
     drop: bool
-    """Remove what is in quarantine for good."""
+    """Whether to delete the episodes in the quarantine."""
     progress: Callable[[int, int], None]
-    """Told how many episodes are done, and how many there are."""
+    """Function that is called with the number of episodes checked so far and of all episodes."""
     verdict: Verdict = field(default_factory=Verdict)
+    """Result so far."""
 
     def run(self) -> Verdict:
-        """Look at everything.
+        """Check everything, and return the result.
 
         Raises:
-            StoreError: Redis stayed away, or refused.
+            StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
         specs = self._specs()
         counts = [("HLEN", keys.episodes(tag)) for tag in self.tags]
@@ -94,8 +113,8 @@ class Verifier:
         self._expiries()
         for tag in self.tags:
             self._totals(tag)
-            for id, value in self._aside(tag).items():
-                self.verdict.quarantined[id.decode()] = aside_of(value).why
+            for id, value in self._quarantine(tag).items():
+                self.verdict.quarantined[id.decode()] = decode_entry(value).why
         return self.verdict
 
     # Tasks
@@ -118,18 +137,19 @@ class Verifier:
         specs: dict[str, TaskSpec],
         listed: dict[str, tuple[int, str]],
     ) -> None:
-        """Check a page of episodes; adds to `listed` in which index each belongs, and as what."""
+        """Check a page of episodes. Adds each readable one to `listed`: by id, the number of its index and
+        its entry."""
         tag, records = self.tags[shard], list[Record]()
         for name, packed in page.items():
             id = name.decode(errors="replace")
             try:
-                records.append(whole_record(id, packed))
+                records.append(checked_record(id, packed))
                 if (right := shard_of(id, len(self.tags))) != shard:
                     raise CodecError(f"episode {id} belongs to shard {right}, not {shard}")
             except CodecError as error:
-                self._damaged(tag, id, str(error))
+                self._report_damage(tag, id, str(error))
             else:
-                listed[id] = (SOURCES.index(records[-1].meta.source), entry_of(records[-1]))
+                listed[id] = (SOURCES.index(records[-1].meta.source), index_entry(records[-1]))
         for group in _groups(records):
             commands: list[tuple[str, ...]] = []
             for record in group:
@@ -148,31 +168,33 @@ class Verifier:
         lives: list[int],
         specs: dict[str, TaskSpec],
     ) -> None:
+        """Check an episode, given the bytes and the life times of its chunks."""
         id, task = record.meta.id, record.meta.task
         try:
             episode = assemble(record, stored)
             if task in specs:
                 validate_episode(episode, specs[task])
             elif not any(found.what == task for found in self.verdict.findings if found.kind == "task"):
-                self._found("task", task, "there are episodes of it, but it is not registered", False)
+                self._found("task", task, "the store holds episodes of it, but it is not registered", False)
         except UnknownFormat as error:
             self._found("episode", id, str(error), repaired=False)
         except (CodecError, EpisodeError) as error:
-            self._damaged(tag, id, str(error))
+            self._report_damage(tag, id, str(error))
         else:
             if any(left >= 0 for left in lives):
-                self._expiring(tag, record, lives)
+                self._stop_expiry(tag, record, lives)
             self.verdict.episodes += 1
             self.verdict.steps += record.length
             self.verdict.bytes += record.bytes
 
-    def _damaged(self, tag: str, id: str, why: str) -> None:
-        packed = self._ask([("HEXISTS", keys.episodes(tag), id)])[0]
-        if packed:  # else it was removed meanwhile, and its chunks with it
-            repaired = self.repair and set_aside(self.client, tag, id, why)
+    def _report_damage(self, tag: str, id: str, why: str) -> None:
+        """Report a damaged episode, unless it was removed meanwhile together with its chunks."""
+        if self._ask([("HEXISTS", keys.episodes(tag), id)])[0]:
+            repaired = self.repair and move_to_quarantine(self.client, tag, id, why)
             self._found("episode", id, why, repaired)
 
-    def _expiring(self, tag: str, record: Record, lives: list[int]) -> None:
+    def _stop_expiry(self, tag: str, record: Record, lives: list[int]) -> None:
+        """Report an episode whose chunks would expire, given their life times in milliseconds."""
         if self.repair:
             self._ask([("PERSIST", chunk) for chunk in chunk_keys(tag, record)])
         left = min(left for left in lives if left >= 0)
@@ -181,7 +203,7 @@ class Verifier:
     # Indices
 
     def _indices(self, tag: str, listed: dict[str, tuple[int, str]]) -> None:
-        """Compare the indices of a shard with what they should hold."""
+        """Compare the indices of a shard with the entries that they should hold."""
         held: dict[str, set[tuple[int, str]]] = {id: set() for id in listed}
         for number, source in enumerate(SOURCES):
             for page in self._scan("ZSCAN", keys.index(tag, source)):
@@ -193,20 +215,21 @@ class Verifier:
                 self._relist(tag, id, entries)
 
     def _relist(self, tag: str, id: str, suspected: set[tuple[int, str]]) -> None:
+        """Check the entries of one episode again, and report them if they are still wrong."""
         packed = self._ask([("HGET", keys.episodes(tag), id)])[0]
         right: tuple[int, str] | None = None
         if packed is not None:
             try:
-                record = whole_record(id, packed)
+                record = checked_record(id, packed)
             except CodecError:
-                return  # was found already
-            right = SOURCES.index(record.meta.source), entry_of(record)
+                return  # it was reported already
+            right = SOURCES.index(record.meta.source), index_entry(record)
         candidates = sorted(suspected | ({right} if right else set()))
         names = [keys.index(tag, source) for source in SOURCES]
         scores = self._ask([("ZSCORE", names[number], entry) for number, entry in candidates])
-        there = {entry for entry, score in zip(candidates, scores, strict=True) if score is not None}
-        wrong = sorted(there - {right})
-        missing = right is not None and right not in there
+        present = {entry for entry, score in zip(candidates, scores, strict=True) if score is not None}
+        wrong = sorted(present - {right})
+        missing = right is not None and right not in present
         if not wrong and not missing:
             return
         if self.repair:
@@ -218,19 +241,20 @@ class Verifier:
         why += [f"listed under {SOURCES[number]} as {entry}" for number, entry in wrong]
         self._found("index", id, ", ".join(why), self.repair)
 
-    # Life times
+    # Expiry
 
     def _expiries(self) -> None:
-        """Find chunks that belong to no episode and will not expire."""
+        """Report chunks that belong to no episode and would never expire."""
         writers: dict[str, list[str]] = {}
         for key in self.client.call("looking for chunks", lambda: list(self._orphans())):
             writers.setdefault(key.rpartition(":")[0], []).append(key)
         for writer, chunks in writers.items():
             if self.repair:
                 self._ask([("PEXPIRE", chunk, int(1000 * self.orphan_seconds)) for chunk in chunks])
-            self._found("expiry", writer, "chunks of no episode, which would stay for ever", self.repair)
+            self._found("expiry", writer, "chunks of no episode would never expire", self.repair)
 
     def _orphans(self) -> Iterator[str]:
+        """Yield the keys of chunks that belong to no episode and would never expire."""
         prefixes = {keys.chunks_prefix(tag): tag for tag in self.tags}
         found = self.client.redis.scan_iter(keys.chunks_pattern(self.namespace), count=PAGE)
         for page in _pages(found, PAGE):
@@ -240,8 +264,8 @@ class Verifier:
                 if prefix is not None:
                     id, _, token = key.decode()[len(prefix) :].rpartition(":")[0].rpartition(":")
                     named.append((prefixes[prefix], key.decode(), id, token))
-            # How long each lives, whose it is, and once more how long: one that is committed or evicted in
-            # between is not taken for an orphan.
+            # The life time is read before and after the owner, so that a chunk whose episode is committed or
+            # evicted in between is not taken for an orphan.
             lives = self.client.pipeline([("PTTL", key) for _, key, _, _ in named])
             lasting = [name for name, left in zip(named, lives, strict=True) if left == FOREVER]
             questions = [
@@ -254,33 +278,36 @@ class Verifier:
                 )
             ]
             replies = iter(self.client.pipeline(questions))
-            for (_, name, _, token), packed, aside, left in zip(
+            for (_, name, _, token), packed, quarantined, left in zip(
                 lasting, replies, replies, replies, strict=True
             ):
-                of = [packed] if packed is not None else []
-                of += [aside_of(aside).record] if aside is not None else []
-                if left == FOREVER and not any(owned(token, record) for record in of):
+                records = [packed] if packed is not None else []
+                records += [decode_entry(quarantined).record] if quarantined is not None else []
+                if left == FOREVER and not any(may_own(token, record) for record in records):
                     yield name
 
     # Totals and quarantine
 
     def _totals(self, tag: str) -> None:
+        """Report totals of a shard that do not match its episodes."""
         names = [keys.episodes(tag), keys.totals(tag), keys.quarantine(tag)]
         wrong = self._script(scripts.RECOUNT, names, [int(self.repair), *SOURCES])
         for name, said, right in zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True):
             self._found("totals", f"{tag} {name.decode()}", f"says {said}, not {right}", self.repair)
 
-    def _aside(self, tag: str) -> dict[bytes, bytes]:
-        aside: dict[bytes, bytes] = self._ask([("HGETALL", keys.quarantine(tag))])[0]
-        return aside
+    def _quarantine(self, tag: str) -> dict[bytes, bytes]:
+        """Return the entries of a shard's quarantine, encoded, by id."""
+        entries: dict[bytes, bytes] = self._ask([("HGETALL", keys.quarantine(tag))])[0]
+        return entries
 
     def _drop(self, tag: str) -> None:
-        for id, value in self._aside(tag).items():
+        """Delete the episodes in a shard's quarantine."""
+        for id, value in self._quarantine(tag).items():
             names, args = [keys.quarantine(tag), keys.totals(tag)], list[Any]([id, value])
             try:
-                record = whole_record(id.decode(), aside_of(value).record)
+                record = checked_record(id.decode(), decode_entry(value).record)
             except CodecError:
-                pass  # which chunks are its own cannot be told: they expire like all that are nobody's
+                pass  # its chunks are unknown; they expire as chunks of no episode
             else:
                 names.append(keys.writer_prefix(tag, id.decode(), record.token))
                 args.append(record.chunks)
@@ -299,7 +326,7 @@ class Verifier:
         return self.client.call("verifying", lambda: run(names, args))
 
     def _scan(self, command: str, key: str) -> Iterator[dict[bytes, Any]]:
-        """Pages of a hash's or sorted set's items; an item may be in several."""
+        """Yield the items of a hash or sorted set in pages; an item may be in several pages."""
         cursor: bytes | int = 0
         while True:
             cursor, items = self._ask([(command, key, cursor, "COUNT", PAGE)])[0]
@@ -309,7 +336,7 @@ class Verifier:
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records of which all chunks are read in one round trip."""
+    """Divide records into groups whose chunks are read in one round trip."""
     group, size = list[Record](), 0
     for record in records:
         if group and size + record.bytes > PAGE_BYTES:
@@ -322,6 +349,7 @@ def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def _pages(found: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Divide an iterable into lists of `size` items; the last list may be shorter."""
     rest = iter(found)
     while page := list(islice(rest, size)):
         yield page

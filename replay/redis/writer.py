@@ -1,4 +1,4 @@
-"""Writing one episode, step by step."""
+"""Writer of one episode, step by step."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,25 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, frame, seal
+from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
 from longview.replay.config import StoreConfig
 from longview.replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
 from longview.replay.errors import EpisodeError, MissingChunks
 from longview.replay.redis.blocks import BlockPool
-from longview.replay.redis.sender import Commands, Job, Lane, Sender
+from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
 from longview.replay.redis.sink import Sink
 
 _ARRAYS = (np.ndarray, np.generic)
 Buffers = dict[str, tuple[Array, np.dtype[Any], tuple[int, ...]]]
-"""By name: views of a chunk's bytes, (K, ...), and the dtype and shape that a row must have."""
+"""Array of the current chunk (K, ...), dtype and shape of one step, by array name."""
 
 
 class EpisodeWriter:
-    """Takes an episode's steps and hands over every K of them to be sent; made by `EpisodeStore.writer`.
+    """Writer of one episode, made by `EpisodeStore.writer`. It queues a chunk after every K steps.
 
-    Nothing here waits for Redis but `commit`, as long as the queue of what is to be sent has room. When a
-    call fails because Redis is away or full, nothing of it was done, and it may be repeated: what was taken
-    before is still in the queue.
+    Only `commit` waits for Redis, unless the queue is full. A call that fails because Redis is unreachable or
+    full has changed nothing and may be repeated; earlier steps are still in the queue.
     """
 
     def __init__(
@@ -42,42 +41,46 @@ class EpisodeWriter:
     ) -> None:
         self._id = meta.id
         self._record = Record(meta, "", 0, 0, 0, token, config.chunk_steps, extras or {})
-        """Of what is encoded so far, in the background."""
-        encode_record(self._record)
+        """Record of the chunks that were encoded so far; the background thread replaces it."""
+        encode_record(self._record)  # so that values that cannot be stored fail now
         self._sent: list[Commands] | None = []
-        """What stored the chunks, as long as that is no more than `queue_bytes`: a Redis that crashes may
-        lose some, and an episode that takes very long outlives them."""
+        """Commands that stored the chunks, to send them again if a crash of Redis loses chunks or they expire
+        before the commit; None once the chunks exceed `queue_bytes`."""
         self._spec = spec
         self._config = config
         self._sink = sink
         self._sender = sender
         self._memory = memory
-        self._lane = Lane()
+        self._jobs = JobGroup()
         self._buffers: Buffers = {}
-        """Of the chunk that is being filled."""
+        """Arrays of the current chunk; empty before its first step."""
         self._rows = 0
-        self._handed_over = 0
-        """Steps that have left the buffers."""
+        """Steps in the current chunk."""
+        self._queued = 0
+        """Steps in the chunks that were queued."""
         self._renewed = time.monotonic()
-        """When the chunks that are stored were last seen to."""
+        """Time at which the life of the stored chunks was last extended."""
         self._commit: Job | None = None
         self._outcome = ""
         self._aborted = False
 
     def append(self, step: Mapping[str, Array]) -> None:
-        """Add one step: one row of every array of the task, and of `expert_action` in all steps or in none.
+        """Add one step. The arrays are copied.
+
+        Args:
+            step: one row of every array of the task, by name; `expert_action` in all steps or in none.
 
         Raises:
-            EpisodeError: the step does not fit the task, or the writer is finished.
-            StoreUnavailable, StoreFull: the queue is full, and stayed so for `patience_seconds`.
+            EpisodeError: the step does not fit the task, or the episode is committed or aborted.
+            StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
             StoreError, CodecError: an earlier chunk cannot be stored.
         """
         if self._aborted or self._commit is not None:
             raise EpisodeError(f"episode {self._id} is committed or aborted already")
-        if self._lane.failure is not None:
-            raise self._lane.failure
+        if self._jobs.failure is not None:
+            raise self._jobs.failure
         if self._rows == self._config.chunk_steps:
-            self._hand_over()
+            self._queue_chunk()
         buffers = self._buffers or self._new_chunk(step)
         if step.keys() != buffers.keys():
             self._refuse(step)
@@ -91,28 +94,36 @@ class EpisodeWriter:
         self._rows += 1
 
     def commit(self, outcome: str) -> bool:
-        """Make the episode visible, exactly once however often this is repeated, and wait for that.
+        """Make the episode visible, and wait for it. Repeating the call has no further effect.
+
+        Args:
+            outcome: how the episode ended, one of `OUTCOMES`.
 
         Returns:
-            True if this writer's episode is the one in the store, False if another one of this id was there.
+            True if the store now holds this writer's episode, False if it already held another one of this
+            id.
 
         Raises:
-            as `finish`.
-            StoreUnavailable: Redis stayed away. The episode may still become visible, as this is tried on.
-            StoreFull: there is no room, and nothing that may be evicted.
-            MissingChunks: Redis has lost chunks, and they were too large to be kept here.
+            EpisodeError: as for `finish`.
+            StoreUnavailable: Redis was unreachable for `patience_seconds`. The background thread tries on, so
+                the episode may still become visible.
+            StoreFull: the episode does not fit, and nothing may be evicted.
+            MissingChunks: Redis lost chunks, and the episode was too large to keep them in the writer.
         """
         return bool(self.finish(outcome).result())
 
     def finish(self, outcome: str) -> Job:
-        """Have the episode made visible, in the background; `result` of what is returned is as of `commit`.
+        """Queue the commit, and return its job, whose `result` returns and raises like `commit`.
+
+        Args:
+            outcome: how the episode ended, one of `OUTCOMES`.
 
         Raises:
-            EpisodeError: there are no steps, the outcome is unknown, or the episode was aborted, or committed
-                with another outcome.
-            StoreUnavailable, StoreFull: the queue is full, and stayed so for `patience_seconds`.
+            EpisodeError: the episode has no steps, the outcome is unknown, or the episode was aborted or
+                committed with another outcome.
+            StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
         """
-        steps, before = self._handed_over + self._rows, self._commit
+        steps, before = self._queued + self._rows, self._commit
         if before is not None and before.error is None and outcome == self._outcome:
             return before
         ended = self._aborted or (before is not None and before.error is None)
@@ -123,10 +134,10 @@ class EpisodeWriter:
                 f"{', '.join(OUTCOMES)}; it is {state}, has {steps} steps, outcome {outcome!r}"
             )
         if self._rows:
-            self._hand_over()
+            self._queue_chunk()
         self._outcome = outcome
         self._commit = self._sender.call(
-            self._lane,
+            self._jobs,
             f"committing episode {self._id}",
             partial(self._make_visible, outcome),
             lambda: self._sink.committing(replace(self._record, outcome=outcome)),
@@ -134,36 +145,42 @@ class EpisodeWriter:
         return self._commit
 
     def abort(self) -> None:
-        """Give the episode up, and have what was stored of it removed; nothing happens if it is committed."""
+        """Give the episode up, and remove its chunks in the background. A committed episode stays."""
         if self._aborted or (self._commit is not None and self._commit.done and self._commit.error is None):
             return
         self._aborted = True
-        self._sender.drop(self._lane, EpisodeError(f"episode {self._id} was aborted"))
-        if self._handed_over:
+        self._sender.drop(self._jobs, EpisodeError(f"episode {self._id} was aborted"))
+        if self._queued:
             doing = f"discarding episode {self._id}"
-            self._sender.call(self._lane, doing, lambda _: self._sink.discard(self._record))
+            self._sender.call(self._jobs, doing, lambda _: self._sink.discard(self._record))
 
-    def _hand_over(self) -> None:
-        if self._handed_over >= MAX_CHUNKS * self._config.chunk_steps:
+    def _queue_chunk(self) -> None:
+        """Queue the current chunk, and start a new one.
+
+        Raises:
+            EpisodeError: the episode is too long, or a value is not finite.
+            StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
+        """
+        if self._queued >= MAX_CHUNKS * self._config.chunk_steps:
             raise EpisodeError(
-                f"episode {self._id}: has {MAX_CHUNKS} chunks already, the most there may be; "
+                f"episode {self._id}: has {MAX_CHUNKS} chunks already, the largest number; "
                 "raise replay.chunk_steps"
             )
         arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
         for name, array in arrays.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
-                steps = f"steps {self._handed_over} to {self._handed_over + self._rows - 1}"
+                steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
                 raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
         level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
         full = self._rows == self._config.chunk_steps
         encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
         work = partial(self._store, self._rows, encode)
-        self._sender.put(self._lane, f"writing episode {self._id}", size, work)
-        self._handed_over += self._rows
+        self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
+        self._queued += self._rows
         self._buffers, self._rows = {}, 0
 
     def _store(self, rows: int, encode: Callable[[], bytes | memoryview]) -> Commands:
-        """Runs in the background, chunk after chunk."""
+        """Encode the next chunk and return the commands that store it; called in the background, in order."""
         chunk, record = encode(), self._record
         commands = self._sink.chunk(record, chunk)
         if time.monotonic() - self._renewed > self._config.orphan_seconds / 2:
@@ -179,7 +196,7 @@ class EpisodeWriter:
         return commands
 
     def _make_visible(self, outcome: str, replies: Sequence[Any]) -> bool:
-        """One attempt to commit, in the background; `replies` are those to `Sink.committing`."""
+        """Try once to commit, in the background; `replies` are the replies to `Sink.committing`."""
         record = replace(self._record, outcome=outcome)
         try:
             committed = self._sink.commit(record, replies)
@@ -193,16 +210,18 @@ class EpisodeWriter:
         return committed
 
     def _new_chunk(self, step: Mapping[str, Array]) -> Buffers:
+        """Allocate the arrays of a chunk, with `expert_action` if the step has it."""
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
         rows = self._config.chunk_steps
         shapes = [(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()]
-        self._chunk, arrays = frame(shapes, self._memory.take)
+        self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
 
     def _refuse(self, step: Mapping[str, Array]) -> None:
-        where = f"episode {self._id}, step {self._handed_over + self._rows}"
+        """Raise the EpisodeError that says why a step does not fit."""
+        where = f"episode {self._id}, step {self._queued + self._rows}"
         try:
             validate_step({name: np.asarray(array) for name, array in step.items()}, self._spec)
         except EpisodeError as error:

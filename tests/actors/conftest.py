@@ -1,4 +1,4 @@
-"""A task whose episodes end badly, in every way that one can."""
+"""A task whose episodes end badly, in every possible way."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from longview.actors.task import (
-    Action,
-    ActionError,
-    Environment,
-    Expert,
-    Observation,
-    action_space,
-    observation_space,
-)
+from longview.actors.environment import action_space, observation_space
+from longview.actors.task import Action, ActionError, Environment, Expert, Observation
 from longview.replay.episode import ArraySpec, TaskSpec
 
 SPEC = TaskSpec(
@@ -31,11 +24,11 @@ SPEC = TaskSpec(
 
 @dataclass(frozen=True)
 class Case:
-    """What happens in an episode, and what must come of it."""
+    """Event of an episode, and what must come of it."""
 
     event: str
     steps: int
-    """That are recorded."""
+    """Steps that are recorded."""
     outcome: str
 
 
@@ -52,7 +45,7 @@ CASES = (
 
 
 class FragileEnv(gymnasium.Env[Observation, Action]):
-    """Observes the number of steps; the seed decides on the case."""
+    """A simulator that observes the number of steps; the seed decides on the case."""
 
     observation_space = observation_space(SPEC)
     action_space = action_space(SPEC)
@@ -81,7 +74,7 @@ class FragileEnv(gymnasium.Env[Observation, Action]):
 
 
 class Fragile:
-    """The task."""
+    """A task with simulators of that kind."""
 
     spec = SPEC
 

@@ -1,4 +1,4 @@
-"""Rendering, with robosuite's Lift and with what it has no library for."""
+"""Rendering: robosuite's Lift, a small scene, and a machine without the libraries."""
 
 import os
 import subprocess

@@ -16,7 +16,7 @@ EXECUTE = 8
 
 
 class Notes:
-    """A recorder that keeps what it is given."""
+    """A recorder that keeps its steps and outcome."""
 
     def __init__(self, meta: EpisodeMeta) -> None:
         self.meta, self.steps, self.outcome, self.aborted = meta, [], "", False
@@ -43,7 +43,8 @@ class Notes:
 class Counter:
     """A policy that answers with the counts to come, and checks that it is told everything once."""
 
-    def __init__(self) -> None:
+    def __init__(self, execute: int = EXECUTE) -> None:
+        self.execute = execute
         self.calls: list[int] = []
         self.seen: dict[int, float] = {}
 
@@ -63,11 +64,11 @@ class Counter:
             first = counts[0] if fresh else self.seen[slot] + 1
             assert counts.tolist() == list(range(int(first), int(first) + len(counts)))
             assert len(actions) == len(counts) - fresh
-            # The actions answer the frames before the newest, and so the one from the last call.
+            # The actions respond to the frames before the newest, the last call's newest frame included.
             assert actions[:, 0].tolist() == [count - 1 for count in counts[len(counts) - len(actions) :]]
             self.seen[slot] = counts[-1]
         now = np.array([frames["count"][-1] for frames in new_frames])
-        return (now + np.arange(EXECUTE)).astype(np.float32)[..., None]
+        return (now + np.arange(self.execute)).astype(np.float32)[..., None]
 
 
 def assignments(count: int, **kwargs: Any) -> list[Assignment]:
@@ -93,7 +94,6 @@ def play(
         todo,
         policy=policy,
         context_length=4,
-        execute=EXECUTE,
         record=record,
         rng=np.random.default_rng(0),
         clock=clock or Clock(),
@@ -125,10 +125,11 @@ def test_every_episode_is_recorded_whole_and_once(simulators: int) -> None:
     assert clock.steps == sum(end.steps for end in ends) == sum(len(note.steps) for note in notes)
 
 
-def test_one_batched_decision_serves_all_simulators_for_t_a_steps() -> None:
-    policy = Counter()
+@pytest.mark.parametrize("execute", [1, 3, 8])
+def test_one_batched_decision_serves_all_simulators_for_t_a_steps(execute: int) -> None:
+    policy = Counter(execute)
     play(assignments(4), policy)
-    decisions = [-(-length_of(seed) // EXECUTE) for seed in range(4)]
+    decisions = [-(-length_of(seed) // execute) for seed in range(4)]
     assert len(policy.calls) == max(decisions)
     assert sum(policy.calls) == sum(decisions)
 
@@ -143,6 +144,8 @@ def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:
 
 class Zero:
     """Always answers zero, whatever happens."""
+
+    execute = EXECUTE
 
     def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
         return np.zeros((len(slots), EXECUTE, 1), np.float32)
@@ -180,7 +183,6 @@ def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
         assignments(9),
         policy=Counter(),
         context_length=1,
-        execute=EXECUTE,
         record=record,
         rng=np.random.default_rng(0),
         clock=Clock(),

@@ -1,4 +1,4 @@
-"""An actor's orders, against a real store and a real hub."""
+"""An actor's orders, with a real store and a real hub."""
 
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Iterator[EpisodeStore]:
 
 
 def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK) -> Worker:
-    return Worker(task, ActorsConfig(simulators=4), 7, "actor-0", 8, store, hub.report)
+    return Worker(task, ActorsConfig(simulators=4), 7, "actor-0", store, hub.report)
 
 
 def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
@@ -121,7 +121,7 @@ def test_bad_ends_are_counted_and_kept_out_of_training(
     segments = store.sample({"demo": 1.0}, 2000, 0, 0, np.random.default_rng(0))
     drawn = {segment.meta.id for segment in segments}
     assert drawn == {id for id in store.ids("demo") if store.read(id).outcome != "invalid"}
-    # What was recorded is not asked for again, whatever its outcome.
+    # Recorded episodes are not rolled out again, whatever their outcome.
     assert worker.work(order, None).outcomes == {}
 
 
@@ -135,5 +135,5 @@ def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any
 @pytest.mark.parametrize(("cameras", "worn"), [(("agentview",), [False, True]), ((), [False, False])])
 def test_only_an_actor_that_renders_wears_out(cameras: tuple[str, ...], worn: list[bool]) -> None:
     config = ActorsConfig(simulators=1, cameras=CamerasConfig(cameras, size=16), recycle=2)
-    worker = Worker(load_task("lift", config.cameras), config, 0, "actor-0", 1, None, lambda _: None)
+    worker = Worker(load_task("lift", config.cameras), config, 0, "actor-0", None, lambda _: None)
     assert [worker.work(Order("demo", index, 1, beta=1.0), None).worn for index in range(2)] == worn

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> str:
 
 
 def imported(run: Run) -> dict[str, int]:
-    """The lengths of the episodes in the store, all of which were imported."""
+    """Check that all episodes in the store were imported, and return their lengths."""
     with open_store(run, None) as store:
         assert store.ids() == store.ids("import")
         return {id: store.read(id).length for id in store.ids()}
@@ -53,7 +53,7 @@ def test_a_run_imports_trains_and_resumes(longview: Any, config: str, push_t_buf
     assert [id.rpartition(".")[0] for id in lengths] == [f"import.push_t.{index:09d}" for index in range(4)]
     assert list(lengths.values()) == [30, 12, 45, 12]
 
-    # All that there are, though more are asked for; those that are there already are not added again.
+    # The run wants more than the data has. It gets all of them, and adds none twice.
     code, output = longview("launch", "--resume", "human", "learner.steps=9", "actors.demonstrations=9")
     assert code == 0, output
     assert len(imported(run)) == 6

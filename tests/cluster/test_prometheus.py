@@ -1,4 +1,4 @@
-"""A run that a real Prometheus of its own watches, and what becomes of it when things die."""
+"""A run that its own real Prometheus watches, also while processes die."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import yaml
 from longview import monitoring
 from longview.cluster.run.folder import Run
 from longview.cluster.run.services import prometheus_server
-from longview.monitoring.hub import read_metrics
+from longview.monitoring.snapshot import read_metrics
 from tests.conftest import COMMAND
 
 needs_prometheus = pytest.mark.skipif(
@@ -56,7 +56,7 @@ SILENT = {
     "longview:limiter_wait:ratio5m",
     "longview:learner_data_wait:ratio5m",
 }
-"""Rates of what need not happen in such a run."""
+"""Recorded rates of events that need not happen in such a run."""
 REPORTED = {
     *("env_steps_total", "simulated_seconds_total", "actor_seconds_total", "staleness_steps_bucket"),
     *("publish_to_use_seconds_bucket", "success_ratio_lower", "completion_ratio", "gradient_norm", "loss"),
@@ -65,23 +65,23 @@ REPORTED = {
 }
 DASHBOARDS = Path(monitoring.__file__).parent / "dashboards"
 NOTHING_TO_SHOW = {f"{file.stem}: Alerts" for file in DASHBOARDS.glob("*.json")}
-"""Marks of alerts: none fires. The panel of that name counts them, and shows 0."""
+"""Marks that find nothing, since no alert fires; the panel of that name counts alerts, and shows 0."""
 
 
 def ask(url: str, path: str) -> Any:
-    """What Prometheus' HTTP API answers."""
+    """Ask Prometheus' HTTP API, and return its answer."""
     with build_opener(ProxyHandler({})).open(f"{url}/api/v1/{path}", timeout=10) as response:
         return json.load(response)["data"]
 
 
 def query(url: str, expression: str) -> list[tuple[dict[str, str], float]]:
-    """The series of an instant query, and their values."""
+    """Run an instant query, and return the series it finds with their values."""
     found = ask(url, f"query?query={quote(expression)}")["result"]
     return [(series["metric"], float(series["value"][1])) for series in found]
 
 
 class Terminal:
-    """A command in a terminal of 80 columns, and all that it has shown."""
+    """A command in a terminal of 80 columns, and all its output so far."""
 
     def __init__(self, longview: Any, *arguments: str) -> None:
         self.text = ""
@@ -114,8 +114,8 @@ def look_on_and_away(longview: Any) -> None:
 
 
 def chosen(expression: str) -> str:
-    """As Grafana sends it: with what a person chose at the top, for the last quarter of an hour; rates over
-    four times the 15 s that it takes to lie between scrapes."""
+    """Fill a panel's variables in as Grafana does, with a person's choices, for the last quarter of an hour.
+    Grafana takes rates over four times the 15 s that it assumes between scrapes."""
     variables = {"run": "watched", "task": "return_point", "context_length": "8"}
     for name, value in (variables | {"__range": "900s", "__rate_interval": "60s"}).items():
         expression = re.sub(rf"\$({name}\b|{{{name}}})", value, expression)
@@ -124,7 +124,7 @@ def chosen(expression: str) -> str:
 
 
 def without_data(url: str) -> set[str]:
-    """Panels, variables and annotations of the dashboards of which some query finds nothing."""
+    """List the panels, variables and marks of all dashboards with a query that finds nothing."""
     found, now = set(), time.time()
     for file in DASHBOARDS.glob("*.json"):
         dashboard = json.loads(file.read_text())
@@ -151,7 +151,7 @@ def without_data(url: str) -> set[str]:
 
 
 def series_arrive(longview: Any, url: str) -> set[str]:
-    """With the run's name; and every rule can be evaluated. Returns the names of all that came."""
+    """Check that metrics arrive with the run's name and that every rule works; return the metrics' names."""
     longview.wait_for(lambda: query(url, "longview_success_ratio_upper"))
     longview.wait_for(lambda: query(url, "longview:staleness_publications:p90_10m >= 0"))
     (target,) = ask(url, "targets")["activeTargets"]
@@ -170,7 +170,7 @@ def series_arrive(longview: Any, url: str) -> set[str]:
 
 
 def another_hub_takes_over(longview: Any, run: Run, url: str, names: set[str]) -> None:
-    """When it dies; somewhere else, and no counter falls."""
+    """Check that a hub that dies is found at its new address, and that no counter falls."""
     before = query(url, "longview_env_steps_total")[0][1]
     served = run.state()["metrics"]
     (hub,) = longview.processes("ray::MetricsHub")
@@ -205,11 +205,11 @@ def test_a_run_is_watched_and_outlives_the_death_of_hub_and_prometheus(longview:
     url = longview.wait_for(lambda: run.state().get("prometheus"))
     names = series_arrive(longview, url)
 
-    # Every panel shows something, every choice can be made.
+    # Every panel shows something, and every choice has values.
     longview.wait_for(lambda: without_data(url) <= NOTHING_TO_SHOW)
     another_hub_takes_over(longview, run, url, names)
 
-    # Somebody looks on from a terminal, and looks away; somebody else stays to the end.
+    # One person watches in a terminal and stops; another one watches to the end.
     other = Terminal(longview, "status", "--watch")
     look_on_and_away(longview)
     assert process.poll() is None, "the run goes on"

@@ -1,4 +1,4 @@
-"""Whole runs, real processes, really killed."""
+"""Whole runs in real processes, some of which are killed."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longview.cluster.run.folder import Run, open_store
-from longview.monitoring.hub import read_metrics
+from longview.monitoring.snapshot import read_metrics
 
 SMALL = """
 task: return_point
@@ -30,7 +30,7 @@ evaluation: {episodes: 4, final_episodes: 8, context_lengths: [1, 8]}
 """
 LONG = ("learner.steps=100000", "learner.checkpoint_every=50", "learner.publish_every=50")
 DEMONSTRATIONS = 30
-"""To train on, and to validate on."""
+"""Demonstrations to train on and to validate on, together."""
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def summary_of(longview: Any, name: str) -> dict[str, Any]:
 
 
 def training(run: Run, step: int = 1) -> bool:
-    """Whether the learner has got as far as that."""
+    """Whether the learner has reached a step."""
     try:
         metrics = read_metrics(run.state()["metrics"])
     except (KeyError, OSError):
         return False
-    return metrics["longview_learner_step"].get((), 0) >= step
+    return metrics.total("longview_learner_step") >= step
 
 
 def checkpointed(run: Run) -> list[Path]:
@@ -62,7 +62,7 @@ def checkpointed(run: Run) -> list[Path]:
 
 
 def assert_store_is_exact(longview: Any, name: str) -> None:
-    """No committed episode is lost or doubled: every demonstration once, all counts as the episodes say."""
+    """Check that no committed episode is lost or doubled, and that the counts fit the episodes."""
     with open_store(run_of(longview, name), None) as store:
         ids, stats = store.ids(), store.stats()
         assert len(store.ids("demo")) == DEMONSTRATIONS
@@ -87,7 +87,7 @@ evaluation: {episodes: 0, final_episodes: 1, context_lengths: [2]}
 
 
 def path_without(program: str, folder: Path) -> str:
-    """A PATH with all that is installed but one program."""
+    """Make a PATH with all installed programs but one."""
     folder.mkdir()
     for entry in os.environ["PATH"].split(os.pathsep):
         for file in Path(entry).glob("*"):
@@ -97,7 +97,7 @@ def path_without(program: str, folder: Path) -> str:
 
 
 def test_a_run_with_a_camera_replaces_actors_that_rendered_for_long(longview: Any) -> None:
-    """And it needs no Prometheus."""
+    """The run goes without Prometheus, too."""
     (longview.folder / "seeing.yaml").write_text(SEEING)
     path = path_without("prometheus", longview.folder / "bin")
     code, output = longview("launch", "seeing.yaml", "name=seeing", PATH=path)
@@ -136,7 +136,7 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert (run.path / "success-return_point.png").stat().st_size > 1000
     assert_nothing_is_left(longview)
 
-    # Afterwards: status, store, evaluation from the checkpoint; twice the same result.
+    # Afterwards status, store and evaluation work; the evaluation gives the same result twice.
     code, output = longview("status", "whole", "--json")
     assert code == 0
     assert json.loads(output) == summary
@@ -230,17 +230,17 @@ def test_whatever_is_killed_comes_back(longview: Any, config: str) -> None:
     process = longview.start("launch", config, "name=hurt", "learners=2", *LONG)
     run = run_of(longview, "hurt")
 
-    # Mid-episode while it collects demonstrations, or just after.
+    # Killed while it collects demonstrations, or just after.
     os.kill(min(longview.wait_for(lambda: longview.processes("ray::RolloutActor"))), signal.SIGKILL)
     longview.wait_for(lambda: checkpointed(run))
-    # One rank of two, and the role that holds the weights.
+    # Killed are one rank of two, and the role that holds the weights.
     ranks = longview.processes("ray::LearnerRank")
     assert len(ranks) == 2
     for victim in (min(ranks), *longview.processes("ray::WeightBoard")):
         os.kill(victim, signal.SIGKILL)
     reached = int(checkpointed(run)[-1].name[-9:])
     longview.wait_for(lambda: int(checkpointed(run)[-1].name[-9:]) > reached + 50)
-    # An actor that is evaluating or collecting now, and the hub.
+    # Killed are an actor that is evaluating or collecting, and the hub.
     victims = {max(longview.processes("ray::RolloutActor")), *longview.processes("ray::MetricsHub")}
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
@@ -257,7 +257,7 @@ def test_whatever_is_killed_comes_back(longview: Any, config: str) -> None:
 def restarts(run: Run) -> dict[str, float]:
     try:
         metrics = read_metrics(run.state()["metrics"])
-    except OSError:  # the hub is coming back
+    except OSError:  # the hub is restarting
         return {}
     counts = metrics["longview_actor_restarts_total"]
     return {role: count for (role, cause), count in counts.items() if cause == "died"}

@@ -19,7 +19,7 @@ from longview.cluster.roles.ray import start
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config, task_of
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 
 
 class Slow(RolloutActor):
@@ -52,7 +52,7 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
     with redis_server(tmp_path / "redis") as url, ray_cluster(config, None):
         store = EpisodeStore.connect(url, "run", config.replay)
         store.register(task_of(config).spec)
-        actor = start(Slow, config, "actor-0", (url, "run"), num_cpus=1, max_restarts=0)
+        actor = start(Slow, config, "actor-0", StoreAddress(url, "run"), num_cpus=1, max_restarts=0)
         pid = ray.get(actor.pid.remote())
         work = actor.work.remote(Order("demo", first=0, count=1000, beta=1.0), None, [], 0.0)
         with Redis.from_url(url) as redis:

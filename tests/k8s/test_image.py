@@ -3,6 +3,7 @@
 import fnmatch
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,8 +46,27 @@ def test_nothing_else_reaches_docker(path: str) -> None:
 
 
 def test_every_package_is_copied() -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {package.split(".")[0] for package in packages} <= copied()
+    folders = {link.name for link in (ROOT / "longview").iterdir() if link.is_symlink()}
+    assert {"longview", *folders} <= copied()
+
+
+def test_it_installs_what_every_extra_needs() -> None:
+    """All but what only development and benchmarks need."""
+    (script,) = re.findall(r"python -c '(import tomllib.*?)'", DOCKERFILE, re.DOTALL)
+    listed = subprocess.run(
+        [sys.executable, "-c", script.replace("\\\n", "")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    names = re.search(r"\[(.*)\]", everything)
+    assert names
+    wanted = [*project["dependencies"], *(it for name in names[1].split(",") for it in extras[name])]
+    assert sorted(listed) == sorted(wanted)
 
 
 def test_the_base_is_pinned_and_every_stage_starts_from_it() -> None:

@@ -135,8 +135,8 @@ def test_only_learners_tolerate_gpu_nodes(objects: list[Object]) -> None:
 
 
 def test_what_is_generated_is_current() -> None:
-    assert RULES_OBJECT.read_text() == prometheus_rule(), "run `make manifests`"
-    assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make manifests`"
+    assert RULES_OBJECT.read_text() == prometheus_rule(), "run `make generated`"
+    assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make generated`"
 
 
 def test_every_rule_and_dashboard_is_deployed(objects: list[Object]) -> None:

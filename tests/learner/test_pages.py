@@ -22,8 +22,8 @@ def test_the_loop_on_the_robots_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "robot.md").read_text(), re.DOTALL)
-    (name,) = re.findall(r'Path\("(.*?)"\)', code)
-    path = tmp_path / name
+    (name,) = re.findall(r'load_policy\("(.*?)"\)', code)
+    path = tmp_path / name / "checkpoints" / "step-000008000" / "policy.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(policy_to_bytes(policy_config().make(load_task("lift").spec)))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The dashboards' files are what monitoring/panels.py says, and that fits the catalogue and the rules.
+"""Dashboards' files follow from monitoring/panels.py, and the panels fit the catalogue and the rules.
 tests/cluster/test_prometheus.py asks every query of a real Prometheus."""
 
 import json
@@ -21,14 +21,14 @@ PANELS = [(board.uid, panel) for board in DASHBOARDS for panel in board.panels]
 
 
 def base(name: str) -> str:
-    """A histogram's name from that of one of its parts."""
+    """Strip a part's suffix from a histogram's name."""
     return name if name in CATALOGUE else re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def test_the_files_are_current(tmp_path: Path) -> None:
     made = {file.name: file.read_text() for file in build(tmp_path)}
     kept = {file.name: file.read_text() for file in FOLDER.glob("*.json")}
-    assert made == kept, "run `longview dashboards build` and `make manifests`"
+    assert made == kept, "run `make generated`"
 
 
 def test_each_names_only_what_exists() -> None:

@@ -8,7 +8,7 @@ from longview.monitoring.film import COLUMNS, GAP, TILE, write_sheet, write_vide
 
 
 def film(length: int, brightness: int, size: tuple[int, int] = (32, 48)) -> list[np.ndarray]:
-    """Gets brighter step by step."""
+    """Make a film that gets brighter step by step."""
     return [np.full((*size, 3), brightness + 10 * step, np.uint8) for step in range(length)]
 
 

@@ -1,4 +1,4 @@
-"""`longview dashboards push`, against a server that answers as Grafana's HTTP API is documented to."""
+"""`longview dashboards push` against a server that answers as the documentation of Grafana's API says."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ Answer = tuple[int, Any]
 
 @dataclass
 class Grafana:
-    """What the server holds, and how it answers."""
+    """State of the server, from which its answers follow."""
 
     version: str | None = "11.6.0"
     role: str = "Admin"
@@ -35,7 +35,7 @@ class Grafana:
     url: str = ""
 
     def answer(self, method: str, path: str, token: str | None, body: Any) -> Answer:
-        """Status and body, as the documentation of the HTTP API has them."""
+        """Answer a request with status and body, as the documentation of the HTTP API says."""
         if path == "health":
             return 200, {"commit": "0", "database": "ok"} | (
                 {"version": self.version} if self.version else {}
@@ -101,7 +101,7 @@ def _one(things: dict[str, dict[str, Any]], uid: str, missing: str) -> Answer:
 
 
 def serve(answer: Any) -> Iterator[str]:
-    """A server whose answers are `answer(method, path, token, body)`: status, body or text, and headers."""
+    """Run a server that answers `answer(method, path, token, body)`: status, body or text, and headers."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -114,7 +114,7 @@ def serve(answer: Any) -> Iterator[str]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            with suppress(BrokenPipeError):  # nobody waited for it
+            with suppress(BrokenPipeError):  # the client did not wait for the answer
                 self.wfile.write(text.encode())
 
         do_POST = do_PUT = do_GET
@@ -155,7 +155,7 @@ def pushed(grafana: Grafana, prometheus: str | None = PROMETHEUS) -> list[str]:
 
 
 def refused(url: str, token: str = TOKEN, *more: str) -> str:
-    """The command fails with 1 and an explanation without the token, which it returns."""
+    """Check that the command fails with 1 and never shows the token; return its explanation."""
     environment = {"GRAFANA_URL": url, "GRAFANA_TOKEN": token}
     result = CliRunner().invoke(app, ["push", "--prometheus", PROMETHEUS, *more], env=environment)
     assert result.exit_code == 1, result.output

@@ -25,4 +25,4 @@ def test_an_unknown_metric_suggests_the_nearest() -> None:
 
 def test_the_documentation_is_the_catalogue() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    assert page == markdown(), "renew it: python -m longview.monitoring.metrics > docs/metrics.md"
+    assert page == markdown(), "run `make generated`"

@@ -1,9 +1,9 @@
 import base64
 import json
-import math
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,67 +11,29 @@ import numpy as np
 import pytest
 
 from longview.monitoring.film import write_sheet, write_video
-from longview.monitoring.report import (
-    completion_plot,
-    learning_plot,
-    rates,
-    success_plot,
-    wilson_interval,
-    write_report,
-)
+from longview.monitoring.report import completion_plot, learning_plot, success_plot, write_report
+from longview.monitoring.success import Counts, Evaluation, read_success
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize(
-    ("successes", "episodes", "expected"),
-    [
-        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3
-        (81, 263, (0.2553, 0.3662)),
-        (15, 148, (0.0624, 0.1605)),
-        (0, 20, (0.0, 0.1611)),
-        (1, 29, (0.0061, 0.1718)),
-    ],
-)
-def test_wilson_gives_the_published_values(
-    successes: int, episodes: int, expected: tuple[float, float]
-) -> None:
-    assert wilson_interval(successes, episodes) == pytest.approx(expected, abs=5e-5)
-    low, high = wilson_interval(episodes - successes, episodes)
-    assert (1 - high, 1 - low) == pytest.approx(expected, abs=5e-5)
-
-
-def test_wilson_at_the_ends() -> None:
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert wilson_interval(7, 7)[1] == 1.0
-    narrow, wide = wilson_interval(5, 10, confidence=0.5), wilson_interval(5, 10, confidence=0.99)
-    assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
-
-
-@pytest.mark.parametrize("successes", [-1, 11])
-def test_wilson_refuses_impossible_counts(successes: int) -> None:
-    with pytest.raises(ValueError, match=f"between 0 and the 10 episodes, not {successes}"):
-        wilson_interval(successes, 10)
-
-
 @pytest.fixture
 def summary() -> dict[str, Any]:
-    counts = {
-        length: {"successes": successes, "completed": completed, "episodes": 100}
+    history = [
+        Evaluation(version, length, 100).plus(
+            {"success": successes, "wrong": completed - successes, "failure": 100 - completed}, 9000
+        )
         for length, successes, completed in ((1, 50, 97), (8, 61, 98), (64, 97, 98))
-    }
+        for version in (6000, 12000)
+    ]
     return {
         "run": "night <1>",
         "task": "return_point",
         "seed": 17,
         "chance": 0.5,
-        "success": {"return_point": {str(length): row for length, row in counts.items()}},
+        "success": {"return_point": {str(found.context_length): asdict(found.counts) for found in history}},
         "policy_version": 12000,
-        "history": [
-            {"version": version, "context_length": length, **row}
-            for length, row in counts.items()
-            for version in (6000, 12000)
-        ],
+        "history": [found.to_dict() for found in history],
         "phases": {"collect": 30.0, "train": 3690.0},
         "environment_steps": 744000,
         "config": {"seed": 17, "learner": {"horizon": 16, "curriculum": {"kind": "progressive"}}},
@@ -175,7 +137,7 @@ addEventListener("load", () => {
 
 
 def browse(folder: Path, page: Path, *options: str) -> str:
-    """A page in a headless Chromium: what it makes of it."""
+    """Open a page in a headless Chromium, and return its output."""
     program = shutil.which("chromium")
     assert program
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
@@ -223,9 +185,9 @@ def test_a_run_that_stopped_before_its_first_evaluation_has_a_report(
 
 
 def test_a_context_length_without_episodes_is_shown_as_such(tmp_path: Path, summary: dict[str, Any]) -> None:
-    nothing = {"successes": 0, "completed": 0, "episodes": 0}
+    nothing = asdict(Counts(0, 0, 0))
     summary["success"]["return_point"]["32"] = nothing
-    summary["history"].append({"version": 6000, "context_length": 32, **nothing})
+    summary["history"].append(Evaluation(6000, 32, 0).to_dict())
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(tmp_path, summary).read_text()))
     assert text.count("32 – – 0 ") == 3
     summary["success"]["return_point"] = {"1": nothing}
@@ -234,14 +196,14 @@ def test_a_context_length_without_episodes_is_shown_as_such(tmp_path: Path, summ
 
 
 def test_plots_are_pngs_and_differ_with_their_data(tmp_path: Path, summary: dict[str, Any]) -> None:
-    success = summary["success"]["return_point"]
+    success = read_success(summary["success"]["return_point"])
     pictures = []
     for chance in (None, 0.5):
         success_plot(success, chance, tmp_path / "plot.png")
         pictures.append((tmp_path / "plot.png").read_bytes())
     completion_plot(success, 0.5, tmp_path / "plot.png")
     pictures.append((tmp_path / "plot.png").read_bytes())
-    learning_plot(summary["history"], tmp_path / "plot.png")
+    learning_plot([Evaluation.from_dict(line) for line in summary["history"]], tmp_path / "plot.png")
     pictures.append((tmp_path / "plot.png").read_bytes())
     assert all(picture.startswith(PNG) for picture in pictures)
     assert len(set(pictures)) == 4
@@ -254,14 +216,3 @@ def test_completion_is_left_out_where_it_is_success(tmp_path: Path, summary: dic
     page = write_report(tmp_path, summary | {"chance": None}).read_text()
     assert "Contextual" not in page
     assert page.count("<img") == 2
-
-
-def test_contextual_success_is_of_those_completed() -> None:
-    found = rates({"successes": 3, "completed": 4, "episodes": 12})
-    assert {name: rate.share for name, rate in found.items()} == {
-        "success": 0.25,
-        "completed": pytest.approx(1 / 3),
-        "contextual": 0.75,
-    }
-    assert found["contextual"].interval == wilson_interval(3, 4)
-    assert math.isnan(rates({"successes": 0, "completed": 0, "episodes": 5})["contextual"].share)

@@ -1,4 +1,4 @@
-"""Prometheus' config, rules and alerts, as promtool and the catalogue see them."""
+"""Prometheus' config, rules and alerts, checked by promtool and against the catalogue."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A real redis-server for the tests of the store; each test works in a namespace of its own."""
+"""Fixtures for the tests of the store: a real redis-server, and a namespace for each test."""
 
 import itertools
 import random
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
-    """A Redis; by `parametrize("url", ["cluster"], indirect=True)`, a Redis Cluster."""
+    """Return the URL of a Redis; parametrized with "cluster" (`indirect=True`), of a Redis Cluster."""
     if getattr(request, "param", "redis") == "cluster":
         return str(request.getfixturevalue("cluster").url)
     return str(request.getfixturevalue("redis_url"))
@@ -78,7 +78,7 @@ def spec() -> TaskSpec:
 
 @pytest.fixture
 def connect(url: str, namespace: str, spec: TaskSpec) -> Iterator[Connect]:
-    """Connects to the test's namespace, where the task is registered; arguments as of `StoreConfig`."""
+    """Return a function that opens the test's namespace and registers the task, given `StoreConfig` keys."""
     stores = []
 
     def connect(url: str = url, **config: Any) -> EpisodeStore:
@@ -95,7 +95,7 @@ def connect(url: str, namespace: str, spec: TaskSpec) -> Iterator[Connect]:
 
 @pytest.fixture
 def step() -> Step:
-    """One step of the task, every value of it following from a number."""
+    """Return a function that makes a step of the task from a number, which determines all its values."""
 
     def step(number: int) -> dict[str, Any]:
         return {
@@ -110,7 +110,7 @@ def step() -> Step:
 
 @pytest.fixture
 def begin() -> Begin:
-    """Begins the number-th episode of a source."""
+    """Return a function that begins the number-th episode of a source."""
 
     def begin(store: EpisodeStore, number: int, source: str = "rollout") -> EpisodeWriter:
         return store.writer(
@@ -122,7 +122,7 @@ def begin() -> Begin:
 
 @pytest.fixture
 def write(begin: Begin, step: Step) -> Callable[..., str]:
-    """Writes and commits an episode whose steps count up from `first`; returns its id."""
+    """Return a function that writes an episode whose steps count up from `first`, and returns its id."""
 
     def write(
         store: EpisodeStore,
@@ -143,7 +143,7 @@ def write(begin: Begin, step: Step) -> Callable[..., str]:
 
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts a bare redis-server with these options; what still runs at the end is killed."""
+    """Return a function that starts a redis-server with options; at the end, all servers are killed."""
     servers = []
 
     def start(*options: str) -> "subprocess.Popen[bytes]":
@@ -165,20 +165,25 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A Redis Cluster on this machine: three primaries, a replica of each."""
+    """Redis Cluster on this machine with three primaries and a replica of each."""
 
     def __init__(self, folder: Path, certificate: str = "", ca: str = "") -> None:
-        """
+        """Describe a cluster, which `form` starts.
+
         Args:
-            certificate, ca: files; with them the nodes speak TLS only.
+            folder: where the servers keep their files.
+            certificate: file with the nodes' certificate and key; empty: no TLS.
+            ca: file with the authority that signed it; with both files, the nodes speak TLS only.
         """
         self._folder = folder
         self._tls = {"tls-cert-file": certificate, "tls-key-file": certificate, "tls-ca-cert-file": ca}
         self._trusted = {"ssl": True, "ssl_ca_certs": ca} if ca else {}
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
+        """Running servers by port."""
         self.url = ""
 
     def start(self, port: int) -> None:
+        """Start the server of a port."""
         command = [find_redis_server(), "--dir", str(self._folder), "--save", ""]
         if self._trusted:
             command += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
@@ -192,6 +197,7 @@ class Cluster:
             self.servers[port] = subprocess.Popen(command, stdout=log)
 
     def kill(self, port: int) -> None:
+        """Kill the server of a port, and wait for its end."""
         server = self.servers.pop(port)
         server.kill()
         server.wait()
@@ -216,7 +222,7 @@ class Cluster:
         self.wait_until_whole()
 
     def wait_until_whole(self) -> None:
-        """Until every slot is served and every primary has its replica."""
+        """Wait until every slot is served and every primary has its replica."""
         self.until(
             lambda: all(self.node(port).cluster("info")["cluster_state"] == "ok" for port in self.servers)
         )
@@ -225,7 +231,7 @@ class Cluster:
         )
 
     def role(self, port: int) -> tuple[str, Any]:
-        """A primary and its number of replicas, or a replica and whether it hears from its primary."""
+        """Return ("master", number of replicas) or ("slave", state of the link to its primary)."""
         found = self.node(port).info("replication")
         return found["role"], found.get("master_link_status", found["connected_slaves"])
 
@@ -241,7 +247,7 @@ class Cluster:
 
 @contextmanager
 def redis_cluster(folder: Path, certificate: str = "", ca: str = "") -> Iterator[Cluster]:
-    """One that is there within the context; files as `Cluster` takes them."""
+    """Run a cluster within the context; the arguments are those of `Cluster`."""
     cluster = Cluster(folder, certificate, ca)
     try:
         cluster.form()
@@ -258,7 +264,7 @@ def answers(redis: Redis) -> bool:
 
 
 def free_port_of_a_cluster() -> int:
-    """Below those that the system gives away; the nodes talk to each other on the port 10,000 above it."""
+    """Return a free port below the system's own range whose bus port, 10,000 above it, is free too."""
     while True:
         port = random.randrange(10_000, 20_000)
         with suppress(OSError), socket.socket() as one, socket.socket() as other:
@@ -269,7 +275,7 @@ def free_port_of_a_cluster() -> int:
 
 @pytest.fixture
 def proxy(url: str, socket_path: Path) -> Iterator[Proxy]:
-    """A proxy in front of Redis."""
+    """Run a proxy in front of Redis."""
     proxy = Proxy(url.removeprefix("unix://"), socket_path)
     yield proxy
     proxy.close()
@@ -277,6 +283,6 @@ def proxy(url: str, socket_path: Path) -> Iterator[Proxy]:
 
 @pytest.fixture
 def socket_path() -> Iterator[Path]:
-    """A path that is short enough for a socket, wherever the test's own folder is."""
+    """Return a path that is short enough for a socket; the test's own folder may be too deep."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder) / "socket"

@@ -78,14 +78,14 @@ def test_a_damaged_chunk_is_noticed(chunk: dict[str, Any], compression: int, dat
 
 
 def forge(body: bytes, compression: int = 0, size: int | None = None) -> bytes:
-    """A chunk with a correct checksum around any body: what only an enemy would write."""
+    """Make a chunk with a correct checksum around any body, as only an attacker would."""
     size = len(body) if size is None else size
     head = struct.pack("<3sBB3xII", b"LVC", 2, compression, size, 0)
     return head[:-4] + struct.pack("<I", xxh3_64_intdigest(head + body) & 0xFFFFFFFF) + body
 
 
 def forge_body(rows: object, data: bytes = b"") -> bytes:
-    """A body of any names, dtypes and shapes, whatever follows them."""
+    """Make a body from any list of arrays and any data."""
     head = msgpack.packb(rows)
     return struct.pack("<I", len(head)) + head + bytes(-(4 + len(head)) % 8) + data
 
@@ -194,7 +194,7 @@ def nested(depth: int) -> bytes:
         nested(100),
         nested(1000),
         nested(60_000),
-        b"\xdd\xff\xff\xff\xff",  # claims four billion of what follows
+        b"\xdd\xff\xff\xff\xff",  # claims four billion entries
         b"\xdf\xff\xff\xff\xff",
         b"\xc6\xff\xff\xff\xff",
         b"\x93" + b"\x80" * 50_000,
@@ -217,7 +217,7 @@ def test_heads_of_the_worst_kind_cost_little(head: bytes) -> None:
 
 @contextmanager
 def bounded(size: int) -> Iterator[None]:
-    """Fail if more memory than that is allocated in between."""
+    """Fail if more than `size` bytes are allocated within the context."""
     tracemalloc.start()
     try:
         yield
@@ -308,7 +308,7 @@ def test_random_bytes_are_no_record_and_no_spec(data: bytes) -> None:
 
 
 def any_of(plain: Any) -> st.SearchStrategy[Any]:
-    """The same, with some value, somewhere, of another kind."""
+    """Generate copies of plain data in which one value is missing or replaced by another kind."""
     if isinstance(plain, dict):
         changed = [any_of(value).map(lambda new, key=key: plain | {key: new}) for key, value in plain.items()]
         dropped = [st.just({k: v for k, v in plain.items() if k != key}) for key in plain]
@@ -328,7 +328,7 @@ def test_any_record_is_good_or_refused(data: bytes) -> None:
         record = decode_record(data)
     except CodecError:
         return
-    assert repr(decode_record(encode_record(record))) == repr(record)  # which has NaN equal NaN
+    assert repr(decode_record(encode_record(record))) == repr(record)  # by repr, because NaN != NaN
     assert all(type(n) is int and n > 0 for n in (record.length, record.chunks, record.bytes))
     assert {type(text) for text in (record.token, record.outcome, record.meta.task)} == {str}
 

@@ -1,4 +1,4 @@
-"""Redis is killed with -9 under writers; what was acknowledged is there. See benchmarks/durability.py."""
+"""Tests that acknowledged episodes survive kill -9 of Redis; benchmarks/durability.py does the killing."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_what_was_acknowledged_survives_a_power_cut(tmp_path: Path) -> None:
     rows = measured(tmp_path, "--kills", 0, "--cuts", 20)
     check(rows, "cut", 8 * 20)
     assert rows["missing_cut_always"]["value"] == 0
-    # Redis itself may write a second late when the disk is busy with the one before.
+    # Redis itself may sync a second late when the disk is still busy with the sync before.
     assert rows["lost_seconds_cut_everysec"]["high"] <= 2.0
 
 

@@ -28,7 +28,7 @@ def test_no_more_is_drawn_than_was_committed_times_the_ratio(connect: Connect, w
     store = connect()
     store.limiter = Limiter(samples_per_insert=2.5, timeout_seconds=0.1)
     write(store, 1)
-    write(store, 2, source="demo")  # which is not drawn from
+    write(store, 2, source="demo")  # not in the selection
     assert sample(store, 20) == 20
     with pytest.raises(
         LimiterTimeout,
@@ -57,9 +57,9 @@ def test_what_was_evicted_counts_as_committed(connect: Connect, write: Any) -> N
 def test_nothing_is_drawn_before_there_is_enough(connect: Connect, write: Any) -> None:
     store = connect()
     store.limiter = Limiter(minimum_steps=25, timeout_seconds=0.1)
-    for number, there in enumerate([0, 10, 20]):
+    for number, stored in enumerate([0, 10, 20]):
         with pytest.raises(
-            LimiterTimeout, match=rf"{there} steps are there to draw from, minimum_steps is 25"
+            LimiterTimeout, match=rf"{stored} steps are stored to draw from, minimum_steps is 25"
         ):
             sample(store, 1)
         write(store, number)

@@ -23,27 +23,27 @@ def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
     ids, lengths, sources, outcomes, tasks, committed, priorities = zip(*episodes, strict=True)
     known = sorted(set(tasks))
     return Table(
-        order_E=np.argsort(np.array(ids, np.bytes_)),
-        id_N=np.array(ids, np.bytes_),
-        length_N=np.array(lengths, np.int32),
-        source_N=np.array([SOURCES.index(source) for source in sources], np.int8),
-        outcome_N=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
-        task_N=np.array([known.index(task) for task in tasks], np.int32),
-        committed_N=np.array(committed, np.int64),
-        priority_N=np.array(priorities),
-        tasks=known,
+        order=np.argsort(np.array(ids, np.bytes_)),
+        id=np.array(ids, np.bytes_),
+        length=np.array(lengths, np.int32),
+        source=np.array([SOURCES.index(source) for source in sources], np.int8),
+        outcome=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
+        task=np.array([known.index(task) for task in tasks], np.int32),
+        committed=np.array(committed, np.int64),
+        priority=np.array(priorities),
+        task_names=known,
     )
 
 
 DEMO, ROLLOUT = {"demo": 1}, {"rollout": 1}
 CASES: list[tuple[Selection, dict[str, float]]] = [
-    # The chance of each step of an episode.
+    # The selection, and the probability of each step of an episode.
     (Selection({"demo": 3, "rollout": 1}), {"a": 3 / 16, "b": 3 / 16, "c": 1 / 64, "d": 1 / 64, "e": 1 / 64}),
     (Selection(DEMO, by="episodes"), {"a": 1 / 6, "b": 1 / 2}),
     (Selection(DEMO, by="priority"), {"a": 1 / 12, "b": 3 / 4}),
     (Selection(ROLLOUT, by="priority"), {"d": 1 / 10, "e": 1 / 5}),
     (
-        Selection(ROLLOUT, by="recency", half_life=1),  # d is newer than e, and that than c: 4 to 2 to 1
+        Selection(ROLLOUT, by="recency", half_life=1),  # from newest to oldest: d, e, c, with weights 4, 2, 1
         {"c": 1 / 70, "e": 1 / 14, "d": 2 / 7},
     ),
     (Selection({"*": 1}, outcomes=("success",)), {"a": 1 / 17, "c": 1 / 17, "e": 1 / 17}),

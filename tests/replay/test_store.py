@@ -1,9 +1,12 @@
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from redis import Redis
 
 from longview.actors.tasks import counting
+from longview.replay.config import StoreConfig
 from longview.replay.episode import (
     OUTCOMES,
     SOURCES,
@@ -35,14 +39,14 @@ from longview.replay.errors import (
 )
 from longview.replay.redis import keys
 from longview.replay.stats import Count
-from longview.replay.store import EpisodeStore
+from longview.replay.store import EpisodeStore, StoreAddress
 from tests.replay.redis.proxy import Proxy
 
 Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 everywhere = pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)
-"""The same on one Redis and on a Redis Cluster."""
+"""Runs a test on one Redis and on a Redis Cluster."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -54,6 +58,15 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def chunk_keys(redis: Redis, namespace: str) -> list[bytes]:
     return list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000))
+
+
+def test_the_examples_of_the_guide_run(url: str) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(example.replace("redis://localhost:6379", url), names)
+    names["store"].close()
+    assert {segment.by for segment in names["segments"]} == {"recency"}
 
 
 # Tasks
@@ -116,6 +129,17 @@ def test_what_is_there(connect: Connect, write: Any) -> None:
         store.read("rollout.walk.000000009")
 
 
+def test_an_address_leads_to_its_store_and_shows_no_password(
+    connect: Connect, write: Any, url: str, namespace: str
+) -> None:
+    id = write(connect(), 1)
+    address = pickle.loads(pickle.dumps(StoreAddress(url, namespace)))
+    with closing(address.connect(StoreConfig())) as store:
+        assert store.ids() == [id]
+    shown = repr(StoreAddress("redis://me:hunter2@host:6379/0", "lab"))
+    assert shown == "StoreAddress('redis://***@host:6379/0', 'lab')"
+
+
 def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace: str) -> None:
     write(store := connect(), 1)
     assert EpisodeStore.connect(url, namespace + "0", store._config).ids() == []
@@ -125,7 +149,7 @@ def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace:
 def test_clients_agree_on_the_number_of_shards(connect: Connect, write: Any) -> None:
     ids = [write(connect(shards=3), number) for number in range(9)]
     assert connect(shards=7).ids() == ids
-    assert {len(store._tags) for store in (connect(shards=3), connect(shards=7))} == {3}
+    assert {len(store._namespace.tags) for store in (connect(shards=3), connect(shards=7))} == {3}
 
 
 def test_a_step_that_does_not_fit_is_refused(connect: Connect, begin: Any, step: Any) -> None:
@@ -157,8 +181,8 @@ def test_totals_are_exact(connect: Connect, begin: Any, step: Any) -> None:
 
 def stored_chunks(store: EpisodeStore, writer: Any) -> list[bytes]:
     record = writer._record
-    names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
-    return [chunk for chunk in store._redis.mget(names) if chunk is not None]
+    names = keys.chunks(store._namespace.tag_of(record.meta.id), record.meta.id, record.token, range(9))
+    return [chunk for chunk in store._namespace.client.redis.mget(names) if chunk is not None]
 
 
 # Commit, exactly once
@@ -221,7 +245,7 @@ def test_a_write_that_arrives_late_does_no_harm(
     chunk = redis.get(first)
     assert isinstance(chunk, bytes)
     late = replace(writer._record, chunks=0)
-    store._client.pipeline([*store._sink.chunk(late, chunk), *store._sink.renew(writer._record)])
+    store._namespace.client.pipeline([*store._sink.chunk(late, chunk), *store._sink.renew(writer._record)])
     assert redis.ttl(first) == redis.ttl(second) == -1
     assert store.read("rollout.walk.000000001").length == 6
 
@@ -232,7 +256,7 @@ def test_a_killed_writer_leaves_nothing(connect: Connect, redis: Redis, namespac
         import numpy as np
         from longview.replay.config import StoreConfig
         from longview.replay.episode import EpisodeMeta
-        from longview.replay.store import EpisodeStore
+        from longview.replay.store import EpisodeStore, StoreAddress
 
         config = StoreConfig(chunk_steps=4, orphan_seconds=2.0)
         store = EpisodeStore.connect(sys.argv[1], sys.argv[2], config)
@@ -266,7 +290,7 @@ def test_a_commit_after_its_chunks_expired_says_so(
         writer.append(step(number))
     store.flush()
     until(lambda: not stored_chunks(store, writer))
-    with pytest.raises(MissingChunks, match=r"of 3 chunks, [01] are left; .*orphan_seconds \(0.05\)"):
+    with pytest.raises(MissingChunks, match=r"Redis holds [01] of its 3 chunks; .*orphan_seconds \(0.05\)"):
         writer.commit("success")
     assert store.ids() == []
 
@@ -302,9 +326,9 @@ def test_chunks_of_a_writer_that_goes_on_do_not_expire(connect: Connect, begin: 
 
 
 def test_a_namespace_of_another_format_is_refused(connect: Connect, redis: Redis, namespace: str) -> None:
-    redis.hset(keys.layout(namespace), "shards", 4)  # as before there was a format
+    redis.hset(keys.layout(namespace), "shards", 4)  # as in the first version, which had no format
     for _ in range(2):
-        with pytest.raises(StoreError, match=f"{namespace} is of format 1, .* reads format 2: use another"):
+        with pytest.raises(StoreError, match=f"{namespace} has format 1, .* reads format 2: use another"):
             connect()
     assert redis.hgetall(keys.layout(namespace)) == {b"shards": b"4"}
 
@@ -479,7 +503,7 @@ def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any
         (ids[number], now) for number in (1, 3) for now in range(10)
     }
     assert {segment.probability for segment in segments} == {1 / 20}
-    # It gives way like any other.
+    # It is evicted like any other episode.
     small = connect(byte_budget=sizes(store))
     write(small, 4)
     assert small.ids() == [*ids[1:], episode_id("rollout", "walk", 4)]
@@ -489,7 +513,7 @@ def test_an_episode_held_out_is_read_but_never_drawn(connect: Connect, write: An
     store, mix = connect(), {"rollout": 1.0}
     ids = [write(store, number) for number in range(3)]
     store.hold_out([ids[1], episode_id("rollout", "walk", 4)])
-    ids += [write(store, number) for number in (3, 4)]  # of which one is held out before it is there
+    ids += [write(store, number) for number in (3, 4)]  # episode 4 was held out before it existed
     segments = store.sample(mix, 300, 0, 0, np.random.default_rng(0))
     assert {segment.meta.id for segment in segments} == {ids[0], ids[2], ids[3]}
     assert {segment.probability for segment in segments} == {1 / 30}
@@ -610,7 +634,7 @@ def test_priorities_survive_a_restart(
 
 
 def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longview.replay.store.PAGE", 3)
+    monkeypatch.setattr("longview.replay.redis.namespace.PAGE", 3)
     monkeypatch.setattr("longview.replay.redis.index.PAGE", 3)
     store, reader = connect(shards=2), connect()
     ids = [write(store, number, source=SOURCES[number % 3]) for number in range(30)]
@@ -620,7 +644,7 @@ def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch
     assert {segment.meta.id for segment in segments} == {ids[7]}
 
 
-def test_a_damaged_episode_is_set_aside_and_another_drawn(
+def test_a_damaged_episode_is_quarantined_and_another_drawn(
     connect: Connect, write: Any, redis: Redis, namespace: str
 ) -> None:
     ids = [write(store := connect(), number, length=20) for number in range(3)]

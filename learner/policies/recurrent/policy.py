@@ -1,8 +1,7 @@
 """Recurrent policy: a GRU over the frames of the last T_o steps predicts T_p actions.
 
 Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), A action
-dimensions, E token features, U units of a state (the GRU's units, then the present token), M mixture
-components.
+dimensions, E token features, U units of the GRU's state, M mixture components.
 """
 
 import numpy as np
@@ -28,10 +27,9 @@ class GRUPolicy(RecurrentPolicy):
     def __init__(self, config: RecurrentConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
         self.gru = nn.GRU(config.token_size, config.hidden, batch_first=True)
-        remember(self.gru, self.horizon.context)
         outputs = config.components * (self.horizon.positions * self.action_size + 1)
         self.head = nn.Sequential(
-            nn.Linear(config.hidden + config.token_size, config.hidden),
+            nn.Linear(config.hidden, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, outputs),
         )
@@ -62,12 +60,12 @@ class GRUPolicy(RecurrentPolicy):
         return error_BT
 
     def initial_state(self, count: int) -> Tensor:
-        return torch.zeros(count, self.config.hidden + self.config.token_size, device=self.device)
+        return torch.zeros(count, self.config.hidden, device=self.device)
 
     def advance(self, state_BU: Tensor, token_BE: Tensor) -> Tensor:
-        hidden_1BU = state_BU[:, : self.config.hidden].unsqueeze(0).contiguous()
-        _, hidden_1BU = self.gru(token_BE.unsqueeze(1), hidden_1BU)
-        return torch.cat((hidden_1BU.squeeze(0), token_BE), dim=1)
+        _, state_1BU = self.gru(token_BE.unsqueeze(1), state_BU.unsqueeze(0))
+        after_BU: Tensor = state_1BU.squeeze(0)
+        return after_BU
 
     def decide(self, state_BU: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
         action_BMTA, logit_BM = self.mixture(state_BU)
@@ -87,28 +85,13 @@ class GRUPolicy(RecurrentPolicy):
         count_B1 = seen_BS.sum(dim=1, keepdim=True)
         place_S = torch.arange(seen_BS.shape[1], device=self.device)
         order_BS1 = ((place_S - count_B1) % seen_BS.shape[1]).unsqueeze(2)
-        hidden_BSU, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
-        last_B1U = (count_B1 - 1).unsqueeze(2).expand(-1, -1, hidden_BSU.shape[2])
-        return torch.cat((hidden_BSU.gather(1, last_B1U).squeeze(1), token_BSE[:, -1]), dim=1)
+        state_BSU, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
+        last_B1U = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSU.shape[2])
+        state_BU: Tensor = state_BSU.gather(1, last_B1U).squeeze(1)
+        return state_BU
 
     def mixture(self, state_BU: Tensor) -> tuple[Tensor, Tensor]:
         """Return the components' normalised actions (B, M, T, A) and the logits (B, M) of their shares."""
         outputs = self.head(state_BU).unflatten(1, (self.config.components, -1))
         action_BMTA = outputs[..., :-1].unflatten(2, (self.horizon.positions, self.action_size))
         return action_BMTA, outputs[..., -1]
-
-
-def remember(gru: nn.GRU, context_length: int) -> None:
-    """Initialise a GRU so that its units remember for 1 to `context_length` steps.
-
-    The biases of the update gates follow chrono initialisation (arXiv 1804.11188), and the recurrent weights
-    are orthogonal. An untrained state then neither explodes nor forgets.
-    """
-    hidden, weights = gru.hidden_size, dict(gru.named_parameters())
-    with torch.no_grad():
-        weights["bias_hh_l0"].zero_()
-        weights["bias_ih_l0"].zero_()
-        remembered_U = torch.empty(hidden).uniform_(1, max(2, context_length - 1))
-        weights["bias_ih_l0"][hidden : 2 * hidden] = remembered_U.log()
-        for gate_UU in torch.chunk(weights["weight_hh_l0"], 3):
-            nn.init.orthogonal_(gate_UU)

@@ -10,16 +10,16 @@ from longview.actors.task import Environment, Observation, Task, load_task
 
 
 class Played(NamedTuple):
-    """One episode of a task's expert, or of random actions where it has none."""
+    """An episode of a task's expert, or of random actions where the task has none."""
 
     observations: list[Observation]
-    """What was seen before every step, and at the end: one more than there are steps."""
+    """Observations before every step and at the end: one more than steps."""
     rewards: list[float]
     outcome: str
     terminated: bool
 
     def end(self) -> str:
-        """How and where it ended, to the last bit."""
+        """Tell how and where the episode ended, to the last bit."""
         last = np.concatenate([array.ravel() for array in self.observations[-1].values()])
         return f"{self.outcome} after {len(self.rewards)} steps at {last.tobytes().hex()}"
 
@@ -49,12 +49,12 @@ def play_episode(task: Task, env: Environment, seed: int, noise: float = 0.0) ->
 
 @pytest.fixture(scope="session")
 def simulators() -> Iterator[Callable[[str], Environment]]:
-    """One of each task, shared by all tests: an episode follows from its seed, whatever came before."""
+    """A simulator of each task, shared by all tests: an episode follows from its seed alone."""
     with ExitStack() as stack:
         yield cache(lambda name: stack.enter_context(closing(load_task(name).make())))
 
 
 @pytest.fixture
 def env(request: pytest.FixtureRequest, simulators: Callable[[str], Environment]) -> Environment:
-    """A simulator of what the test's module calls `task`."""
+    """A simulator of the `task` of the test's module."""
     return simulators(request.module.task.spec.name)

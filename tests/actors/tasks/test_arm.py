@@ -1,4 +1,4 @@
-"""What the tasks with a robot arm share."""
+"""Simulators of the tasks with a robot arm: divergence, and what can be missing on a machine."""
 
 import os
 import subprocess
@@ -32,14 +32,15 @@ def test_no_renderer_is_asked_for_in_child_processes(simulators: Callable[[str],
 
 
 def refusal(before: str = "", path: Path | None = None) -> str:
-    """The last line of what a process says that cannot make a simulator.
+    """Return the last line that a process prints when it cannot make a simulator.
 
     Args:
-        before: what it does first.
-        path: a folder of modules that it finds before those that are installed.
+        before: code that it runs first.
+        path: a folder whose modules it finds before installed ones.
     """
+    script = "from longview.actors.task import load_task, make_simulator; make_simulator(load_task('lift'))"
     out = subprocess.run(
-        [sys.executable, "-c", f"{before}\nfrom actors.tasks import lift; lift.make()"],
+        [sys.executable, "-c", f"{before}\n{script}"],
         env=os.environ | ({"PYTHONPATH": str(path)} if path else {}),
         check=False,
         capture_output=True,
@@ -57,11 +58,11 @@ def test_a_missing_libgl_names_the_package(tmp_path: Path) -> None:
 
 def test_a_mujoco_that_robosuite_does_not_work_with_is_named() -> None:
     said = refusal("import mujoco; mujoco.__version__ = '3.10.0'")
-    assert "robosuite does not work with mujoco 3.10.0; pip install" in said
+    assert "SimulatorError: task lift: robosuite does not work with mujoco 3.10.0; pip install" in said
 
 
 def without(package: str, missing: Path, folder: Path) -> Path:
-    """A folder with an installed package, all but one of its files; returns where that would be."""
+    """Link all files of an installed package but one into a folder; return the path of that one."""
     installed = find_spec(package)
     assert installed is not None
     assert installed.origin is not None

@@ -23,7 +23,7 @@ def test_only_two_scoops_succeed(env: Environment, scoops: int, outcome: str) ->
     expert = task.expert(env, np.random.default_rng(2))
     terminated = truncated = False
     while not (terminated or truncated):
-        # The expert is told of two when it shall press, and of none before; the environment counts.
+        # The expert is told of two when it should press, and of none before; the simulator counts.
         counted = scene.scoops
         scene.scoops = SCOOPS if counted >= scoops else 0
         action, scene.scoops = expert(), counted

@@ -1,4 +1,4 @@
-"""What every expert must do; what is particular to one is tested beside its task."""
+"""Rules for every expert. What is particular to one is tested beside its task."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ def anywhere(env: Environment, rng: np.random.Generator) -> NDArray[Any]:
 
 
 def down(env: Environment, rng: np.random.Generator) -> NDArray[Any]:
-    """Into the table, with the gripper open or closed."""
+    """Move into the table, with the gripper open or closed."""
     return np.array((0.5, 0.4, -1.0, 0.1, -0.2, 0.3, rng.choice((-1.0, 1.0))))
 
 
 def aside(env: Environment, rng: np.random.Generator) -> NDArray[Any]:
-    """Not down: that might be another scoop, which cannot be undone."""
+    """Move aside, but not down: that might be another scoop, which cannot be undone."""
     scene: Any = env.unwrapped
     return np.asarray(scene.go(rng.uniform((-0.05, -0.05, -0.01), 0.05)))
 
@@ -33,19 +33,19 @@ class Case:
 
     name: str
     share: float
-    """Of 200 episodes, at least so many succeed."""
+    """Least share of 200 episodes that succeed."""
     steps: tuple[int, int]
-    """So long is an episode that succeeds."""
+    """Bounds of the length of an episode that succeeds, in steps."""
     stray: Callable[[Environment, np.random.Generator], NDArray[Any]]
-    """An action that leads astray,"""
+    """Chooses an action that leads astray."""
     astray: tuple[int, int, int]
-    """which is taken from this step on, for so many, and again after so many."""
+    """First step at which that action is taken, for how many steps, and the period of its repetition."""
     seeds: int = 6
     """Episodes that are played in the quick tests."""
 
     @property
     def noise(self) -> float:
-        """Of its demonstrations, by default or by the task's preset."""
+        """Noise of its demonstrations, by default or by the task's preset."""
         return read_config(preset_file(self.name), task=self.name).actors.noise
 
 
@@ -91,7 +91,7 @@ def test_the_expert_succeeds_almost_always(
 
 
 def test_the_expert_recovers_from_where_it_would_not_have_gone(case: Case, env: Environment) -> None:
-    """It has no phase that it could be wrong about, so it can label what a policy got itself into."""
+    """The expert has no phase that it could be wrong about, so it can label any state of a policy."""
     task, (first, length, period) = load_task(case.name), case.astray
     assert task.expert is not None
     for seed in range(4):

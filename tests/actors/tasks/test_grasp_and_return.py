@@ -8,7 +8,7 @@ from longview.actors.tasks.grasp_and_return import PAD_Y, task
 
 
 def test_without_memory_the_expert_is_at_chance(env: Environment) -> None:
-    """The same script, that guesses the side once the cube has been left alone in the middle."""
+    """The expert guesses the side once the cube has been left alone in the middle."""
     outcomes = Counter(guessed(env, seed) for seed in range(24))
     assert set(outcomes) == {"success", "wrong"}
     assert 5 <= outcomes["wrong"] <= 19
@@ -20,7 +20,7 @@ def guessed(env: Environment, seed: int) -> str:
     origin, guess = scene.side, np.random.default_rng(seed).choice((-1, 1))
     expert = task.expert(env, np.random.default_rng(seed))
     while True:
-        # The expert is told the guess, the environment judges by the origin.
+        # The expert is told the guess, the simulator judges by the origin.
         scene.side = guess if scene.visited else origin
         action, scene.side = expert(), origin
         _, _, terminated, truncated, info = env.step(action)

@@ -1,4 +1,4 @@
-"""Memory is needed: what a single frame tells, on a smaller sample than the table in docs/tasks.md."""
+"""Memory is needed: one frame tells little. A smaller sample than for the table in docs/tasks.md."""
 
 import json
 import subprocess

@@ -45,7 +45,7 @@ def distance(stock: Any, ours: Any) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_one_step_from_equal_states_is_the_same(stock: Any, ours: Any, seed: int) -> None:
-    """In the air, pushing on the table and the cube, right after a soft reset and later."""
+    """Actions in the air, and pushing on the table and the cube; right after a soft reset and later."""
     arm, rng = both(stock, ours, seed), np.random.default_rng(seed)
     touched = 0
     for step in range(60):

@@ -8,7 +8,7 @@ from longview.actors.tasks.push_and_return import MIDDLE, RING, SLOTS, START, ta
 
 
 def test_a_puck_returned_to_another_slot_is_wrong(env: Environment) -> None:
-    """The same script, told another slot once the puck has been left alone on the mark."""
+    """The expert is told another slot once the puck has been left alone on the mark."""
     for seed in range(4):
         assert led_astray(env, seed, by=seed + 1) == "wrong"
 
@@ -19,7 +19,7 @@ def led_astray(env: Environment, seed: int, by: int) -> str:
     origin = scene.origin
     expert = task.expert(env, np.random.default_rng(seed))
     while True:
-        # The expert is told one slot, the environment judges by the other.
+        # The expert is told one slot, the simulator judges by the other.
         scene.origin = (origin + by * scene.visited) % len(SLOTS)
         action, scene.origin = expert(), origin
         _, _, terminated, truncated, info = env.step(action)
@@ -28,7 +28,7 @@ def led_astray(env: Environment, seed: int, by: int) -> str:
 
 
 def test_it_may_find_the_puck_anywhere(env: Environment) -> None:
-    """It has no phase that it could be wrong about, so it can label what a policy got itself into."""
+    """The expert has no phase that it could be wrong about, so it can label any state of a policy."""
     scene: Any = env.unwrapped
     for seed, visited in enumerate((False, False, True, True)):
         env.reset(seed=seed)
@@ -43,7 +43,7 @@ def test_it_may_find_the_puck_anywhere(env: Environment) -> None:
 
 
 def test_a_puck_that_was_not_left_on_the_mark_is_not_returned(env: Environment) -> None:
-    """To withdraw above the slot where it lies ends nothing."""
+    """Withdrawing above the slot where the puck lies ends nothing."""
     env.reset(seed=0)
     scene: Any = env.unwrapped
     above = np.append(scene.position(scene.puck)[:2], 0.14)

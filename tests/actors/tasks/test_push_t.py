@@ -16,7 +16,7 @@ PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
 
 @pytest.fixture
 def env() -> push_t.PushT:
-    return push_t.PushT()
+    return push_t.PushT(push_t.spec)
 
 
 def targets(seed: int, count: int) -> NDArray[np.float32]:
@@ -24,7 +24,7 @@ def targets(seed: int, count: int) -> NDArray[np.float32]:
 
 
 def rolled_out(env: Environment, seed: int, count: int = 60) -> NDArray[np.float32]:
-    """What is seen in an episode of random targets, (count, 20)."""
+    """Return the observations of an episode of random targets, (count, 20)."""
     env.reset(seed=seed)
     seen = [env.step(target)[0] for target in targets(seed, count)]
     return np.array([np.concatenate([array.ravel() for array in step.values()]) for step in seen])
@@ -42,12 +42,12 @@ def test_the_same_seed_gives_the_same_trajectory_whatever_came_before(env: push_
     first = rolled_out(env, seed=3)
     assert not np.array_equal(rolled_out(env, seed=4), first)
     np.testing.assert_array_equal(rolled_out(env, seed=3), first)
-    np.testing.assert_array_equal(rolled_out(push_t.PushT(), seed=3), first)
+    np.testing.assert_array_equal(rolled_out(push_t.PushT(push_t.spec), seed=3), first)
     assert np.ptp(first[:, :18], axis=0).min() > 1, "the block was never touched"
 
 
 def test_it_stays_within_its_observation_space(env: push_t.PushT) -> None:
-    """Also when the disc pushes the block through the walls."""
+    """The disc may push the block through the walls."""
     corners = np.array([(0, 0), (512, 0), (512, 512), (0, 512)], np.float32)
     for seed in range(20):
         observation, _ = env.reset(seed=seed)
@@ -104,7 +104,7 @@ def test_pictures_show_the_state_alone() -> None:
 
 
 def test_nothing_is_printed() -> None:
-    script = "from actors.tasks import push_t; push_t.make().reset(seed=0)"
+    script = "from longview.actors.tasks import push_t; push_t.make().reset(seed=0)"
     out = subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, capture_output=True)
     assert (out.stdout, out.stderr) == (b"", b"")
 

@@ -39,7 +39,7 @@ def test_both_sides_are_equally_likely(sides: NDArray[np.bool_]) -> None:
 def test_where_it_stands_on_the_lift_does_not_tell_the_side(
     episodes: list[Samples], sides: NDArray[np.bool_], back: int
 ) -> None:
-    """At the step of the decision, when the lift has arrived, and on those before."""
+    """Positions at the step of the decision, when the lift has arrived, and at the steps before."""
     arrivals = np.array([episode[_arrival(episode) - back] for episode in episodes])
     assert _predictability(arrivals, sides) < CHANCE + MARGIN
 
@@ -61,12 +61,12 @@ def test_the_past_tells_the_side_for_as_long_as_the_longest_context(
 
 
 def _arrival(episode: Samples) -> int:
-    """The first step on which the lift is up."""
+    """Return the first step at which the lift is up."""
     return int(np.argmax(episode[:, 1] >= 1 - return_point.HALF_LANE))
 
 
 def _predictability(samples: Samples, labels: NDArray[np.bool_]) -> float:
-    """Accuracy of 25 nearest neighbours on the half of the samples (N, D) that they were not taken from."""
+    """Return the accuracy of 25 nearest neighbours on the other half of the samples (N, D)."""
     scaled = samples / (samples.std(axis=0) + 1e-9)
     known, asked = scaled[::2], scaled[1::2]
     distances = np.linalg.norm(asked[:, None] - known[None], axis=-1)
@@ -75,10 +75,10 @@ def _predictability(samples: Samples, labels: NDArray[np.bool_]) -> float:
 
 
 def test_the_wrong_side_is_wrong(play: Callable[..., Any]) -> None:
-    point = return_point.ReturnPoint()
+    point = return_point.ReturnPoint(return_point.spec)
 
     class Forgetful:
-        """The expert, made to go to the other side once it is up."""
+        """A task whose expert goes to the other side once it is up."""
 
         spec = return_point.spec
         make = staticmethod(return_point.make)
@@ -106,7 +106,7 @@ def test_the_picture_shows_where_it_is_and_where_home_is() -> None:
 
 
 def _pixel(x: float, y: float) -> tuple[float, float]:
-    """Column and row of a position."""
+    """Return column and row of a position."""
     return 128 + 91 * x, 128 - 91 * (y - 0.5)
 
 

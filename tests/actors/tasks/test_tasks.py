@@ -1,4 +1,4 @@
-"""What every task that comes with Longview must do."""
+"""Rules for every task that comes with Longview."""
 
 import re
 import subprocess
@@ -14,7 +14,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import longview.actors.tasks  # noqa: F401  (registers them with gymnasium)
-from longview.actors.task import ActionError, Environment, UnknownTask, checked_action, load_task, task_names
+from longview.actors.environment import checked_action
+from longview.actors.task import ActionError, Environment, UnknownTask, load_task, task_names
 from longview.replay.episode import ArraySpec, validate_step
 
 IDS = {
@@ -41,7 +42,7 @@ def env(name: str, simulators: Callable[[str], Environment]) -> Environment:
 
 @pytest.fixture(scope="module")
 def elsewhere() -> dict[str, str]:
-    """How an episode of each task ends in another process, with a simulator that has seen no other."""
+    """Ends of an episode of each task, played in another process by a new simulator."""
     script = f"""
 import runpy
 from longview.actors.task import load_task
@@ -56,7 +57,7 @@ for name in {sorted(IDS)}:
 
 
 def middle(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """An action that every task accepts."""
+    """Return an action that the task accepts."""
     space = load_task(name).spec.action
     return np.full(space.shape, (space.low + space.high) / 2, np.float32)
 
@@ -70,7 +71,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         UnknownTask, match=r"'return_pont': installed are .*lift.*; did you mean return_point\?"
     ):
         load_task("return_pont")
-    with pytest.raises(UnknownTask, match=r"square$"):
+    with pytest.raises(UnknownTask, match=r"others are named module:attribute$"):
         load_task("zzz")
 
 
@@ -137,7 +138,7 @@ def test_a_bad_action_is_refused_by_name_and_value(name: str, env: Environment) 
 
 
 def test_what_is_clipped_to_the_range_is_accepted() -> None:
-    """Also where the limits, as float32 has them, lie a little outside."""
+    """The limits in float32 may lie a little outside of the range."""
     spec = replace(load_task("lift").spec, action=ArraySpec((2,), low=-0.1, high=0.7))
     clipped = np.array((-5, 5), np.float32).clip(spec.action.low, spec.action.high)
     assert clipped[0] < -0.1

@@ -17,7 +17,7 @@ from longview.replay.store import EpisodeStore
 
 
 def stored(longview: Any, run: str) -> dict[str, int]:
-    """Demonstrations and their steps, as `longview store stats` counts them."""
+    """Count demonstrations and their steps by `longview store stats`."""
     code, output = longview("store", "stats", run, "--json")
     assert code == 0, output
     demos: dict[str, int] = json.loads(output)["stored"]["demo"]
@@ -38,7 +38,7 @@ def decoded(file: Path) -> tuple[list[NDArray[np.uint8]], float]:
 
 
 def middle(frame: NDArray[np.uint8], channel: int) -> NDArray[np.float64]:
-    """Row and column in the middle of what has clearly more of this colour than of the others."""
+    """Find the centre (row, column) of the pixels that have clearly more of one colour than of the others."""
     others = np.delete(frame.astype(int), channel, axis=-1).max(axis=-1)
     return np.argwhere(frame[..., channel] > others + 30).mean(axis=0)
 
@@ -95,7 +95,7 @@ def test_video_and_sheet_show_the_first_episodes(longview: Any) -> None:
     frames, hz = decoded(longview.folder / "demos.mp4")
     assert hz == 10.0
     assert len(frames) == stored(longview, "eight")["steps"] + 8
-    for frame in (frames[0], frames[-1]):  # of the first and of the last one: on green, below, then above
+    for frame in (frames[0], frames[-1]):  # of the first and the last episode: on green, below, then above
         np.testing.assert_allclose(middle(frame, 0)[1], middle(frame, 1)[1], atol=16)
     assert middle(frames[0], 0)[0] > 150
     assert middle(frames[-1], 0)[0] < 100

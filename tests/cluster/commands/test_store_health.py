@@ -1,4 +1,4 @@
-"""`longview store verify`, as a person and as a script see it."""
+"""Output of `longview store verify` for people and for scripts."""
 
 import json
 from collections.abc import Iterator

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def done(*arguments: str, code: int = 0) -> str:
-    """What `longview store` says, in this process."""
+    """Run `longview store` in this process, and return its output."""
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, result.output
     return result.output
@@ -72,7 +72,7 @@ def test_demonstrations_go_into_a_new_run_and_out_again(folder: Path, push_t_buf
         assert f"{name}: 6 episodes of push_t" in done("export", name, "human", "--format", format)
         refused = done("export", name, "human", "--format", format, code=1)
         assert f"longview: {name} exists: choose another path, or remove it" in refused
-        # The same episodes, whatever file they come from.
+        # Both files hold the same episodes.
         arguments = ("import", name, "--task", "push_t", "human")
         assert f"{format} data set, task push_t: 0 new episodes, 6 were there" in done(*arguments)
     assert sorted(path.name for path in folder.iterdir()) == ["out", "out.hdf5", "runs"]
@@ -95,7 +95,7 @@ def test_a_robot_that_nobody_simulates_and_what_is_said_when_something_is_wrong(
         np.testing.assert_array_equal(third.arrays["action"], [[8], [9], [10], [11]])
         np.testing.assert_array_equal(third.arrays["observation.state"][0], [8, -8])
 
-    # Another data set of the task is told apart by what it holds, and has to fit the first one's spec.
+    # Another data set of the task has other episodes, and must fit the spec of the first.
     buffer(folder / "more.zarr", episodes=7, steps=2)
     more = done("import", "more.zarr", "--task", "arm", "arms", "--url", url)
     assert "task arm: 7 new episodes, 0 were there" in more

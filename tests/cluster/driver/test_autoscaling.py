@@ -17,10 +17,10 @@ from longview.cluster.run.services import redis_server
 from longview.replay.store import EpisodeStore
 
 HEAD = "f" * 51 + "00000"
-"""As Ray's provider of such nodes wants it."""
+"""Format that Ray's provider of such nodes wants."""
 
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-"""Ray's own, for tests: a node is a raylet. By name, as what its type stands for is not in Ray's wheels."""
+"""Ray's own provider for tests, whose nodes are raylets. It is named, since Ray's wheels lack its type."""
 
 NODES = {
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -58,7 +58,7 @@ placement: {actor: {actor: 1}, learner: {learner: 1}, learner_gpus: 0, autoscale
 
 @pytest.fixture
 def address(longview: Any, tmp_path: Path) -> str:
-    """Of a head that has no room for anything, and an autoscaler."""
+    """Address of a head node without room for anything, and with an autoscaler."""
     ports = []
     for _ in range(2):
         with socket.socket() as free:
@@ -102,7 +102,7 @@ def address(longview: Any, tmp_path: Path) -> str:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return f"{ip}:{ports[0]}"  # `longview` ends all of it
+    return f"{ip}:{ports[0]}"  # the fixture `longview` ends all these processes
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
         assert nodes(longview) == 4
         assert len(longview.processes("ray::RolloutActor")) == 3
 
-        # More than the cluster may have: who asks is told, and those that are there go on.
+        # Asked for more nodes than the cluster may have, the command says so, and the placed actors go on.
         code, output = longview("scale", "actors=6", "grown", "--timeout", "20")
         assert code == 1, output
         assert "4 of 6 actors are there" in output.splitlines()[-1]
@@ -130,7 +130,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
 
         code, output = longview("scale", "actors=2", "grown", "--timeout", "100")
         assert code == 0, output
-        # They leave one node, which then goes.
+        # The actors leave one node, which then goes.
         longview.wait_for(lambda: nodes(longview) == 3, 200)
         code, output = longview("stop", "grown")
         assert code == 0, output
@@ -142,10 +142,10 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
         assert len(store.ids("demo")) == 30
         assert len(ids) == len(set(ids)) == store.stats().total.episodes
         assert sum(store.read(id).length for id in ids) == store.stats().total.steps
-        assert all(sum(row["outcomes"].values()) == 8 for row in run.evaluations())
+        assert all(found.rolled_out == 8 for found in run.evaluations())
         store.close()
 
 
 def nodes(longview: Any) -> int:
-    """Ray nodes that are up, by their raylets."""
+    """Count the Ray nodes that are up, by their raylets."""
     return len(longview.processes("/raylet/raylet "))

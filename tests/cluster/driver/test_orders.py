@@ -1,9 +1,10 @@
-"""Orders: their sequence, and that none is lost or doubled."""
+"""Sequence of the orders; none is lost or doubled."""
 
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Result
 from longview.cluster.driver.orders import Orders
 from longview.cluster.run.config import read_config
+from longview.monitoring.success import Counts, Evaluation
 
 SPEC = load_task("return_point").spec
 LENGTHS = [1, 8, 64]
@@ -106,7 +107,10 @@ def test_the_last_evaluation_replaces_all_other_work() -> None:
     given = drain(orders)
     assert {(o.version, o.context_length) for o in given} == {(200, 1), (200, 64)}
     finished = [e for o in given if (e := orders.finish(o, result(o))) is not None]
-    assert [(e.context_length, e.successes, e.episodes) for e in finished] == [(1, 20, 20), (64, 20, 20)]
+    assert [(e.context_length, e.counts) for e in finished] == [
+        (1, Counts(20, 20, 20)),
+        (64, Counts(20, 20, 20)),
+    ]
     assert orders.idle
 
 
@@ -118,15 +122,9 @@ def test_an_evaluation_tells_completion_from_memory_and_leaves_out_the_invalid()
     assert orders.finish(given[0], Result({"success": 3, "wrong": 2, "invalid": 3}, 80)) is None
     evaluation = orders.finish(given[1], Result({"failure": 1, "invalid": 1}, 20))
     assert evaluation is not None
-    assert evaluation.to_dict() == {
-        "version": 100,
-        "context_length": 8,
-        "successes": 3,
-        "completed": 5,
-        "episodes": 6,
-        "outcomes": {"success": 3, "wrong": 2, "invalid": 4, "failure": 1},
-        "steps": 100,
-    }
+    outcomes = {"success": 3, "wrong": 2, "invalid": 4, "failure": 1}
+    assert evaluation == Evaluation(100, 8, 10, outcomes, steps=100)
+    assert evaluation.counts == Counts(3, 5, 6)
 
 
 def test_results_of_a_replaced_round_are_ignored() -> None:
@@ -136,4 +134,4 @@ def test_results_of_a_replaced_round_are_ignored() -> None:
     assert order is not None
     orders.conclude(200)
     assert orders.finish(order, result(order)) is None
-    assert all(evaluation.episodes == 0 for evaluation in orders.evaluations.values())
+    assert all(evaluation.rolled_out == 0 for evaluation in orders.evaluations.values())

@@ -1,9 +1,8 @@
-"""What the driver tells the metrics hub, of which there is a real one."""
+"""Reports of the driver to a real metrics hub."""
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -18,7 +17,8 @@ from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.services import redis_server
-from longview.monitoring.hub import Snapshot, read_metrics
+from longview.monitoring.snapshot import Snapshot, read_metrics
+from longview.monitoring.success import Evaluation
 from longview.replay.store import EpisodeStore
 
 
@@ -29,9 +29,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def evaluation(version: int, length: int, successes: int, completed: int) -> dict[str, Any]:
-    counts = {"successes": successes, "completed": completed, "episodes": 20}
-    return {"version": version, "context_length": length, **counts, "outcomes": {}, "steps": 10}
+def evaluation(version: int, length: int, successes: int, completed: int) -> Evaluation:
+    outcomes = {"success": successes, "wrong": completed - successes, "failure": 20 - completed}
+    return Evaluation(version, length, 20).plus(outcomes, 10)
 
 
 def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: None, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: N
         reporter.close()
         served = read_metrics(run.state()["metrics"])
 
-        # It is not the same process that goes on with it, and no number has changed.
+        # Another process goes on with the hub, and no number has changed.
         ray.kill(hub, no_restart=False)
         reporter.close()
         again = read_metrics(run.state()["metrics"])
@@ -78,7 +78,7 @@ def check(served: Snapshot) -> None:
     assert served["longview_contextual_success_ratio"][newest] == 0.125
     assert served["longview_success_ratio_best_lower"][newest] == pytest.approx(0.6990, abs=1e-4)
     assert served["longview_evaluation_version"][()] == 300
-    # Where nothing was completed, there is no contextual success.
+    # Without completed episodes there is no contextual success.
     assert served["longview_completion_ratio"]["return_point", "1"] == 0
     assert served["longview_contextual_success_ratio"].keys() == {newest}
     staleness = served["longview_staleness_steps"]

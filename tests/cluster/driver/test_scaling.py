@@ -1,4 +1,4 @@
-"""More and fewer actors, on several Ray nodes in this machine: what they do is all there, and once."""
+"""Changes of the number of actors on several Ray nodes in this machine. No episode is lost or doubled."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ from longview.cluster.run.config import ConfigError, RunConfig, read_config, tas
 from longview.cluster.run.folder import Run, RunError, create_run
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.services import redis_server
-from longview.replay.store import EpisodeStore
+from longview.replay.store import StoreAddress
 
 CONFIG = [
     "actors.count=1",
@@ -42,11 +42,11 @@ QUICK_DEATHS = {
     "health_check_period_ms": 200,
     "health_check_failure_threshold": 5,
 }
-"""A node that is gone is known to be in a second, not in twenty."""
+"""Settings with which Ray notices the death of a node within a second instead of twenty."""
 
 
 class Slow(RolloutActor):
-    """One whose orders take a while, so that it is met at work."""
+    """An actor whose orders take a while, so that a test meets it at work."""
 
     def __init__(self, seconds: float, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -80,12 +80,13 @@ def weights() -> bytes:
 
 
 class Driver:
-    """What a run's driver does with its actors, turn by turn."""
+    """The part of a run's driver that handles actors, turn by turn."""
 
     def __init__(self, folder: Path, url: str, weights: bytes, seconds: float) -> None:
         self.config = config = read_config(None, CONFIG)
         self.run = create_run(config, folder / "runs")
-        self.store = EpisodeStore.connect(url, "scaled", config.replay)
+        address = StoreAddress(url, "scaled")
+        self.store = address.connect(config.replay)
         self.store.register(task_of(config).spec)
         self.orders = Orders(config, task_of(config).spec, purpose="dagger", collected=0)
         self.dispatcher = Dispatcher(self.orders)
@@ -94,9 +95,7 @@ class Driver:
             self.run,
             config,
             self.dispatcher,
-            start=lambda name: start(
-                Slow, seconds, config, name, (url, "scaled"), num_cpus=1, max_restarts=-1
-            ),
+            start=lambda name: start(Slow, seconds, config, name, address, num_cpus=1, max_restarts=-1),
             refuse=lambda wanted: refuse_unplaced(wanted, [node["Resources"] for node in ray.nodes()]),
             cpus=None,
         )
@@ -117,17 +116,17 @@ class Driver:
             self.turn()
 
     def busy(self) -> bool:
-        """Whether all actors have been there for long enough to be in the middle of an order."""
+        """Whether all actors are placed and in the middle of an order."""
         actors = self.dispatcher._actors
         return self.dispatcher.there == self.scaling.target and all(actor.order for actor in actors)
 
     def scale(self, actors: int) -> None:
-        """Have the next turn go for so many."""
+        """Request a number of actors, which the next turn accepts."""
         request = {"actors": actors, "id": time.time_ns()}
         (self.run.path / REQUEST).write_text(json.dumps(request))
 
     def end(self) -> None:
-        """Have all actors gone."""
+        """Let all actors go."""
         self.dispatcher.let_go(self.dispatcher.staying)
         ray.kill(self.hub)
 
@@ -140,7 +139,7 @@ class Driver:
 
 @pytest.fixture
 def drive(tmp_path: Path, cluster: Cluster, weights: bytes) -> Iterator[Callable[[float], Driver]]:
-    """A driver whose actors' steps take so many seconds longer."""
+    """Make drivers whose actors' steps take the given seconds longer."""
     drivers = []
     with redis_server(tmp_path / "redis") as url:
 
@@ -155,7 +154,7 @@ def drive(tmp_path: Path, cluster: Cluster, weights: bytes) -> Iterator[Callable
 
 
 class Asking(threading.Thread):
-    """`longview scale`, in the background."""
+    """`longview scale` in the background."""
 
     def __init__(self, run: Run, actors: int, timeout: float = 60, *, wait: bool = True) -> None:
         super().__init__(daemon=True)
@@ -200,15 +199,15 @@ def test_actors_come_and_go_in_the_middle_of_their_orders(drive: Callable[[float
     assert driver.dispatcher.leaving == 2
     assert all(actor.order for actor in driver.dispatcher._actors)
     driver.until(lambda: not driver.dispatcher.leaving)
-    # The other node is empty now, so that the cluster could do without it.
+    # The other node is empty now, so the cluster could remove it.
     assert [actor.node for actor in driver.dispatcher._actors] == [fuller]
 
     quick = Asking(driver.run, 2, wait=False)
     driver.until(quick.done)
-    assert quick.said == ["scaled goes for 2 actors"]
+    assert quick.said == ["scaled now wants 2 actors"]
     assert driver.scaling.target == 2
     driver.until(lambda: driver.orders.idle)
-    # Nobody was interrupted: every order was given once, and its actor reported what it did.
+    # No actor was interrupted: every order was given once, and its actor reported its result.
     assert driver.dispatcher.restarts.total() == driver.dispatcher.errors == 0
     done = Counter(order.purpose for order, _ in driver.results for _ in range(order.count))
     assert done == {"demo": 24, "evaluation": 16}
@@ -253,7 +252,7 @@ def test_a_node_that_goes_takes_nothing_along(
     (node,) = (node for node in cluster.worker_nodes if node.node_id == id)
     cluster.remove_node(node, allow_graceful=graceful)
     driver.until(lambda: driver.dispatcher.restarts.total() >= 2)
-    # For one there is room on the other node. The second waits, and nobody waits for it.
+    # One actor has room on the other node. The second waits, and holds up nothing.
     driver.until(lambda: driver.orders.idle and driver.dispatcher.there == 2)
     assert driver.dispatcher.staying == 3
     driver.assert_all_is_there_once(28)
@@ -272,7 +271,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     never = Asking(run, 3, timeout=0.3)
     never.join()
     assert isinstance(never.error, TimeoutError)
-    assert "not so within 0.3 s: the run has yet to take it on" in str(never.error)
+    assert "not done within 0.3 s: the run has not accepted it yet" in str(never.error)
     assert not (run.path / REQUEST).exists()
     run.unlock()
     with pytest.raises(RunError, match=r"scaled is not under way.*--resume scaled actors.count=3"):
@@ -294,7 +293,7 @@ def test_a_request_that_is_none_is_ignored(tmp_path: Path) -> None:
 
 
 class Nobody:
-    """An actor that never gets there."""
+    """An actor that never starts."""
 
     def __init__(self, name: str) -> None:
         self.node = self
@@ -304,7 +303,7 @@ class Nobody:
 
 
 def test_a_run_that_goes_on_keeps_its_actors(tmp_path: Path) -> None:
-    """Unless its config has been given another number since."""
+    """It does unless its config has another number than before."""
 
     def configured(actors: int) -> RunConfig:
         return read_config(None, [*CONFIG, f"actors.count={actors}"])
@@ -324,10 +323,10 @@ def test_a_run_that_goes_on_keeps_its_actors(tmp_path: Path) -> None:
     scaled(launched(4), 6)
     assert scaled_settings(run) == ["actors.count=6"]
     assert still_scaled(run, configured(4)).actors.count == 6
-    # Launched with these 6, and scaled once more: the config still says 4.
+    # It is launched with 6 and scaled once more; the config still says 4.
     scaled(launched(6), 9)
     assert still_scaled(run, configured(4)).actors.count == 9
-    # Now the config says 5, which is newer; and so it is the next time.
+    # Now the config says 5, which is newer, and holds the next time too.
     assert still_scaled(run, configured(5)).actors.count == 5
     launched(5)
     assert scaled_settings(run) == []

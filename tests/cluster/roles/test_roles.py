@@ -1,4 +1,4 @@
-"""What the roles know besides calling others."""
+"""Functions of the roles that need no Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from longview.actors.config import ActorsConfig
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
 from longview.cluster.roles.learner import held_out, limiter_of, whole
+from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config
 from longview.cluster.run.services import redis_server
+from longview.learner.config import policy_config
+from longview.learner.policy import policy_to_bytes
 from longview.learner.reporter import by_position
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
@@ -25,7 +28,7 @@ def test_the_last_demonstrations_are_held_out(tmp_path: Path) -> None:
         store = EpisodeStore.connect(url, "test", StoreConfig())
         store.register(task.spec)
         assert held_out(store, 4) == []
-        worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", 8, store, Hub().report)
+        worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", store, Hub().report)
         for purpose in ("demo", "rollout"):
             worker.work(Order(purpose, 0, 12, beta=1.0), None)
         demos = [episode_id("demo", "counting", index) for index in range(12)]
@@ -48,7 +51,7 @@ def test_what_is_damaged_or_of_another_task_is_left_out(tmp_path: Path, caplog: 
         store = EpisodeStore.connect(url, "test", StoreConfig(shards=1))
         for task in tasks:
             store.register(task.spec)
-            Worker(task, ActorsConfig(simulators=2, noise=0), 0, "actor-0", 8, store, Hub().report).work(
+            Worker(task, ActorsConfig(simulators=2, noise=0), 0, "actor-0", store, Hub().report).work(
                 Order("demo", 0, 2, beta=1.0), None
             )
         counting = [episode_id("demo", "counting", index) for index in range(2)]
@@ -59,6 +62,16 @@ def test_what_is_damaged_or_of_another_task_is_left_out(tmp_path: Path, caplog: 
         assert [episode.meta.id for episode in whole(store, ids, "counting")] == counting[1:]
         assert [counting[0] in caplog.text, "nobody" in caplog.text] == [True, True]
         store.close()
+
+
+def test_an_actor_executes_as_many_actions_as_its_policy_decides_on() -> None:
+    config = read_config(None, ["actors.simulators=2"])
+    assert config.learner.policy.execute == 8
+    policy = policy_config(widths=(8,), groups=4, token_size=8, execute=3)
+    actor = RolloutActor(config, "actor-0", None)
+    actor._load(7, policy_to_bytes(policy.make(load_task("return_point").spec)))
+    result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0)
+    assert sum(result.outcomes.values()) == 3
 
 
 def test_ranks_share_what_may_be_drawn() -> None:

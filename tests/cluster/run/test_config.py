@@ -104,6 +104,15 @@ def test_what_is_written_reads_back_equal_and_holds_no_password(
     assert read_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:pa/ss@host/0", "redis://me:pa#ss@host", "redis://h?password=pa/ss"]
+)
+def test_a_url_whose_password_could_be_written_down_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"replay\.url: give a password as .* percent-encoded") as caught:
+        read_config(None, [f"replay.url={url}"])
+    assert "ss" not in str(caught.value).replace("password", "").replace("address", "")
+
+
 def test_urls_lose_only_their_password() -> None:
     assert without_password("redis://me:p%40ss@host:1/0") == "redis://me@host:1/0"
     assert without_password("redis://:secret@host") == "redis://host"

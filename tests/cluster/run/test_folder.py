@@ -1,4 +1,4 @@
-"""Run folders: found again, or made."""
+"""Run folders are found again, or made."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_what_has_no_name_cannot_be_found_again(tmp_path: Path) -> None:
 
 def test_runs_are_where_the_environment_says_and_are_stopped_on_their_own_host(tmp_path: Path) -> None:
     run = create_run(read_config(None, ["name=mine"]), tmp_path)
-    # On another host, that process id may be anybody's: here it is ours.
+    # On another host that process id would belong to another process; here it is this one.
     (run.path / "run.json").write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere"}))
     done = subprocess.run(
         [sys.executable, "-c", "from longview.cluster.cli import main; main()", "stop", "mine"],

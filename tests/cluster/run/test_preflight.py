@@ -1,4 +1,4 @@
-"""What a Ray cluster has room for."""
+"""Room of a Ray cluster for a run's actors and learner ranks."""
 
 import re
 
@@ -13,7 +13,7 @@ NODES = [
     {"CPU": 4.0, "actor": 2.0},
     {"CPU": 4.0, "GPU": 2.0, "learner": 1.0},
 ]
-"""A head without work, two nodes for actors, one for a learner."""
+"""Nodes of a cluster: a head without work, two for actors, one for a learner."""
 
 PLACED = [
     "actors.count=6",
@@ -53,5 +53,5 @@ def test_what_does_not_fit_is_refused_with_what_there_is(settings: list[str], wo
     with pytest.raises(ConfigError, match=re.escape(words)) as refused:
         refuse_unplaced(read_config(None, config), NODES)
     assert "add nodes" in str(refused.value)
-    # A cluster that grows may get what it has not.
+    # An autoscaled cluster may get what it lacks.
     refuse_unplaced(read_config(None, [*config, "placement.autoscaled=true"]), NODES)

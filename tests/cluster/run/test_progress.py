@@ -1,7 +1,6 @@
-"""How far a run is, as its evaluations say."""
+"""Progress of a run according to its evaluations."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,6 +9,7 @@ from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.summary import summarize
+from longview.monitoring.success import Evaluation
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,8 @@ def test_an_expert_also_demonstrates_what_is_validated_on(
     assert progress.wanted == wanted
 
 
-def evaluation(version: int, length: int, **outcomes: int) -> dict[str, Any]:
-    completed = outcomes.get("success", 0) + outcomes.get("wrong", 0)
-    episodes = sum(outcomes.values()) - outcomes.get("invalid", 0)
-    counts = {"successes": outcomes.get("success", 0), "completed": completed, "episodes": episodes}
-    return {"version": version, "context_length": length, **counts, "outcomes": outcomes, "steps": 10}
+def evaluation(version: int, length: int, **outcomes: int) -> Evaluation:
+    return Evaluation(version, length, wanted=20).plus(outcomes, steps=10)
 
 
 def test_a_summary_has_the_three_counts_of_the_newest_round(tmp_path: Path) -> None:
@@ -51,5 +48,5 @@ def test_a_summary_has_the_three_counts_of_the_newest_round(tmp_path: Path) -> N
         "64": {"successes": 4, "completed": 4, "episodes": 4},
     }
     assert (summary["chance"], summary["policy_version"]) == (0.5, 200)
-    # A resumed run does not evaluate again only because simulators diverged.
+    # Invalid episodes count as rolled out, so a resumed run does not evaluate again because of them.
     assert progress.evaluated(200) == {1, 8}

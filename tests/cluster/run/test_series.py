@@ -1,4 +1,4 @@
-"""How a run went, as its report will draw it."""
+"""Lines of series.jsonl, which the report draws."""
 
 import json
 from itertools import pairwise
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from longview.cluster.run.folder import read_rows
 from longview.cluster.run.series import EVERY_SECONDS, MOST, Series
-from longview.monitoring.hub import Hub, Snapshot, Totals, encode_report
+from longview.monitoring.hub import Hub, Totals, encode_report
+from longview.monitoring.snapshot import Snapshot
 
 
 def snapshot(count: int) -> Snapshot:
-    """A hub's, after so many seconds of 10 steps and 100 windows each."""
+    """A hub's snapshot after `count` seconds, each of 10 steps and 100 windows."""
     hub, totals = Hub(), Totals()
     totals.add("longview_env_steps_total", 10 * count, task="lift")
     totals.add("longview_samples_trained_total", 100 * count)
@@ -23,7 +24,7 @@ def snapshot(count: int) -> Snapshot:
 
 
 class Clock:
-    """Time as the test has it go by."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -80,7 +81,7 @@ def test_a_resumed_run_goes_on_where_it_broke_off(tmp_path: Path) -> None:
     torn = json.dumps({"seconds": 15.0, "loss": {"8": 1.0}})[:-1]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
     lines = Series(file, clock)
-    lines.add(snapshot(0))  # the counters begin anew
+    lines.add(snapshot(0))  # the counters begin at 0 again
     clock.seconds += 20
     lines.add(snapshot(6))
     *before, last = read_rows(file)

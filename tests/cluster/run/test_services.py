@@ -28,7 +28,7 @@ def info(redis: Redis, section: str, name: str) -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie that nobody waits for has."""
+    """Whether a process has ended; a zombie has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Stored episodes happen again as they were."""
+"""Films of stored episodes show what was recorded."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_an_episode_is_shown_from_its_first_moment_to_its_outcome(tmp_path: Path
     with redis_server(tmp_path / "redis") as url:
         store = EpisodeStore.connect(url, "films", StoreConfig())
         store.register(task.spec)
-        worker = Worker(task, ActorsConfig(simulators=1), 3, "films", 1, store, lambda _: None)
+        worker = Worker(task, ActorsConfig(simulators=1), 3, "films", store, lambda _: None)
         worker.work(Order("demo", 0, 2, beta=1.0), None)
         episodes = [store.read(id) for id in store.ids("demo")]
         store.close()
@@ -29,7 +29,7 @@ def test_an_episode_is_shown_from_its_first_moment_to_its_outcome(tmp_path: Path
         film = film_of(scene, episode)
         assert len(film) == episode.length + 1
         position = scene.unwrapped
-        # It came back to the side that it had left, which is where the recorded one was rewarded.
+        # The point came back to the side that it had left, where the recorded one was rewarded.
         assert episode.outcome == "success"
         assert position.x * position.side > 0
         assert position.y > 0.5

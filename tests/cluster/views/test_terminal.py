@@ -1,8 +1,6 @@
-"""Tables in the terminal, as 80 columns show them."""
+"""Tables in a terminal of 80 columns."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,17 +8,15 @@ from rich.table import Table
 
 from longview.cluster.views.terminal import metrics_success, metrics_table, success_table
 from longview.monitoring.hub import Hub, Totals, encode_report
+from longview.monitoring.success import Counts, Success
 
-ROWS = [
-    {"context_length": 1, "version": 2000, "successes": 48, "completed": 96, "episodes": 100},
-    {"context_length": 64, "version": 12000, "successes": 100, "completed": 100, "episodes": 100},
-    {"context_length": 128, "version": 12000, "successes": 0, "completed": 0, "episodes": 100},
-    {"context_length": 256, "version": 12000, "successes": 0, "completed": 0, "episodes": 0},
-]
+GUESSED = {1: Counts(48, 96, 100)}
+DONE = {64: Counts(100, 100, 100), 128: Counts(0, 0, 100), 256: Counts(0, 0, 0)}
+VERSIONS = {1: 2000, 64: 12000, 128: 12000, 256: 12000}
 
 
 def shown(table: Table) -> list[str]:
-    """Its lines, each run of blanks as one."""
+    """Print a table, and return its lines with runs of blanks as one."""
     console = Console(width=76)  # the live view has a frame
     with console.capture() as capture:
         console.print(table)
@@ -28,7 +24,7 @@ def shown(table: Table) -> list[str]:
 
 
 def test_a_task_that_needs_memory_has_three_rates_with_their_intervals() -> None:
-    lines = shown(success_table(ROWS, "title", chance=0.5))
+    lines = shown(success_table(GUESSED | DONE, "title", 0.5, VERSIONS))
     assert lines[2] == "success completed contextual weights"
     assert lines[3] == "T_o (95 % interval) (95 % interval) (95 % interval) episodes of step"
     assert lines[5:9] == [
@@ -40,13 +36,13 @@ def test_a_task_that_needs_memory_has_three_rates_with_their_intervals() -> None
 
 
 @pytest.mark.parametrize(
-    ("rows", "chance", "three"),
-    [(ROWS[1:], None, False), (ROWS[1:], 0.5, True), (ROWS, None, True), ([], None, False)],
+    ("success", "chance", "three"),
+    [(DONE, None, False), (DONE, 0.5, True), (GUESSED | DONE, None, True), ({}, None, False)],
 )
 def test_completion_is_shown_where_it_is_not_success(
-    rows: Sequence[dict[str, Any]], chance: float | None, three: bool
+    success: Success, chance: float | None, three: bool
 ) -> None:
-    assert ("contextual" in " ".join(shown(success_table(rows, "title", chance)))) == three
+    assert ("contextual" in " ".join(shown(success_table(success, "title", chance)))) == three
 
 
 def test_what_the_hub_knows_is_shown() -> None:
@@ -57,10 +53,8 @@ def test_what_the_hub_knows_is_shown() -> None:
     totals.add("longview_invalid_episodes_total", 2, task="lift")
     totals.add("longview_refused_actions_total", 0, task="lift")
     hub.report(encode_report("driver", "driver", 1, totals))
-    assert metrics_success(hub.snapshot()) == [
-        {"context_length": 8, "successes": 1, "completed": 3, "episodes": 20},
-        {"context_length": 64, "successes": 9, "completed": 10, "episodes": 20},
-    ]
+    success = metrics_success(hub.snapshot())
+    assert list(success.items()) == [(8, Counts(1, 3, 20)), (64, Counts(9, 10, 20))]
     lines = shown(metrics_table(hub.snapshot()))
     assert "invalid episodes 2" in lines
     assert not any("refused" in line for line in lines)

@@ -10,12 +10,13 @@ from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.views.watch import Looks, view
 from longview.cluster.views.watch import watch as watch_run
-from longview.monitoring.hub import Hub, Snapshot, Totals, encode_report
-from longview.monitoring.report import COUNTS
+from longview.monitoring.hub import Hub, Totals, encode_report
+from longview.monitoring.snapshot import Snapshot
+from longview.monitoring.success import COUNTS
 
 
 def served(seconds: int, *, lost: bool = False) -> Snapshot:
-    """A hub's numbers after so many seconds; one that was restarted may have lost some."""
+    """Make a hub's snapshot after `seconds`; a restarted hub has `lost` its counts."""
     hub, totals = Hub(), Totals()
     count = 0 if lost else seconds
     totals.add("longview_env_steps_total", 1200 * count, task="return_point")
@@ -33,7 +34,7 @@ def served(seconds: int, *, lost: bool = False) -> Snapshot:
 
 
 def shown(run: Run, looks: Looks, news: str) -> list[str]:
-    """What a terminal of 80 columns shows."""
+    """Render the view in a terminal of 80 columns."""
     config = read_config(None, ["task=return_point", "learner.steps=1000000"])
     console = Console(width=80)
     with console.capture() as capture:
@@ -52,7 +53,7 @@ def test_all_that_matters_fits_80_columns(tmp_path: Path) -> None:
     assert "actors 0 of 64" in text
     assert "Prometheus: http://127.0.0.1:40000" in text
     assert "64 75.0% (69–80)" in text
-    # Four seconds of work in four seconds; what the hub had lost for a while counts again when it is back.
+    # Counts that the hub had lost for a while count again when they are back: five seconds of work in four.
     assert "environment steps 4,800, 1,500/s" in text
 
 

@@ -1,4 +1,4 @@
-"""A proxy between clients and a server, which cuts connections at the worst moments."""
+"""Proxy between clients and a server, which cuts connections at chosen moments."""
 
 import select
 import socket
@@ -13,17 +13,17 @@ MOMENTS = ("in the request", "before the reply", "in the reply")
 
 
 class Proxy:
-    """Listens on a unix socket, and passes everything on to a server's, but for what `cuts` says."""
+    """Proxy that listens on a unix socket, passes all data on to a server's, and cuts connections as told."""
 
     def __init__(self, target: str, path: Path) -> None:
         self.cuts: Iterator[str | None] = repeat(None)
-        """For every request: at which of `MOMENTS` to cut its connection; None does not."""
+        """Moments, one for each request, at which its connection is cut; None: not at all."""
         self.only = b""
-        """What such requests hold: others, such as a handshake's, always pass."""
+        """Bytes that a request must contain to be cut; other requests, such as a handshake, always pass."""
         self.done: Counter[str] = Counter()
-        """How often that was done."""
+        """Number of cuts by moment."""
         self.hold = threading.Event()
-        """While it is cleared, nothing is passed on."""
+        """Event that lets data pass while it is set."""
         self.hold.set()
         self.url = f"unix://{path}"
         self._target = target

@@ -1,4 +1,4 @@
-"""Tests of memory that is used again."""
+"""Tests of the pool of reused memory."""
 
 import threading
 

@@ -21,7 +21,7 @@ StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 
 def refused(url: str) -> str:
-    """What connecting to that URL fails with, after checking what every such failure owes."""
+    """Return the message with which connecting fails; check that it comes soon and hides the password."""
     started = time.monotonic()
     with pytest.raises(StoreUnavailable) as caught:
         EpisodeStore.connect(url, "test", StoreConfig(url=url))

@@ -1,4 +1,4 @@
-"""A primary is killed while episodes are written, and its replica takes over."""
+"""Tests in which a primary is killed while episodes are written, and its replica takes over."""
 
 import signal
 import socket
@@ -35,7 +35,7 @@ def test_writers_survive_a_failover(
     done = threading.Event()
 
     def work(worker: int) -> None:
-        """Write episodes, one after the other, as long as there is something to see."""
+        """Write episodes, one after the other, until the test is done."""
         store = connect(shards=24, replicas=replicas, call_seconds=2.0)
         number = 1000 * worker
         while not done.is_set():
@@ -53,7 +53,7 @@ def test_writers_survive_a_failover(
             victim = primary_of(cluster, f"{keys.tag(namespace, 0)}:")
             cluster.kill(victim)
             killed = time.monotonic()
-            # Before that, it would come back empty as the primary that it was.
+            # Started earlier, it would come back as an empty primary.
             cluster.until(lambda: primary_of(cluster, f"{keys.tag(namespace, 0)}:"))
             cluster.start(victim)
             cluster.wait_until_whole()
@@ -75,7 +75,7 @@ def test_writers_survive_a_failover(
 
 
 def primary_of(cluster: Any, key: str) -> int:
-    """The port of the primary that serves a key; 0 while there is none."""
+    """Return the port of the primary that serves a key, or 0 while no primary does."""
     node = cluster.node(next(iter(cluster.servers)))
     slot = node.execute_command("CLUSTER KEYSLOT", key)
     for first, last, primary, *_ in node.execute_command("CLUSTER SLOTS"):
@@ -88,7 +88,7 @@ def primary_of(cluster: Any, key: str) -> int:
 
 
 class Pair:
-    """Two servers, the second a replica of the first, and the address."""
+    """Primary and replica, behind one address that leads to either of them."""
 
     def __init__(self, start_redis: StartRedis, folder: Path) -> None:
         self.url = f"unix://{folder}/address"
@@ -110,7 +110,7 @@ class Pair:
         self.point_at("one")
 
     def point_at(self, name: str) -> None:
-        """Give the address to this one."""
+        """Let the address lead to the named server."""
         link = self._folder / "next"
         link.symlink_to(name)
         link.rename(self._folder / "address")
@@ -143,7 +143,7 @@ def test_another_takes_over_at_the_same_address(
     ids = [write(safe, number) for number in range(20)]
     assert store.ids() == ids
     pair.nodes[1].replicaof("NO", "ONE")
-    if demoted:  # it lives, its connections too, and it refuses to write
+    if demoted:  # it keeps running and keeps its connections, but refuses writes
         pair.nodes[0].replicaof("127.0.0.1", pair.ports[1])
     else:
         pair.servers[0].kill()

@@ -20,7 +20,7 @@ def reply(
     prioritized: tuple[Any, ...] = (),
     **sources: tuple[Any, ...],
 ) -> list[Any]:
-    """What a shard answers; of each list pairs of entry and time."""
+    """Make a shard's reply; each list is given as pairs of entry and time."""
     lists = [removed, prioritized, *(sources.get(source, ()) for source in SOURCES)]
     flat = [[part for entry, time in some for part in (entry.encode(), b"%d" % time)] for some in lists]
     return [int(everything), [b"clock", b"%d" % clock], *flat]
@@ -44,7 +44,7 @@ def test_episodes_come_and_go() -> None:
     found.apply(0, reply(5, removed=(("b", 4),), demo=entries("d", start=5)))
     assert found.ids() == ["a", "c", "d"]
     assert drawn(found) == {"a", "c", "d"}
-    # One row of each is free again.
+    # The row of b is free and used again.
     found.apply(0, reply(7, demo=entries("e", "a-longer-name-than-any-before", start=6)))
     assert drawn(found) == {"a", "c", "d", "e", "a-longer-name-than-any-before"}
     found.apply(0, reply(2, everything=True, dagger=entries("f")))
@@ -65,7 +65,7 @@ def test_a_long_list_comes_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "PAGE", 2)
     found = Index(1)
     assert found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=entries("x", start=5)))
-    # The demonstrations after b, which came at 2, the others after the clock; priorities wait for them.
+    # Demonstrations are known up to b, at time 2, and the other lists up to the clock. Priorities must wait.
     assert found.known(0) == [9, 0, 2, 9, 9, 9]
     assert not found.apply(0, reply(9, prioritized=(("c:0", 9),), demo=entries("c", start=3)))
     assert found.known(0) == [9] * 6

@@ -26,7 +26,7 @@ def chunk_key(redis: Redis, namespace: str, id: str, number: int) -> bytes:
 
 
 def commands(redis: Redis, *names: str) -> list[int]:
-    """How often these were called."""
+    """Return how often each command was called."""
     stats: dict[str, dict[str, int]] = redis.info("commandstats")
     return [stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names]
 

@@ -1,4 +1,4 @@
-"""TLS and users with few rights, against real servers."""
+"""Tests of TLS and of users with few rights, against real servers."""
 
 import subprocess
 import time
@@ -21,13 +21,13 @@ from longview.replay.store import EpisodeStore
 from tests.replay.conftest import redis_cluster
 
 SECRET = "hunter2-S3CRET"
-GUIDE = Path(__file__).parents[2] / "docs" / "store.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "store.md"
 
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 
 def refused(url: str) -> str:
-    """What connecting to that URL fails with, after checking what every such failure owes."""
+    """Return the message with which connecting fails; check that it comes soon and hides the password."""
     started = time.monotonic()
     with pytest.raises(StoreUnavailable) as caught:
         EpisodeStore.connect(url, "lab", StoreConfig(url=url))
@@ -46,7 +46,7 @@ class Certificates(NamedTuple):
     server: str
     elsewhere: str
     client: str
-    """Files; the last three hold the key too."""
+    """Paths of certificates. The files `server`, `elsewhere` and `client` also hold the private key."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def start_tls(
     start_redis: StartRedis, free_port: int, certificates: Certificates
 ) -> Callable[[str, str], str]:
-    """Starts a Redis that speaks TLS only, with that certificate; returns the URL, password included."""
+    """Return a function that starts a Redis with TLS only, and returns its URL with the password."""
 
     def start(certificate: str, clients: str = "no") -> str:
         options = ["--port", "0", "--tls-port", str(free_port), "--tls-auth-clients", clients]
@@ -88,7 +88,12 @@ def test_tls(start_tls: Any, certificates: Certificates, connect: Any, write: An
     url = f"{start_tls(certificates.server)}?ssl_ca_certs={certificates.ca}"
     store = connect(url)
     assert store.read(write(store, 1)).length == 10
-    known = [store, store._client, store._redis, store._redis.connection_pool]
+    known = [
+        store,
+        store._namespace.client,
+        store._namespace.client.redis,
+        store._namespace.client.redis.connection_pool,
+    ]
     assert not any(SECRET in repr(known_to) for known_to in known)
 
 
@@ -134,14 +139,14 @@ def test_a_certificate_that_is_not_there() -> None:
 
 
 def acl_line() -> str:
-    """The user of namespace `lab`, as the guide tells administrators to make one."""
+    """Return the line by which the guide defines the user of the namespace `lab`."""
     (line,) = (line for line in GUIDE.read_text().splitlines() if line.strip().startswith("user lab "))
     return line.strip().replace("choose-a-password", SECRET)
 
 
 @pytest.fixture
 def server(start_redis: StartRedis, tmp_path: Path, free_port: int) -> str:
-    """Where a Redis listens that knows that user, and one who may do nothing."""
+    """Run a Redis with the guide's user and a user without rights; return its address."""
     users = f"user default off\n{acl_line()}\nuser nobody on >{SECRET} ~* -@all\n"
     (tmp_path / "users.acl").write_text(users)
     start_redis("--port", str(free_port), "--aclfile", str(tmp_path / "users.acl"))
@@ -161,7 +166,7 @@ def test_that_user_on_a_cluster(cluster: Any, spec: TaskSpec, write: Any) -> Non
 def test_that_user_on_a_cluster_that_speaks_tls(
     tmp_path: Path, start_tls: Any, certificates: Certificates, spec: TaskSpec, write: Any
 ) -> None:
-    start_tls(certificates.server)  # skips where Redis cannot
+    start_tls(certificates.server)  # skips the test if Redis was built without TLS
     with redis_cluster(tmp_path, certificates.server, certificates.ca) as cluster:
         with pytest.raises(redis.ConnectionError):
             redis.Redis(port=next(iter(cluster.servers))).ping()
@@ -172,7 +177,7 @@ def test_that_user_on_a_cluster_that_speaks_tls(
 
 
 def everything(url: str, spec: TaskSpec, write: Any) -> None:
-    """Do all that the store does, and try another namespace, in vain."""
+    """Use every function of the store, and check that another namespace is refused."""
     store = EpisodeStore.connect(url, "lab", StoreConfig(shards=1, chunk_steps=4))
     store.register(spec)
     for number in range(3):
@@ -191,7 +196,7 @@ def everything(url: str, spec: TaskSpec, write: Any) -> None:
     assert len(evicting.sample({"rollout": 1.0}, 8, 2, 2, np.random.default_rng(0))) == 8
     assert evicting.read(evicting.ids()[0]).length == 10
     record = next(evicting.records())
-    evicting._redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")
+    evicting._namespace.client.redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")
     assert list(evicting.verify(repair=True).quarantined) == [record.meta.id]
     assert evicting.verify(repair=True, drop=True).sound
     with pytest.raises(StoreUnavailable, match=r"refuses: .*no permissions to access one of the keys"):

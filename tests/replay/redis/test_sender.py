@@ -1,4 +1,4 @@
-"""What writers hand over arrives, once, whatever happens on the way."""
+"""Tests that queued episodes are stored exactly once, whatever happens to the connection."""
 
 import os
 import random
@@ -26,7 +26,7 @@ Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
 CHUNK = 4 * (2 * 4 + 4 * 4 * 3 + 3 * 4 + 4) + JOB_BYTES
-"""Bytes of four steps in the queue."""
+"""Bytes that a chunk of four steps occupies in the queue."""
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -113,7 +113,7 @@ def test_an_error_is_told_to_the_writer_whose_it_is(
     connect: Connect, begin: Any, step: Any, redis: Redis, url: str, namespace: str
 ) -> None:
     rights = [f"~{{{namespace}}}:*", f"~{keys.chunks_prefix(tag := keys.tag(namespace, 0))}*.000000001:*"]
-    rights += [f"~{tag}:[^c]*", "+@all"]  # all but the chunks of others
+    rights += [f"~{tag}:[^c]*", "+@all"]  # all keys but other writers' chunks
     redis.execute_command("ACL", "SETUSER", "one", "on", ">pw", *rights)
     store = connect(url.replace("unix://", "unix://one:pw@"), shards=1)
     good, bad = begin(store, 1), begin(store, 2)
@@ -143,7 +143,7 @@ def test_a_refusal_is_told_to_all_whom_it_concerns(
     writers = [begin(store, number) for number in range(3)]
     with Redis(unix_socket_path=str(socket_path)) as redis:
         redis.config_set("requirepass", "new")
-        store._redis.connection_pool.disconnect()
+        store._namespace.client.redis.connection_pool.disconnect()
         for writer in writers:
             for row in range(5):
                 writer.append(step(row))
@@ -171,7 +171,7 @@ def test_every_request_is_cut_once(
     command: bytes,
     requests: int,
 ) -> None:
-    write(connect(), 0, source="demo")  # so that Redis knows all scripts
+    write(connect(), 0, source="demo")  # now Redis knows all scripts
     store = connect(proxy.url)
     proxy.cuts, proxy.only = cycle([moment, None]), command
     for number in range(3):
@@ -190,27 +190,29 @@ def test_every_request_is_cut_once(
 
 
 def test_a_line_that_keeps_breaking(connect: Connect, begin: Any, step: Any, proxy: Proxy) -> None:
-    store, chance = connect(proxy.url), random.Random(0)
+    # A store sends commits that wait together in one request. With four stores, requests are many enough to
+    # be cut.
+    stores, chance = [connect(proxy.url) for _ in range(4)], random.Random(0)
     proxy.cuts = iter(lambda: chance.choice([*MOMENTS, *repeat(None, 4)]), "")
     proxy.only = b"EVALSHA"
 
     def work(worker: int) -> int:
         committed = 0
-        for number in range(16):  # of which each is written by two
-            writer = begin(store, 16 * (worker // 2) + number)
+        for number in range(32):  # two writers write each
+            writer = begin(stores[worker % 4], 32 * (worker // 2) + number)
             for row in range(10):
                 writer.append(step(row))
             committed += writer.commit("success")
         return committed
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, range(8))) == 64
+        assert sum(pool.map(work, range(8))) == 128
     assert all(proxy.done[moment] > 3 for moment in MOMENTS)
     proxy.cuts = cycle([None])
-    count = store.stats().committed[("rollout", "success")]
-    assert (count.episodes, count.steps) == (64, 640)
-    verdict = store.verify()
-    assert (verdict.episodes, verdict.findings) == (64, [])
+    count = stores[0].stats().committed[("rollout", "success")]
+    assert (count.episodes, count.steps) == (128, 1280)
+    verdict = stores[0].verify()
+    assert (verdict.episodes, verdict.findings) == (128, [])
 
 
 PROGRAM = """
@@ -250,8 +252,8 @@ def test_64_writers_in_4_processes(connect: Connect, url: str, namespace: str) -
 committed = []
 def work(worker):
     for number in range(4):
-        committed.append(finish(first + 100 * worker + number).result())   # of this writer alone
-        committed.append(finish(10_000 + number).result())                 # of all of them
+        committed.append(finish(first + 100 * worker + number).result())   # an id of this writer only
+        committed.append(finish(10_000 + number).result())                 # an id of all writers
 threads = [threading.Thread(target=work, args=(worker,)) for worker in range(16)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -286,7 +288,7 @@ def test_redis_at_its_memory_limit_makes_writers_wait(
             hasty.commit("success")
         with ThreadPoolExecutor(1) as pool:
             committed = pool.submit(waiting.commit, "success")
-            until(lambda: patient._sender._trouble)
+            until(lambda: patient._sender._failure)
             assert not committed.done()
             redis.config_set("maxmemory", 0)
             assert committed.result()
@@ -296,7 +298,7 @@ def test_redis_at_its_memory_limit_makes_writers_wait(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB."""
+    """Mount a file system of 12 MB, and return its folder."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system to fill")
     folder = tmp_path / "disk"
@@ -338,7 +340,7 @@ def test_a_full_disk_makes_writers_wait(
     until_taken(store.flush)
     for number in range(len(acknowledged) + 1, len(acknowledged) + 10):
         until_taken(lambda number=number: write(number))
-    # The one that was under way when the disk was full is there too: nothing was given up.
+    # The episode that was being committed when the disk was full is stored too.
     expected = {f"rollout.walk.{number:09d}" for number in range(len(acknowledged) + 1)}
     assert set(store.ids()) == expected
     server.send_signal(signal.SIGKILL)
@@ -373,8 +375,8 @@ def test_closing_says_what_it_gives_up(connect: Connect, begin: Any, step: Any, 
         writer = begin(store, number)
         writer.append(step(0))
         receipts.append(writer.finish("success"))
-    begin(store, 2).append(step(0))  # nobody was promised anything of this one
-    with pytest.raises(StoreUnavailable, match=r"given up 2: committing episode rollout.walk.000000000"):
+    begin(store, 2).append(step(0))  # without a commit, dropping it is no loss
+    with pytest.raises(StoreUnavailable, match=r"gave up 2: committing episode rollout.walk.000000000"):
         store.close()
     for receipt in receipts:
         with pytest.raises(StoreUnavailable):
@@ -409,7 +411,7 @@ sys.stdin.readline()
     server.kill()
     server.wait()
     _, errors = process.communicate("\n", timeout=20)
-    assert "given up 3: committing episode rollout.walk.000000000" in errors
+    assert "gave up 3: committing episode rollout.walk.000000000" in errors
 
 
 def test_a_forked_process_writes_for_itself(connect: Connect, url: str, namespace: str) -> None:

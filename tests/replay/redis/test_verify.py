@@ -1,4 +1,4 @@
-"""What is wrong in a store is found, told and put right; what is right is left alone."""
+"""Tests that verification finds, reports and repairs damage, and leaves undamaged data alone."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from redis import Redis
 from longview.replay.codec import decode_chunk, encode_chunk
 from longview.replay.errors import Quarantined, UnknownFormat
 from longview.replay.redis import keys
-from longview.replay.redis.index import entry_of
+from longview.replay.redis.index import index_entry
 from longview.replay.redis.quarantine import chunk_keys
 from longview.replay.redis.verify import Finding, Verdict
 from longview.replay.store import EpisodeStore
@@ -37,11 +37,11 @@ def record_of(store: EpisodeStore, id: str) -> Any:
 
 
 def chunks_of(store: EpisodeStore, id: str) -> list[str]:
-    return chunk_keys(store._tag(id), record_of(store, id))
+    return chunk_keys(store._namespace.tag_of(id), record_of(store, id))
 
 
 def flip(redis: Redis, key: str, place: int = -1) -> None:
-    """Flip a bit of a byte that is stored."""
+    """Flip a bit of a stored value."""
     stored: Any = bytearray(redis.get(key) or b"")
     stored[place] ^= 1
     redis.set(key, bytes(stored))
@@ -81,7 +81,7 @@ def test_nothing_is_wrong(store: EpisodeStore) -> None:
         (lambda redis, chunks: redis.set(chunks[0], b""), "0 bytes are too few for a chunk"),
     ],
 )
-def test_a_damaged_episode_is_set_aside_by_who_reads_it(
+def test_a_reader_moves_a_damaged_episode_to_the_quarantine(
     store: EpisodeStore,
     connect: Connect,
     redis: Redis,
@@ -134,11 +134,11 @@ def test_another_version_is_not_taken_for_damage(store: EpisodeStore, redis: Red
 
 
 @on_both
-def test_an_id_may_come_again_after_its_episode_was_set_aside(
+def test_the_id_of_a_quarantined_episode_may_be_used_again(
     store: EpisodeStore, connect: Connect, write: Any, redis: Redis
 ) -> None:
     other = connect()
-    # What the first one left behind is nobody's once the second is set aside too, and then expires.
+    # Once the second one is in the quarantine, the chunks of the first belong to no episode and must expire.
     for attempt, kinds in (1, ["episode"]), (2, ["episode", "expiry"]):
         flip(redis, chunks_of(store, ROLLOUT)[0])
         assert [found.kind for found in store.verify(repair=True).findings] == kinds
@@ -170,24 +170,24 @@ Damage = Callable[[EpisodeStore, Redis], Any]
 
 
 def lose_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zrem(keys.index(store._tag(DEMO), "demo"), entry_of(record_of(store, DEMO)))
+    redis.zrem(keys.index(store._namespace.tag_of(DEMO), "demo"), index_entry(record_of(store, DEMO)))
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zadd(keys.index(store._tag("nobody"), "dagger"), {"nobody:10:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "dagger"), {"nobody:10:success:walk": 7})
 
 
 def change_entry(store: EpisodeStore, redis: Redis) -> None:
     lose_entry(store, redis)
-    redis.zadd(keys.index(store._tag(DEMO), "demo"), {f"{DEMO}:999:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of(DEMO), "demo"), {f"{DEMO}:999:success:walk": 7})
 
 
 def change_totals(store: EpisodeStore, redis: Redis) -> None:
-    redis.hincrby(keys.totals(store._tag(DEMO)), "live:demo:steps", 5)
+    redis.hincrby(keys.totals(store._namespace.tag_of(DEMO)), "live:demo:steps", 5)
 
 
 def leave_chunks(store: EpisodeStore, redis: Redis) -> None:
-    (key,) = keys.chunks(store._tag("nobody"), "nobody", "0123456789abcdef", [0])
+    (key,) = keys.chunks(store._namespace.tag_of("nobody"), "nobody", "0123456789abcdef", [0])
     redis.set(key, b"chunk")
 
 
@@ -200,20 +200,20 @@ def spoil_chunk(store: EpisodeStore, redis: Redis) -> None:
 
 
 def spoil_record(store: EpisodeStore, redis: Redis) -> None:
-    redis.hset(keys.episodes(store._tag(DEMO)), DEMO, b"\xc1 nonsense")
+    redis.hset(keys.episodes(store._namespace.tag_of(DEMO)), DEMO, b"\xc1 nonsense")
 
 
 def swap_record(store: EpisodeStore, redis: Redis) -> None:
-    packed: Any = redis.hget(keys.episodes(store._tag(ROLLOUT)), ROLLOUT)
-    redis.hset(keys.episodes(store._tag(DEMO)), DEMO, packed)
+    packed: Any = redis.hget(keys.episodes(store._namespace.tag_of(ROLLOUT)), ROLLOUT)
+    redis.hset(keys.episodes(store._namespace.tag_of(DEMO)), DEMO, packed)
 
 
 def break_contract(store: EpisodeStore, redis: Redis) -> None:
-    """Another spec than the episodes were written to."""
-    packed: Any = redis.hget(keys.tasks(store._namespace), "walk")
+    """Replace the task's spec, so that its episodes no longer fit."""
+    packed: Any = redis.hget(keys.tasks(store._namespace.name), "walk")
     plain = msgpack.unpackb(packed)
     plain["action"]["shape"] = [4]
-    redis.hset(keys.tasks(store._namespace), "walk", msgpack.packb(plain))
+    redis.hset(keys.tasks(store._namespace.name), "walk", msgpack.packb(plain))
 
 
 @on_both
@@ -261,8 +261,8 @@ def test_found_told_and_repaired(
 
 
 def test_what_only_a_person_can_decide_is_told(store: EpisodeStore, redis: Redis) -> None:
-    redis.hdel(keys.tasks(store._namespace), "walk")
-    redis.hset(keys.tasks(store._namespace), "run", b"nonsense")
+    redis.hdel(keys.tasks(store._namespace.name), "walk")
+    redis.hset(keys.tasks(store._namespace.name), "run", b"nonsense")
     verdict = store.verify(repair=True)
     assert {(found.kind, found.what, found.repaired) for found in verdict.findings} == {
         ("task", "walk", False),
@@ -281,7 +281,7 @@ def test_an_episode_that_breaks_its_contract_is_damaged(
 
 
 @on_both
-def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, namespace: str) -> None:
+def test_the_quarantine_can_be_deleted(store: EpisodeStore, redis: Redis, namespace: str) -> None:
     spoil_chunk(store, redis)
     store.verify(repair=True)
     assert store.stats().quarantined == 1
@@ -294,11 +294,11 @@ def test_what_was_set_aside_can_be_dropped(store: EpisodeStore, redis: Redis, na
 def test_a_damaged_shard_does_not_stop_its_writers(
     store: EpisodeStore, redis: Redis, connect: Connect
 ) -> None:
-    """Eviction meets an entry without episode, a record that is no record, and totals that are wrong."""
+    """Eviction meets an entry without an episode, a damaged record and wrong totals."""
     crowded = connect(byte_budget=4 * store.stats().total.bytes)
-    for tag in crowded._tags:
+    for tag in crowded._namespace.tags:
         redis.zadd(keys.index(tag, "rollout"), {"nobody:10:success:walk": 1})
-    redis.hset(keys.episodes(store._tag(ROLLOUT)), ROLLOUT, b"\xc1 nonsense")
+    redis.hset(keys.episodes(store._namespace.tag_of(ROLLOUT)), ROLLOUT, b"\xc1 nonsense")
     written = fill(crowded, 200)
     assert crowded.verify(repair=True).sound
     assert written == 200

@@ -28,12 +28,12 @@ def writer(store: EpisodeStore, begin: Any) -> EpisodeWriter:
 
 @pytest.fixture
 def rewards(store: EpisodeStore, redis: Redis) -> Rewards:
-    """Rewards in the chunks that are stored of a writer's episode."""
+    """Return a function that reads the rewards in the stored chunks of a writer's episode."""
 
     def rewards(writer: EpisodeWriter) -> list[list[float]]:
         store.flush()
         record = writer._record
-        names = keys.chunks(store._tag(record.meta.id), record.meta.id, record.token, range(9))
+        names = keys.chunks(store._namespace.tag_of(record.meta.id), record.meta.id, record.token, range(9))
         chunks: Any = redis.mget(names)
         return [decode_chunk(chunk)["reward"].tolist() for chunk in chunks if chunk is not None]
 

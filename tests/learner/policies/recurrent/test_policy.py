@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
 
 def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
     """Actions are never a mean of plans, and each component is chosen about as often as its share."""
-    state_BU = torch.randn(1, 12 + 8, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
+    state_BU = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
         action_BMTA, logit_BM = policy.mixture(state_BU[:1])
         chosen = policy.decide(state_BU, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""LeRobotDatasets: what we write, read by the format's own rules alone; what is damaged is named."""
+"""Tests of LeRobotDatasets: written files follow the format's rules, and errors name the damage."""
 
 import io
 import json
@@ -39,7 +39,7 @@ COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def shade(index: int, step: int) -> int:
-    """Of all pixels of a picture."""
+    """Return the value of all pixels of an episode's picture."""
     return 40 * index + 9 * step
 
 
@@ -71,7 +71,7 @@ def written(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damaged(written: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
+    """Return a copy of the data set, to be damaged."""
     return Path(shutil.copytree(written, tmp_path / "copy"))
 
 
@@ -80,7 +80,7 @@ def rows_of(path: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 def pictures_of(path: Path, row: dict[str, Any], cells: list[Any]) -> list[Any]:
-    """By the rules: bytes in the table, or the frames nearest to the timestamps in the episode's video."""
+    """Read pictures by the format's rules: bytes in the table, or video frames nearest to the timestamps."""
     if cells[0].get("observation.images.top") is not None:
         return [np.asarray(Image.open(io.BytesIO(c["observation.images.top"]["bytes"]))) for c in cells]
     key = "videos/observation.images.top"
@@ -159,7 +159,7 @@ def test_a_reader_that_knows_only_the_rules_of_the_format_accepts_it(written: Pa
 
 
 def test_the_tables_say_what_they_hold_to_the_libraries_that_read_them(written: Path, kind: str) -> None:
-    """pandas, which LeRobot reads the tasks with, and datasets, which it reads all other tables with."""
+    """LeRobot reads the tasks with pandas and all other tables with datasets."""
     tasks = parquet.read_schema(written / "meta/tasks.parquet").metadata
     assert json.loads(tasks[b"pandas"])["index_columns"] == ["task"]
     schema = parquet.read_schema(written / "data/chunk-000/file-000.parquet")
@@ -175,13 +175,13 @@ def test_the_tables_say_what_they_hold_to_the_libraries_that_read_them(written: 
 
 
 def rewrite(path: Path, pattern: str, change: Callable[[Any], Any]) -> None:
-    """Replace the one table there by what follows from it."""
+    """Replace the only table that matches the pattern by `change` of it."""
     (file,) = path.glob(pattern)
     parquet.write_table(change(parquet.read_table(file)), file)
 
 
 def test_a_data_set_of_others_tells_of_its_task(damaged: Path) -> None:
-    """Without what we add for ourselves."""
+    """The data set has none of the files and columns that Longview adds."""
     (damaged / "meta/longview.json").unlink()
     rewrite(damaged, EPISODES, lambda table: table.drop_columns(["longview"]))
     source = open_source(damaged, "tidy")
@@ -199,7 +199,7 @@ def test_a_data_set_of_others_tells_of_its_task(damaged: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["image"], indirect=True)
 def test_pictures_with_channels_first_and_one_row_group_for_all(damaged: Path) -> None:
-    """As some converters write them."""
+    """Some converters write pictures this way."""
     info = json.loads((damaged / "meta/info.json").read_text())
     feature = info["features"]["observation.images.top"]
     feature["shape"], feature["names"] = [3, 32, 48], ["channels", "height", "width"]
@@ -227,7 +227,7 @@ def info(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 
 def column(pattern: str, name: str, change: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
-    """Change one column, given as a list."""
+    """Return a damage that changes one column, given as a list."""
 
     def changed(table: Any) -> Any:
         values = table[name].to_pylist()
@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "missing steps": (
         column(DATA, "episode_index", cell(7)),
-        r"episode 2: \S+: .*file-000.parquet has 10 of its 11 steps end to end",
+        r"episode 2: \S+: .*file-000.parquet has 10 of its 11 steps in consecutive rows",
     ),
     "no such file": (
         column(EPISODES, "data/file_index", cell(3, row=2)),
@@ -337,7 +337,7 @@ BAD_VIDEO: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no time": (
         column(EPISODES, "videos/observation.images.top/from_timestamp", cell(None, row=2)),
-        "its row in meta/episodes does not tell of its video",
+        "its row in meta/episodes does not say where its video is",
     ),
     "another rate": (
         info(lambda known: known.update(fps=24)),

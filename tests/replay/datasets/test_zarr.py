@@ -24,7 +24,7 @@ PUBLISHED = os.environ.get("LONGVIEW_PUSHT_ZARR")
 
 @pytest.fixture
 def damaged(push_t_buffer: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
+    """Return a copy of the buffer, to be damaged."""
     return Path(shutil.copytree(push_t_buffer, tmp_path / "copy.zarr"))
 
 
@@ -52,7 +52,7 @@ def test_episodes_are_those_of_the_buffer(push_t_buffer: Path) -> None:
 
 
 def test_what_is_read_is_what_the_simulator_shows_before_each_action(push_t_buffer: Path) -> None:
-    env = push_t.PushT()
+    env = push_t.PushT(push_t.spec)
     for episode in read(push_t_buffer):
         observation, _ = env.reset(seed=episode.meta.seed)
         for row, action in enumerate(episode.arrays["action"]):
@@ -87,7 +87,7 @@ def test_the_published_demonstrations_with_their_pictures() -> None:
 
 
 def test_one_bad_episode_leaves_the_others(damaged: Path) -> None:
-    """Whatever is wrong with a chunk: only the episodes that are in it cannot be read."""
+    """A damaged chunk makes only its own episodes unreadable."""
     (damaged / "data/state/3.0").unlink()
     source = open_source(damaged, SPEC.name, SPEC, push_t.columns)
     for index in (0, 1, 3, 4, 5):
@@ -125,7 +125,7 @@ def test_actions_stay_with_their_observations_in_store_and_windows(
 
 
 def put(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """Replaces an array by what follows from it."""
+    """Return a damage that replaces an array by `change` of it."""
 
     def damage(path: Path) -> None:
         buffer = zarr.open_group(path, mode="r+")
@@ -144,7 +144,7 @@ def with_value(value: float) -> Callable[[Any], Any]:
 
 
 def cut(name: str, size: int) -> Callable[[Path], None]:
-    """Leaves so many bytes of a file."""
+    """Return a damage that leaves `size` bytes of a file."""
 
     def damage(path: Path) -> None:
         file = path / name

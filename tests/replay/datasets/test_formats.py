@@ -1,4 +1,4 @@
-"""What all formats have in common: recognised from the path, imported once, exported and imported again."""
+"""Tests of what all formats share: recognition by path, import without duplicates, export and re-import."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -45,7 +45,7 @@ EXTRAS = {
 
 
 def episodes() -> Iterator[Episode]:
-    """One of every outcome, with labels, pictures that move smoothly and values that use all bits."""
+    """Yield an episode of every outcome, with labels, smoothly moving pictures and values with all bits."""
     rng = np.random.default_rng(0)
     for index, (outcome, steps) in enumerate(LENGTHS.items()):
         arrays: dict[str, Any] = {}
@@ -105,14 +105,14 @@ def test_what_is_exported_and_imported_again_is_the_same(
 def test_video_loses_little_and_nothing_else_does(stored: EpisodeStore, tmp_path: Path) -> None:
     source = exported(stored, tmp_path / "data", "lerobot", lossless=False)
     cameras = ("observation.front", "observation.wrist")
-    # In this order, so that the reader has to look for frames and does not only read on.
+    # This order makes the reader seek; in ascending order it would only read on.
     for index in (2, 0, 1, 2):
         found, expected = source.read(index), list(episodes())[index]
         assert_same(found, expected, but=cameras)
         for name in cameras:
             away = np.abs(found.arrays[name].astype(int) - expected.arrays[name])
             assert np.median(away) <= 3, name
-            # The next frame is further away: no frame is taken for its neighbour.
+            # The neighbouring frame differs more, so no frame was mistaken for its neighbour.
             if found.length > 2:
                 other = np.abs(found.arrays[name][1:].astype(int) - expected.arrays[name][:-1])
                 assert np.median(away) < np.median(other), name
@@ -219,5 +219,5 @@ def test_a_file_is_recognised_by_what_is_in_it(tmp_path: Path) -> None:
     assert recognise(tmp_path / "no_suffix") == "robomimic"
     with h5py.File(tmp_path / "no_suffix", "a") as file:
         del file["data"]
-    with pytest.raises(DatasetError, match="is no file of robomimic's"):
+    with pytest.raises(DatasetError, match="is not a robomimic file"):
         open_source(tmp_path / "no_suffix", "stack")

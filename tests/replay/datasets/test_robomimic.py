@@ -1,4 +1,4 @@
-"""robomimic's files: as others write them, as we do, and damaged ones."""
+"""Tests of robomimic files: from robomimic's scripts, exported, and damaged."""
 
 import json
 from collections.abc import Callable
@@ -33,11 +33,11 @@ OLD = {
     "interpolation": None,
     "ramp_ratio": 0.2,
 }
-"""The controller of the files that were published with robomimic."""
+"""Controller of the files that were published with robomimic."""
 ARM = {"type": "OSC_POSE", "input_type": "delta", "input_ref_frame": "base", "gripper": {"type": "GRIP"}}
 NEW = {"type": "BASIC", "body_parts": {"arms": {"right": ARM}, "torso": {"type": "JOINT_POSITION"}}}
 LENGTHS = {"demo_0": 5, "demo_2": 3, "demo_10": 8}
-"""One is missing, and the last one sorts before the second as text."""
+"""Lengths of the demonstrations. demo_1 is missing, and as text demo_10 sorts before demo_2."""
 
 
 def env_args(config: Any) -> str:
@@ -60,7 +60,7 @@ def env_args(config: Any) -> str:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """As robomimic's own scripts write it: float64, states and models, no reward before the cube is up."""
+    """Write a file like robomimic's scripts: float64, states and models, no reward before the cube is up."""
     rng = np.random.default_rng(0)
     path = tmp_path / "low_dim.hdf5"
     with h5py.File(path, "w") as file:
@@ -92,7 +92,7 @@ def test_demonstrations_of_robomimic_are_those_of_our_task(file: Path) -> None:
             for key in lift.spec.observation:
                 expected = demo[f"obs/{key}"][()].astype(np.float32)
                 np.testing.assert_array_equal(episode.arrays[f"observation.{key}"], expected)
-    # Where others are rewarded, one that is not has failed.
+    # Other demonstrations have rewards, so the one without any has failed.
     assert [episode.outcome for episode in found] == ["success", "failure", "success"]
     assert [episode.extras["masks"] for episode in found] == [["train"], ["valid"], ["train"]]
     assert found[0].extras["env_args"] == env_args(OLD)
@@ -104,7 +104,7 @@ def test_the_spec_of_a_file_follows_from_it(file: Path) -> None:
     assert {key: array.shape for key, array in spec.observation.items()} == {
         key: array.shape for key, array in lift.spec.observation.items()
     }
-    # Actions are in [-1, 1] by the format's rules, whatever the largest here is; absolute ones go beyond.
+    # By the format's rules actions lie in [-1, 1], whatever range the data use; absolute ones go beyond.
     assert (spec.action.low, spec.action.high) == (-1.0, 1.0)
     with h5py.File(file, "a") as raw:
         raw["data/demo_2/actions"][1, 3] = 2.5
@@ -154,7 +154,7 @@ def simulator(config: Any) -> Any:
 
 
 def test_an_old_controller_works_in_the_simulator_of_today() -> None:
-    """The file's Lift can be made; its hand moves as an old controller's would: by deltas, in the world."""
+    """The file's Lift can be made; its hand moves as with the old controller, by deltas in the world."""
     env = simulator(OLD)
     env.reset()
     hand = env.robots[0].part_controllers["right"]
@@ -170,14 +170,14 @@ def test_an_old_controller_works_in_the_simulator_of_today() -> None:
 
 
 def test_controllers_of_robosuite_1_5_stay_what_they_are() -> None:
-    """An arm that stands below `arms`, as in robosuite's own files, is moved to where its simulator looks."""
+    """An arm below `arms`, as in robosuite's own files, moves to where robosuite's simulator expects it."""
     flat = {"type": "BASIC", "body_parts": {"right": ARM, "torso": {"type": "JOINT_POSITION"}}}
     for config in (NEW, flat):
         assert simulator_arguments(env_args(config))[1]["controller_configs"] == flat
     assert simulator_arguments(env_args([NEW, flat]))[1]["controller_configs"] == [flat, flat]
     joints = simulator_arguments(env_args({"type": "JOINT_POSITION", "kp": 50}))[1]["controller_configs"]
     assert joints["body_parts"]["right"] == {"type": "JOINT_POSITION", "kp": 50, "gripper": {"type": "GRIP"}}
-    with pytest.raises(DatasetError, match="env_args tell of no environment"):
+    with pytest.raises(DatasetError, match="env_args do not describe an environment"):
         simulator_arguments("{}")
 
 
@@ -253,7 +253,7 @@ def test_a_bad_demonstration_is_named_and_the_others_can_be_read(file: Path, cas
 
 
 UNREADABLE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "no data": (remove("data"), "is no file of robomimic's"),
+    "no data": (remove("data"), "is not a robomimic file"),
     "no observations": (
         lambda file: [remove(f"data/{name}/obs")(file) for name in LENGTHS] and None,
         "no demonstration has obs; robomimic's dataset_states_to_obs.py adds them",
@@ -279,5 +279,5 @@ def test_a_file_that_cannot_be_read_is_named(file: Path, case: str) -> None:
 
 def test_a_file_that_was_cut_short_is_named(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(DatasetError, match=r"low_dim.hdf5 is no file of robomimic's: .*truncated"):
+    with pytest.raises(DatasetError, match=r"low_dim.hdf5 is not a robomimic file: .*truncated"):
         RobomimicReader(file)

@@ -1,0 +1,52 @@
+"""examples/ work as their pages say: copied to a folder of the user's, and started there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longview.actors.checks import check_task
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    *("actors.count=1", "actors.simulators=2", "actors.demonstrations=3", "actors.episodes_per_version=2"),
+    *("learner.steps=4", "learner.publish_every=4", "learner.checkpoint_every=4", "learner.batch_size=8"),
+    *("learner.warmup=1", "learner.validation_episodes=0"),
+    *("evaluation.final_episodes=2", "learner.policy.widths=[16,32]"),
+)
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "examples" / "own_task", tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_nothing_is_wrong_with_the_own_task(own_task: Path, longview: Any) -> None:
+    code, output = longview("check-task", "own_task:task", "--json", PYTHONSAFEPATH="1")
+    assert code == 0, output
+    assert {check["verdict"] for check in json.loads(output)["checks"]} == {"ok"}
+
+
+def test_the_own_task_is_learnt_without_being_installed(own_task: Path, longview: Any) -> None:
+    code, output = longview("demo", "--task", "own_task:task", *TINY, PYTHONSAFEPATH="1")
+    assert code == 0, output
+    (run,) = (own_task / "runs").iterdir()
+    assert re.fullmatch(r"own_task-\d{8}-\d{6}", run.name)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["task"]) == ("finished", "own_task")
+    assert {row["episodes"] for row in summary["success"]["own_task"].values()} == {2}
+    assert set(summary["success"]["own_task"]) == {"1", "8", "24"}
+    assert (run / "episodes.png").exists()
+    assert summary["config"]["evaluation"]["episodes"] == 10, "the preset was not used"
+
+
+def test_the_task_of_the_page_is_right() -> None:
+    page = (ROOT / "docs" / "own_task.md").read_text()
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    findings = list(check_task(names["task"]))
+    assert {finding.verdict for finding in findings} == {"ok"}, findings
