@@ -197,7 +197,7 @@ def learner_rate(episodes: EpisodeStore, quick: bool) -> list[Row]:
     training(RETURN_POINT, episodes, config, seed, report=lambda _: times.append(time.perf_counter()))
     rates: dict[int, list[float]] = {length: [] for length in (1, 8, LONGEST)}
     for step, elapsed in enumerate(np.diff(times), start=1):
-        length = curriculum.length(config.curriculum, seed, step, steps, LONGEST)
+        length = curriculum.context_length(config.curriculum, seed, step, steps, LONGEST)
         if length in rates:
             rates[length].append(config.batch_size / float(elapsed))
     return [Row("learner_rate", f"T_o {length}", "samples/s", found) for length, found in rates.items()]

@@ -1,9 +1,9 @@
-"""Everything a resume needs, in directories that are complete or not there.
+"""Checkpoints: everything that a resume needs, written atomically.
 
 <directory>/step-000001500/
-    policy.safetensors      the averaged policy, self-describing: what acts
+    policy.safetensors      the averaged policy, which acts; it describes itself
     training.safetensors    raw weights and the optimizer's moments
-    state.json              step, config, checksums of the other two
+    state.json              step, config, checksums of the other two files
 """
 
 import hashlib
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read."""
+    """A checkpoint in memory."""
 
     step: int
     policy: bytes
@@ -39,10 +39,18 @@ class Checkpoint:
 def save(
     directory: Path, step: int, policy: bytes, training: Mapping[str, Tensor], config: Any, keep: int
 ) -> Path:
-    """Write a checkpoint, atomically, and remove all but the newest `keep`.
+    """Write a checkpoint atomically, and remove all but the newest ones.
 
     Args:
-        config: anything JSON can hold, for those who read it later.
+        directory: folder of all checkpoints of a run.
+        step: training steps done.
+        policy: bytes of the averaged policy.
+        training: raw weights and the optimizer's moments.
+        config: settings of the run, as JSON can hold them; for readers of the file only.
+        keep: number of checkpoints that stay.
+
+    Returns:
+        The folder of the checkpoint.
     """
     files = {POLICY: policy, TRAINING: save_tensors({k: v.cpu() for k, v in training.items()})}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -65,7 +73,7 @@ def save(
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint; damaged ones are skipped with a warning."""
+    """Return the newest undamaged checkpoint. Damaged ones are skipped with a warning."""
     for path in reversed(folders(directory)):
         try:
             return load(path)
@@ -75,10 +83,10 @@ def latest(directory: Path) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one checkpoint.
+    """Read one checkpoint from its folder.
 
     Raises:
-        OSError, ValueError, KeyError: it is incomplete or damaged.
+        OSError, ValueError, KeyError: the checkpoint is incomplete or damaged.
     """
     state = json.loads((path / STATE).read_bytes())
     files = {name: (path / name).read_bytes() for name in (POLICY, TRAINING)}
@@ -89,13 +97,13 @@ def load(path: Path) -> Checkpoint:
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as bytes, to be sent to other ranks; without the config."""
+    """Encode a checkpoint, without its config, as bytes for other ranks."""
     policy = torch.frombuffer(bytearray(checkpoint.policy), dtype=torch.uint8)
     return save_tensors({**checkpoint.training, POLICY: policy, STATE: torch.tensor(checkpoint.step)})
 
 
 def unpack(data: bytes) -> Checkpoint:
-    """Inverse of `pack`."""
+    """Decode the bytes of `pack`."""
     tensors = load_tensors(data)
     policy, step = tensors.pop(POLICY), tensors.pop(STATE)
     return Checkpoint(int(step), policy.numpy().tobytes(), tensors, {})

@@ -1,4 +1,4 @@
-"""Configuration of policy and training. Importable without torch, so that a wrong value fails at once."""
+"""Settings of policy and training. Importable without torch, so that a wrong value fails at once."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,63 +17,65 @@ Normalization = Literal["min_max", "mean_std", "identity"]
 
 @dataclass(frozen=True)
 class Horizon:
-    """How many steps a policy sees, predicts and executes (the picture is in docs/architecture.md)."""
+    """Numbers of steps that a policy sees, predicts and executes. docs/architecture.md draws them."""
 
     context: int
-    """Longest T_o."""
+    """Longest context length T_o."""
     past: int
-    """Executed actions that are denoised again."""
+    """Executed actions that are predicted again."""
     future: int
-    """Actions denoised from now on, the present one included."""
+    """Actions predicted from now on, the present one included."""
     execute: int
-    """T_a."""
+    """Actions executed before the next decision, T_a."""
 
     @property
     def positions(self) -> int:
-        """T_p: past actions, oldest first, then future ones."""
+        """Number of action positions, T_p: past actions, oldest first, then future ones."""
         return self.past + self.future
 
     @property
     def after(self) -> int:
-        """Steps after now that a training window needs."""
+        """Number of steps after now that a training window needs."""
         return self.future - 1
 
 
 SMALLEST_CROP: Final = 33
-"""A ResNet18 reduces 32 pixels a side to a single place. Fewer than this many leave nothing to locate."""
+"""Smallest side of a crop, in pixels. A ResNet18 reduces 32 pixels to one place, which locates nothing."""
 
 AS_SIZE: Final[Any] = None
-"""A field that was not given: `PolicyConfig.sizes` sets it. A config that is made holds the value itself."""
+"""Default of fields that `PolicyConfig.sizes` sets by size. A finished config holds the value instead."""
 
 POLICIES: Final = "longview.policies"
-"""Entry points of policies. `<kind>` names the config class of a kind, and so its default architecture;
-`<kind>.<architecture>` names that of each of its architectures."""
+"""Group of the entry points of policies.
+
+The entry point `<kind>` names the config class of a kind, with its default architecture. The entry point
+`<kind>.<architecture>` names the config class of one architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """What every kind of policy has: how far it looks back, what it predicts, how it sees a frame.
+    """Settings that every kind of policy has: horizons, encoding of frames, normalisation.
 
-    A kind of policy is a subclass that adds its own fields and checks, and is registered as an entry point of
-    the group `longview.policies` (docs/policies.md).
+    A kind of policy is a subclass with its own fields and checks, registered as an entry point of the group
+    `longview.policies` (docs/policies.md).
     """
 
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Values of the fields that were not given, by size."""
+    """Values of the fields whose default is `AS_SIZE`, by size."""
 
     kind: str
-    """Kind of policy: `diffusion` or `recurrent`, or one of an installed package."""
+    """Kind of policy: `diffusion`, `recurrent`, or a kind of an installed package."""
     size: str = "tiny"
-    """`tiny`, `small` or `paper`: sets every field whose default is none."""
+    """Size of the networks: `tiny`, `small` or `paper`. It sets every field that has no other default."""
     context_length: int | None = None
-    """Longest T_o, in steps. None: the longest of the task's own list."""
+    """Longest context length T_o, in steps. None: the longest of the task's own list."""
     past_actions: int | Literal["all"] = 2
     """Executed actions that are predicted again, as an auxiliary target. `all`: as many as the longest
     context holds."""
     future_actions: int = 10
     """Actions predicted from now on, the present one included."""
     execute: int = 8
-    """T_a: actions executed before the next decision."""
+    """Actions executed before the next decision, T_a."""
     token_size: int = AS_SIZE
     """Width of the token that a frame becomes."""
     camera_width: int = AS_SIZE
@@ -84,8 +86,8 @@ class PolicyConfig:
     share_cameras: bool = False
     """Use one network for all cameras, rather than one each."""
     normalize: Mapping[str, Normalization] = field(default_factory=dict)
-    """How to normalise an observation key or "action". Default: min_max, and identity for keys that end in
-    _quat."""
+    """Normalisation by observation key, or of "action": min_max, mean_std or identity. Default: min_max, and
+    identity for keys that end in _quat."""
 
     def __post_init__(self) -> None:
         for own in fields(self):
@@ -120,7 +122,7 @@ class PolicyConfig:
             one_of(f"normalize.{key}", how, get_args(Normalization))
 
     def make(self, spec: TaskSpec) -> "Policy":
-        """Make the untrained policy for a task. Imports torch.
+        """Make an untrained policy for a task. Imports torch.
 
         Raises:
             ValueError: the config does not fit the task.
@@ -128,7 +130,7 @@ class PolicyConfig:
         raise NotImplementedError
 
     def horizon(self, spec: TaskSpec) -> Horizon:
-        """Return the horizons for one task.
+        """Return the horizon of the policy for one task.
 
         Raises:
             ValueError: the network cannot predict this number of actions.
@@ -138,7 +140,7 @@ class PolicyConfig:
         return Horizon(context, past, self.future_actions, self.execute)
 
     def normalization(self, spec: TaskSpec) -> dict[str, Normalization]:
-        """Return how each state observation of a task is normalised, by its key, and how the action is.
+        """Return the normalisation of a task's action and of each state observation, by key.
 
         Raises:
             ValueError: `normalize` names a camera, or a key that the task does not have.
@@ -150,15 +152,15 @@ class PolicyConfig:
         unknown = sorted(self.normalize.keys() - kinds.keys())
         require(
             not unknown,
-            f"normalize: {unknown} are no vectors of task {spec.name}, which has {', '.join(kinds)}",
+            f"normalize: {unknown} are not vectors of task {spec.name}, which has {', '.join(kinds)}",
         )
         return {**kinds, **self.normalize}
 
     def crops(self, spec: TaskSpec) -> dict[str, tuple[int, int]]:
-        """Return height and width, in pixels, of what each camera's network sees, by the camera's key.
+        """Return height and width of each camera's crop in pixels, by the camera's key.
 
         Raises:
-            ValueError: there are fewer than `SMALLEST_CROP` pixels a side.
+            ValueError: a side is shorter than `SMALLEST_CROP` pixels.
         """
         crops = {}
         for key, array in sorted(spec.observation.items()):
@@ -167,22 +169,21 @@ class PolicyConfig:
                 require(
                     min(height, width) >= SMALLEST_CROP,
                     f"crop {self.crop:g} leaves {height} x {width} pixels of {key}, "
-                    f"there must be {SMALLEST_CROP} a side",
+                    f"but each side must have at least {SMALLEST_CROP}",
                 )
                 crops[key] = height, width
         return crops
 
 
 def policy_config(like: PolicyConfig | None = None, /, **settings: Any) -> PolicyConfig:
-    """Make the config of a kind and architecture of policy, with these settings.
+    """Make the config of the kind and architecture of policy that the settings name.
 
     Args:
-        like: a config to start from. Settings of it that another kind or architecture does not have are left
-            out.
+        like: config to start from. Its fields that the new kind or architecture does not have are left out.
         settings: fields of the config; `kind` and `architecture` choose its class.
 
     Raises:
-        ValueError: kind or architecture are not installed, or a setting is unknown or wrong.
+        ValueError: the kind or architecture is not installed, or a setting is unknown or wrong.
     """
     start = {} if like is None else {own.name: getattr(like, own.name) for own in fields(like)}
     if "kind" in settings and settings["kind"] != start.get("kind"):
@@ -199,10 +200,10 @@ def policy_config(like: PolicyConfig | None = None, /, **settings: Any) -> Polic
 
 
 def policy_class(settings: Mapping[str, Any]) -> type[PolicyConfig]:
-    """Return the config class that `kind` and `architecture` of some settings name.
+    """Return the config class for `kind` and `architecture` of some settings.
 
     Raises:
-        ValueError: they are not installed.
+        ValueError: the kind or the architecture is not installed.
     """
     kind, architecture = settings.get("kind", "diffusion"), settings.get("architecture")
     names = policy_names()
@@ -214,7 +215,7 @@ def policy_class(settings: Mapping[str, Any]) -> type[PolicyConfig]:
 
 
 def architectures(kind: str) -> list[str]:
-    """List the installed architectures of a kind; empty for a kind that has but one."""
+    """List the installed architectures of a kind. The list is empty for a kind with only one network."""
     return [name.partition(".")[2] for name in policy_names() if name.startswith(f"{kind}.")]
 
 
@@ -226,21 +227,22 @@ def policy_names() -> Mapping[str, EntryPoint]:
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Which T_o each training step uses; the formulas are in learner/curriculum.py."""
+    """Settings of the context length of each training step. learner/curriculum.py has the formulas."""
 
     kind: Literal["fixed", "progressive", "sprinkle", "lengths"] = "progressive"
-    """Curriculum: always the longest T_o; longer ones as training goes on; the longest or a shorter one at
-    random; or lengths by weights."""
+    """Curriculum: `fixed`, always the longest T_o; `progressive`, longer T_o as training goes on; `sprinkle`,
+    at random the longest or a shorter T_o; `lengths`, T_o drawn by weights."""
     ramp: float = 0.5
-    """progressive: share of the training, in (0, 1], after which the longest T_o is reached."""
+    """Share of the training, in (0, 1], after which `progressive` reaches the longest T_o."""
     full: float = 0.5
-    """progressive, sprinkle: probability, in [0, 1], of the longest T_o reached so far; otherwise a shorter
-    one is drawn. 0.8 is published for sprinkle. More short contexts are cheaper and improve the short T_o."""
+    """Probability, in [0, 1], that `progressive` and `sprinkle` use the longest T_o reached so far. Otherwise
+    they draw a shorter T_o. 0.8 is published for `sprinkle`. More short contexts are cheaper and improve the
+    short T_o."""
     shorter: Literal["uniform", "log"] = "log"
     """Distribution of the shorter T_o. `log` gives every doubling of the length the same share, because the
     shortest contexts have the least information and need the most training."""
     lengths: Mapping[int, float] = field(default_factory=dict)
-    """lengths: weight of each T_o, 0 or more, in any unit."""
+    """Weight of each T_o for `lengths`, 0 or more, in any unit."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "progressive", "sprinkle", "lengths")
@@ -262,47 +264,50 @@ class CurriculumConfig:
         )
 
     def check(self, longest: int) -> None:
-        """Is there no length that a policy with this longest T_o does not take?
+        """Require that a policy with this longest T_o takes every context length of `lengths`.
 
         Raises:
-            ValueError: there is.
+            ValueError: it does not take one.
         """
-        unfit = [length for length in self.lengths if not 1 <= length <= longest]
+        unfit = [context_length for context_length in self.lengths if not 1 <= context_length <= longest]
         require(not unfit, f"lengths must lie in 1..{longest}, the longest T_o, not {unfit}")
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Training of one policy at many context lengths."""
+    """Settings of the training of one policy at many context lengths."""
 
     policy: PolicyConfig = field(default_factory=policy_config)
-    """The policy that is trained."""
+    """Policy that is trained."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Context length of each training step."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
-    """Weight of each stratum in the draws, in any unit: a source such as `demo`, or a source and an outcome
-    such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the others."""
+    """Weight of each stratum in the draws, in any unit. A stratum is a source such as `demo`, or a source and
+    an outcome such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the
+    others."""
     outcomes: tuple[str, ...] = ()
-    """Outcomes to learn from, such as [success]. Empty: all but `invalid`."""
+    """Outcomes of the episodes to learn from, such as [success]. Empty: all but `invalid`."""
     draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"
-    """What is equally likely within a stratum: every step; or every episode, and every step of it. `recency`
-    draws newer episodes more often, `priority` in proportion to priorities set from outside."""
+    """Distribution of the draws within a stratum. `steps`: every step is equally likely; `episodes`: every
+    episode is, and every step in it; `recency`: newer episodes are likelier; `priority`: episodes are drawn
+    in proportion to priorities set from outside."""
     half_life: float = 1000.0
-    """recency: number of newer episodes in its stratum after which an episode is drawn half as often."""
+    """Half-life for `recency`: number of newer episodes in its stratum after which an episode is drawn half
+    as often."""
     steps: int = 2400
     """Training steps of the whole run."""
     batch_size: int = 64
     """Windows per training step and rank."""
     windows_per_segment: int | None = None
-    """Windows cut from one segment of an episode. More of them mean fewer frames to read and encode, and a
+    """Windows cut from one segment of an episode. More windows mean fewer frames to read and encode, but a
     less varied batch. None: 8 for a task with cameras, else 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the multiplications in the loss. Weights are always float32."""
     compile: bool = False
-    """Compile the policy's network, for a few context lengths to which the others are padded. Compiling takes
-    minutes at the start and makes steps faster. Needs a C++ compiler where the learner runs."""
+    """Compile the policy's network for a few context lengths, to which shorter contexts are padded. Compiling
+    takes minutes at the start and makes steps faster. It needs a C++ compiler where the learner runs."""
     learning_rate: float = 3e-3
-    """Largest learning rate: it rises linearly over `warmup` steps, then falls to zero as a cosine."""
+    """Largest learning rate. The rate rises linearly over `warmup` steps, then falls to zero as a cosine."""
     warmup: int = 100
     """Training steps until the learning rate is at its largest; fewer than `steps`."""
     betas: tuple[float, float] = (0.95, 0.999)
@@ -312,20 +317,21 @@ class LearnerConfig:
     clip: float = 1.0
     """Largest norm of the gradient. Longer gradients are scaled down to it."""
     ema_power: float = 0.75
-    """Power p of the average of the weights, which acts: its decay is 1 - (1 + step) ** -p."""
+    """Power p of the weights' average, which acts. Its decay is 1 - (1 + step) ** -p."""
     ema_max: float = 0.9999
-    """Largest decay of the average of the weights, in [0, 1)."""
+    """Largest decay of the weights' average, in [0, 1)."""
     publish_every: int = 300
     """Training steps between two published versions."""
     checkpoint_every: int = 600
     """Training steps between two checkpoints."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     report_every: int = 25
     """Training steps between two reports of progress."""
     validation_episodes: int = 8
-    """Held-out demonstrations, on which every published version is validated. With an expert, this many
-    extra are collected. Of imported data the last ones are used, unless that would be half or more."""
+    """Held-out demonstrations, on which every published version is validated. With an expert, this many extra
+    demonstrations are collected. Of imported data the last ones are held out, unless they would be half or
+    more."""
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size", "publish_every", "checkpoint_every", "keep_checkpoints")
@@ -355,18 +361,18 @@ class LearnerConfig:
         self.selection(None)
 
     def selection(self, task: str | None) -> Selection:
-        """What to ask the store for.
+        """Return which steps the store may draw, and how likely they are.
 
         Args:
-            task: the only one to draw from; None: any.
+            task: name of the only task to draw from. None: any task.
         """
         return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
 
     def windows(self, spec: TaskSpec) -> int:
-        """Windows per segment for one task.
+        """Return the number of windows per segment for one task.
 
         Raises:
-            ValueError: batch_size is not a multiple of them.
+            ValueError: batch_size is not a multiple of this number.
         """
         cameras = any(array.is_image for array in spec.observation.values())
         windows = self.windows_per_segment or (8 if cameras else 1)
@@ -378,30 +384,34 @@ class LearnerConfig:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Require that these fields of a config are above zero.
+    """Require that fields of a config are above zero.
 
     Raises:
-        ValueError: one is not; the message names it and its value.
+        ValueError: a field is not; the message names it and its value.
     """
     for name in names:
         require(getattr(config, name) > 0, f"{name} must be positive, not {getattr(config, name)}")
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Require that a value is one of those allowed.
+    """Require that a value is one of the allowed ones.
 
     Raises:
-        ValueError: it is not; the message lists them.
+        ValueError: it is not; the message lists the allowed values.
     """
     allowed = list(allowed)
     require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def require(condition: bool, message: str) -> None:
-    """Require a condition.
+    """Require that a condition holds.
+
+    Args:
+        condition: result of a check.
+        message: error message; it starts with the name of a field.
 
     Raises:
-        ValueError: it does not hold; with this message, which starts with the name of a field.
+        ValueError: the condition does not hold.
     """
     if not condition:
         raise ValueError(message)

@@ -1,34 +1,38 @@
-"""Which context length each training step uses: a pure function, known to every rank without talking."""
+"""Context length of each training step: a pure function, so that all ranks agree without communication."""
 
 import numpy as np
 
 from longview.learner.config import CurriculumConfig
 
 
-def length(
+def context_length(
     config: CurriculumConfig, seed: int, step: int, total_steps: int, longest: int, shortest: int = 1
 ) -> int:
-    """T_o of one training step, in shortest..longest.
+    """Return the context length T_o of one training step, in shortest..longest.
 
-    With u, v uniform in [0, 1) from the stream (seed, step):
+    u and v are uniform in [0, 1), drawn from the stream (seed, step). The kinds of curriculum:
 
         fixed        T_o = longest
-        lengths      T_o = the smallest of `lengths` up to which lies more than u of their weights' sum
-        sprinkle     T_o = reach   if u < full, else a shorter one
-        progressive  the same
+        lengths      T_o = the smallest of `lengths` whose cumulative share of the weights exceeds u
+        sprinkle     T_o = longest if u < full, else shorter(longest)
+        progressive  T_o = reach   if u < full, else shorter(reach)
 
-        uniform      a shorter one = shortest + floor(v * (reach + 1 - shortest))
-        log          a shorter one = floor(shortest * ((reach + 1) / shortest) ** v)
+    For progressive, reach grows linearly during the first `ramp` of the training:
 
-    where reach, the longest T_o so far, is `longest` for sprinkle and, for progressive, grows linearly over
-    the first `ramp` of the training: ceil(longest * min(1, (step + 1) / (ramp * total_steps))), but is no
-    less than `shortest`. After variable-history training, arXiv 2606.16447.
+        reach = max(shortest, ceil(longest * min(1, (step + 1) / (ramp * total_steps))))
+
+    A shorter T_o is drawn by the setting `shorter`:
+
+        uniform      shorter(reach) = shortest + floor(v * (reach + 1 - shortest))
+        log          shorter(reach) = floor(shortest * ((reach + 1) / shortest) ** v)
+
+    The idea is variable-history training, arXiv 2606.16447.
 
     Args:
-        step: counted from 0.
-        total_steps: length of the whole training.
-        longest: the longest T_o the policy is trained for.
-        shortest: the shortest one that is drawn; `lengths` names its own.
+        step: training step, counted from 0.
+        total_steps: training steps of the whole run.
+        longest: longest T_o that the policy is trained for.
+        shortest: shortest T_o that is drawn, except by `lengths`.
     """
     if config.kind == "fixed":
         return longest

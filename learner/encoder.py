@@ -1,6 +1,7 @@
-"""One frame -> one token.
+"""Encoder of frames: one frame becomes one token.
 
-Legend: F frames, D dimensions of the state, E token size, C channels, H height, W width, K keypoints.
+Legend (docs/notation.md): F frames, D dimensions of the state, E token features, C channels, H height,
+W width.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,20 @@ from torch.nn import functional
 from longview.learner.config import PolicyConfig
 
 KEYPOINTS = 32
-"""K: how many things a camera's network looks for, after Diffusion Policy."""
+"""Number of keypoints that a camera's network locates, as in Diffusion Policy, arXiv 2303.04137."""
 GROUP = 16
-"""Channels that are normalised together."""
+"""Number of channels that are normalised together."""
 
 
 class FrameEncoder(nn.Module):
-    """A token for each frame: of its normalised state and of where its cameras' networks see what."""
+    """Encoder of a frame: normalised state and keypoints of the cameras' images become one token."""
 
     def __init__(self, config: PolicyConfig, state_size: int, crops: Sequence[tuple[int, int]]) -> None:
         """
         Args:
-            state_size: D.
-            crops: per camera, height and width of what its network is shown.
+            config: sizes of the networks.
+            state_size: D, the numbers in a frame's state.
+            crops: height and width of the crop of each camera's image.
         """
         super().__init__()
         self.crops, size = crops, config.token_size
@@ -35,15 +37,16 @@ class FrameEncoder(nn.Module):
             nn.Linear(state_size + 2 * KEYPOINTS * len(crops), size),
             nn.GELU(),
             nn.Linear(size, size),
-            nn.LayerNorm(size),  # or the token's place, added later, drowns what was seen
+            nn.LayerNorm(size),  # without it, the code of a token's age, added later, would dominate
         )
 
     def forward(self, state_FD: Tensor, images: Sequence[Tensor], shift_F2: Tensor) -> Tensor:
-        """Tokens (F, E).
+        """Encode frames as tokens (F, E).
 
         Args:
-            images: per camera, (F, H, W, 3) uint8.
-            shift_F2: as `crop` takes it.
+            state_FD: normalised states.
+            images: images (F, H, W, 3) of each camera, uint8.
+            shift_F2: place of each frame's crop, as in `crop`.
         """
         features = [state_FD]
         for index, (image_FHWC, size) in enumerate(zip(images, self.crops, strict=True)):
@@ -54,21 +57,26 @@ class FrameEncoder(nn.Module):
 
 
 def crop(image_FHWC: Tensor, size: tuple[int, int], shift_F2: Tensor) -> Tensor:
-    """Parts of images, (F, C, H', W'), of this height and width.
+    """Crop images. Returns (F, C, height, width).
 
     Args:
-        shift_F2: in [0, 1): how far down and how far right among the possible places; 0.5 is the centre.
+        image_FHWC: images.
+        size: height and width of a crop, in pixels.
+        shift_F2: place of each crop in [0, 1), down and right, as a share of the possible places; 0.5 is the
+            centre.
     """
-    everywhere = image_FHWC.unfold(1, size[0], 1).unfold(2, size[1], 1)  # (F, downs, rights, C, H', W')
+    # (F, places down, places right, C, height, width)
+    everywhere = image_FHWC.unfold(1, size[0], 1).unfold(2, size[1], 1)
     downs, rights = everywhere.shape[1:3]
     down_F, right_F = (shift_F2[:, 0] * downs).long(), (shift_F2[:, 1] * rights).long()
     return everywhere[torch.arange(len(image_FHWC), device=shift_F2.device), down_F, right_F]
 
 
 class Camera(nn.Module):
-    """ResNet18, arXiv 1512.03385, that ends in a spatial softmax, arXiv 1504.00702.
+    """ResNet18 (arXiv 1512.03385) that ends in a spatial softmax (arXiv 1504.00702).
 
-    It normalises groups of channels instead of batches, whose statistics would not suit averaged weights.
+    It normalises groups of channels rather than batches, because batch statistics do not suit averaged
+    weights.
     """
 
     def __init__(self, width: int) -> None:
@@ -85,12 +93,12 @@ class Camera(nn.Module):
         self.keypoints = nn.Conv2d(widths[-1], KEYPOINTS, 1)
 
     def forward(self, image_FCHW: Tensor) -> Tensor:
-        """Places (F, 2 K) from images of uint8."""
+        """Locate the keypoints of uint8 images: (F, 2 * `KEYPOINTS`), in [-1, 1]."""
         return spatial_softmax(self.keypoints(self.blocks(self.stem(image_FCHW / 127.5 - 1))))
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions, and what they leave as it is."""
+    """Two convolutions with a residual connection around them."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -107,14 +115,17 @@ class BasicBlock(nn.Module):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Of groups of `GROUP` channels."""
+    """Make the normalisation of groups of `GROUP` channels."""
     return nn.GroupNorm(channels // GROUP, channels)
 
 
-def spatial_softmax(map_FKHW: Tensor) -> Tensor:
-    """Where each map is large: its mean place (F, 2 K), all across and then all down, both in [-1, 1]."""
-    share_FKHW = map_FKHW.flatten(2).softmax(dim=2).view_as(map_FKHW)
-    down_H, across_W = (torch.linspace(-1, 1, side, device=map_FKHW.device) for side in map_FKHW.shape[2:])
-    across_FK = (share_FKHW.sum(dim=2) * across_W).sum(dim=2)
-    down_FK = (share_FKHW.sum(dim=3) * down_H).sum(dim=2)
-    return torch.cat((across_FK, down_FK), dim=1)
+def spatial_softmax(map_FCHW: Tensor) -> Tensor:
+    """Return the mean place of each channel's map in [-1, 1]: (F, 2 C), all C across, then all C down.
+
+    The weights of the places are a softmax over the map.
+    """
+    share_FCHW = map_FCHW.flatten(2).softmax(dim=2).view_as(map_FCHW)
+    down_H, across_W = (torch.linspace(-1, 1, side, device=map_FCHW.device) for side in map_FCHW.shape[2:])
+    across_FC = (share_FCHW.sum(dim=2) * across_W).sum(dim=2)
+    down_FC = (share_FCHW.sum(dim=3) * down_H).sum(dim=2)
+    return torch.cat((across_FC, down_FC), dim=1)

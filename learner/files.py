@@ -1,4 +1,4 @@
-"""Where checkpoints and policies lie. Importable without torch."""
+"""Files and folders of checkpoints and policies. Importable without torch."""
 
 import os
 import re
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 POLICY: Final = "policy.safetensors"
-"""The averaged policy of a checkpoint."""
+"""File of a checkpoint's averaged policy."""
 TRAINING: Final = "training.safetensors"
-"""Raw weights and the optimizer's moments of a checkpoint."""
+"""File of a checkpoint's raw weights and optimizer moments."""
 STATE: Final = "state.json"
-"""Step, config and checksums of a checkpoint."""
+"""File of a checkpoint's step, config and checksums."""
 
 _NAME = re.compile(r"step-\d{9}")
 
@@ -29,11 +29,11 @@ def policy_file(path: Path) -> Path:
     """Find the file of a policy.
 
     Args:
-        path: the file itself; a checkpoint's folder; a run's folder or name, of which the newest checkpoint
-            is taken. Runs lie in the folder that LONGVIEW_RUNS names, by default `runs`.
+        path: the file itself, a checkpoint's folder, or a run by its folder or name. A run stands for its
+            newest checkpoint. Runs lie in the folder that LONGVIEW_RUNS names, by default `runs`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no policy is found.
     """
     if path.is_file():
         return path

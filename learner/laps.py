@@ -1,6 +1,6 @@
-"""How training stands, as its loop reports it; and what is left of one that diverges.
+"""Progress of a training as its loop reports it, and the error of a training that diverges.
 
-Legend: B windows, T action positions.
+Legend (docs/notation.md): B windows, T action positions.
 """
 
 import json
@@ -23,73 +23,81 @@ from longview.learner.windows import Batch
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How training stands; losses and gradient are those since the last report, over all ranks."""
+    """Progress of a training. Losses and gradients are averaged since the last report, over all ranks."""
 
     step: int
-    """Steps done, those before a resume included."""
+    """Training steps done, including those before a resume."""
     samples: int
-    """Windows trained on in all, over all ranks."""
+    """Windows trained on since the start of the run, on all ranks together."""
     loss: float
+    """Mean loss."""
     loss_by_context: Mapping[int, float]
-    """By the task's own context lengths: each counts the steps up to it, above the next shorter one."""
+    """Mean loss by the task's own context lengths. A step counts for the next of them that is not shorter."""
     gradient_norm_by_context: Mapping[int, float]
-    """Mean before clipping, likewise."""
+    """Mean norm of the gradient before clipping, by the same context lengths."""
     loss_by_position: Mapping[int, float]
-    """By the action's distance from now in steps, where it was a target; below 0 are past actions."""
+    """Mean loss by the action's distance from now in steps; below 0 are past actions. Only targets count."""
     learning_rate: float
+    """Learning rate of the newest step."""
     gradient_norm: float
-    """Largest, before clipping."""
+    """Largest norm of the gradient before clipping."""
     data_wait_s: float
-    """Time since the last report that this rank's loop stood still for want of a batch."""
+    """Time since the last report that this rank's loop waited for batches."""
     step_s: float
-    """Duration of a step, without that, on average since the last report."""
+    """Mean duration of a step since the last report, without waiting for its batch."""
     gpu_memory: int
-    """Most bytes of its device that this rank has ever held; 0 on CPU."""
+    """Largest number of bytes that this rank has ever held on its GPU; 0 on CPU."""
     out_of_range: float
-    """Share of the newest batch's observed values outside of the normaliser's ranges."""
+    """Share of the newest batch's observed values outside the normaliser's ranges."""
     validation_loss_by_context: Mapping[int, float] = field(default_factory=dict)
-    """Of the weights just published; empty if none were, or if there is nothing to validate on."""
+    """Validation loss of the weights just published; empty if none were published or validated."""
     action_error_by_context: Mapping[int, float] = field(default_factory=dict)
-    """Mean distance of their actions from the right ones, as a share of the action range."""
+    """Mean distance of the published policy's actions from their targets, as a share of the action range."""
     validation_s: float = 0.0
-    """Time that this took."""
+    """Duration of the validation."""
 
 
 class TrainingDiverged(ArithmeticError):
-    """Loss or gradient are not finite. Nothing of it was published or saved."""
+    """Error: a loss or a gradient is not finite. No weights since the last report are published or saved."""
 
 
-class Taken(NamedTuple):
-    """What is remembered of a training step."""
+class TakenStep(NamedTuple):
+    """A training step that was taken."""
 
     step: int
-    length: int
-    """T_o."""
+    """Training steps done, this one included."""
+    context_length: int
+    """Context length T_o of this step's batch."""
     episodes: tuple[str, ...]
-    """That this rank's batch was cut from."""
+    """Ids of the episodes that this rank's batch was cut from."""
 
 
 class Lap:
-    """What happened since the last report. Losses stay on their device until then: reading one waits."""
+    """Measurements since the last report.
+
+    Losses stay on their device until the report, because reading one waits for the device.
+    """
 
     def __init__(self, horizon: Horizon, checkpoints: Path, rank: int, world: int, device: str) -> None:
         """
         Args:
-            horizon: the policy's.
-            checkpoints: directory, in which a divergence is described; used by rank 0 only.
-            rank, world, device: this rank, how many there are, and where its losses are.
+            horizon: horizon of the policy.
+            checkpoints: folder for the description of a divergence; used by rank 0 only.
+            rank: this rank.
+            world: number of ranks.
+            device: device of this rank's losses.
         """
         self._offsets = range(-horizon.past, horizon.future)
         self._checkpoints, self._rank, self._world, self._device = checkpoints, rank, world, device
         self._clear()
 
     def _clear(self) -> None:
-        self._steps, self._losses, self._norms = list[Taken](), list[Tensor](), list[Tensor]()
+        self._steps, self._losses, self._norms = list[TakenStep](), list[Tensor](), list[Tensor]()
         self._error_T, self._targets_T = torch.zeros(2, len(self._offsets), device=self._device)
         self._started, self._wait_s = perf_counter(), 0.0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the time spent waiting for them counts."""
+        """Pass batches through, and measure the time spent waiting for them."""
         while True:
             start = perf_counter()
             if not self._steps:
@@ -100,8 +108,16 @@ class Lap:
                 return
             yield batch
 
-    def add(self, taken: Taken, error_BT: Tensor, target_BT: Tensor, loss: Tensor, norm: Tensor) -> None:
-        """One step: its error wherever there is a target, its loss, and its gradient's norm."""
+    def add(self, taken: TakenStep, error_BT: Tensor, target_BT: Tensor, loss: Tensor, norm: Tensor) -> None:
+        """Add one step.
+
+        Args:
+            taken: the step.
+            error_BT: error of each position; 0 where there is no target.
+            target_BT: mask of the targets.
+            loss: mean of the error.
+            norm: norm of the gradient before clipping.
+        """
         self._steps.append(taken)
         self._losses.append(loss.detach())
         self._norms.append(norm)
@@ -111,10 +127,15 @@ class Lap:
     def finish(
         self, step: int, samples: int, rate: float, out_of_range: float, grid: Sequence[int]
     ) -> TrainingProgress:
-        """The report, after which a new lap begins.
+        """Report the steps since the last report, and begin a new lap.
+
+        Args:
+            step, samples, out_of_range: as in `TrainingProgress`.
+            rate: learning rate.
+            grid: context lengths by which losses are told apart, ascending.
 
         Raises:
-            TrainingDiverged: a loss or a gradient was not finite; on all ranks, wherever it was.
+            TrainingDiverged: a loss or a gradient of any rank was not finite. All ranks raise it.
         """
         numbers = torch.cat(
             (torch.stack(self._losses), torch.stack(self._norms), self._error_T, self._targets_T)
@@ -130,9 +151,10 @@ class Lap:
                 raise self._diverged(taken, loss, norm, rate)
         losses_of, norms_of = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
         for taken, loss, norm in zip(self._steps, losses, norms, strict=True):
-            length = min((g for g in grid if g >= taken.length), default=taken.length)
-            losses_of[length].append(loss)
-            norms_of[length].append(norm)
+            longer = (length for length in grid if length >= taken.context_length)
+            context_length = min(longer, default=taken.context_length)
+            losses_of[context_length].append(loss)
+            norms_of[context_length].append(norm)
         by_position = zip(self._offsets, error_T, targets_T, strict=True)
         progress = TrainingProgress(
             step=step,
@@ -151,16 +173,16 @@ class Lap:
         self._clear()
         return progress
 
-    def _diverged(self, taken: Taken, loss: float, norm: float, rate: float) -> TrainingDiverged:
-        """The error, after the step's batch has been written down for whoever wants to look into it."""
+    def _diverged(self, taken: TakenStep, loss: float, norm: float, rate: float) -> TrainingDiverged:
+        """Write the diverged step's episodes to a file, for later inspection, and return the error."""
         own = json.dumps(taken.episodes).encode()
         parts = ranks.from_all(own, self._world, self._device)
         file = self._checkpoints / f"diverged-step-{taken.step}.json"
         if self._rank == 0:
-            # As text: JSON has no NaN.
+            # Loss and norm are written as text, because JSON has no NaN.
             found = {
                 "step": taken.step,
-                "context_length": taken.length,
+                "context_length": taken.context_length,
                 "loss": str(loss),
                 "gradient_norm": str(norm),
                 "episodes": sorted({id for part in parts for id in json.loads(part)}),

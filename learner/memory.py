@@ -1,7 +1,8 @@
-"""What a session keeps of the past, slot by slot: tokens of frames, or states of fixed size.
+"""Memory of a session, slot by slot: tokens of the newest frames, or states of fixed size.
 
-Legend: B slots of one call, S observed steps (T_o), L steps of which tokens are wanted, F frames, P past
-action positions, T action positions, A action dimensions, C chains of states, H numbers of a state.
+Legend (docs/notation.md): B slots of one call, S observed steps, F frames, P past positions, T action
+positions, A action dimensions, E token features, Y chains of states, U units of a state, R rows: chains of
+all slots.
 """
 
 from abc import ABC, abstractmethod
@@ -19,22 +20,23 @@ Array = NDArray[Any]
 Integers = NDArray[np.int64]
 
 Stored = Callable[[Integers, Integers], Mapping[str, Array]]
-"""Slots (F,) and steps (F,) of their episodes -> the frames (F, ...) by key."""
+"""Function of slots (F,) and steps (F,) of their episodes that returns the frames (F, ...) by key."""
 
 ENCODED_AT_ONCE = 64
-"""Frames encoded per call. More images than this overflow a CPU's caches and take longer each."""
+"""Frames encoded per call. More images overflow a CPU's caches and take longer each."""
 
 CHAINS = 4
-"""Chains of states of a recurrent policy, each started anew every T_o steps, T_o / `CHAINS` apart. The oldest
-one has seen more than (1 - 1 / CHAINS) T_o of the newest steps, and at most T_o."""
+"""Chains of states per slot of a recurrent policy. Each chain starts anew every T_o steps, T_o / `CHAINS`
+after the one before it. The oldest chain has seen more than (1 - 1 / CHAINS) T_o and at most T_o of the
+newest steps."""
 
 
 class Memory(ABC):
-    """One policy's memory of many slots. Steps count from the start of a slot's episode."""
+    """Memory of one policy for many slots. Steps count from the start of a slot's episode."""
 
     @abstractmethod
     def forget(self, slot: int) -> None:
-        """Drop what is kept of a slot: a new episode begins."""
+        """Forget a slot's episode, because a new one begins."""
 
     @abstractmethod
     def sample(
@@ -47,28 +49,28 @@ class Memory(ABC):
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
-        """Choose actions (B, T, A) as `Policy.sample` does, after taking in the newest frames.
+        """Take in the newest frames, then choose actions (B, T, A) as `Policy.sample` does.
 
         Args:
             slot_B: slots that decide, each once.
-            steps_B: steps of each slot's episode so far, the present one included.
-            new_B: frames that came since the last decision.
+            steps_B: number of steps of each slot's episode so far, the present one included.
+            new_B: number of each slot's frames since its last decision.
             T_o: context length.
-            stored: looks frames up.
-            executed_BPA: past actions as executed; NaN where that is unknown.
+            stored: looks up frames of the session.
+            executed_BPA: past actions as executed; NaN where they are unknown.
             rng: source of the decision's randomness.
         """
 
 
 def memory_of(policy: Policy, slots: int) -> Memory:
-    """Make the empty memory that fits a policy."""
+    """Make an empty memory of the kind that a policy needs."""
     if isinstance(policy, RecurrentPolicy):
         return States(policy, slots)
     return Tokens(policy, slots)
 
 
 class Tokens(Memory):
-    """Tokens of the newest frames, as many as the longest context.
+    """Tokens of each slot's newest frames, as many as the longest context.
 
     The token of step i of an episode lies in place i modulo the longest context. A frame is encoded once,
     when a context needs it.
@@ -79,7 +81,7 @@ class Tokens(Memory):
         size = policy.config.token_size
         self._tokens = torch.zeros(slots, self._longest, size, device=policy.device)
         self._step = np.full((slots, self._longest), -1)
-        """Step whose token lies in a place; -1 where there is none."""
+        """Step whose token lies in each place; -1 for none."""
 
     def forget(self, slot: int) -> None:
         self._step[slot] = -1
@@ -98,37 +100,37 @@ class Tokens(Memory):
         known_B1 = np.minimum(steps_B1, T_o)
         self._encode(slot_B1, steps_B1, np.maximum(known_B1, new_B[:, None]), stored)
         step_BS = steps_B1 + np.arange(-known_B1.max(), 0)
-        # Before an episode's first step the oldest token stands in, under a mask.
+        # Steps before an episode's first one are masked; the token of its first step fills their places.
         token_BSE = self._tokens[slot_B1, step_BS.clip(0) % self._longest]
         return self._policy.sample(token_BSE, step_BS >= 0, executed_BPA, rng)
 
     def _encode(self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored) -> None:
-        """Encode what is not encoded yet of each slot's newest frames, `wanted_B1` of them."""
+        """Encode each slot's `wanted_B1` newest frames, except those encoded before."""
         wanted_B1 = wanted_B1.clip(max=self._longest)
-        step_BL = steps_B1 + np.arange(-wanted_B1.max(), 0)
-        missing_BL = self._step[slot_B1, step_BL % self._longest] != step_BL
-        row_F, column_F = np.nonzero((step_BL >= steps_B1 - wanted_B1) & missing_BL)
-        slot_F, step_F = slot_B1[row_F, 0], step_BL[row_F, column_F]
+        step_BS = steps_B1 + np.arange(-wanted_B1.max(), 0)
+        missing_BS = self._step[slot_B1, step_BS % self._longest] != step_BS
+        row_F, column_F = np.nonzero((step_BS >= steps_B1 - wanted_B1) & missing_BS)
+        slot_F, step_F = slot_B1[row_F, 0], step_BS[row_F, column_F]
         place_F = step_F % self._longest
         self._tokens[slot_F, place_F] = encoded(self._policy, stored, slot_F, step_F)
         self._step[slot_F, place_F] = step_F
 
 
 class States(Memory):
-    """States of a recurrent policy: `CHAINS` for each slot, whatever the context length.
+    """States of a recurrent policy, `CHAINS` for each slot at every context length.
 
-    A state cannot forget its oldest step. So a chain starts anew every T_o steps, and the oldest chain
-    decides. Chain c starts at the steps that are c T_o / CHAINS modulo T_o.
+    A state cannot forget its oldest step. Therefore a chain of states starts anew every T_o steps, and the
+    oldest chain decides. Chain y starts at the steps that equal y T_o / CHAINS modulo T_o.
     """
 
     def __init__(self, policy: RecurrentPolicy, slots: int) -> None:
         self._policy = policy
-        self._initial_1H = policy.initial_state(1)
-        self._states = self._initial_1H.repeat(slots, CHAINS, 1)
+        self._initial_1U = policy.initial_state(1)
+        self._states = self._initial_1U.repeat(slots, CHAINS, 1)
         self._taken_in = np.zeros(slots, np.int64)
-        """Steps of the slot's episode that the states have taken in."""
+        """Number of steps of each slot's episode that its states have taken in."""
         self._T_o = np.zeros(slots, np.int64)
-        """Context length that the states are for; 0 where there are none."""
+        """Context length of each slot's states; 0 for a slot without states."""
 
     def forget(self, slot: int) -> None:
         self._T_o[slot] = 0
@@ -150,25 +152,25 @@ class States(Memory):
         place_F = np.arange(len(row_F)) - np.repeat(np.cumsum(pending_B) - pending_B, pending_B)
         step_F = first_B[row_F] + place_F
         token_FE = encoded(self._policy, stored, slot_B[row_F], step_F)
-        begins_FC = step_F[:, None] % T_o == np.arange(CHAINS) * T_o // CHAINS
-        begins_FC |= step_F[:, None] == np.maximum(steps_B - T_o, 0)[row_F, None]
+        begins_FY = step_F[:, None] % T_o == np.arange(CHAINS) * T_o // CHAINS
+        begins_FY |= step_F[:, None] == np.maximum(steps_B - T_o, 0)[row_F, None]
         for place in range(pending_B.max()):
             at = np.flatnonzero(place_F == place)
-            self._advance(slot_B[row_F[at]], token_FE[at], self._policy.tensor(begins_FC[at]))
+            self._advance(slot_B[row_F[at]], token_FE[at], self._policy.tensor(begins_FY[at]))
         self._taken_in[slot_B], self._T_o[slot_B] = steps_B, T_o
         return self._policy.decide(self._states[slot_B, self._oldest(steps_B, T_o)], rng)
 
-    def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BC: Tensor) -> None:
-        """Take one frame in, each slot's next one; chains that begin with it start anew."""
-        state_BCH = torch.where(begins_BC.unsqueeze(2), self._initial_1H, self._states[slot_B])
-        token_NE = token_BE.repeat_interleave(CHAINS, dim=0)
-        self._states[slot_B] = self._policy.advance(state_BCH.flatten(0, 1), token_NE).view_as(state_BCH)
+    def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BY: Tensor) -> None:
+        """Advance the states of slots by one frame each. Chains that begin with this frame start anew."""
+        state_BYU = torch.where(begins_BY.unsqueeze(2), self._initial_1U, self._states[slot_B])
+        token_RE = token_BE.repeat_interleave(CHAINS, dim=0)
+        self._states[slot_B] = self._policy.advance(state_BYU.flatten(0, 1), token_RE).view_as(state_BYU)
 
     @staticmethod
     def _oldest(steps_B: Integers, T_o: int) -> Integers:
-        """Find the chain that began the longest ago: (B,). All of them begin with an episode."""
-        age_BC = (steps_B[:, None] - 1 - np.arange(CHAINS) * T_o // CHAINS) % T_o
-        oldest_B: Integers = np.minimum(age_BC, steps_B[:, None] - 1).argmax(axis=1)
+        """Find each slot's oldest chain: (B,). At the start of an episode, all chains begin together."""
+        age_BY = (steps_B[:, None] - 1 - np.arange(CHAINS) * T_o // CHAINS) % T_o
+        oldest_B: Integers = np.minimum(age_BY, steps_B[:, None] - 1).argmax(axis=1)
         return oldest_B
 
 

@@ -1,6 +1,6 @@
-"""Statistics of the data, measured once and saved with the weights; values are brought to one scale.
+"""Normalisation of states and actions, by statistics that are measured once and saved with the weights.
 
-Legend: D dimensions: of one array, flat, or of several, one after the other.
+Legend (docs/notation.md): D dimensions of a flat array, or of several arrays in one row.
 """
 
 from collections import defaultdict
@@ -17,26 +17,30 @@ from longview.learner.config import Normalization
 from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode, TaskSpec
 
 SMALLEST = 1e-4
-"""A dimension whose range is narrower is taken as constant: it is centred, and not stretched."""
+"""Narrowest range of a dimension that is scaled. A narrower one counts as constant and is only centred."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each dimension of one array, over all steps; all (D,)."""
+    """Statistics of each dimension of one array over all steps. Every field has shape (D,)."""
 
     low: NDArray[np.float32]
+    """Smallest value."""
     high: NDArray[np.float32]
+    """Largest value."""
     mean: NDArray[np.float32]
+    """Mean of the values."""
     std: NDArray[np.float32]
+    """Standard deviation."""
 
 
 def measure(episodes: Iterable[Episode], spec: TaskSpec) -> dict[str, Statistics]:
-    """Statistics of the action and of every observation but images, by name in the episode, in one pass.
+    """Measure the statistics of the action and of every observation but images, by name, in one pass.
 
-    Expert actions count as actions: both are predicted. Invalid episodes are passed over.
+    Expert actions count as actions, because both are predicted. Invalid episodes are left out.
 
     Raises:
-        ValueError: there are no episodes, or an action lies outside of the task's range.
+        ValueError: there are no episodes, or an action lies outside the task's range.
     """
     keys = [OBSERVATION_PREFIX + key for key, array in spec.observation.items() if not array.is_image]
     names = {key: key for key in keys} | {ACTION: ACTION, EXPERT_ACTION: ACTION}
@@ -53,14 +57,14 @@ def measure(episodes: Iterable[Episode], spec: TaskSpec) -> dict[str, Statistics
 
 
 class Normalizer(nn.Module):
-    """Brings the last axis, of `size`, to one scale, and back."""
+    """Scaling of a tensor's last axis to a common scale, and back."""
 
     centre: Tensor
     scale: Tensor
     low: Tensor
-    """(D,), at most -1: what the smallest measured value becomes."""
+    """Normalised smallest values (D,), at most -1."""
     high: Tensor
-    """(D,), at least 1: what the largest becomes."""
+    """Normalised largest values (D,), at least 1."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -70,10 +74,10 @@ class Normalizer(nn.Module):
         self.register_buffer("high", torch.ones(size))
 
     def fit(self, parts: Sequence[tuple[Statistics, Normalization]]) -> None:
-        """Take over the statistics of the arrays that the last axis consists of.
+        """Set the scale from the statistics of the arrays that make up the last axis, in their order.
 
-        min_max brings the measured range to [-1, 1], mean_std the mean to 0 and the standard deviation to
-        1; identity leaves values as they are.
+        `min_max` maps the measured range to [-1, 1]. `mean_std` maps the mean to 0 and the standard deviation
+        to 1. `identity` leaves values unchanged.
         """
         table = np.concatenate([np.empty((4, 0), np.float32), *(_scaling(*part) for part in parts)], axis=1)
         buffers = (self.centre, self.scale, self.low, self.high)
@@ -84,23 +88,23 @@ class Normalizer(nn.Module):
         return (values - self.centre) / self.scale
 
     def invert(self, normal: Tensor) -> Tensor:
-        """Back to the data's units."""
+        """Convert normalised values to the data's units."""
         return normal * self.scale + self.centre
 
     def out_of_range(self, normal: Tensor, tolerance: float = 1e-3) -> Tensor:
-        """How many normalised values lie outside of `low` and `high`, as a scalar."""
+        """Count the normalised values outside `low` and `high`. Returns a scalar tensor."""
         return ((normal < self.low - tolerance) | (normal > self.high + tolerance)).sum()
 
 
 def _moments(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Smallest, largest, sum, sum of squares and number of an array's rows: (5, D)."""
+    """Return smallest value, largest value, sum, sum of squares and number of an array's rows: (5, D)."""
     flat = array.reshape(len(array), -1).astype(np.float64)
     rows = np.full(flat.shape[1], float(len(flat)))
     return np.stack((flat.min(axis=0), flat.max(axis=0), flat.sum(axis=0), np.square(flat).sum(axis=0), rows))
 
 
 def _statistics(moments: NDArray[np.float64]) -> Statistics:
-    """From the moments (5, episodes, D) of several arrays."""
+    """Combine the moments (5, episodes, D) of several arrays into their statistics."""
     low, high = moments[0].min(axis=0), moments[1].max(axis=0)
     total, square, rows = moments[2:].sum(axis=1)
     mean = total / rows
@@ -109,7 +113,7 @@ def _statistics(moments: NDArray[np.float64]) -> Statistics:
 
 
 def _scaling(measured: Statistics, kind: Normalization) -> NDArray[np.float32]:
-    """Centre, scale, and what low and high become: (4, D)."""
+    """Return centre, scale, normalised low and normalised high: (4, D)."""
     low, high = measured.low, measured.high
     centre, scale = {
         "min_max": ((low + high) / 2, (high - low) / 2),
@@ -125,6 +129,6 @@ def _check_range(episode: Episode, name: str, spec: ArraySpec) -> None:
     outside = (episode.arrays[name] < spec.low) | (episode.arrays[name] > spec.high)
     if outside.any():
         raise ValueError(
-            f"episode {episode.meta.id}: {name} holds {episode.arrays[name][outside][0]:g}, outside of the "
+            f"episode {episode.meta.id}: {name} holds {episode.arrays[name][outside][0]:g}, outside the "
             f"task's range [{spec.low:g}, {spec.high:g}]"
         )

@@ -1,7 +1,8 @@
-"""The contract of every kind of policy; policies as bytes.
+"""Contract of every kind of policy, and policies as bytes.
 
-Legend: B windows or robots, S observed steps (T_o), T action positions (T_p), P past ones of them, A action
-dimensions, F frames, D dimensions of a frame's state, E token size, H numbers of a state.
+Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), P past
+positions, A action dimensions, F frames, G segments, D dimensions of a frame's state, E token features,
+U units of a recurrent state.
 """
 
 import json
@@ -28,15 +29,17 @@ from longview.learner.windows import Batch
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
 
 FORMAT = "longview-policy-3"
+"""Format that is written."""
 OLD_FORMAT = "longview-policy-2"
-"""Format of 0.1: diffusion was the only kind, and a config had the fields of every architecture."""
+"""Format of version 0.1, which can still be read. A config in it has the fields of every architecture."""
 
 
 class Policy(nn.Module, ABC):
-    """Predicts actions from the frames of the last T_o steps.
+    """Policy that predicts actions from the frames of the last T_o steps.
 
-    Every kind encodes a frame to a token and normalises states and actions in the same way; a subclass turns
-    tokens into actions. Training, validation, checkpoints and sessions know nothing else of a policy.
+    Every kind of policy encodes a frame as a token, and normalises states and actions, in the same way. A
+    subclass turns tokens into actions. Training, validation, checkpoints and sessions use only the methods of
+    this class.
     """
 
     def __init__(self, config: PolicyConfig, spec: TaskSpec) -> None:
@@ -52,11 +55,11 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the error of what is predicted, by position: (B, T), 0 where there is no target.
+        """Return the prediction's error at each position: (B, T), 0 where there is no target.
 
         Args:
             batch: windows of one context length.
-            generator: source of all randomness but dropout, on the policy's device.
+            generator: source of all randomness except dropout, on the policy's device.
         """
 
     @abstractmethod
@@ -67,27 +70,27 @@ class Policy(nn.Module, ABC):
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
-        """Choose actions (B, T, A) in the data's units: past ones, oldest first, then those from now on.
+        """Choose actions (B, T, A) in the data's units: past actions, oldest first, then actions from now on.
 
         Args:
-            token_BSE: tokens of the observed steps, oldest first; the last one is now.
-            seen_BS: where there is an observation. Now is always seen.
-            executed_BPA: past actions as executed, oldest first; NaN where that is unknown.
-            rng: the actions are a function of it and of the other arguments.
+            token_BSE: tokens of the observed steps, oldest first; the last step is now.
+            seen_BS: mask of the steps that the episode has. Now is always seen.
+            executed_BPA: past actions as executed, oldest first; NaN where they are unknown.
+            rng: source of the randomness. The actions are a function of it and the other arguments.
         """
 
     @property
     def trunk(self) -> nn.Module:
-        """The network that `learner.compile` compiles: most of a training step's work from state."""
+        """Network that `learner.compile` compiles: the part that does most of a training step's work."""
         return self
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Device of the weights."""
         return self.actions.centre.device
 
     def fit(self, statistics: Mapping[str, Statistics]) -> None:
-        """Take over the statistics of the data, as `normalize.measure` returns them."""
+        """Set the normalisation from the statistics that `normalize.measure` returns."""
         kinds = self.normalization
         self.states.fit([(statistics[OBSERVATION_PREFIX + key], kinds[key]) for key in self.vectors])
         self.actions.fit([(statistics[ACTION], kinds[ACTION])])
@@ -97,7 +100,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             observation: frames by key.
-            shift_F2: where each frame's crop lies, in [0, 1), as `encoder.crop` takes it; None: the centre.
+            shift_F2: place of each frame's crop in [0, 1), as in `encoder.crop`; None: the centre.
         """
         state_FD = self.normal_states(observation)
         images = [self.tensor(observation[key]) for key in self.cameras]
@@ -109,7 +112,7 @@ class Policy(nn.Module, ABC):
     def batch_tokens(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Encode the frames of a batch as tokens (B, S, E) of its windows, oldest first.
 
-        In training, all frames of a segment are cropped alike, at a place drawn from the generator.
+        In training, all frames of a segment are cropped at the same place, drawn from the generator.
         """
         shift_F2 = None
         if self.cameras and self.training:
@@ -119,7 +122,7 @@ class Policy(nn.Module, ABC):
         return functional.embedding(self.tensor(batch.frame_BS), token_FE)
 
     def normal_states(self, observation: Mapping[str, NDArray[Any]]) -> Tensor:
-        """Normalise what frames (F, ...) by key hold besides images: (F, D), in the order of the keys."""
+        """Normalise the states of frames by key, all but images, in the order of the keys: (F, D)."""
         frames = len(next(iter(observation.values())))
         states = [self.tensor(observation[key]).float().reshape(frames, -1) for key in self.vectors]
         empty_F0 = torch.empty(frames, 0, device=self.device)
@@ -127,7 +130,7 @@ class Policy(nn.Module, ABC):
         return normal_FD
 
     def out_of_range(self, batch: Batch) -> float:
-        """Return the share of the observed values, images left out, outside of the measured range."""
+        """Return the share of observed values, images left out, that lie outside the measured range."""
         values = self.normal_states(batch.observation)
         return float(self.states.out_of_range(values)) / max(1, values.numel())
 
@@ -137,22 +140,22 @@ class Policy(nn.Module, ABC):
 
 
 class RecurrentPolicy(Policy):
-    """A policy that carries a state of fixed size from frame to frame, instead of the tokens of T_o frames.
+    """Policy that carries a state of fixed size from frame to frame, instead of the tokens of T_o frames.
 
-    A session advances states frame by frame, so that acting costs the same at every context length.
+    A session advances states frame by frame, so acting costs the same at every context length.
     """
 
     @abstractmethod
     def initial_state(self, count: int) -> Tensor:
-        """Return the states (count, H) before the first frame."""
+        """Return `count` states before the first frame: (count, U)."""
 
     @abstractmethod
-    def advance(self, state_BH: Tensor, token_BE: Tensor) -> Tensor:
-        """Take one frame in: the states (B, H) after it."""
+    def advance(self, state_BU: Tensor, token_BE: Tensor) -> Tensor:
+        """Advance states by one frame each, and return the states after it: (B, U)."""
 
     @abstractmethod
-    def decide(self, state_BH: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Choose actions (B, T, A) in the data's units from the states after the present frame."""
+    def decide(self, state_BU: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Choose actions (B, T, A) in the data's units, from the states after the present frame."""
 
     def sample(
         self,
@@ -161,14 +164,14 @@ class RecurrentPolicy(Policy):
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
-        state_BH = self.initial_state(len(token_BSE))
+        state_BU = self.initial_state(len(token_BSE))
         for token_BE, seen_B1 in zip(token_BSE.unbind(1), self.tensor(seen_BS).T.unsqueeze(2), strict=True):
-            state_BH = torch.where(seen_B1, self.advance(state_BH, token_BE), state_BH)
-        return self.decide(state_BH, rng)
+            state_BU = torch.where(seen_B1, self.advance(state_BU, token_BE), state_BU)
+        return self.decide(state_BU, rng)
 
 
 def mean_loss(error_BT: Tensor, target_BT: Tensor) -> Tensor:
-    """Average over each window's targets, then over windows."""
+    """Average an error over each window's targets, then over windows."""
     return (error_BT.sum(dim=1) / target_BT.sum(dim=1)).mean()
 
 
@@ -176,29 +179,29 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
     """Load a trained policy, ready to act.
 
     Args:
-        path: as `files.policy_file` takes it: a file, a checkpoint, or a run by its folder or name.
-        device: where its weights go.
+        path: a file, a checkpoint's folder, or a run by its folder or name, as in `files.policy_file`.
+        device: device of the weights.
 
     Raises:
         FileNotFoundError: there is no policy at the path.
-        ValueError: the file holds no policy, or one that does not fit this version of the program.
+        ValueError: the file holds no policy, or a policy that does not fit this version of Longview.
     """
     return policy_from_bytes(policy_file(Path(path)).read_bytes(), device)
 
 
 def policy_to_bytes(policy: Policy) -> bytes:
-    """Write weights, statistics, config and task as safetensors with JSON metadata."""
+    """Encode weights, statistics, config and task as safetensors with JSON metadata."""
     about = {"policy": asdict(policy.config), "task": policy.spec.to_dict()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()}
     return save(tensors, metadata={FORMAT: json.dumps(about)})
 
 
 def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Policy:
-    """Read what `policy_to_bytes` wrote; the policy is in evaluation mode.
+    """Decode the bytes of `policy_to_bytes` as a policy in evaluation mode.
 
     Raises:
-        ValueError: these are not the bytes of a policy, or they are damaged, or config, task or weights do
-            not fit this version of the program or each other.
+        ValueError: the bytes are no policy or damaged; or config, task and weights do not fit each other or
+            this version of Longview.
     """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -207,7 +210,7 @@ def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Policy
         tensors = load(data)
     except (ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f"not a policy of format {FORMAT}, nor of {OLD_FORMAT} ({len(data)} bytes): {error!r}"
+            f"not a policy of format {FORMAT} or {OLD_FORMAT} ({len(data)} bytes): {error!r}"
         ) from error
     try:
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["policy"].items()}
@@ -215,12 +218,12 @@ def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Policy
         policy = config.make(TaskSpec.from_dict(about["task"]))
         policy.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"a policy that does not fit this version of the program: {error}") from error
+        raise ValueError(f"the policy does not fit this version of Longview: {error}") from error
     return policy.eval().to(device)
 
 
 def _old_config(settings: Mapping[str, Any]) -> PolicyConfig:
-    """Read the config of a file of `OLD_FORMAT`: fields of other architectures are left out."""
+    """Make the config of a file of `OLD_FORMAT`, without the fields of other architectures."""
     known = {field.name for field in fields(policy_class(settings))}
     others = {"widths", "kernel", "groups", "depth", "heads", "heads_per_key"} - known
     return policy_config(**{name: value for name, value in settings.items() if name not in others})

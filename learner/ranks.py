@@ -1,4 +1,4 @@
-"""What the ranks of one training say to each other. With one rank, nothing is said."""
+"""Communication between the ranks of one training. With one rank, every function is local."""
 
 from datetime import timedelta
 
@@ -10,11 +10,14 @@ from longview.learner.checkpoint import Checkpoint, pack, unpack
 
 
 def join(address: str, rank: int, world: int, device: str, timeout_s: float = 300.0) -> None:
-    """Make this process one rank of a group; leave it with `torch.distributed.destroy_process_group()`.
+    """Make this process a rank of a group. `torch.distributed.destroy_process_group()` leaves the group.
 
     Args:
-        address: where the ranks meet, the same for all: `tcp://host:port` or `file:///path`.
-        timeout_s: how long a rank waits for the others before it gives up with an error.
+        address: meeting point, the same for all ranks: `tcp://host:port` or `file:///path`.
+        rank: this rank.
+        world: number of ranks.
+        device: device of the tensors to communicate.
+        timeout_s: longest time that a rank waits for the others before it raises an error.
     """
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(
@@ -30,7 +33,7 @@ def average(tensor: Tensor, world: int) -> None:
 
 
 def from_first(checkpoint: Checkpoint | None, world: int, device: str) -> Checkpoint:
-    """The checkpoint that rank 0 gave, on every rank; the others give none."""
+    """Send rank 0's checkpoint to every rank and return it; the other ranks pass None."""
     data = pack(checkpoint) if checkpoint else b""
     if world > 1:
         size = torch.tensor(len(data), device=device)
@@ -42,7 +45,7 @@ def from_first(checkpoint: Checkpoint | None, world: int, device: str) -> Checkp
 
 
 def from_all(data: bytes, world: int, device: str) -> list[bytes]:
-    """What each rank gave, in their order, on every rank."""
+    """Gather one value from each rank. Every rank gets the list, in the order of the ranks."""
     if world == 1:
         return [data]
     size = torch.tensor(len(data), device=device)
@@ -56,7 +59,7 @@ def from_all(data: bytes, world: int, device: str) -> list[bytes]:
 
 
 def any_of(flag: bool, world: int, device: str) -> bool:
-    """True on every rank as soon as it is on one."""
+    """Return on every rank whether the flag is true on at least one."""
     if world == 1:
         return flag
     flags = torch.tensor(int(flag), device=device)

@@ -1,4 +1,8 @@
-"""What each training step is made of."""
+"""Batch and loss of each training step, with all of their randomness.
+
+Legend (docs/notation.md): B windows, G segments, J windows of each segment, S observed steps, T action
+positions.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,14 +19,16 @@ from longview.learner.windows import Batch, build, margin, nows
 from longview.replay.episode import Segment, TaskSpec
 
 DrawSegments = Callable[[int, int, int, int], list[Segment]]
-"""(step, before, after, count) -> `count` segments with `before` steps before and `after` steps after their
-now. Given the same store contents, a function of the step (and of the rank), so that a resumed run draws
-the same. Called from another thread, some steps ahead."""
+"""Function (step, before, after, count) that draws `count` segments for one training step.
+
+Each segment holds `before` steps before its drawn step and `after` steps after it. With the same store
+contents, the result depends on step and rank alone, so that a resumed run draws the same segments. The
+function is called from another thread, some steps ahead."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Batches and all that is random in their loss: given what is stored, functions of (seed, rank, step)."""
+    """Batches and losses of one rank. For given store contents, they depend on (seed, rank, step) alone."""
 
     config: LearnerConfig
     spec: TaskSpec
@@ -40,44 +46,48 @@ class Recipe:
 
     @cached_property
     def horizon(self) -> Horizon:
-        """The policy's."""
+        """Horizon of the policy."""
         return self.config.policy.horizon(self.spec)
 
-    def length(self, step: int) -> int:
-        """T_o."""
+    def context_length(self, step: int) -> int:
+        """Return the context length T_o of this step's batch."""
         longest = self.horizon.context
         shortest = min(self.spec.context_lengths[0], longest)
-        return curriculum.length(
+        return curriculum.context_length(
             self.config.curriculum, self.seed, step, self.config.steps, longest, shortest
         )
 
-    def padded_length(self, step: int) -> int:
-        """What the step's batch is padded to if it is compiled: the next power of two, or one and a half of
-        one, that is no less than T_o; but not more than the longest."""
-        length = self.length(step)
-        power = 1 << (length - 1).bit_length()
-        return min(self.horizon.context, 3 * power // 4 if 3 * power // 4 >= length else power)
+    def padded_context_length(self, step: int) -> int:
+        """Return the context length that this step's batch is padded to when the network is compiled.
+
+        It is the smallest number of the form 2 ** n or 3 * 2 ** n that is at least T_o, and at most the
+        longest context. A network is then compiled for few lengths.
+        """
+        context_length = self.context_length(step)
+        power = 1 << (context_length - 1).bit_length()
+        padded_length = 3 * power // 4 if 3 * power // 4 >= context_length else power
+        return min(self.horizon.context, padded_length)
 
     def batch(self, step: int) -> Batch:
-        """This rank's windows."""
-        length, windows = self.length(step), self.config.windows(self.spec)
-        before, after = length - 1 + margin(windows), self.horizon.after + margin(windows)
+        """Draw this rank's windows of one step."""
+        context_length, windows = self.context_length(step), self.config.windows(self.spec)
+        before, after = context_length - 1 + margin(windows), self.horizon.after + margin(windows)
         segments = self.draw(step, before, after, self.config.batch_size // windows)
-        now_GW = nows(segments, windows, np.random.default_rng((self.seed, self.rank, step, 1)))
-        batch = build(segments, self.spec, self.horizon, length, now_GW)
-        return padded(batch, self.padded_length(step)) if self.config.compile else batch
+        now_GJ = nows(segments, windows, np.random.default_rng((self.seed, self.rank, step, 1)))
+        batch = build(segments, self.spec, self.horizon, context_length, now_GJ)
+        return padded(batch, self.padded_context_length(step)) if self.config.compile else batch
 
     def error(self, policy: Policy, batch: Batch, step: int) -> Tensor:
-        """Return the policy's error (B, T) on the step's batch."""
+        """Return the policy's error (B, T) on this step's batch."""
         device = policy.device
         generator = seeded(_stream(self.seed, self.rank, step), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             return policy.error(batch, generator)
 
 
-def padded(batch: Batch, length: int) -> Batch:
-    """The same windows with places before the oldest observation in which nothing was seen."""
-    before = ((0, 0), (length - batch.length, 0))
+def padded(batch: Batch, context_length: int) -> Batch:
+    """Pad windows to a longer context with masked steps before their oldest observation."""
+    before = ((0, 0), (context_length - batch.context_length, 0))
     return replace(batch, frame_BS=np.pad(batch.frame_BS, before), seen_BS=np.pad(batch.seen_BS, before))
 
 

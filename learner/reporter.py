@@ -1,4 +1,4 @@
-"""The learner's progress as running totals for the metrics hub."""
+"""Reports of the learner's progress to the metrics hub, as running totals."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,12 +8,16 @@ from longview.learner.laps import TrainingProgress
 from longview.monitoring.hub import Totals, encode_report
 
 POSITIONS = 64
-"""Future positions that are told apart in metrics."""
+"""Future positions that metrics tell apart."""
 
 
 def by_position(loss: Mapping[int, float]) -> dict[str, float]:
-    """Losses by steps from now on as a metric's series, of which there are few: those of past steps are
-    averaged, and so are those from `POSITIONS - 1` steps on."""
+    """Average losses into a bounded number of series for a metric.
+
+    Args:
+        loss: loss by steps from now on. All past steps, below 0, become one series, and so do all steps from
+            `POSITIONS - 1` on.
+    """
     series: dict[str, list[float]] = {}
     for offset, value in loss.items():
         series.setdefault("past" if offset < 0 else str(min(offset, POSITIONS - 1)), []).append(value)
@@ -28,10 +32,10 @@ class LearnerReporter:
     ) -> None:
         """
         Args:
-            name: the rank's, the same after a restart.
-            samples_per_step: windows that all ranks together train on in a step.
-            resumed_at: the training step that this process starts from.
-            send: takes an encoded report.
+            name: name of the rank, the same after a restart.
+            samples_per_step: windows per training step, on all ranks together.
+            resumed_at: training step that this process starts from.
+            send: sends an encoded report to the hub.
         """
         self._name = name
         self._incarnation = time.time_ns()
@@ -44,10 +48,11 @@ class LearnerReporter:
         self._send()
 
     def report(self, progress: TrainingProgress, limited_s: float) -> None:
-        """
+        """Send a report.
+
         Args:
-            progress: since the last report.
-            limited_s: time that this rank's draws have waited for the limiter in all.
+            progress: progress since the last report.
+            limited_s: time that this rank's draws have waited for the limiter since the process started.
         """
         totals = self._totals
         totals.add("longview_store_limiter_wait_seconds_total", limited_s - self._limited_s)
@@ -60,16 +65,16 @@ class LearnerReporter:
         totals.set("longview_learner_step", progress.step)
         totals.set("longview_gpu_memory_bytes", progress.gpu_memory)
         totals.set("longview_out_of_range_ratio", progress.out_of_range)
-        for length, loss in progress.loss_by_context.items():
-            totals.set("longview_loss", loss, context_length=length)
-        for length, norm in progress.gradient_norm_by_context.items():
-            totals.set("longview_gradient_norm", norm, context_length=length)
+        for context_length, loss in progress.loss_by_context.items():
+            totals.set("longview_loss", loss, context_length=context_length)
+        for context_length, norm in progress.gradient_norm_by_context.items():
+            totals.set("longview_gradient_norm", norm, context_length=context_length)
         for position, loss in by_position(progress.loss_by_position).items():
             totals.set("longview_loss_by_position", loss, position=position)
-        for length, loss in progress.validation_loss_by_context.items():
-            totals.set("longview_validation_loss", loss, context_length=length)
-        for length, error in progress.action_error_by_context.items():
-            totals.set("longview_action_error_ratio", error, context_length=length)
+        for context_length, loss in progress.validation_loss_by_context.items():
+            totals.set("longview_validation_loss", loss, context_length=context_length)
+        for context_length, error in progress.action_error_by_context.items():
+            totals.set("longview_action_error_ratio", error, context_length=context_length)
         totals.add("longview_validation_seconds_total", progress.validation_s)
         self._send()
 

@@ -1,6 +1,7 @@
-"""Acting with history.
+"""Acting with history: one session keeps the histories of many simulators or robots.
 
-Legend: B simulators of one call, F frames, T action positions, P past ones, A action dimensions.
+Legend (docs/notation.md): B slots of one call, F frames, T action positions, P past positions, A action
+dimensions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,14 @@ from longview.learner.memory import memory_of
 from longview.learner.policy import Policy
 
 Frames = Mapping[str, NDArray[Any]]
-"""Consecutive observations by key, (n, ...) each, oldest first."""
+"""Consecutive observations by key, each an array (n, ...), oldest first."""
 
 
 class PolicySession:
-    """One policy acting in many simulators ("slots"), each with a history of its own.
+    """Session in which one policy acts for many slots. A slot is one simulator or robot with its own history.
 
-    Raw frames of the longest context are kept, so that new weights can read them again. What belongs to step
-    i of a slot's episode lies in place i modulo the longest context.
+    The session stores the raw frames of the longest context, so that new weights can encode them again. Frame
+    and action of step i of a slot's episode lie in place i modulo the longest context.
     """
 
     def __init__(self, policy: Policy, slots: int, version: int = 0) -> None:
@@ -31,30 +32,34 @@ class PolicySession:
             key: np.zeros((*places, *array.shape), array.dtype) for key, array in spec.observation.items()
         }
         self._executed = np.zeros((*places, *spec.action.shape), np.float32)
-        """Executed actions; NaN where the caller did not tell."""
+        """Executed actions; NaN where the caller did not pass them."""
         self._steps = np.zeros(slots, np.int64)
-        """Steps of each slot's episode so far."""
+        """Number of steps of each slot's episode so far."""
         self._policy = policy
         self.load(version, policy)
 
     def load(self, version: int, policy: Policy) -> None:
-        """Act with this policy from now on; histories stay.
+        """Act with another policy from now on. The histories stay.
+
+        Args:
+            version: version of the policy.
+            policy: policy for the same task and horizon.
 
         Raises:
-            ValueError: it is a policy for another task or another longest context.
+            ValueError: the policy is for another task or another horizon.
         """
         for name in ("spec", "horizon"):
             ours, theirs = getattr(self._policy, name), getattr(policy, name)
             if ours != theirs:
                 raise ValueError(f"policy version {version} does not fit the session: {theirs}, not {ours}")
-        # Images come in this layout: otherwise convolutions would rearrange their weights at every call.
+        # Images have this layout. With another one, convolutions would rearrange their weights at every call.
         policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.version, self._policy = version, policy
         self._memory = memory_of(policy, len(self._steps))
 
     @property
     def execute(self) -> int:
-        """T_a: actions that `act` decides on for each slot."""
+        """Number of actions that `act` chooses for each slot, T_a."""
         return self._policy.horizon.execute
 
     def act(
@@ -69,24 +74,24 @@ class PolicySession:
         """Choose actions (B, T_a, A) within the task's range, to be executed from each newest frame on.
 
         Args:
-            slots: which simulators decide, B of them.
-            new_frames: for each, its frames since its last decision, the present one included.
-            executed: for each, the actions (n, A) executed since then; empty right after a reset. They
-                are checked against the frames, so that a slip in the caller shows.
-            reset: (B,); true: a new episode began, forget this slot's history first.
-            T_o: context length to act with, at most the policy's longest.
-            rng: source of the decision's randomness; the actions are a function of it and the histories.
+            slots: the B slots that decide.
+            new_frames: each slot's frames since its last decision, the present one included.
+            executed: each slot's actions (n, A) executed since its last decision; empty right after a reset.
+                Their number is checked against the frames, so that a mistake in the caller shows.
+            reset: (B,); true where a new episode began, before which the slot's history is forgotten.
+            T_o: context length, at most the policy's longest.
+            rng: source of the decision's randomness. The actions are a function of it and the histories.
 
         Raises:
-            ValueError: T_o is out of range; or a slot has no new frame, or one that is not as the task says,
-                or does not fit its actions. The histories are then as before.
+            ValueError: T_o is out of range; or a slot has no new frame, a frame that does not fit the task,
+                or frames that do not fit its actions. The histories then stay as they were.
         """
         horizon, spec = self._policy.horizon, self._policy.spec
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
-        told = list(zip(slots, new_frames, executed, reset, strict=True))
-        new_B = [self._count(*each) for each in told]
-        for each, count in zip(told, new_B, strict=True):
+        inputs = list(zip(slots, new_frames, executed, reset, strict=True))
+        new_B = [self._count(*each) for each in inputs]
+        for each, count in zip(inputs, new_B, strict=True):
             self._remember(*each, count)
         slot_B = np.array(slots, np.int64)
         steps_B = self._steps[slot_B]
@@ -99,7 +104,7 @@ class PolicySession:
         return action_BTA[:, now].clip(spec.action.low, spec.action.high)
 
     def _count(self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_) -> int:
-        """Count a slot's new frames, if they and its actions are as they should be."""
+        """Check a slot's new frames and actions, and return the number of frames."""
         spec = self._policy.spec
         count = max((len(frames[key]) for key in spec.observation if key in frames), default=0)
         for key, array in spec.observation.items():
@@ -128,19 +133,19 @@ class PolicySession:
         place_F = step_F % self._longest
         for key, history in self._frames.items():
             history[slot, place_F] = frames[key][-self._longest :]
-        # The action before each frame; the first ones may not have been told.
+        # `before` holds the action before each frame. The caller may not know the first ones.
         before = np.full((count, *executed.shape[1:]), np.nan)
         before[count - len(executed) :] = executed
         self._executed[slot, (step_F - 1) % self._longest] = before[-self._longest :]
         self._steps[slot] += count
 
     def _stored(self, slot_F: NDArray[np.int64], step_F: NDArray[np.int64]) -> Frames:
-        """Look up frames (F, ...) by key, of these slots and steps of their episodes."""
+        """Look up the frames (F, ...) by key at steps of the slots' episodes."""
         at = slot_F, step_F % self._longest
         return {key: history[at] for key, history in self._frames.items()}
 
     def _past(self, slot_B: NDArray[np.int64], known_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return what was executed at the past positions, (B, P, A); NaN where the context does not reach."""
+        """Return the executed actions (B, P, A) at the past positions; NaN before the context."""
         age_P = np.arange(self._policy.horizon.past, 0, -1)
         place_BP = (self._steps[slot_B, None] - 1 - age_P) % self._longest
         executed_BPA: NDArray[np.float32] = self._executed[slot_B[:, None], place_BP]

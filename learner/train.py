@@ -1,4 +1,7 @@
-"""The training loop."""
+"""Training loop of a policy, on one rank or several.
+
+Legend (docs/notation.md): B windows, T action positions.
+"""
 
 import ctypes
 import math
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from longview.learner import checkpoint, ranks
 from longview.learner.compiled import compile_trunk
 from longview.learner.config import LearnerConfig
-from longview.learner.laps import Lap, Taken, TrainingProgress
+from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
 from longview.learner.policy import Policy, mean_loss, policy_from_bytes, policy_to_bytes
 from longview.learner.recipe import DrawSegments, Recipe
@@ -25,7 +28,7 @@ from longview.learner.windows import Batch
 from longview.replay.episode import Episode, TaskSpec, difference
 
 AHEAD = 3
-"""Batches prepared in advance."""
+"""Number of batches that are prepared in advance."""
 
 
 def train(
@@ -44,27 +47,35 @@ def train(
     world: int = 1,
     device: str = "cpu",
 ) -> Policy:
-    """Train, from the newest checkpoint if there is one, until `config.steps` or until told to stop.
+    """Train until `config.steps` or `should_stop`, from the newest checkpoint if there is one.
 
-    The randomness of a step follows from (seed, rank, step) alone, so a resumed run goes on bit for bit
-    on CPU. With more than one rank, each has called `ranks.join` before.
+    The randomness of a step follows from (seed, rank, step) alone, so a resumed run ends bit for bit the same
+    on CPU. With more than one rank, each rank calls `ranks.join` first.
 
     Args:
-        draw: this rank's windows.
-        statistics: of the data (`normalize.measure`); asked once, on rank 0, by a run that starts afresh.
-        publish: takes version and bytes of the averaged policy; rank 0 only, as is `report`.
-        should_stop: asked after every step; one rank that says so stops all.
-        checkpoints: directory; used by rank 0 only.
-        validation: episodes that are never drawn; the published policies are validated on them, by rank 0.
+        config: settings of policy and training.
+        spec: task that the policy is for.
+        seed: seed of the run.
+        draw: draws this rank's segments.
+        statistics: measures the data (`normalize.measure`); called once, on rank 0, by a run without
+            checkpoint.
+        publish: takes version and bytes of the averaged policy; called on rank 0 only.
+        report: takes the progress; called on rank 0 only.
+        should_stop: called after every step; if one rank answers true, all ranks stop.
+        checkpoints: folder of the checkpoints; used by rank 0 only.
+        validation: episodes that are never drawn. Rank 0 validates every published policy on them.
+        rank: this rank.
+        world: number of ranks.
+        device: device to train on.
 
     Returns:
-        The averaged policy, which is also the one published and saved last.
+        The averaged policy, which is also published and saved last.
 
     Raises:
-        TrainingDiverged: the loss is not finite any more; a file beside the checkpoints tells of the step.
-        RuntimeError: it is to be compiled, and there is no C++ compiler.
-        ValueError: the config does not fit the task, or the checkpoint found is of another policy
-            configuration or task.
+        TrainingDiverged: the loss is not finite; a file beside the checkpoints describes the step.
+        RuntimeError: the network is to be compiled, and no C++ compiler is installed.
+        ValueError: the config does not fit the task, or the checkpoint is of another policy configuration or
+            task.
     """
     recipe = Recipe(config, spec, seed, rank, draw)
     torch.set_float32_matmul_precision("high")
@@ -95,7 +106,7 @@ def train(
         averaged_weights.data.lerp_(weights.data, 1 - ema_decay(config, step))
 
         step += 1
-        taken = Taken(step, recipe.length(step - 1), batch.episodes)
+        taken = TakenStep(step, recipe.context_length(step - 1), batch.episodes)
         lap.add(taken, error_BT, target_BT, loss, norm)
         last = ranks.any_of(should_stop(), world, device) or step == config.steps
         publishing = last or step % config.publish_every == 0
@@ -122,14 +133,17 @@ def train(
 
 
 def release_memory() -> None:
-    """Hand free memory back to the system. The tensors of a step leave gaps in glibc's heap, which before its
-    version 2.38 are hardly filled again: on a CPU a training would grow by gigabytes."""
-    with suppress(AttributeError, OSError):  # of another C library
+    """Return free memory of the C heap to the system.
+
+    The tensors of a step leave gaps in glibc's heap. Before version 2.38 glibc hardly fills them again, so a
+    training on a CPU would grow by gigabytes.
+    """
+    with suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine to zero."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / (config.steps - config.warmup)
@@ -137,13 +151,16 @@ def learning_rate(config: LearnerConfig, step: int) -> float:
 
 
 def ema_decay(config: LearnerConfig, step: int) -> float:
-    """Weight of the past in the average of the weights, as Diffusion Policy has it."""
+    """Return the decay of the weights' average at a step, as in Diffusion Policy, arXiv 2303.04137."""
     return float(min(config.ema_max, 1 - (1 + step) ** -config.ema_power))
 
 
 def flatten(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
-    """One vector that all parameters become views of, and the one of their gradients: one operation each
-    for optimizer, average, clipping and the exchange between ranks, instead of one a parameter."""
+    """Make all parameters views of one vector, and their gradients views of another. Return both vectors.
+
+    Optimizer, average, clipping and the exchange between ranks then take one operation each, instead of one
+    per parameter.
+    """
     parameters = list(module.parameters())
     weights = nn.Parameter(torch.cat([parameter.data.flatten() for parameter in parameters]))
     gradients = weights.grad = torch.zeros_like(weights)
@@ -156,7 +173,7 @@ def flatten(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
 
 
 def prepared(prepare: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
-    """The batches of these steps in order, made in another thread, `AHEAD` of their use."""
+    """Yield the batches of these steps in order. Another thread prepares them, `AHEAD` steps in advance."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting = deque(pool.submit(prepare, step) for step in steps[:AHEAD])
         try:
@@ -176,7 +193,7 @@ def _start(
     statistics: Callable[[], Mapping[str, Statistics]],
     checkpoints: Path,
 ) -> checkpoint.Checkpoint:
-    """The newest checkpoint, or the untrained policy as one."""
+    """Return the newest checkpoint, or the untrained policy as a checkpoint of step 0."""
     found = checkpoint.latest(checkpoints)
     if found is None:
         torch.manual_seed(seed)
@@ -188,7 +205,7 @@ def _start(
     if differing := difference(saved, {"learner.policy": asdict(config.policy), "task": spec.to_dict()}):
         name, was, now = differing
         raise ValueError(
-            f"{checkpoints} cannot be gone on from: {name} is {was} in the checkpoint and {now} now"
+            f"training cannot continue from {checkpoints}: {name} is {was} in the checkpoint and {now} now"
         )
     return found
 

@@ -1,7 +1,7 @@
-"""How well a policy does on episodes that it was not trained on, without a simulator.
+"""Validation of a policy on episodes that it was not trained on, without a simulator.
 
-Legend: E episodes, W windows of each, B windows, S observed steps, T action positions, P past ones of them,
-A action dimensions.
+Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, B windows of all
+segments, S observed steps, T action positions, P past positions, A action dimensions, E token features.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from longview.learner.windows import Batch, build
 from longview.replay.episode import Episode, Segment
 
 WINDOWS = 64
-"""Validated on, of all episodes together."""
+"""Windows that a policy is validated on, from all episodes together."""
 
 
 class Validation(TypedDict):
-    """The entries of a `TrainingProgress` that come from validation."""
+    """Results of a validation: entries of a `TrainingProgress`."""
 
     validation_loss_by_context: dict[int, float]
     action_error_by_context: dict[int, float]
@@ -30,30 +30,30 @@ class Validation(TypedDict):
 
 
 def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validation:
-    """Loss, and mean distance of the actions that would be executed from the targets as a share of the action
-    range, at each of the task's context lengths that the policy takes.
+    """Measure a policy's loss and action error at each of the task's context lengths that the policy takes.
 
-    The windows lie evenly over each episode. Windows and randomness are the same for every policy and every
-    length, so that results can be compared.
+    The action error is the mean distance of the executed actions from their targets, as a share of the action
+    range. The windows lie evenly over each episode. Windows and randomness are the same for every policy and
+    every context length, so that results can be compared.
 
     Args:
-        policy: in evaluation mode.
-        episodes: at least one.
-        seed: of all that is random.
+        policy: a policy in evaluation mode.
+        episodes: one episode or more.
+        seed: seed of all randomness.
     """
     started = perf_counter()
     spec, horizon = policy.spec, policy.horizon
     segments = [Segment(e.meta, e.length, start=0, now=0, probability=0.0, arrays=e.arrays) for e in episodes]
-    place_W = (np.arange(max(1, WINDOWS // len(segments))) + 0.5) / max(1, WINDOWS // len(segments))
-    now_EW = (place_W * np.array([[e.length] for e in episodes])).astype(np.int64)
+    place_J = (np.arange(max(1, WINDOWS // len(segments))) + 0.5) / max(1, WINDOWS // len(segments))
+    now_GJ = (place_J * np.array([[e.length] for e in episodes])).astype(np.int64)
     generator = torch.Generator(policy.device)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     losses, errors = {}, {}
-    for length in (length for length in spec.context_lengths if length <= horizon.context):
-        batch = build(segments, spec, horizon, length, now_EW)
+    for context_length in (length for length in spec.context_lengths if length <= horizon.context):
+        batch = build(segments, spec, horizon, context_length, now_GJ)
         with torch.inference_mode():
             error_BT = policy.error(batch, generator.manual_seed(seed))
-            losses[length] = float(mean_loss(error_BT, policy.tensor(batch.target_BT)))
+            losses[context_length] = float(mean_loss(error_BT, policy.tensor(batch.target_BT)))
             token_BSE = policy.batch_tokens(batch, generator)
             action_BTA = policy.sample(
                 token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
         action_BTA = action_BTA.clip(spec.action.low, spec.action.high)
         distance_BT = np.abs(action_BTA - batch.action_BTA).mean(axis=2)[:, executed]
         error = distance_BT[batch.target_BT[:, executed]].mean()
-        errors[length] = float(error) / (spec.action.high - spec.action.low)
+        errors[context_length] = float(error) / (spec.action.high - spec.action.low)
     return Validation(
         validation_loss_by_context=losses,
         action_error_by_context=errors,

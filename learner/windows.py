@@ -1,7 +1,8 @@
-"""Segments -> batches of windows.
+"""Windows of one context length, cut from segments and joined into a batch.
 
-Legend: G segments, R rows of all of them, one segment after the other, F frames: the rows that any window
-observes, each once, B windows, S observed steps (T_o), T action positions (T_p), A action dimensions.
+Legend (docs/notation.md): G segments, J windows of each segment, B windows of all segments, R rows: steps of
+all segments, F frames that at least one window observes, S observed steps (T_o), T action positions (T_p),
+A action dimensions.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from longview.learner.config import Horizon
 from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
 
 SPREAD = 8
-"""Windows of one segment lie within so many steps per window."""
+"""Consecutive steps per window of a segment, from which the steps of its windows are drawn."""
 
 
 @dataclass(frozen=True)
@@ -24,83 +25,88 @@ class Batch:
     """Training samples of one context length."""
 
     observation: dict[str, NDArray[Any]]
-    """(F, ...) by key."""
+    """Frames (F, ...) by observation key, each frame once."""
     segment_F: NDArray[np.int64]
-    """Which of `episodes` a frame is of."""
+    """Index in `episodes` of the episode that each frame belongs to."""
     frame_BS: NDArray[np.int64]
-    """Which of the F frames a window observes, oldest first; the last is now."""
+    """Index of the frame that each window observes at each step, oldest first; the last step is now."""
     seen_BS: NDArray[np.bool_]
-    """False before the episode's start; the frame that stands in there means nothing."""
+    """Mask of observed steps: false before the episode's start, where `frame_BS` holds an arbitrary frame."""
     action_BTA: NDArray[np.float32]
-    """Targets: the past ones as executed, from now on what the expert says where it said something."""
+    """Target actions: executed actions in the past; from now on the expert's actions, where there are any."""
     target_BT: NDArray[np.bool_]
-    """Which positions count in the loss: those within the context, and before the episode's end."""
+    """Mask of the positions that count in the loss: within the context and before the episode's end."""
     episodes: tuple[str, ...]
-    """Ids, one per segment."""
+    """Ids of the episodes, one per segment."""
 
     @property
     def size(self) -> int:
-        """B."""
+        """Number of windows, B."""
         return self.seen_BS.shape[0]
 
     @property
-    def length(self) -> int:
-        """S."""
+    def context_length(self) -> int:
+        """Number of observed steps, S: the T_o of all windows, or more if the batch is padded."""
         return self.seen_BS.shape[1]
 
 
 def margin(windows: int) -> int:
-    """Steps on either side of a segment's now at which its other windows may decide."""
+    """Return the largest distance, in steps, between a segment's drawn step and its other windows."""
     return SPREAD * windows - 1 if windows > 1 else 0
 
 
 def nows(segments: Sequence[Segment], windows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The steps at which each segment's windows decide, counted from the episode's start: (G, windows).
+    """Draw the steps at which each segment's windows decide, counted from the episode's start: (G, J).
 
-    The first is the step that was drawn. The others are drawn, all different, from `SPREAD * windows`
-    consecutive steps around it, and folded back at the episode's ends. If the first is uniform over the
-    episode, so is each of them.
+    The first window decides at the step that the store drew. The other windows decide at different steps,
+    drawn from `SPREAD * windows` consecutive steps around the first one and folded back at the episode's
+    ends. If the first step is uniform over the episode, every other one is uniform too.
     """
-    span_GW = np.tile(np.arange(SPREAD * windows), (len(segments), 1))
-    place_GW = rng.permuted(span_GW, axis=1)[:, :windows]
+    span_GJ = np.tile(np.arange(SPREAD * windows), (len(segments), 1))
+    place_GJ = rng.permuted(span_GJ, axis=1)[:, :windows]
     now_G1 = np.array([[segment.now] for segment in segments])
     length_G1 = np.array([[segment.episode_length] for segment in segments])
-    return folded(now_G1 + place_GW - place_GW[:, :1], length_G1)
+    return folded(now_G1 + place_GJ - place_GJ[:, :1], length_G1)
 
 
 def folded(step: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Steps beyond an episode's ends, reflected at them: -1 is 0, and `length` is `length - 1`."""
+    """Reflect steps at the ends of an episode: -1 becomes 0, and `length` becomes `length - 1`."""
     around = step % (2 * length)
     return np.minimum(around, 2 * length - 1 - around)
 
 
 def build(
-    segments: Sequence[Segment], spec: TaskSpec, horizon: Horizon, length: int, now_GW: NDArray[np.int64]
+    segments: Sequence[Segment],
+    spec: TaskSpec,
+    horizon: Horizon,
+    context_length: int,
+    now_GJ: NDArray[np.int64],
 ) -> Batch:
-    """Windows of context length `length` = S, cut to it: nothing older is in them.
+    """Cut windows of one context length from segments. A window holds no step older than its context.
 
     Args:
-        segments: each with the `length - 1` steps before its first now and the `horizon.after` steps after
-            its last one, as far as its episode goes.
-        now_GW: the steps to decide at, as `nows` gives them.
+        segments: each holds the `context_length - 1` steps before its first window's now and the
+            `horizon.after` steps after its last window's now, as far as its episode goes.
+        context_length: S.
+        now_GJ: steps at which the windows decide, as `nows` returns them.
 
     Raises:
         ValueError: an array is missing, is not as the task says, or holds too few steps; or an observation is
             not finite.
     """
-    _check(segments, spec, now_GW.min(axis=1) - length + 1, now_GW.max(axis=1) + horizon.after)
+    _check(segments, spec, now_GJ.min(axis=1) - context_length + 1, now_GJ.max(axis=1) + horizon.after)
     start_G, last_G, length_G = np.array(
         [(s.start, s.start + len(s.arrays[ACTION]) - 1, s.episode_length) for s in segments]
     ).T
     rows_G = last_G - start_G + 1
     base_G = np.cumsum(rows_G) - rows_G
     start_B1, last_B1, length_B1, offset_B1 = np.repeat(
-        (start_G, last_G, length_G, base_G - start_G), now_GW.shape[1], axis=1
+        (start_G, last_G, length_G, base_G - start_G), now_GJ.shape[1], axis=1
     )[:, :, None]
 
-    now_B1, target_T = now_GW.reshape(-1, 1), np.arange(-horizon.past, horizon.future)
-    step_BS, step_BT = now_B1 + np.arange(1 - length, 1), now_B1 + target_T
-    # Where there is no such step the nearest one stands in, under a mask.
+    now_B1, target_T = now_GJ.reshape(-1, 1), np.arange(-horizon.past, horizon.future)
+    step_BS, step_BT = now_B1 + np.arange(1 - context_length, 1), now_B1 + target_T
+    # A step that the episode does not have is replaced by the nearest one and masked.
     row_BS, row_BT = step_BS.clip(0) + offset_B1, step_BT.clip(start_B1, last_B1) + offset_B1
     observed_R = np.zeros(rows_G.sum(), np.bool_)
     observed_R[row_BS] = True
@@ -118,7 +124,7 @@ def build(
         frame_BS=(np.cumsum(observed_R) - 1)[row_BS],
         seen_BS=step_BS >= 0,
         action_BTA=np.concatenate((executed_RA[row_BT[:, :past]], wanted_RA[row_BT[:, past:]]), axis=1),
-        target_BT=(step_BT >= 0) & (step_BT < length_B1) & (target_T > -length),
+        target_BT=(step_BT >= 0) & (step_BT < length_B1) & (target_T > -context_length),
         episodes=tuple(segment.meta.id for segment in segments),
     )
 
@@ -130,12 +136,17 @@ def _gather(
     segment_F: NDArray[np.int64],
     row_F: NDArray[np.int64],
 ) -> NDArray[Any]:
-    """One observation of all frames, (F, ...), given the row of its segment that each is. Copied only once,
-    for which numpy wants a mode other than "raise": images are large."""
+    """Collect one observation of all frames, (F, ...).
+
+    Args:
+        segment_F: index of each frame's segment, ascending.
+        row_F: index of each frame in the arrays of its segment.
+    """
     frames = np.empty((len(row_F), *spec.shape), spec.dtype)
     ends = np.cumsum(np.bincount(segment_F)).tolist()
     for segment, (start, end) in zip(segments, pairwise([0, *ends]), strict=True):
         array = segment.arrays[OBSERVATION_PREFIX + key]
+        # Images are large. With another mode than "raise", numpy copies them straight into `frames`.
         array.take(row_F[start:end], axis=0, out=frames[start:end], mode="clip")
     if spec.dtype == "float32" and not np.isfinite(frames).all():
         bad = np.argwhere(~np.isfinite(frames))[0, 0]
@@ -150,7 +161,7 @@ def _gather(
 def _check(
     segments: Sequence[Segment], spec: TaskSpec, first_G: NDArray[np.int64], last_G: NDArray[np.int64]
 ) -> None:
-    """That the arrays are as the task says and hold the steps first_G to last_G that the episodes have."""
+    """Require that segments fit the task and hold the steps first_G to last_G, as far as the episodes go."""
     expected = {OBSERVATION_PREFIX + key: array for key, array in spec.observation.items()}
     expected |= {ACTION: spec.action}
     shapes = [(name, array.shape, np.dtype(array.dtype)) for name, array in expected.items()]

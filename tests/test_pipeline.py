@@ -28,12 +28,12 @@ class CheckingLearner:
 
     def feed(self, batch: Batch, now_B: np.ndarray, length_B: np.ndarray, first_B: np.ndarray) -> None:
         """Check a batch, given the present step, the episode's length and its first count for each window."""
-        age_S = np.arange(1 - batch.length, 1)
+        age_S = np.arange(1 - batch.context_length, 1)
         step_BS, step_BT = now_B[:, None] + age_S, now_B[:, None] + self.offset_T
         np.testing.assert_array_equal(batch.seen_BS, step_BS >= 0)
         seen = batch.observation["count"][batch.frame_BS, 0] == first_B[:, None] + step_BS
         assert (seen | ~batch.seen_BS).all(), "an observed step is not the one it should be"
-        inside = (step_BT >= 0) & (step_BT < length_B[:, None]) & (self.offset_T > -batch.length)
+        inside = (step_BT >= 0) & (step_BT < length_B[:, None]) & (self.offset_T > -batch.context_length)
         np.testing.assert_array_equal(batch.target_BT, inside)
         right = batch.action_BTA[..., 0] == first_B[:, None] + step_BT
         assert (right | ~batch.target_BT).all(), "an action target is not the one it should be"

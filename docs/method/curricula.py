@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from longview.learner.config import CurriculumConfig
-from longview.learner.curriculum import length
+from longview.learner.curriculum import context_length
 
 STEPS, LONGEST = 600, 64
 CURRICULA = {
@@ -20,7 +20,7 @@ def main() -> None:
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     panels = figure.subplots(1, len(CURRICULA), sharey=True)
     for axes, (name, config) in zip(panels, CURRICULA.items(), strict=True):
-        lengths = [length(config, 0, step, STEPS, LONGEST) for step in range(STEPS)]
+        lengths = [context_length(config, 0, step, STEPS, LONGEST) for step in range(STEPS)]
         axes.plot(lengths, ".", markersize=2)
         mean = sum(lengths) / STEPS
         axes.axhline(mean, color="grey", linewidth=0.8)

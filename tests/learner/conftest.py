@@ -48,12 +48,12 @@ TINY_TRAINING = LearnerConfig(
     checkpoint_every=8,
     report_every=6,
 )
-"""A training of a second with everything in it."""
+"""Settings of a training that uses every feature and takes a second."""
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads, and sums are in another order."""
+    """Use one thread: tiny tensors are slower on several threads, and their sums have another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 
 def collect(task: Task, seed: int, noise: float) -> Episode:
-    """One episode of the expert, whose executed action carries noise; the label has none."""
+    """Collect an episode of the expert. Its executed actions carry noise, its labels do not."""
     env, rng = task.make(), np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     assert task.expert is not None
@@ -82,14 +82,14 @@ def collect(task: Task, seed: int, noise: float) -> Episode:
 
 
 def cut(episode: Episode, now: int, before: int, after: int) -> Segment:
-    """The segment of an episode around one step."""
+    """Cut the segment of an episode around one step."""
     start, end = max(0, now - before), min(episode.length, now + after + 1)
     arrays = {name: array[start:end] for name, array in episode.arrays.items()}
     return Segment(episode.meta, episode.length, start, now, 1.0, arrays)
 
 
 def drawer(episodes: list[Episode], seed: int) -> DrawSegments:
-    """A `draw` for the training loop, over episodes in memory."""
+    """Return a `draw` function for the training loop, over episodes in memory."""
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
         rng = np.random.default_rng((seed, step))
@@ -111,7 +111,7 @@ def returning() -> list[Episode]:
 
 @pytest.fixture(scope="session")
 def looking_spec() -> TaskSpec:
-    """return_point, with two cameras."""
+    """Return the spec of return_point with two cameras."""
     spec = load_task("return_point").spec
     images = {f"{side}_image": ArraySpec((40, 44, 3), "uint8", 0, 255) for side in ("left", "right")}
     return replace(spec, observation={**spec.observation, **images})
@@ -119,7 +119,7 @@ def looking_spec() -> TaskSpec:
 
 @pytest.fixture(scope="session")
 def looking(returning: list[Episode], looking_spec: TaskSpec) -> list[Episode]:
-    """Episodes whose cameras show noise, so that no two images are alike."""
+    """Return episodes whose cameras show noise, so that no two images are alike."""
     rng = np.random.default_rng(0)
     return [
         replace(episode, arrays={
@@ -151,7 +151,7 @@ def tiny() -> LearnerConfig:
 
 @pytest.fixture
 def policy(returning: list[Episode]) -> DiffusionPolicy:
-    """Untrained, with fitted ranges, in evaluation mode."""
+    """Return an untrained policy with fitted ranges, in evaluation mode."""
     torch.manual_seed(0)
     spec = load_task("return_point").spec
     made = DiffusionPolicy(TINY, spec)
@@ -161,7 +161,7 @@ def policy(returning: list[Episode]) -> DiffusionPolicy:
 
 @pytest.fixture
 def arguments(returning: list[Episode], tmp_path: Path) -> dict[str, Any]:
-    """Keyword arguments of `train` for the episodes of return_point."""
+    """Return keyword arguments of `train` for the episodes of return_point."""
     spec = load_task("return_point").spec
     return {
         "spec": spec,

@@ -12,12 +12,12 @@ from longview.learner.train import train
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about torch itself
 @pytest.mark.parametrize("architecture", architectures("diffusion"))
 def test_nothing_is_compiled_once_training_goes_on(
     tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: str
 ) -> None:
-    """Two context lengths; publishing and saving in between; and again after a resume."""
+    """Two context lengths are compiled at the start, and again after a resume, but not between steps."""
     narrow = replace(tiny.policy, context_length=3, widths=(8,), dropout=0.0)
     policy = policy_config(narrow, architecture=architecture)
     curriculum = CurriculumConfig("lengths", lengths={1: 1, 3: 1})
@@ -26,7 +26,7 @@ def test_nothing_is_compiled_once_training_goes_on(
     graphs: list[int] = []
 
     def stop_at_13() -> bool:
-        """Asked after every step."""
+        """Count the compiled graphs after every step, and stop at step 13."""
         graphs.append(counters["stats"]["unique_graphs"])
         return len(graphs) == 13
 
@@ -37,7 +37,7 @@ def test_nothing_is_compiled_once_training_goes_on(
     train(config, **arguments)
     assert graphs == [2] * 13 + [4] * 11
 
-    # What is learnt is the same, but for the order of sums.
+    # The losses agree, except for the order of sums.
     train(replace(config, compile=False), **arguments | {"checkpoints": tmp_path / "plain"})
     compiled, plain = zip(*([r.loss for r in reports if r.step == step] for step in (20, 24)), strict=True)
     np.testing.assert_allclose(compiled, plain, rtol=1e-3)
@@ -48,5 +48,5 @@ def test_without_a_compiler_it_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RuntimeError, match=r"C\+\+ compiler .* there is no g\+\+.*CXX"):
+    with pytest.raises(RuntimeError, match=r"C\+\+ compiler .* g\+\+ is not installed.*CXX"):
         train(replace(tiny, compile=True), **arguments)

@@ -23,7 +23,7 @@ def test_importing_the_config_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_horizon_follows_the_task_unless_told_otherwise() -> None:
+def test_horizon_follows_the_task_by_default() -> None:
     assert policy_config().horizon(SPEC) == Horizon(context=64, past=2, future=10, execute=8)
     assert policy_config(context_length=8, past_actions="all", future_actions=9).horizon(SPEC).past == 7
     assert policy_config(context_length=1).horizon(SPEC).past == 0
@@ -48,7 +48,7 @@ def test_only_the_unets_downsample() -> None:
 
 
 def test_a_size_sets_what_is_not_given() -> None:
-    """And what was made of it is complete: read back, it is the same."""
+    """A finished config holds every value: made again from its fields, it is equal."""
     assert policy_config() == policy_config(size="tiny", widths=(32,), camera_width=16)
     paper = policy_config(size="paper", dropout=0.0, heads=2)
     assert (paper.widths, paper.token_size, paper.camera_width) == ((256, 512, 1024), 256, 64)
@@ -64,7 +64,7 @@ def test_every_size_fits_every_architecture() -> None:
         config.horizon(SPEC)
 
 
-def test_normalization_follows_the_names_unless_told_otherwise() -> None:
+def test_normalization_follows_the_names_by_default() -> None:
     keys = {"hand_quat": ArraySpec((4,)), "hand": ArraySpec((3,)), "image": ArraySpec((84, 84, 3), "uint8")}
     spec = replace(SPEC, observation=keys)
     assert policy_config().normalization(spec) == {
@@ -72,8 +72,8 @@ def test_normalization_follows_the_names_unless_told_otherwise() -> None:
         "hand": "min_max",
         "action": "min_max",
     }
-    told = policy_config(normalize={"hand_quat": "mean_std", "action": "identity"}).normalization(spec)
-    assert told == {"hand_quat": "mean_std", "hand": "min_max", "action": "identity"}
+    changed = policy_config(normalize={"hand_quat": "mean_std", "action": "identity"}).normalization(spec)
+    assert changed == {"hand_quat": "mean_std", "hand": "min_max", "action": "identity"}
     for key in ("image", "hnd"):
         with pytest.raises(ValueError, match=rf"\['{key}'\] .* which has hand_quat, hand, action"):
             policy_config(normalize={key: "identity"}).normalization(spec)
@@ -84,7 +84,9 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
     spec = replace(SPEC, observation={**SPEC.observation, **cameras})
     assert list(policy_config().crops(spec).items()) == [("a", (36, 36)), ("b", (86, 115))]
     assert policy_config().crops(SPEC) == {}
-    with pytest.raises(ValueError, match=r"crop 0\.8 leaves 32 x 32 pixels of a, there must be 33"):
+    with pytest.raises(
+        ValueError, match=r"crop 0\.8 leaves 32 x 32 pixels of a, but each side must have at least 33"
+    ):
         policy_config(crop=0.8).crops(spec)
 
 

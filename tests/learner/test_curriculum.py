@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from longview.learner.config import CurriculumConfig
-from longview.learner.curriculum import length
+from longview.learner.curriculum import context_length
 
 
 def lengths(config: CurriculumConfig, seed: int = 5, total: int = 1000, longest: int = 64) -> list[int]:
-    return [length(config, seed, step, total, longest) for step in range(total)]
+    return [context_length(config, seed, step, total, longest) for step in range(total)]
 
 
 def test_fixed_is_always_the_longest() -> None:
@@ -29,7 +29,7 @@ def test_draws_follow_the_written_formula(kind: str) -> None:
     for step in range(0, 1000, 7):
         reach = 64 if kind == "sprinkle" else math.ceil(64 * min(1, (step + 1) / 500))
         u, v = np.random.default_rng((9, step)).random(2)
-        assert length(config, 9, step, 1000, 64) == (reach if u < 0.8 else 1 + math.floor(v * reach))
+        assert context_length(config, 9, step, 1000, 64) == (reach if u < 0.8 else 1 + math.floor(v * reach))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_draws_follow_the_written_formula(kind: str) -> None:
 )
 def test_shorter_ones_follow_the_written_formula(shorter: str, formula: Callable[[float], int]) -> None:
     config = CurriculumConfig("sprinkle", full=0.0, shorter=shorter)  # type: ignore[arg-type]
-    got = [length(config, 9, step, 1000, 48, shortest=4) for step in range(1000)]
+    got = [context_length(config, 9, step, 1000, 48, shortest=4) for step in range(1000)]
     assert got == [formula(np.random.default_rng((9, step)).random(2)[1]) for step in range(1000)]
     assert set(got) == set(range(4, 49))
     assert (sum(4 <= T_o < 14 for T_o in got) > 400) == (shorter == "log")
@@ -46,7 +46,7 @@ def test_shorter_ones_follow_the_written_formula(shorter: str, formula: Callable
 
 def test_a_ramp_starts_at_the_shortest() -> None:
     config = CurriculumConfig("progressive", ramp=1.0, full=0.5)
-    assert {length(config, 0, step, 1000, 48, shortest=4) for step in range(50)} == {4}
+    assert {context_length(config, 0, step, 1000, 48, shortest=4) for step in range(50)} == {4}
 
 
 def test_sprinkle_is_full_four_times_in_five_and_reaches_every_length() -> None:

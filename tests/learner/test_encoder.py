@@ -6,7 +6,7 @@ from longview.learner.config import policy_config
 from longview.learner.encoder import Camera, FrameEncoder, crop, spatial_softmax
 
 SIZE = (36, 40)
-"""Of crops; their images are 40 x 44, so there are 5 x 5 places."""
+"""Size of the crops. The images are 40 x 44, so a crop has 5 x 5 possible places."""
 
 
 def images(frames: int, seed: int = 0) -> Tensor:
@@ -22,9 +22,9 @@ def encoder(cameras: int = 2, **settings: bool) -> FrameEncoder:
 CENTRE = torch.full((6, 2), 0.5)
 
 
-def test_crops_lie_where_they_are_told() -> None:
-    """From corner to corner and in the centre, each frame on its own, as plain slicing has them."""
-    image_FHWC, last = images(6), 1 - 2**-24  # the largest that torch.rand gives
+def test_crops_lie_at_their_places() -> None:
+    """Each frame's crop equals a plain slice, from corner to corner and in the centre."""
+    image_FHWC, last = images(6), 1 - 2**-24  # the largest number that torch.rand draws
     shift_F2 = torch.tensor([[0, 0], [last, 0], [0, last], [last, last], [0.5, 0.5], [0.2, 0.99]])
     places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (1, 4)]
     cropped = crop(image_FHWC, SIZE, shift_F2)
@@ -41,7 +41,7 @@ def test_a_crop_of_everything_is_the_image() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_spatial_softmax_finds_the_place_of_a_peak(scale: float) -> None:
-    """A flat map is centred; the sharper a peak, the closer its place; across comes before down."""
+    """A flat map is centred, and a sharper peak is located more closely. Across comes before down."""
     maps = torch.zeros(1, 3, 3, 5)
     maps[0, 1, 0, 4] = maps[0, 2, 2, 1] = scale
     share = torch.softmax(torch.tensor([scale] + [0.0] * 14), 0)
@@ -52,8 +52,11 @@ def test_spatial_softmax_finds_the_place_of_a_peak(scale: float) -> None:
 
 @pytest.mark.parametrize(("width", "parameters"), [(16, 706_224), (32, 2_807_104), (64, 11_192_928)])
 def test_a_camera_is_a_resnet18(width: int, parameters: int) -> None:
-    """torchvision's resnet18 has 11,689,512 parameters, of which 513,000 are its classifier; ours are 32 maps
-    of 512 channels and their biases instead."""
+    """The parameters are those of torchvision's resnet18, except its classifier.
+
+    resnet18 has 11,689,512 parameters, of which 513,000 are its classifier. A camera has 32 maps of 512
+    channels and their biases instead.
+    """
     camera = Camera(width)
     assert sum(parameter.numel() for parameter in camera.parameters()) == parameters
     assert 11_689_512 - 513_000 + 32 * 513 == 11_192_928

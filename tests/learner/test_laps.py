@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longview.learner.config import Horizon
-from longview.learner.laps import Lap, Taken, TrainingDiverged, TrainingProgress
+from longview.learner.laps import Lap, TakenStep, TrainingDiverged, TrainingProgress
 from longview.learner.windows import Batch
 
 HORIZON = Horizon(context=8, past=2, future=3, execute=2)
@@ -21,7 +21,7 @@ def finish(lap: Lap) -> TrainingProgress:
 
 def add(lap: Lap, step: int, length: int, error: float, loss: float, norm: float) -> None:
     error_BT = error * TARGETS * torch.tensor([[1.0], [3.0]])
-    lap.add(Taken(step, length, ("a", "b")), error_BT, TARGETS, torch.tensor(loss), torch.tensor(norm))
+    lap.add(TakenStep(step, length, ("a", "b")), error_BT, TARGETS, torch.tensor(loss), torch.tensor(norm))
 
 
 def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> Non
     progress = finish(lap)
     assert progress.loss == pytest.approx(5.0)
     assert progress.loss_by_context == pytest.approx({1: 2.0, 4: 6.5})
-    # Over all targets of a position, however many windows have it: past ones first, none the oldest.
+    # A position's loss is the mean over its targets in all windows. The oldest past position has no target.
     assert progress.loss_by_position == pytest.approx({-1: 5.0, 0: 10.0, 1: 5.0})
     assert progress.gradient_norm == 8.0
     assert progress.gradient_norm_by_context == pytest.approx({1: 8.0, 4: 3.5})
@@ -73,7 +73,7 @@ def test_a_step_lasts_without_its_wait_and_without_what_a_report_brings(
 
     def batches() -> Iterator[Batch]:
         for _ in range(4):
-            now[0] += 5  # to prepare it
+            now[0] += 5  # preparation of the batch
             yield batch
 
     lap = Lap(HORIZON, tmp_path, 0, 1, "cpu")
@@ -84,4 +84,4 @@ def test_a_step_lasts_without_its_wait_and_without_what_a_report_brings(
             progress = finish(lap)
             assert progress.step_s == pytest.approx({1: 1.5, 3: 3.5}[step])
             assert progress.data_wait_s == 10
-            now[0] += 60  # to publish and to save
+            now[0] += 60  # publishing and saving

@@ -15,7 +15,7 @@ SPEC = load_task("return_point").spec
 
 
 def statistics(*columns: tuple[float, float, float, float]) -> Statistics:
-    """From low, high, mean and std of each dimension."""
+    """Make statistics from low, high, mean and std of each dimension."""
     return Statistics(*np.array(columns, np.float32).T)
 
 

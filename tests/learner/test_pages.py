@@ -1,4 +1,4 @@
-"""What the pages show is so."""
+"""Tests of the code and numbers that the pages of docs/ show."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_loop_on_the_robots_page_runs(
 
 
 def test_the_policies_page_counts_the_weights() -> None:
-    """In millions, a column a size, for push_and_return."""
+    """The table has the weights in millions for push_and_return, one column for each size."""
     page = (DOCS / "policies.md").read_text()
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert {name.strip("`"): counts for name, *counts in rows} == {
@@ -49,7 +49,7 @@ def test_the_policies_page_counts_the_weights() -> None:
 
 
 def made(size: str, architecture: str = "unet_cross", cameras: int = 0) -> DiffusionPolicy:
-    """Without memory for its weights."""
+    """Make a policy without memory for its weights."""
     names = ("agentview",)[:cameras]
     with torch.device("meta"):
         config = policy_config(architecture=architecture, size=size)

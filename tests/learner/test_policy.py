@@ -1,4 +1,4 @@
-"""Policies as files: what holds for every kind."""
+"""Tests of policies as files, for every kind of policy."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from longview.learner.policy import (
 DATA = Path(__file__).parent / "data"
 
 
-def test_a_policy_is_on_the_cpu_unless_told_otherwise(policy: DiffusionPolicy) -> None:
+def test_a_policy_is_on_the_cpu_by_default(policy: DiffusionPolicy) -> None:
     back = policy_from_bytes(policy_to_bytes(policy))
     assert {tensor.device.type for tensor in back.state_dict().values()} == {"cpu"}
     assert not back.training
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_a_file_of_the_old_format_acts_as_it_did() -> None:
-    """Written by 0.1, with an action that it chose: fields of other architectures were in every config."""
+    """Version 0.1 wrote the file and the action. Its configs had the fields of every architecture."""
     policy = load_policy(DATA / "policy-format-2.safetensors")
     known = json.loads((DATA / "policy-format-2.json").read_text())
     assert isinstance(policy, DiffusionPolicy)
@@ -124,8 +124,6 @@ def test_a_policy_of_a_kind_that_is_not_installed_is_named(policy: DiffusionPoli
 
 def test_an_unknown_format_is_named(policy: DiffusionPolicy) -> None:
     data = policy_to_bytes(policy).replace(FORMAT.encode(), b"longview-policy-9")
-    with pytest.raises(
-        ValueError, match="not a policy of format longview-policy-3, nor of longview-policy-2"
-    ):
+    with pytest.raises(ValueError, match="not a policy of format longview-policy-3 or longview-policy-2"):
         policy_from_bytes(data)
     assert OLD_FORMAT == "longview-policy-2"

@@ -1,4 +1,4 @@
-"""Two ranks in plain processes, over gloo; what each does is in two_ranks.py."""
+"""Tests of two ranks in plain processes, over gloo. Each process runs two_ranks.py."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks together, and one alone, wrote."""
+    """Return the folder with the results of two ranks together and of one rank alone."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-W", "error", str(SCRIPT), f"file://{folder}/meeting"]
     processes = [
@@ -52,7 +52,7 @@ def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path
     assert (out / "resumed-1").read_bytes() == straight
 
 
-def test_what_each_rank_says_all_hear(out: Path) -> None:
+def test_every_rank_gathers_the_values_of_all_ranks(out: Path) -> None:
     for rank in (0, 1):
         assert (out / f"said-{rank}").read_bytes() == b"rank 0 says |rank 1 says so "
 

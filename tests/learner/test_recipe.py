@@ -1,4 +1,4 @@
-"""Crops and padding. That a step follows from seed, rank and step alone is seen in test_train."""
+"""Tests of crops and padding. test_train shows that a step follows from seed, rank and step alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ from longview.replay.episode import Episode, TaskSpec
 
 
 class Watched(DiffusionPolicy):
-    """Remembers the crops that it was asked for."""
+    """Policy that remembers the crops of its newest frames."""
 
     shift_F2: Tensor | None = None
 
@@ -61,7 +61,9 @@ def test_padded_lengths_are_few_and_near(
         steps=5000,
     )
     recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
-    pairs = {(recipe.length(step), recipe.padded_length(step)) for step in range(config.steps)}
+    pairs = {
+        (recipe.context_length(step), recipe.padded_context_length(step)) for step in range(config.steps)
+    }
     assert {length for length, _ in pairs} == set(range(1, longest + 1))
     assert all(length <= place <= min(longest, 1.5 * length) for length, place in pairs)
     lengths = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
@@ -79,8 +81,8 @@ def test_padding_changes_nothing(
     policy.fit(measure(returning, arguments["spec"]))
     for step in (0, 10):
         batch = recipe.batch(step)
-        wider = padded(batch, batch.length + 5)
-        assert wider.length == batch.length + 5
+        wider = padded(batch, batch.context_length + 5)
+        assert wider.context_length == batch.context_length + 5
         np.testing.assert_array_equal(wider.target_BT, batch.target_BT)
         error, same = (recipe.error(policy, some, step) for some in (batch, wider))
         torch.testing.assert_close(error, same, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 class Play:
-    """Feeds recorded episodes to a session, some steps at a time, as an actor would."""
+    """Player of recorded episodes that feeds them to a session, some steps at a time, as an actor does."""
 
     def __init__(self, session: PolicySession, episodes: list[Episode]) -> None:
         self.session, self.episodes = session, episodes
@@ -45,12 +45,12 @@ class Play:
         }
 
     def history(self, slot: int) -> dict[str, Array]:
-        """What a slot has seen so far."""
+        """Return the frames that a slot has seen so far."""
         return self.frames(slot, 0, self.step[slot])
 
 
 def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, noise: Array) -> Array:
-    """Straight from the policy: every frame of every context encoded anew, zeros where there is none."""
+    """Sample straight from the policy: encode every frame of every context, and zeros for missing frames."""
     known = [min(T_o, len(next(iter(history.values())))) for history in histories]
     length = max(known)
     frames = {
@@ -67,7 +67,7 @@ def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int
 
 
 def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
-    """The same decisions without a session."""
+    """Decide without a session."""
     horizon = policy.horizon
     noise = np.random.default_rng(seed).standard_normal((len(histories), horizon.positions, 2))
     now = slice(horizon.past, horizon.past + horizon.execute)
@@ -76,7 +76,7 @@ def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: in
 
 
 def shaken(policy: DiffusionPolicy) -> DiffusionPolicy:
-    """A copy with other weights, none of them zero, as if trained."""
+    """Copy a policy, with other weights, none of them zero, as if it had been trained."""
     other = policy_from_bytes(policy_to_bytes(policy))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def shaken(policy: DiffusionPolicy) -> DiffusionPolicy:
 
 @contextmanager
 def encoded(policy: DiffusionPolicy) -> Iterator[list[int]]:
-    """How many frames each call of the policy's encoder is given."""
+    """Record the number of frames in each call of the policy's encoder."""
     counts: list[int] = []
     hook = policy.encoder.register_forward_hook(
         lambda module, arguments, token_FE: counts.append(len(token_FE))
@@ -117,7 +117,7 @@ def test_decisions_are_those_of_encoding_all_that_was_seen(
     architecture: str,
     cameras: bool,
 ) -> None:
-    """Histories of different length and age, resets, and new weights in the middle of episodes."""
+    """Decisions agree for histories of any length, after resets, and with new weights within an episode."""
     config = policy_config(policy.config, architecture=architecture, context_length=24)
     made = DiffusionPolicy(config, looking_spec if cameras else policy.spec)
     made.fit(measure(looking, made.spec))
@@ -284,16 +284,16 @@ def test_samples_of_one_context_are_those_of_a_context_each(
     made = shaken(made)
     token_BSE = torch.randn(3, 12, made.config.token_size, generator=torch.Generator().manual_seed(0))
     seen_BS = np.arange(12) >= np.array([[0], [11], [5]])
-    noise_NTA = np.random.default_rng(0).standard_normal((12, made.horizon.positions, 2))
+    noise_RTA = np.random.default_rng(0).standard_normal((12, made.horizon.positions, 2))
     with torch.inference_mode():
-        together = made.denoise(token_BSE, seen_BS, noise_NTA)
-        alone = made.denoise(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_NTA)
+        together = made.denoise(token_BSE, seen_BS, noise_RTA)
+        alone = made.denoise(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_RTA)
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
     assert np.abs(together[0] - together[4]).max() > 1e-2
 
 
 @pytest.mark.parametrize(("T_o", "past"), [(16, 2), (2, 1), (1, 0)])
-def test_the_candidate_that_is_kept_is_the_one_closest_to_what_was_executed(
+def test_the_candidate_whose_past_is_closest_to_the_executed_actions_is_chosen(
     tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], T_o: int, past: int
 ) -> None:
     config = replace(tiny, policy=replace(tiny.policy, candidates=5))
@@ -309,12 +309,12 @@ def test_the_candidate_that_is_kept_is_the_one_closest_to_what_was_executed(
         for slot in (0, 1):
             now, known = play.step[slot] - 1, min(past, play.step[slot] - 1)
             executed = play.episodes[slot].arrays["action"][now - known : now]
-            told = candidates[slot, :, 2 - known : 2]
-            errors = (((told - executed) / half_range) ** 2).sum(axis=(1, 2))
-            kept = errors.argmin()
-            np.testing.assert_allclose(actions[slot], candidates[slot, kept, 2:10].clip(-1, 1), atol=1e-5)
-            assert np.ptp(errors) > 1e-3 if known else kept == 0
-            chosen.add(kept)
+            past_actions = candidates[slot, :, 2 - known : 2]
+            errors = (((past_actions - executed) / half_range) ** 2).sum(axis=(1, 2))
+            closest = errors.argmin()
+            np.testing.assert_allclose(actions[slot], candidates[slot, closest, 2:10].clip(-1, 1), atol=1e-5)
+            assert np.ptp(errors) > 1e-3 if known else closest == 0
+            chosen.add(closest)
     assert chosen > {0} if past else chosen == {0}
 
 
@@ -323,7 +323,7 @@ def test_one_candidate_is_the_sample_as_it_is(play: Play, policy: DiffusionPolic
     assert (actions == expected(policy, [play.history(0), play.history(1)], 64)).all()
 
 
-def test_actions_that_were_not_told_do_not_count(policy: DiffusionPolicy) -> None:
+def test_actions_that_the_caller_does_not_pass_do_not_count(policy: DiffusionPolicy) -> None:
     policy.config = replace(policy.config, candidates=5)
     frames = {"position": np.zeros((3, 2), np.float32)}
 
@@ -333,5 +333,5 @@ def test_actions_that_were_not_told_do_not_count(policy: DiffusionPolicy) -> Non
 
     noise = np.random.default_rng(0).standard_normal((5, policy.horizon.positions, 2))
     candidates = samples(policy, [frames] * 5, 8, noise)
-    for executed, kept in ((candidates[3, :2], 3), (candidates[4, :2], 4), (candidates[4, :0], 0)):
-        np.testing.assert_allclose(act(executed)[0], candidates[kept, 2:10].clip(-1, 1), rtol=0, atol=1e-5)
+    for executed, closest in ((candidates[3, :2], 3), (candidates[4, :2], 4), (candidates[4, :0], 0)):
+        np.testing.assert_allclose(act(executed)[0], candidates[closest, 2:10].clip(-1, 1), rtol=0, atol=1e-5)

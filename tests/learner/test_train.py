@@ -1,4 +1,6 @@
-"""The golden loss curves are refreshed, after a change that is meant to alter them, with
+"""Tests of the training loop, among them golden loss curves.
+
+After a change that is meant to alter the curves, this command refreshes them:
 
 LONGVIEW_REFRESH_GOLDEN=1 pytest tests/learner/test_train.py -k golden
 """
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 
 from longview.learner import files
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
-from longview.learner.curriculum import length
+from longview.learner.curriculum import context_length
 from longview.learner.laps import TrainingDiverged, TrainingProgress
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.recipe import DrawSegments
@@ -50,7 +52,7 @@ def test_golden_loss_curve(tiny: LearnerConfig, arguments: dict[str, Any], archi
 def test_a_thousand_steps_without_a_value_that_is_not_finite(
     tiny: LearnerConfig, arguments: dict[str, Any], architecture: str
 ) -> None:
-    """Fast ones, too: with a learning rate that the default has for larger batches."""
+    """The learning rate is the default one, which suits larger batches."""
     policy = policy_config(tiny.policy, architecture=architecture, past_actions="all", future_actions=17)
     config = replace(tiny, policy=policy, steps=1000, learning_rate=3e-3, publish_every=500)
     reports: list[TrainingProgress] = []
@@ -73,7 +75,7 @@ def stop_at(step: int) -> Callable[[], bool]:
 def test_a_resumed_run_ends_bit_for_bit_the_same(
     tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, damaged: bool, windows: int
 ) -> None:
-    """Stopped at step 13, after a checkpoint at 8; with dropout, and with the newest checkpoint damaged."""
+    """The run stops at step 13, after a checkpoint at 8. Its newest checkpoint may be damaged."""
     config = replace(tiny, policy=replace(tiny.policy, dropout=0.2), windows_per_segment=windows)
     one, two = tmp_path / "one", tmp_path / "two"
     train(config, **arguments | {"checkpoints": one})
@@ -200,7 +202,7 @@ def test_draws_ask_for_what_the_step_needs(
         return segments
 
     train(replace(tiny, windows_per_segment=windows), **arguments | {"draw": recording})
-    contexts = [length(tiny.curriculum, 3, step, tiny.steps, 64) for step in range(tiny.steps)]
+    contexts = [context_length(tiny.curriculum, 3, step, tiny.steps, 64) for step in range(tiny.steps)]
     assert asked == [
         (step, contexts[step] - 1 + around, 13 + around, 4 // (windows or 1)) for step in range(tiny.steps)
     ]
@@ -228,7 +230,7 @@ def test_diverging_stops_before_anything_is_published(
     assert files.steps(tmp_path) == [8]
     assert json.loads(file.read_text()) == {
         "step": 10,
-        "context_length": length(tiny.curriculum, 3, 9, tiny.steps, 64),
+        "context_length": context_length(tiny.curriculum, 3, 9, tiny.steps, 64),
         "loss": "nan",
         "gradient_norm": "nan",
         "episodes": sorted({segment.meta.id for segment in draw(9, 0, 0, 4)}),
@@ -276,8 +278,8 @@ def test_batches_come_in_order_and_the_thread_ends() -> None:
         return Batch({}, frame, np.zeros((1, step), np.int64), seen_BS, action, target, ("a",))
 
     batches = prepared(prepare, range(5, 12))
-    assert next(batches).length == 5
-    assert [batch.length for batch in batches] == [6, 7, 8, 9, 10, 11]
+    assert next(batches).context_length == 5
+    assert [batch.context_length for batch in batches] == [6, 7, 8, 9, 10, 11]
     unfinished = prepared(prepare, range(100))
     next(unfinished)
     unfinished.close()

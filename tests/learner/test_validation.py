@@ -1,4 +1,4 @@
-"""Validation against the same, done window by window."""
+"""Tests of validation against a loop over single windows."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from longview.learner.validation import validate
 from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
 
 
-def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning: list[Episode]) -> None:
-    """Of two episodes and three context lengths; the second episode without an expert's labels."""
+def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returning: list[Episode]) -> None:
+    """The second of two episodes has no labels of an expert."""
     labelled, other = returning[:2]
     arrays = {name: array for name, array in other.arrays.items() if name != EXPERT_ACTION}
     episodes, horizon = [labelled, replace(other, arrays=arrays)], policy.horizon
@@ -21,12 +21,12 @@ def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning
     assert list(found["action_error_by_context"]) == [1, 8, 16, 24, 32, 48, 64]
 
     noise_BTA = np.random.default_rng(5).standard_normal((64, horizon.positions, 2))
-    for length in (1, 8, 64):
+    for context_length in (1, 8, 64):
         errors: list[float] = []
         for number, noise_TA in enumerate(noise_BTA):
             episode = episodes[number // 32]
             now = int((number % 32 + 0.5) / 32 * episode.length)
-            first = max(0, now + 1 - length)
+            first = max(0, now + 1 - context_length)
             frames = {
                 key: episode.arrays[OBSERVATION_PREFIX + key][first : now + 1]
                 for key in policy.spec.observation
@@ -38,7 +38,9 @@ def test_it_is_what_a_loop_over_windows_finds(policy: DiffusionPolicy, returning
             wanted = episode.arrays.get(EXPERT_ACTION, episode.arrays[ACTION])[now : now + horizon.execute]
             action = action_TA[horizon.past :][: len(wanted)].clip(-1, 1)
             errors += np.abs(action - wanted).mean(axis=1).tolist()
-        assert found["action_error_by_context"][length] == pytest.approx(np.mean(errors) / 2, rel=1e-4)
+        assert found["action_error_by_context"][context_length] == pytest.approx(
+            np.mean(errors) / 2, rel=1e-4
+        )
 
 
 def test_it_can_be_compared_from_one_time_to_the_next(
@@ -60,9 +62,9 @@ def test_a_shorter_policy_and_many_short_episodes(policy: DiffusionPolicy, retur
     short = DiffusionPolicy(replace(policy.config, context_length=8), policy.spec).eval()
     short.load_state_dict(policy.state_dict())
     brief = [
-        replace(episode, arrays={name: array[:length] for name, array in episode.arrays.items()})
+        replace(episode, arrays={name: array[:context_length] for name, array in episode.arrays.items()})
         for episode in returning
-        for length in range(1, 8)
+        for context_length in range(1, 8)
     ]
     assert len(brief) > 64
     found = validate(short, brief, seed=0)

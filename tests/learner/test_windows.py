@@ -18,12 +18,12 @@ Cut = Callable[[Episode, int, int, int], Segment]
 
 
 def drawn(segments: list[Segment]) -> NDArray[np.int64]:
-    """One window per segment, at the step that was drawn."""
+    """Return the drawn step of each segment, for one window per segment: (G, 1)."""
     return np.array([[segment.now] for segment in segments])
 
 
 def observed(batch: Batch, key: str) -> NDArray[Any]:
-    """(B, S, ...), as each window sees it."""
+    """Return an observation as each window sees it: (B, S, ...)."""
     seen: NDArray[Any] = batch.observation[key][batch.frame_BS]
     return seen
 
@@ -32,7 +32,7 @@ def observed(batch: Batch, key: str) -> NDArray[Any]:
 def test_windows_of_the_counter_are_continuous_and_masked_right(
     counting: list[Episode], cut: Cut, length: int
 ) -> None:
-    """Every step of every episode: counts tell where each row came from."""
+    """The counter in observations and actions tells which step each of them came from."""
     for episode in counting:
         segments = [cut(episode, now, length - 1, HORIZON.after) for now in range(episode.length)]
         batch = build(segments, COUNTING, HORIZON, length, drawn(segments))
@@ -52,15 +52,15 @@ def test_windows_of_the_counter_are_continuous_and_masked_right(
 
 @pytest.mark.parametrize("length", [1, 4, 16])
 def test_windows_of_one_segment_share_its_frames(counting: list[Episode], cut: Cut, length: int) -> None:
-    """What they see and aim at is what each sees and aims at alone, and no frame is there twice or unseen."""
+    """Observations and targets equal those of windows cut alone. No frame occurs twice or unobserved."""
     windows, rng = 3, np.random.default_rng(0)
     before, after = length - 1 + margin(windows), HORIZON.after + margin(windows)
     segments = [cut(episode, episode.length // 2, before, after) for episode in counting]
-    now_GW = nows(segments, windows, rng)
-    batch = build(segments, COUNTING, HORIZON, length, now_GW)
-    each = zip(np.repeat(np.arange(len(counting)), windows), now_GW.flat, strict=True)
+    now_GJ = nows(segments, windows, rng)
+    batch = build(segments, COUNTING, HORIZON, length, now_GJ)
+    each = zip(np.repeat(np.arange(len(counting)), windows), now_GJ.flat, strict=True)
     single = [cut(counting[i], int(now), length - 1, HORIZON.after) for i, now in each]
-    alone = build(single, COUNTING, HORIZON, length, now_GW.reshape(-1, 1))
+    alone = build(single, COUNTING, HORIZON, length, now_GJ.reshape(-1, 1))
     assert (batch.seen_BS == alone.seen_BS).all()
     assert (batch.target_BT == alone.target_BT).all()
     assert (observed(batch, "count") == observed(alone, "count"))[batch.seen_BS].all()
@@ -77,7 +77,7 @@ def test_windows_of_one_segment_share_its_frames(counting: list[Episode], cut: C
 
 @pytest.mark.parametrize("length", [1, 2, 5, 24, 40])
 def test_every_window_is_uniform_over_the_episode_as_the_drawn_step_is(length: int) -> None:
-    """All drawn steps with all pairs of places: each step of the episode comes up equally often."""
+    """Over all drawn steps and all pairs of places, each step of the episode occurs equally often."""
     span = 2 * SPREAD
     counts = np.zeros(length, np.int64)
     for first, other in itertools.permutations(range(span), 2):
@@ -94,7 +94,7 @@ def test_the_windows_drawn_are_uniform(counting: list[Episode], cut: Cut, length
 
 
 def test_windows_lie_around_the_drawn_step(counting: list[Episode], cut: Cut) -> None:
-    """Far from the ends nothing is folded: all are different, and all the places around are taken."""
+    """Far from the ends no step is folded: all steps differ, and every place around the drawn step occurs."""
     long = replace(cut(counting[0], 5, 5, 5), episode_length=1000, now=500)
     found = nows([long] * 2000, 4, np.random.default_rng(1))
     assert (found[:, 0] == 500).all()
@@ -114,7 +114,7 @@ def test_past_targets_are_executed_and_future_ones_the_experts(returning: list[E
 
 
 def test_without_labels_the_executed_actions_are_the_targets(returning: list[Episode], cut: Cut) -> None:
-    """In a batch that also has labelled episodes."""
+    """The batch also has an episode with labels."""
     bare = without(returning[0], "expert_action")
     segments = [cut(episode, 10, 0, HORIZON.after) for episode in (bare, returning[1])]
     batch = build(segments, RETURNING, HORIZON, 1, drawn(segments))
@@ -135,9 +135,9 @@ def test_an_episode_shorter_than_the_horizon_is_masked(counting: list[Episode], 
     whole = counting[0]
     short = Episode(whole.meta, whole.outcome, {name: array[:2] for name, array in whole.arrays.items()})
     segments = [cut(short, 1, 15 + margin(2), HORIZON.after + margin(2))]
-    now_GW = nows(segments, 2, np.random.default_rng(0))
-    batch = build(segments, COUNTING, HORIZON, 16, now_GW)
-    assert batch.seen_BS.sum(axis=1).tolist() == [now + 1 for now in now_GW[0]]
+    now_GJ = nows(segments, 2, np.random.default_rng(0))
+    batch = build(segments, COUNTING, HORIZON, 16, now_GJ)
+    assert batch.seen_BS.sum(axis=1).tolist() == [now + 1 for now in now_GJ[0]]
     assert batch.target_BT.sum(axis=1).tolist() == [2, 2]
 
 

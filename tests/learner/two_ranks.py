@@ -1,4 +1,4 @@
-"""One rank of test_ranks.py, as a plain process: two_ranks.py ADDRESS RANK WORLD OUT"""
+"""Process of one rank in test_ranks.py. Usage: two_ranks.py ADDRESS RANK WORLD OUT"""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from longview.actors.task import load_task
 from longview.learner import ranks
 from longview.learner.config import Horizon
-from longview.learner.laps import Lap, Taken, TrainingDiverged
+from longview.learner.laps import Lap, TakenStep, TrainingDiverged
 from longview.learner.normalize import measure
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import mean_loss, policy_to_bytes
@@ -29,28 +29,28 @@ STATISTICS = measure(EPISODES, TASK.spec)
 
 
 def gradients(rank: int, world: int) -> torch.Tensor:
-    """Of 8 windows, of which each rank has its share; without dropout."""
+    """Compute the gradient of 8 windows without dropout. Each rank has its share of the windows."""
     torch.manual_seed(0)
     policy = DiffusionPolicy(TINY, TASK.spec).eval()
     policy.fit(STATISTICS)
     _, gradient = flatten(policy)
-    noise_BTA, step_B = torch.randn(8, policy.horizon.positions, 2), torch.randint(20, (8,))
+    noise_BTA, noise_step_B = torch.randn(8, policy.horizon.positions, 2), torch.randint(20, (8,))
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
-    # Near the start and the end of episodes, so that the masks differ from rank to rank.
+    # The windows lie near the start and the end of episodes, so that the masks differ from rank to rank.
     segments = [
         cut(episode, i if i % 2 else episode.length - 2 * i - 1, 7, 13) for i, episode in enumerate(EPISODES)
     ]
-    now_GW = np.array([[segment.now] for segment in segments[mine]])
-    batch = build(segments[mine], TASK.spec, policy.horizon, 8, now_GW)
+    now_GJ = np.array([[segment.now] for segment in segments[mine]])
+    batch = build(segments[mine], TASK.spec, policy.horizon, 8, now_GJ)
     tokens = policy.batch_tokens(batch, torch.Generator())
-    error_BT = policy.denoising_error(batch, tokens, noise_BTA[mine], step_B[mine])
+    error_BT = policy.denoising_error(batch, tokens, noise_BTA[mine], noise_step_B[mine])
     mean_loss(error_BT, torch.from_numpy(batch.target_BT)).backward()  # type: ignore[no-untyped-call]
     ranks.average(gradient, world)
     return gradient
 
 
 def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) -> bytes:
-    """The averaged policy of a training, each rank with windows of its own. The last rank says stop."""
+    """Train on this rank's own windows, and return the averaged policy. The last rank stops all."""
     asked = itertools.count(1)
     published: list[int] = []
     policy = train(
@@ -72,17 +72,17 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
 
 
 def reported(rank: int, world: int, folder: Path) -> list[float]:
-    """Losses in all, now and a step later, where rank 0 has one target now and rank 1 has one at both."""
+    """Report the mean loss, and the losses now and a step later. Only rank 1 has a target later."""
     lap = Lap(Horizon(context=1, past=0, future=2, execute=1), folder, rank, world, "cpu")
     target_BT = torch.tensor([[True, rank == 1]])
     error_BT = target_BT * torch.tensor(1.0 + 2 * rank)
-    lap.add(Taken(1, 1, ()), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5))
+    lap.add(TakenStep(1, 1, ()), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5))
     progress = lap.finish(step=1, samples=2, rate=0.1, out_of_range=0.0, grid=(1,))
     return [progress.loss, *progress.loss_by_position.values()]
 
 
 def diverged(rank: int, world: int, folder: Path) -> str:
-    """How a training ends in which the last rank comes upon a bad episode at its fifth step."""
+    """Train until the last rank draws a bad episode at its fifth step, and return the error message."""
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
         bad = step == 4 and rank == world - 1

@@ -1,4 +1,4 @@
-"""Settings of diffusion policies, a class an architecture. Importable without torch."""
+"""Settings of diffusion policies, one class for each architecture. Importable without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,51 +19,52 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "small": {"token_size": 128, "camera_width": 32, "dropout": 0.0},
     "paper": {"token_size": 256, "camera_width": 64, "dropout": 0.1},
 }
-"""Sizes of every architecture. `tiny` learns low-dimensional tasks on a CPU in minutes; `paper` is the
-published size."""
+"""Settings by size that every architecture has. `tiny` learns low-dimensional tasks on a CPU in minutes;
+`paper` is the published size."""
 WIDTHS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"widths": (32,)},
     "small": {"widths": (64, 128)},
     "paper": {"widths": (256, 512, 1024)},
 }
-"""Sizes of the UNets."""
+"""Settings by size of the UNets."""
 HEADS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"heads": 4, "heads_per_key": 1},
     "small": {"heads": 4, "heads_per_key": 4},
     "paper": {"heads": 8, "heads_per_key": 1},
 }
-"""Sizes of the attention to the context."""
+"""Settings by size of the attention to the context."""
 DEPTHS: Mapping[str, Mapping[str, Any]] = {"tiny": {"depth": 3}, "small": {"depth": 4}, "paper": {"depth": 8}}
-"""Sizes of the transformer."""
+"""Settings by size of the transformer."""
 
 
 def joined(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Join tables of sizes: for each size the fields of all of them."""
+    """Join tables of settings by size. Each size gets the settings of all tables."""
     return {size: {name: value for table in tables for name, value in table[size].items()} for size in SHARED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(PolicyConfig):
-    """What every diffusion policy has, whatever network denoises."""
+    """Settings that diffusion policies of every architecture have."""
 
     kind: str = "diffusion"
     architecture: str
-    """Network that denoises actions: `unet_cross` is a 1-D UNet over actions that attends to one token per
-    observed step, `unet_film` one that all tokens together scale and shift, `dit` a transformer."""
+    """Network that denoises actions: `unet_cross`, a 1-D UNet over actions that attends to one token per
+    observed step; `unet_film`, the same UNet, scaled and shifted by all tokens together; `dit`, a
+    transformer."""
     dropout: float = AS_SIZE
     """Share of activations that training drops. 0.1 is published, for policies a thousand times the size of
     `tiny`."""
     prediction: Prediction = "sample"
-    """What the network is trained to predict: `sample`, the actions without the noise, or `epsilon`, the
-    noise, as published. At high noise, where the side to go to is decided, the noise hardly depends on the
-    actions: with `epsilon`, memory is learnt late or not at all (docs/method.md)."""
+    """Prediction of the network: `sample`, the actions without the noise, or `epsilon`, the noise, as
+    published. With `epsilon`, memory is learnt late or not at all: a policy chooses its direction at high
+    noise, where the noise hardly depends on the actions (docs/method.md)."""
     diffusion_steps: int = 100
-    """Noise levels in training."""
+    """Diffusion steps in training."""
     sampling_steps: int = 10
-    """Noise levels that acting goes through; `diffusion_steps` must be a multiple of them."""
+    """Diffusion steps in acting. `diffusion_steps` must be a multiple of it."""
     candidates: int = 1
-    """Samples per decision. The one is executed whose past actions are closest to the executed ones.
-    Past-token prediction, arXiv 2505.09561."""
+    """Samples per decision. The sample whose past actions are closest to the executed ones is executed:
+    self-verification, arXiv 2505.09561."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,14 +94,14 @@ class DiffusionConfig(PolicyConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(DiffusionConfig):
-    """What both UNets have."""
+    """Settings that both UNets have."""
 
     widths: tuple[int, ...] = AS_SIZE
     """Channels of each level. Every further level halves the action axis."""
     kernel: int = 5
     """Width of the convolutions over actions, an odd number of positions."""
     groups: int = 8
-    """Groups of channels of the normalisation."""
+    """Number of groups of channels in the normalisation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,15 +124,15 @@ class UNetConfig(DiffusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetCrossConfig(UNetConfig):
-    """A UNet whose blocks attend to one token per observed step."""
+    """Settings of a UNet whose blocks attend to one token per observed step."""
 
     sizes: ClassVar = joined(SHARED, WIDTHS, HEADS)
 
     architecture: str = "unet_cross"
     heads: int = AS_SIZE
-    """Heads of the attention to the context."""
+    """Number of heads in the attention to the context."""
     heads_per_key: int = AS_SIZE
-    """Heads that share keys and values of the context. More of them make long contexts cheaper."""
+    """Number of heads that share keys and values of the context. More of them make long contexts cheaper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +149,7 @@ class UNetCrossConfig(UNetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetFilmConfig(UNetConfig):
-    """A UNet whose blocks are scaled and shifted by all tokens together."""
+    """Settings of a UNet whose blocks are scaled and shifted by all tokens together."""
 
     sizes: ClassVar = joined(SHARED, WIDTHS)
 
@@ -163,17 +164,17 @@ class UNetFilmConfig(UNetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(DiffusionConfig):
-    """A transformer over the actions, all of the width `token_size`."""
+    """Settings of a transformer over the actions. All its layers have the width `token_size`."""
 
     sizes: ClassVar = joined(SHARED, DEPTHS, HEADS)
 
     architecture: str = "dit"
     depth: int = AS_SIZE
-    """Blocks of the transformer."""
+    """Number of the transformer's blocks."""
     heads: int = AS_SIZE
-    """Heads of the attention."""
+    """Number of heads in every attention."""
     heads_per_key: int = AS_SIZE
-    """Heads that share keys and values of the context. More of them make long contexts cheaper."""
+    """Number of heads that share keys and values of the context. More of them make long contexts cheaper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,10 +192,10 @@ class DiTConfig(DiffusionConfig):
 
 
 def check_heads(heads: int, heads_per_key: int) -> None:
-    """Require that heads can be shared out over keys.
+    """Require that the number of heads is a multiple of the heads per key.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: it is not.
     """
     require(heads > 0, f"heads must be positive, not {heads}")
     require(heads_per_key > 0, f"heads_per_key must be positive, not {heads_per_key}")
@@ -202,10 +203,15 @@ def check_heads(heads: int, heads_per_key: int) -> None:
 
 
 def multiples(name: str, value: int, widths: tuple[int, ...]) -> None:
-    """Require that every width is a multiple of a value.
+    """Require that every width is a multiple of the value of another setting.
+
+    Args:
+        name: name of that setting.
+        value: value of that setting.
+        widths: channels of each level of a UNet.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a width is not a multiple.
     """
     require(
         all(width > 0 and width % value == 0 for width in widths),

@@ -1,7 +1,11 @@
-"""Diffusion: the schedule, noising and the sampler. Pure functions; shapes are (B, ...)."""
+"""Diffusion as pure functions: noise schedule, noising and the sampler. Shapes are (B, ...).
+
+Legend (docs/notation.md): B windows or robots.
+"""
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,58 +13,67 @@ from torch import Tensor
 from longview.learner.policies.diffusion.config import Prediction
 
 
-def squared_cosine(steps: int) -> Tensor:
-    """Share of signal power left after each diffusion step, (steps,), falling from about 1 to about 0.
+def squared_cosine(diffusion_steps: int) -> Tensor:
+    """Return the share of signal power after each diffusion step, falling from about 1 to about 0.
 
-    Nichol & Dhariwal, arXiv 2102.09672: the betas of a squared cosine, each at most 0.999.
+    The schedule is a squared cosine with betas of at most 0.999: Nichol & Dhariwal, arXiv 2102.09672.
     """
 
     def power(time: float) -> float:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    betas = [min(1 - power((t + 1) / steps) / power(t / steps), 0.999) for t in range(steps)]
+    powers = [power(step / diffusion_steps) for step in range(diffusion_steps + 1)]
+    betas = [min(1 - after / before, 0.999) for before, after in pairwise(powers)]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float32), dim=0)
 
 
-def add_noise(clean: Tensor, noise: Tensor, step_B: Tensor, signal: Tensor) -> Tensor:
-    """What the forward process makes of `clean` (B, ...) at diffusion step `step_B`.
+def add_noise(clean: Tensor, noise: Tensor, noise_step_B: Tensor, signal: Tensor) -> Tensor:
+    """Add noise to `clean` (B, ...), as the forward process does at diffusion step `noise_step_B`.
 
     DDPM, arXiv 2006.11239.
     """
-    power = signal[step_B].view(-1, *[1] * (clean.dim() - 1))
+    power = signal[noise_step_B].view(-1, *[1] * (clean.dim() - 1))
     return power.sqrt() * clean + (1 - power).sqrt() * noise
 
 
-def strides(steps: int, count: int) -> list[int]:
-    """Diffusion steps to sample at: `count` of them, of which `steps` is a multiple, evenly down to 0."""
-    return list(range(steps - steps // count, -1, -(steps // count)))
+def strides(diffusion_steps: int, sampling_steps: int) -> list[int]:
+    """Return the diffusion steps at which a sampler predicts, evenly spaced and descending to 0.
+
+    Args:
+        diffusion_steps: number of diffusion steps in training, a multiple of `sampling_steps`.
+        sampling_steps: number of diffusion steps in acting.
+    """
+    stride = diffusion_steps // sampling_steps
+    return list(range(diffusion_steps - stride, -1, -stride))
 
 
 def ddim(
     predict: Callable[[Tensor, int], Tensor],
     noise: Tensor,
     signal: Tensor,
-    steps: Sequence[int],
+    noise_steps: Sequence[int],
     prediction: Prediction,
     bounds: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Denoise deterministically. DDIM with eta 0, arXiv 2010.02502.
+    """Denoise deterministically: DDIM with eta 0, arXiv 2010.02502.
 
     Args:
-        predict: takes a noisy input and the index of one of `steps`; gives what `prediction` says.
-        noise: standard normal; where to start.
-        signal: of `squared_cosine`.
-        steps: descending, to 0.
-        bounds: smallest and largest value of a sample, of a shape that fits `noise`.
+        predict: function of a noisy input and the index of one of `noise_steps`, which predicts noise or
+            sample.
+        noise: standard normal noise, the start.
+        signal: share of signal power, as `squared_cosine` returns it.
+        noise_steps: diffusion steps, descending to 0.
+        prediction: the quantity that `predict` predicts.
+        bounds: smallest and largest value of a sample, in a shape that fits `noise`.
     """
-    powers = [*signal[list(steps)].tolist(), 1.0]
+    powers = [*signal[list(noise_steps)].tolist(), 1.0]
     x = noise
-    for index in range(len(steps)):
+    for index in range(len(noise_steps)):
         power, next_power = powers[index : index + 2]
-        told = predict(x, index)
+        predicted = predict(x, index)
         if prediction == "epsilon":
-            epsilon, clean = told, (x - (1 - power) ** 0.5 * told) / power**0.5
+            epsilon, clean = predicted, (x - (1 - power) ** 0.5 * predicted) / power**0.5
         else:
-            epsilon, clean = (x - power**0.5 * told) / (1 - power) ** 0.5, told
+            epsilon, clean = (x - power**0.5 * predicted) / (1 - power) ** 0.5, predicted
         x = next_power**0.5 * clean.clamp(*bounds) + (1 - next_power) ** 0.5 * epsilon
     return x

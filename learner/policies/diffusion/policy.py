@@ -1,7 +1,7 @@
-"""A diffusion policy: observations of the last T_o steps -> T_p actions.
+"""Diffusion policy: T_p actions from the observations of the last T_o steps.
 
-Legend: B windows or robots, N samples of all of them, S observed steps (T_o), T action positions (T_p), P
-past ones of them, A action dimensions, E token size.
+Legend (docs/notation.md): B windows or robots, N candidates of each, R rows: candidates of all robots,
+S observed steps (T_o), T action positions (T_p), P past positions, A action dimensions, E token features.
 """
 
 from typing import Any
@@ -19,14 +19,16 @@ from longview.replay.episode import TaskSpec
 
 
 class DiffusionPolicy(Policy):
-    """Denoises past and future actions jointly, given the tokens of the context.
+    """Policy that denoises past and future actions together, given the tokens of the context.
 
-    A past action is open to the denoiser only if its step lies within the context and the episode. The
-    others are zero in its input, in training as in acting: noised, they would still tell of the past.
+    The denoiser sees a past action only if its step lies within the context and the episode. All other past
+    actions are zero in its input, in training and in acting. With noise added, they would still reveal the
+    past.
     """
 
     config: DiffusionConfig
     signal: Tensor
+    """Share of signal power after each diffusion step."""
 
     def __init__(self, config: DiffusionConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
@@ -38,26 +40,28 @@ class DiffusionPolicy(Policy):
         return self.denoiser
 
     def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the squared error of what is predicted: (B, T), 0 where there is no target."""
-        steps, shape = self.config.diffusion_steps, batch.action_BTA.shape
+        """Return the squared error of the prediction at each position: (B, T), 0 where there is no target."""
+        diffusion_steps, shape = self.config.diffusion_steps, batch.action_BTA.shape
         noise_BTA = torch.randn(shape, generator=generator, device=self.device)
-        step_B = torch.randint(steps, (batch.size,), generator=generator, device=self.device)
-        return self.denoising_error(batch, self.batch_tokens(batch, generator), noise_BTA, step_B)
+        noise_step_B = torch.randint(diffusion_steps, (batch.size,), generator=generator, device=self.device)
+        return self.denoising_error(batch, self.batch_tokens(batch, generator), noise_BTA, noise_step_B)
 
-    def denoising_error(self, batch: Batch, token_BSE: Tensor, noise_BTA: Tensor, step_B: Tensor) -> Tensor:
-        """Return the squared error by position, (B, T), at one noise level of each window.
+    def denoising_error(
+        self, batch: Batch, token_BSE: Tensor, noise_BTA: Tensor, noise_step_B: Tensor
+    ) -> Tensor:
+        """Return the squared error at each position, (B, T), at one diffusion step of each window.
 
         Args:
             batch: windows of one context length.
-            token_BSE: their tokens.
-            noise_BTA: standard normal.
-            step_B: diffusion steps, in 0..diffusion_steps - 1.
+            token_BSE: tokens of the windows.
+            noise_BTA: standard normal noise.
+            noise_step_B: diffusion steps, in 0..diffusion_steps - 1.
         """
         seen_BS, target_BT = self.tensor(batch.seen_BS), self.tensor(batch.target_BT)
         clean_BTA = self.actions(self.tensor(batch.action_BTA))
-        noisy_BTA = add_noise(clean_BTA, noise_BTA, step_B, self.signal)
+        noisy_BTA = add_noise(clean_BTA, noise_BTA, noise_step_B, self.signal)
         context = self.denoiser.context(token_BSE, seen_BS)
-        predicted_BTA = self.denoiser(noisy_BTA * self.open(seen_BS), step_B, context)
+        predicted_BTA = self.denoiser(noisy_BTA * self.open(seen_BS), noise_step_B, context)
         wanted_BTA = noise_BTA if self.config.prediction == "epsilon" else clean_BTA
         error_BT: Tensor = (predicted_BTA - wanted_BTA).square().mean(dim=2) * target_BT
         return error_BT
@@ -71,44 +75,44 @@ class DiffusionPolicy(Policy):
     ) -> NDArray[np.float32]:
         rows, candidates = len(token_BSE), self.config.candidates
         shape = (self.horizon.positions, self.action_size)
-        action_NTA = self.denoise(token_BSE, seen_BS, rng.standard_normal((rows * candidates, *shape)))
-        action_BNTA: NDArray[np.float32] = action_NTA.reshape(rows, candidates, *shape)
+        action_RTA = self.denoise(token_BSE, seen_BS, rng.standard_normal((rows * candidates, *shape)))
+        action_BNTA: NDArray[np.float32] = action_RTA.reshape(rows, candidates, *shape)
         chosen_BTA: NDArray[np.float32] = action_BNTA[
             np.arange(rows), self.closest(action_BNTA, executed_BPA)
         ]
         return chosen_BTA
 
     def denoise(
-        self, token_BSE: Tensor, seen_BS: NDArray[np.bool_], noise_NTA: NDArray[Any]
+        self, token_BSE: Tensor, seen_BS: NDArray[np.bool_], noise_RTA: NDArray[Any]
     ) -> NDArray[np.float32]:
-        """Turn noise into actions (N, T, A) in the data's units.
+        """Turn noise into actions (R, T, A) in the data's units.
 
         Args:
-            token_BSE, seen_BS: as `sample` takes them.
-            noise_NTA: standard normal. The samples of each of the B lie one after the other.
+            token_BSE, seen_BS: tokens and mask, as in `sample`.
+            noise_RTA: standard normal noise. The candidates of one robot are consecutive: R = B * N.
         """
         seen = self.tensor(seen_BS)
-        samples = len(noise_NTA) // len(seen)
-        steps = strides(self.config.diffusion_steps, self.config.sampling_steps)
-        predict = self.denoiser.sampler(self.denoiser.context(token_BSE, seen), steps, samples)
-        open_NT1 = self.open(seen).repeat_interleave(samples, dim=0)
-        action_NTA = ddim(
-            lambda noisy_NTA, index: predict(noisy_NTA * open_NT1, index),
-            self.tensor(noise_NTA.astype(np.float32)),
+        candidates = len(noise_RTA) // len(seen)
+        noise_steps = strides(self.config.diffusion_steps, self.config.sampling_steps)
+        predict = self.denoiser.sampler(self.denoiser.context(token_BSE, seen), noise_steps, candidates)
+        open_RT1 = self.open(seen).repeat_interleave(candidates, dim=0)
+        action_RTA = ddim(
+            lambda noisy_RTA, index: predict(noisy_RTA * open_RT1, index),
+            self.tensor(noise_RTA.astype(np.float32)),
             self.signal,
-            steps,
+            noise_steps,
             self.config.prediction,
             (self.actions.low, self.actions.high),
         )
-        return self.actions.invert(action_NTA).cpu().numpy()
+        return self.actions.invert(action_RTA).cpu().numpy()
 
     def closest(
         self, action_BNTA: NDArray[np.float32], executed_BPA: NDArray[np.float32]
     ) -> NDArray[np.int64]:
-        """Find which of N samples is closest to the past as executed, by normalised squared error: (B,).
+        """Find each robot's candidate whose past actions are closest to the executed ones: (B,).
 
-        Self-verification of arXiv 2505.09561. Where `executed_BPA` is NaN, it does not count; where nothing
-        counts, the first sample is taken.
+        This is the self-verification of arXiv 2505.09561, by normalised squared error. Actions that are NaN
+        in `executed_BPA` do not count. If no action counts, the first candidate is closest.
         """
         distance_BNPA = action_BNTA[:, :, : self.horizon.past] - executed_BPA[:, None]
         error_BNPA = np.square(distance_BNPA / self.actions.scale.cpu().numpy())
@@ -116,8 +120,10 @@ class DiffusionPolicy(Policy):
         return closest_B
 
     def open(self, seen_BS: Tensor) -> Tensor:
-        """Return which positions the denoiser sees, (B, T, 1): past ones as far as they were observed, and
-        the future."""
+        """Return the mask of the positions that the denoiser sees, (B, T, 1).
+
+        It sees the past positions whose steps were observed, and all future positions.
+        """
         past, future = self.horizon.past, self.horizon.future
         known_BS = seen_BS[:, :-1][:, max(0, seen_BS.shape[1] - 1 - past) :]
         padding = (past - known_BS.shape[1], 0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentConfig(PolicyConfig):
-    """A GRU over the frames' tokens; its state predicts the actions."""
+    """Settings of a GRU over the frames' tokens, whose state predicts the actions."""
 
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"token_size": 64, "camera_width": 16, "hidden": 128},
@@ -23,12 +23,12 @@ class RecurrentConfig(PolicyConfig):
 
     kind: str = "recurrent"
     hidden: int = AS_SIZE
-    """Numbers in the state that the GRU carries from step to step."""
+    """Number of the GRU's units, which it carries from step to step."""
     components: int = 1
-    """Modes of the mixture that the state predicts. 1 is plain regression, which learns memory soonest: a
-    wrong guess costs it most (docs/policies.md)."""
+    """Number of components of the mixture that the state predicts. 1 is plain regression. It learns memory
+    soonest, because a wrong guess costs it most (docs/policies.md)."""
     spread: float = 0.1
-    """Standard deviation of a mode, in normalised units: half the range of the data is 1."""
+    """Standard deviation of a component, in normalised units: half the range of the data is 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

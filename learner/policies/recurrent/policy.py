@@ -1,7 +1,7 @@
-"""A recurrent policy: a GRU over the frames of the last T_o steps -> T_p actions.
+"""Recurrent policy: a GRU over the frames of the last T_o steps predicts T_p actions.
 
-Legend: B windows or robots, S observed steps (T_o), T action positions (T_p), A action dimensions, E token
-size, H numbers of the GRU's state, K components of the mixture.
+Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), A action
+dimensions, E token features, U units of the GRU's state, M mixture components.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ from longview.replay.episode import TaskSpec
 
 
 class GRUPolicy(RecurrentPolicy):
-    """Predicts whole chunks of actions as a mixture, from the state of a GRU.
+    """Policy that predicts a mixture of whole chunks of actions from the state of a GRU.
 
-    A component is a chunk, not an action: what is executed belongs to one plan. With one component this is
-    regression. The recurrent baselines of arXiv 2108.03298 have mixture heads for single actions.
+    A component is a chunk, not a single action, so the executed actions belong to one plan. With one
+    component this is regression. The recurrent baselines of arXiv 2108.03298 have mixtures of single actions.
     """
 
     config: RecurrentConfig
@@ -39,44 +39,45 @@ class GRUPolicy(RecurrentPolicy):
         return self.head
 
     def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the squared error by position, (B, T), 0 where there is no target.
+        """Return the error of the mixture at each position: (B, T), 0 where there is no target.
 
-        Each component's error counts by its share of the window (expectation maximisation), and how far the
-        shares are from the predicted ones is spread over the targets. The gradient is that of the mixture's
-        negative log likelihood with fixed variance, times twice the variance.
+        Each component's squared error is weighted by its posterior share of the window (expectation
+        maximisation). The divergence of these shares from the predicted ones is spread over the targets. The
+        gradient is that of the mixture's negative log likelihood with fixed variance, times twice the
+        variance.
         """
         seen_BS, target_BT = self.tensor(batch.seen_BS), self.tensor(batch.target_BT)
-        state_BH = self.states_after(self.batch_tokens(batch, generator), seen_BS)
-        action_BKTA, logit_BK = self.mixture(state_BH)
+        state_BU = self.states_after(self.batch_tokens(batch, generator), seen_BS)
+        action_BMTA, logit_BM = self.mixture(state_BU)
         wanted_B1TA = self.actions(self.tensor(batch.action_BTA)).unsqueeze(1)
-        error_BKT = (action_BKTA - wanted_B1TA).square().mean(dim=3) * target_BT.unsqueeze(1)
+        error_BMT = (action_BMTA - wanted_B1TA).square().mean(dim=3) * target_BT.unsqueeze(1)
         temperature = 2 * self.config.spread**2 / self.action_size
-        log_BK = logit_BK.log_softmax(dim=1)
-        share_BK = (log_BK - error_BKT.sum(dim=2) / temperature).softmax(dim=1).detach()
-        surprise_B1 = (share_BK * (share_BK.clamp_min(1e-9).log() - log_BK)).sum(dim=1, keepdim=True)
+        log_BM = logit_BM.log_softmax(dim=1)
+        share_BM = (log_BM - error_BMT.sum(dim=2) / temperature).softmax(dim=1).detach()
+        surprise_B1 = (share_BM * (share_BM.clamp_min(1e-9).log() - log_BM)).sum(dim=1, keepdim=True)
         spread_BT = target_BT * temperature * surprise_B1 / target_BT.sum(dim=1, keepdim=True)
-        error_BT: Tensor = (share_BK.unsqueeze(2) * error_BKT).sum(dim=1) + spread_BT
+        error_BT: Tensor = (share_BM.unsqueeze(2) * error_BMT).sum(dim=1) + spread_BT
         return error_BT
 
     def initial_state(self, count: int) -> Tensor:
         return torch.zeros(count, self.config.hidden, device=self.device)
 
-    def advance(self, state_BH: Tensor, token_BE: Tensor) -> Tensor:
-        _, state_1BH = self.gru(token_BE.unsqueeze(1), state_BH.unsqueeze(0))
-        after_BH: Tensor = state_1BH.squeeze(0)
-        return after_BH
+    def advance(self, state_BU: Tensor, token_BE: Tensor) -> Tensor:
+        _, state_1BU = self.gru(token_BE.unsqueeze(1), state_BU.unsqueeze(0))
+        after_BU: Tensor = state_1BU.squeeze(0)
+        return after_BU
 
-    def decide(self, state_BH: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
-        action_BKTA, logit_BK = self.mixture(state_BH)
-        # The component with the largest logit plus Gumbel noise is one drawn by the shares.
-        noise_BK = self.tensor(rng.gumbel(size=logit_BK.shape).astype(np.float32))
-        chosen_B = (logit_BK + noise_BK).argmax(dim=1)
-        action_BTA = action_BKTA[torch.arange(len(state_BH), device=self.device), chosen_B]
+    def decide(self, state_BU: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
+        action_BMTA, logit_BM = self.mixture(state_BU)
+        # The largest logit plus Gumbel noise draws a component by its share.
+        noise_BM = self.tensor(rng.gumbel(size=logit_BM.shape).astype(np.float32))
+        chosen_B = (logit_BM + noise_BM).argmax(dim=1)
+        action_BTA = action_BMTA[torch.arange(len(state_BU), device=self.device), chosen_B]
         bounded_BTA = action_BTA.clamp(self.actions.low, self.actions.high)
         return self.actions.invert(bounded_BTA).cpu().numpy()
 
     def states_after(self, token_BSE: Tensor, seen_BS: Tensor) -> Tensor:
-        """Return the states (B, H) after the last of the observed steps.
+        """Return the states (B, U) after the last observed step.
 
         Steps that were not seen come first in a window. They are moved behind the seen ones, where they
         change no state that is used.
@@ -84,13 +85,13 @@ class GRUPolicy(RecurrentPolicy):
         count_B1 = seen_BS.sum(dim=1, keepdim=True)
         place_S = torch.arange(seen_BS.shape[1], device=self.device)
         order_BS1 = ((place_S - count_B1) % seen_BS.shape[1]).unsqueeze(2)
-        state_BSH, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
-        last_B1H = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSH.shape[2])
-        state_BH: Tensor = state_BSH.gather(1, last_B1H).squeeze(1)
-        return state_BH
+        state_BSU, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
+        last_B1U = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSU.shape[2])
+        state_BU: Tensor = state_BSU.gather(1, last_B1U).squeeze(1)
+        return state_BU
 
-    def mixture(self, state_BH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the components' normalised actions (B, K, T, A) and the logits (B, K) of their shares."""
-        out_BKF = self.head(state_BH).unflatten(1, (self.config.components, -1))
-        action_BKTA = out_BKF[..., :-1].unflatten(2, (self.horizon.positions, self.action_size))
-        return action_BKTA, out_BKF[..., -1]
+    def mixture(self, state_BU: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the components' normalised actions (B, M, T, A) and the logits (B, M) of their shares."""
+        outputs = self.head(state_BU).unflatten(1, (self.config.components, -1))
+        action_BMTA = outputs[..., :-1].unflatten(2, (self.horizon.positions, self.action_size))
+        return action_BMTA, outputs[..., -1]

@@ -1,7 +1,8 @@
-"""How a UNet is told of the context and of the diffusion step.
+"""Conditioning of a UNet on the context and the diffusion step.
 
-Legend: B batch, S context tokens, T action positions, C channels, E token size,
-N diffusion steps of a sampler, R the row of all tokens, F what is made for all blocks.
+Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, C channels, E token
+features, Z diffusion steps of a sampler, R rows: candidates of all windows, or tokens of all steps, L outputs
+for all blocks.
 """
 
 from abc import ABC, abstractmethod
@@ -15,74 +16,81 @@ from torch.nn import functional
 from longview.learner.config import Horizon
 from longview.learner.policies.diffusion.config import UNetCrossConfig, UNetFilmConfig
 from longview.learner.policies.diffusion.denoisers.attention import Attend, ContextMemory, unit_scale
-from longview.learner.policies.diffusion.denoisers.denoiser import Context, StepEmbedding
+from longview.learner.policies.diffusion.denoisers.denoiser import Context, NoiseStepEmbedding
 
 Conditions = Sequence[Any]
-"""What each block's layer is told, in the order of the blocks."""
+"""Inputs of the blocks' conditioning layers, in the order of the blocks."""
 
 
 class Conditioning(nn.Module, ABC):
-    """One for the whole network, which makes what the `layer` of each of its blocks is told."""
+    """Conditioning of a whole network. It makes the condition of every block."""
 
     @abstractmethod
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
-        """As `Denoiser.context`."""
+        """Compute everything that depends on the observations alone, as `Denoiser.context`."""
 
     @abstractmethod
-    def forward(self, step_B: Tensor, context: Context) -> Conditions:
-        """For training: each sample has a diffusion step of its own."""
+    def forward(self, noise_step_B: Tensor, context: Context) -> Conditions:
+        """Make the conditions for training, where each window has its own diffusion step."""
 
     @abstractmethod
-    def sampler(self, context: Context, steps: Sequence[int], samples: int) -> Callable[[int], Conditions]:
-        """For acting: the conditions at one of these diffusion steps, which hold until the next call."""
+    def sampler(
+        self, context: Context, noise_steps: Sequence[int], candidates: int
+    ) -> Callable[[int], Conditions]:
+        """Return a function for acting: from an index of `noise_steps` to the conditions at that step.
+
+        The conditions are valid until the function is called again.
+        """
 
 
 class CrossAttention(Conditioning):
-    """Every block attends to one token per observed step, and to one of the diffusion step.
+    """Conditioning by attention of every block to one token per observed step and one of the diffusion step.
 
-    After the cross-attention variant of arXiv 2606.16447. Two corrections: tokens are placed by their age, so
-    that now is the same place at every context length, and missing history is masked.
+    This is the cross-attention variant of arXiv 2606.16447, with two changes. Tokens are placed by their age,
+    so that now has the same place at every context length. Missing history is masked.
     """
 
     def __init__(self, config: UNetCrossConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.step = StepEmbedding(config.token_size)
+        self.step = NoiseStepEmbedding(config.token_size)
         self.memory = ContextMemory(config, widths)
 
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(self.memory.tokens(token_BSE), seen_BS)
 
-    def forward(self, step_B: Tensor, context: Context) -> list[Attend]:
-        memory, step_B1E = self.memory, self.step(step_B).unsqueeze(1)
-        parts = (memory.blocks(context.token_BSE), memory.blocks(memory.norm(step_B1E)))
-        return memory.attends(torch.cat(parts, dim=1), _bias(context.seen_BS))
+    def forward(self, noise_step_B: Tensor, context: Context) -> list[Attend]:
+        memory, noise_step_B1E = self.memory, self.step(noise_step_B).unsqueeze(1)
+        parts = (memory.blocks(context.token_BSE), memory.blocks(memory.norm(noise_step_B1E)))
+        return memory.attentions(torch.cat(parts, dim=1), _bias(context.seen_BS))
 
-    def sampler(self, context: Context, steps: Sequence[int], samples: int) -> Callable[[int], list[Attend]]:
+    def sampler(
+        self, context: Context, noise_steps: Sequence[int], candidates: int
+    ) -> Callable[[int], list[Attend]]:
         memory, device = self.memory, context.token_BSE.device
-        # The last token is the diffusion step: only its keys and values are written anew.
-        kept = memory.kept(functional.pad(context.token_BSE, (0, 0, 0, 1)))
-        attends = memory.attends_kept(kept, _bias(context.seen_BS))
-        step_NF = memory.blocks(memory.norm(self.step(torch.tensor(steps, device=device))))
-        step_NC = step_NF.split(memory.sizes, dim=1)
+        # The last token is the diffusion step. Only its keys and values change from call to call.
+        cached = memory.cache(functional.pad(context.token_BSE, (0, 0, 0, 1)))
+        attentions = memory.cached_attentions(cached, _bias(context.seen_BS))
+        noise_step_ZL = memory.blocks(memory.norm(self.step(torch.tensor(noise_steps, device=device))))
+        parts = noise_step_ZL.split(memory.sizes, dim=1)
 
         def conditions(index: int) -> list[Attend]:
-            for part_BCS, part_NC in zip(kept, step_NC, strict=True):
-                part_BCS[:, :, -1] = part_NC[index]
-            return attends
+            for cached_BCS, part_ZC in zip(cached, parts, strict=True):
+                cached_BCS[:, :, -1] = part_ZC[index]
+            return attentions
 
         return conditions
 
 
 def _bias(seen_BS: Tensor) -> Tensor:
-    """Of the logits of context tokens and diffusion step, (B, S + 1).
+    """Return the bias of the logits of context tokens and diffusion step, (B, S + 1).
 
-    The diffusion step weighs as much as all of the context: its share must not shrink as T_o grows.
+    The diffusion step weighs as much as the whole context, so that its share does not shrink as T_o grows.
     """
     return torch.cat((seen_BS, seen_BS.sum(dim=1, keepdim=True)), dim=1).log()
 
 
 class AttentionLayer(nn.Module):
-    """Pre-norm attention to what the block is given, then a feed-forward; both residual."""
+    """Attention to the context, then a feed-forward network. Both are residual and normalise their input."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -104,14 +112,15 @@ class AttentionLayer(nn.Module):
 
 
 class FilmConditioning(Conditioning):
-    """Every block is scaled and shifted by a linear map of all tokens in a row and the diffusion step.
+    """Conditioning by scale and shift of every block, a linear map of all tokens and the diffusion step.
 
-    As in Diffusion Policy, arXiv 2303.04137. The row ends with now; steps that were not seen are zeros in it.
+    This is the conditioning of Diffusion Policy, arXiv 2303.04137. All tokens form one row that ends with
+    now. Steps that were not seen are zeros in it.
     """
 
     def __init__(self, config: UNetFilmConfig, horizon: Horizon, widths: Sequence[int]) -> None:
         super().__init__()
-        self.step = StepEmbedding(config.token_size)
+        self.step = NoiseStepEmbedding(config.token_size)
         self.sizes = [2 * width for width in widths]
         self.of_context = nn.Linear(horizon.context * config.token_size, sum(self.sizes), bias=False)
         self.of_step = nn.Linear(config.token_size, sum(self.sizes))
@@ -119,33 +128,38 @@ class FilmConditioning(Conditioning):
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(functional.mish(token_BSE.masked_fill(~seen_BS.unsqueeze(2), 0)), seen_BS)
 
-    def forward(self, step_B: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
-        return self.split(self.row(context) + self.of_step(functional.mish(self.step(step_B))))
+    def forward(self, noise_step_B: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
+        return self.split(self.map_context(context) + self.of_step(functional.mish(self.step(noise_step_B))))
 
-    def sampler(self, context: Context, steps: Sequence[int], samples: int) -> Callable[[int], Conditions]:
-        context_BF = self.row(context).repeat_interleave(samples, dim=0)
-        step_N = torch.tensor(steps, device=context.seen_BS.device)
-        step_NF = self.of_step(functional.mish(self.step(step_N)))
-        return [self.split(context_BF + step_F) for step_F in step_NF].__getitem__
+    def sampler(
+        self, context: Context, noise_steps: Sequence[int], candidates: int
+    ) -> Callable[[int], Conditions]:
+        context_RL = self.map_context(context).repeat_interleave(candidates, dim=0)
+        noise_step_Z = torch.tensor(noise_steps, device=context.seen_BS.device)
+        noise_step_ZL = self.of_step(functional.mish(self.step(noise_step_Z)))
+        return [self.split(context_RL + noise_step_L) for noise_step_L in noise_step_ZL].__getitem__
 
-    def row(self, context: Context) -> Tensor:
-        """The context's part of all scales and shifts, (B, F): zeros before its oldest step cost nothing."""
+    def map_context(self, context: Context) -> Tensor:
+        """Compute the context's part of all scales and shifts, (B, L).
+
+        Steps before the context's oldest one would be zeros in the row. Their weights are left out.
+        """
         row_BR = context.token_BSE.flatten(1)
         return functional.linear(row_BR, self.of_context.weight[:, -row_BR.shape[1] :])
 
-    def split(self, all_BF: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each block's scale and shift, (B, C, 1)."""
-        scale_shift = (part.unsqueeze(2).chunk(2, dim=1) for part in torch.split(all_BF, self.sizes, dim=1))
+    def split(self, all_BL: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Split the outputs for all blocks into each block's scale and shift, (B, C, 1)."""
+        scale_shift = (part.unsqueeze(2).chunk(2, dim=1) for part in torch.split(all_BL, self.sizes, dim=1))
         return [(scale, shift) for scale, shift in scale_shift]
 
 
 class ScaleAndShift(nn.Module):
-    """Scales and shifts channels, as the condition says."""
+    """Layer that scales and shifts channels by its condition."""
 
     def __init__(self, width: int) -> None:
         """
         Args:
-            width: C, which no weight depends on.
+            width: number of channels C. The layer has no weights.
         """
         super().__init__()
 

@@ -1,7 +1,7 @@
-"""A diffusion transformer over the action axis.
+"""Diffusion transformer over the action positions.
 
-Legend: B batch, S context tokens, T action positions, A action dimensions, E token size,
-F the modulation of all blocks.
+Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
+E token features, L outputs for all blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,22 @@ from longview.learner.policies.diffusion.denoisers.attention import Attend, Cont
 from longview.learner.policies.diffusion.denoisers.denoiser import (
     Context,
     Denoiser,
+    NoiseStepEmbedding,
     Predict,
-    StepEmbedding,
     sinusoid,
 )
 
 
 class DiT(Denoiser):
-    """Actions as tokens that attend to each other and to the context, modulated by the diffusion step.
+    """Transformer whose tokens are actions. They attend to each other and to the context.
 
-    adaLN-zero of Peebles & Xie, arXiv 2212.09748, with cross-attention: untrained blocks are the identity.
-    Actions are placed by their time from now, as the observed steps are.
+    The diffusion step modulates every block: adaLN-zero of Peebles & Xie, arXiv 2212.09748, with
+    cross-attention. Untrained blocks are the identity. Actions are placed by their time from now, like the
+    observed steps.
     """
 
     place_TE: Tensor
+    """Code of each action position."""
 
     def __init__(self, config: DiTConfig, horizon: Horizon, action_size: int) -> None:
         super().__init__()
@@ -40,7 +42,7 @@ class DiT(Denoiser):
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
         self.out = nn.Linear(size, action_size)
         self.memory = ContextMemory(config, [size] * depth)
-        self.step = nn.Sequential(StepEmbedding(size), nn.SiLU())
+        self.step = nn.Sequential(NoiseStepEmbedding(size), nn.SiLU())
         self.modulation = nn.Linear(size, (9 * depth + 2) * size)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -50,35 +52,38 @@ class DiT(Denoiser):
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(self.memory.tokens(token_BSE), seen_BS)
 
-    def forward(self, noisy_BTA: Tensor, step_B: Tensor, context: Context) -> Tensor:
-        attends = self.memory.attends(self.memory.blocks(context.token_BSE), context.seen_BS.log())
-        return self.predict(noisy_BTA, self.modulations(step_B), attends)
+    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+        attentions = self.memory.attentions(self.memory.blocks(context.token_BSE), context.seen_BS.log())
+        return self.predict(noisy_BTA, self.modulations(noise_step_B), attentions)
 
-    def sampler(self, context: Context, steps: Sequence[int], samples: int = 1) -> Predict:
-        kept = self.memory.kept(context.token_BSE)
-        attends = self.memory.attends_kept(kept, context.seen_BS.log())
+    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
+        cached = self.memory.cache(context.token_BSE)
+        attentions = self.memory.cached_attentions(cached, context.seen_BS.log())
         modulations = [
-            self.modulations(torch.tensor([step], device=context.seen_BS.device)) for step in steps
+            self.modulations(torch.tensor([noise_step], device=context.seen_BS.device))
+            for noise_step in noise_steps
         ]
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, modulations[index], attends)
+        return lambda noisy_BTA, index: self.predict(noisy_BTA, modulations[index], attentions)
 
-    def modulations(self, step_B: Tensor) -> Sequence[Tensor]:
-        """Shift, scale and gate (B, 1, E) of all layers; shift and scale of the output."""
-        all_B1F: Tensor = self.modulation(self.step(step_B)).unsqueeze(1)
-        return all_B1F.chunk(all_B1F.shape[2] // self.size, dim=2)
+    def modulations(self, noise_step_B: Tensor) -> Sequence[Tensor]:
+        """Compute shift, scale and gate (B, 1, E) of all layers, then shift and scale of the output."""
+        all_B1L: Tensor = self.modulation(self.step(noise_step_B)).unsqueeze(1)
+        return all_B1L.chunk(all_B1L.shape[2] // self.size, dim=2)
 
-    def predict(self, noisy_BTA: Tensor, modulations: Sequence[Tensor], attends: Sequence[Attend]) -> Tensor:
-        """The prediction (B, T, A), given the modulations and what each block attends to."""
+    def predict(
+        self, noisy_BTA: Tensor, modulations: Sequence[Tensor], attentions: Sequence[Attend]
+    ) -> Tensor:
+        """Predict (B, T, A) with the modulations and each block's attention to the context."""
         x_BTE = self.actions(noisy_BTA) + self.place_TE
         for index, block in enumerate(self.blocks):
-            x_BTE = block(x_BTE, modulations[9 * index : 9 * index + 9], attends[index])
+            x_BTE = block(x_BTE, modulations[9 * index : 9 * index + 9], attentions[index])
         shift_B1E, scale_B1E = modulations[-2:]
         predicted_BTA: Tensor = self.out(self.norm(x_BTE) * (1 + scale_B1E) + shift_B1E)
         return predicted_BTA
 
 
 class Block(nn.Module):
-    """Attention among the actions, attention to the context, a feed-forward; all modulated and residual."""
+    """Self-attention of the actions, attention to the context, feed-forward; all modulated and residual."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -93,8 +98,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTE: Tensor, modulations: Sequence[Tensor], attend_context: Attend) -> Tensor:
         layers: tuple[Callable[[Tensor], Tensor], ...] = (
-            self.mix,
-            partial(self.hear, attend_context),
+            self.attend_to_actions,
+            partial(self.attend_to_context, attend_context),
             self.feed,
         )
         for index, layer in enumerate(layers):
@@ -103,13 +108,13 @@ class Block(nn.Module):
             x_BTE = x_BTE + gate_B1E * self.dropout(y_BTE)
         return x_BTE
 
-    def mix(self, x_BTE: Tensor) -> Tensor:
-        """What each action hears from the others."""
+    def attend_to_actions(self, x_BTE: Tensor) -> Tensor:
+        """Attend from each action to all actions."""
         query_BTE, key_BTE, value_BTE = self.actions(x_BTE).chunk(3, dim=2)
-        mixed_BTE: Tensor = self.mixed(attend(query_BTE, key_BTE, value_BTE, self.heads))
-        return mixed_BTE
+        output_BTE: Tensor = self.mixed(attend(query_BTE, key_BTE, value_BTE, self.heads))
+        return output_BTE
 
-    def hear(self, attend_context: Attend, x_BTE: Tensor) -> Tensor:
-        """What each action hears from the context."""
-        heard_BTE: Tensor = self.heard(attend_context(self.query(x_BTE)))
-        return heard_BTE
+    def attend_to_context(self, attend_context: Attend, x_BTE: Tensor) -> Tensor:
+        """Attend from each action to the context."""
+        output_BTE: Tensor = self.heard(attend_context(self.query(x_BTE)))
+        return output_BTE

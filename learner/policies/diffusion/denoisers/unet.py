@@ -1,6 +1,7 @@
-"""A 1-D UNet over the action axis. Diffusion Policy, arXiv 2303.04137.
+"""1-D UNet over the action positions. Diffusion Policy, arXiv 2303.04137.
 
-Legend: B batch, S context tokens, T action positions, A action dimensions, C channels, E token size.
+Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
+C channels, E token features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ from longview.learner.policies.diffusion.denoisers.denoiser import Context, Deno
 
 
 class UNet(Denoiser):
-    """Two residual blocks at every level, conditioned between their two convolutions.
+    """UNet with two residual blocks at every level. A block is conditioned between its two convolutions.
 
-    T must be a multiple of 2 for every level after the first.
+    T must be a multiple of 2 ** (levels - 1), because every level after the first halves it.
     """
 
     def __init__(
@@ -29,11 +30,11 @@ class UNet(Denoiser):
     ) -> None:
         """
         Args:
-            config: of the convolutions.
+            config: settings of the convolutions.
             action_size: A.
-            layer: makes the layer in the middle of a block of C channels: (B, C, T) and the block's
-                condition -> (B, C, T).
-            conditioning: makes what gives each block its condition, for blocks of these widths.
+            layer: makes the conditioning layer of a block with C channels. The layer maps (B, C, T) and the
+                block's condition to (B, C, T).
+            conditioning: makes the conditioning of blocks with these numbers of channels.
         """
         super().__init__()
         widths = config.widths
@@ -56,29 +57,29 @@ class UNet(Denoiser):
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return self.conditioning.context(token_BSE, seen_BS)
 
-    def forward(self, noisy_BTA: Tensor, step_B: Tensor, context: Context) -> Tensor:
-        return self.predict(noisy_BTA, self.conditioning(step_B, context))
+    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+        return self.predict(noisy_BTA, self.conditioning(noise_step_B, context))
 
-    def sampler(self, context: Context, steps: Sequence[int], samples: int = 1) -> Predict:
-        conditions = self.conditioning.sampler(context, steps, samples)
+    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
+        conditions = self.conditioning.sampler(context, noise_steps, candidates)
         return lambda noisy_BTA, index: self.predict(noisy_BTA, conditions(index))
 
     def predict(self, noisy_BTA: Tensor, conditions: Conditions) -> Tensor:
-        """The prediction (B, T, A), given what the conditioning tells each block."""
-        told = iter(conditions)
+        """Predict (B, T, A) with the condition of each block."""
+        remaining = iter(conditions)
         x_BCT, skips = noisy_BTA.transpose(1, 2), []
         for level in self.down:
-            skip_BCT, x_BCT = level(x_BCT, told)
+            skip_BCT, x_BCT = level(x_BCT, remaining)
             skips.append(skip_BCT)
-        _, x_BCT = self.middle(x_BCT, told)
+        _, x_BCT = self.middle(x_BCT, remaining)
         for level in self.up:
-            _, x_BCT = level(torch.cat((x_BCT, skips.pop()), dim=1), told)
+            _, x_BCT = level(torch.cat((x_BCT, skips.pop()), dim=1), remaining)
         predicted_BTA: Tensor = self.out(x_BCT).transpose(1, 2)
         return predicted_BTA
 
 
 class Level(nn.Module):
-    """Two residual blocks, then a change of resolution; returns what they made before and after it."""
+    """Two residual blocks, then a change of resolution. Returns the outputs before and after the change."""
 
     def __init__(
         self,
@@ -93,14 +94,14 @@ class Level(nn.Module):
         self.second = ResidualBlock(config, width, width, layer)
         self.resize = resize
 
-    def forward(self, x_BCT: Tensor, told: Iterator[Any]) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BCT: Tensor, conditions: Iterator[Any]) -> tuple[Tensor, Tensor]:
         for block in (self.first, self.second):
-            x_BCT = block(x_BCT, next(told))
+            x_BCT = block(x_BCT, next(conditions))
         return x_BCT, self.resize(x_BCT)
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, conditioning, convolution."""
+    """Residual block: convolution, conditioning, convolution."""
 
     def __init__(
         self, config: UNetConfig, inputs: int, width: int, layer: Callable[[int], nn.Module]
@@ -112,13 +113,13 @@ class ResidualBlock(nn.Module):
         self.second = conv_block(config, width, width)
         self.skip = nn.Conv1d(inputs, width, 1) if inputs != width else nn.Identity()
 
-    def forward(self, x_BCT: Tensor, told: Any) -> Tensor:
-        y_BCT: Tensor = self.second(self.condition(self.first(x_BCT), told)) + self.skip(x_BCT)
+    def forward(self, x_BCT: Tensor, condition: Any) -> Tensor:
+        y_BCT: Tensor = self.second(self.condition(self.first(x_BCT), condition)) + self.skip(x_BCT)
         return y_BCT
 
 
 def conv_block(config: UNetConfig, inputs: int, outputs: int) -> nn.Sequential:
-    """Convolution over time, group norm, SiLU; (B, inputs, T) -> (B, outputs, T)."""
+    """Make a convolution over positions, group norm and SiLU: (B, inputs, T) -> (B, outputs, T)."""
     return nn.Sequential(
         nn.Conv1d(inputs, outputs, config.kernel, padding=config.kernel // 2),
         nn.GroupNorm(config.groups, outputs),

@@ -21,9 +21,9 @@ def test_schedule_and_noising_are_those_of_diffusers(steps: int) -> None:
     reference = DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2")
     signal = squared_cosine(steps)
     torch.testing.assert_close(signal, reference.alphas_cumprod)
-    clean, noise, step_B = torch.randn(6, 5, 2), torch.randn(6, 5, 2), torch.randint(steps, (6,))
+    clean, noise, noise_step_B = torch.randn(6, 5, 2), torch.randn(6, 5, 2), torch.randint(steps, (6,))
     torch.testing.assert_close(
-        add_noise(clean, noise, step_B, signal), reference.add_noise(clean, noise, step_B)
+        add_noise(clean, noise, noise_step_B, signal), reference.add_noise(clean, noise, noise_step_B)
     )
 
 
@@ -54,7 +54,7 @@ def test_sampler_is_that_of_diffusers(steps: int, count: int, prediction: Predic
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 def test_sampler_recovers_what_a_perfect_predictor_knows(prediction: Prediction) -> None:
-    """Within the bounds of each dimension; beyond them it stops at the bound."""
+    """A sample beyond the bounds of a dimension ends at the bound."""
     signal, clean, at = squared_cosine(100), torch.rand(3, 4, 2) * 6 - 3, strides(100, 10)
 
     def predict(x: Tensor, index: int) -> Tensor:

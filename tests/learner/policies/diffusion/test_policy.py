@@ -21,19 +21,21 @@ Cut = Callable[[Episode, int, int, int], Segment]
 
 @pytest.fixture
 def batch(policy: DiffusionPolicy, returning: list[Episode], cut: Cut) -> Batch:
-    """Windows of T_o = 6 from the start, the middle and the end of an episode."""
+    """Return windows of T_o = 6 from the start, the middle and the end of an episode."""
     return windows(policy, returning[0], cut, (0, 20, returning[0].length - 1), 6)
 
 
-def windows(policy: DiffusionPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], length: int) -> Batch:
-    """A window each."""
-    segments = [cut(episode, now, length - 1, policy.horizon.after) for now in nows]
-    return build(segments, policy.spec, policy.horizon, length, np.array([[now] for now in nows]))
+def windows(
+    policy: DiffusionPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], context_length: int
+) -> Batch:
+    """Cut one window at each step of `nows`."""
+    segments = [cut(episode, now, context_length - 1, policy.horizon.after) for now in nows]
+    return build(segments, policy.spec, policy.horizon, context_length, np.array([[now] for now in nows]))
 
 
 @pytest.fixture
 def seeing(policy: DiffusionPolicy, looking: list[Episode], looking_spec: TaskSpec) -> DiffusionPolicy:
-    """A policy with cameras, untrained, in evaluation mode."""
+    """Return an untrained policy with cameras, in evaluation mode."""
     torch.manual_seed(0)
     made = DiffusionPolicy(policy.config, looking_spec)
     made.fit(measure(looking, looking_spec))
@@ -47,10 +49,10 @@ def draw(policy: DiffusionPolicy, batch: Batch) -> tuple[torch.Tensor, torch.Ten
 
 
 def loss(
-    policy: DiffusionPolicy, batch: Batch, noise_BTA: torch.Tensor, step_B: torch.Tensor
+    policy: DiffusionPolicy, batch: Batch, noise_BTA: torch.Tensor, noise_step_B: torch.Tensor
 ) -> torch.Tensor:
     return policy.denoising_error(
-        batch, policy.batch_tokens(batch, torch.Generator().manual_seed(0)), noise_BTA, step_B
+        batch, policy.batch_tokens(batch, torch.Generator().manual_seed(0)), noise_BTA, noise_step_B
     )
 
 
@@ -60,19 +62,19 @@ def act(policy: DiffusionPolicy, batch: Batch, noise: NDArray[Any]) -> NDArray[n
         return policy.denoise(token_BSE, batch.seen_BS, noise)
 
 
-def newest(batch: Batch, length: int) -> Batch:
-    """The same windows, shorter; all frames stay."""
-    target_T = np.arange(batch.target_BT.shape[1]) - 2 > -length
+def newest(batch: Batch, context_length: int) -> Batch:
+    """Shorten windows to a context length, and keep all frames."""
+    target_T = np.arange(batch.target_BT.shape[1]) - 2 > -context_length
     return replace(
         batch,
-        frame_BS=batch.frame_BS[:, -length:],
-        seen_BS=batch.seen_BS[:, -length:],
+        frame_BS=batch.frame_BS[:, -context_length:],
+        seen_BS=batch.seen_BS[:, -context_length:],
         target_BT=batch.target_BT & target_T,
     )
 
 
 def one_by_one(batch: Batch) -> Batch:
-    """The same windows, each with frames of its own."""
+    """Give each window frames of its own."""
     frame_F = batch.frame_BS.reshape(-1)
     return replace(
         batch,
@@ -83,17 +85,17 @@ def one_by_one(batch: Batch) -> Batch:
 
 
 def test_closed_past_positions_tell_nothing(policy: DiffusionPolicy, batch: Batch) -> None:
-    """At T_o = 2 one past action is known: what else was executed must not show, in loss or gradient."""
+    """At T_o = 2 one past action is known. Older actions must not change the loss."""
     short = newest(batch, 2)
     changed = short.action_BTA.copy()
     changed[:, 0] += 0.5
-    noise_BTA, step_B = draw(policy, short)
+    noise_BTA, noise_step_B = draw(policy, short)
     one, other = (
-        loss(policy, each, noise_BTA, step_B) for each in (short, replace(short, action_BTA=changed))
+        loss(policy, each, noise_BTA, noise_step_B) for each in (short, replace(short, action_BTA=changed))
     )
     assert torch.equal(one, other)
     assert policy.open(torch.from_numpy(short.seen_BS))[:, :3, 0].tolist() == [
-        [False, False, True],  # the episode began: not even the one before
+        [False, False, True],  # the episode begins here, so the action before it is unknown
         [False, True, True],
         [False, True, True],
     ]
@@ -117,14 +119,14 @@ def test_every_window_weighs_the_same() -> None:
 def test_what_is_predicted_is_what_the_config_says(
     policy: DiffusionPolicy, batch: Batch, prediction: Prediction
 ) -> None:
-    """A network that says nothing errs by as much as there was to say."""
+    """The error of a network that predicts zeros is the squared target."""
     silent = DiffusionPolicy(replace(policy.config, prediction=prediction), policy.spec).eval()
     silent.load_state_dict(policy.state_dict())
-    noise_BTA, step_B = draw(silent, batch)
+    noise_BTA, noise_step_B = draw(silent, batch)
     with torch.no_grad():
         for parameter in silent.denoiser.parameters():
             parameter.zero_()
-        error_BT = loss(silent, batch, noise_BTA, step_B)
+        error_BT = loss(silent, batch, noise_BTA, noise_step_B)
     clean_BTA = silent.actions(torch.from_numpy(batch.action_BTA))
     wanted_BTA = noise_BTA if prediction == "epsilon" else clean_BTA
     expected = wanted_BTA.square().mean(dim=2) * torch.from_numpy(batch.target_BT)
@@ -132,8 +134,8 @@ def test_what_is_predicted_is_what_the_config_says(
 
 
 def test_loss_is_that_of_each_sample_alone(policy: DiffusionPolicy, batch: Batch) -> None:
-    noise_BTA, step_B = draw(policy, batch)
-    together = loss(policy, batch, noise_BTA, step_B)
+    noise_BTA, noise_step_B = draw(policy, batch)
+    together = loss(policy, batch, noise_BTA, noise_step_B)
     for i in range(batch.size):
         one = slice(i, i + 1)
         alone = replace(
@@ -143,25 +145,27 @@ def test_loss_is_that_of_each_sample_alone(policy: DiffusionPolicy, batch: Batch
             action_BTA=batch.action_BTA[one],
             target_BT=batch.target_BT[one],
         )
-        torch.testing.assert_close(loss(policy, alone, noise_BTA[one], step_B[one]), together[one])
+        torch.testing.assert_close(loss(policy, alone, noise_BTA[one], noise_step_B[one]), together[one])
 
 
 @pytest.mark.parametrize("crops", ["centred", "random"])
 def test_gradients_are_those_of_windows_with_frames_of_their_own(
     seeing: DiffusionPolicy, looking: list[Episode], cut: Cut, crops: str
 ) -> None:
-    length, after = 16, seeing.horizon.after
-    segments = [cut(e, 3 + 8 * i, length - 1 + margin(4), after + margin(4)) for i, e in enumerate(looking)]
-    now_GW = nows(segments, 4, np.random.default_rng(0))
-    shared = build(segments, seeing.spec, seeing.horizon, length, now_GW)
+    context_length, after = 16, seeing.horizon.after
+    segments = [
+        cut(e, 3 + 8 * i, context_length - 1 + margin(4), after + margin(4)) for i, e in enumerate(looking)
+    ]
+    now_GJ = nows(segments, 4, np.random.default_rng(0))
+    shared = build(segments, seeing.spec, seeing.horizon, context_length, now_GJ)
     alone = one_by_one(shared)
     assert len(shared.segment_F) < 0.5 * len(alone.segment_F)
-    noise_BTA, step_B = draw(seeing, shared)
+    noise_BTA, noise_step_B = draw(seeing, shared)
     gradients = []
     for each in (shared, alone):
         seeing.zero_grad()
-        torch.manual_seed(0)  # of dropout
-        loss(seeing.train(crops == "random"), each, noise_BTA, step_B).sum().backward()
+        torch.manual_seed(0)  # for dropout
+        loss(seeing.train(crops == "random"), each, noise_BTA, noise_step_B).sum().backward()
         gradients.append([parameter.grad.clone() for parameter in seeing.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert (one - other).abs().max() < 1e-5 * max(1.0, float(one.abs().max()))
@@ -174,8 +178,8 @@ def test_sliced_context_equals_masked_context_with_images(
     short = newest(batch, 3)
     seen_BS = batch.seen_BS & (np.arange(12) >= 9)
     masked = replace(short, frame_BS=batch.frame_BS, seen_BS=seen_BS)
-    noise_BTA, step_B = draw(seeing, batch)
-    one, other = (loss(seeing, each, noise_BTA, step_B) for each in (short, masked))
+    noise_BTA, noise_step_B = draw(seeing, batch)
+    one, other = (loss(seeing, each, noise_BTA, noise_step_B) for each in (short, masked))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     noise = np.random.default_rng(0).standard_normal(batch.action_BTA.shape)
     one, other, longer = (act(seeing, each, noise) for each in (short, masked, batch))
@@ -196,7 +200,7 @@ def test_samples_are_a_function_of_the_noise(policy: DiffusionPolicy, batch: Bat
 def test_samples_stay_within_the_range_of_the_data(
     policy: DiffusionPolicy, returning: list[Episode], batch: Batch, kind: Literal["min_max", "mean_std"]
 ) -> None:
-    # Untrained, what it says of the noise leads anywhere; what it said of the actions would be small.
+    # An untrained network predicts actions near zero, but a prediction of the noise leads beyond the range.
     config = replace(policy.config, normalize={"action": kind}, prediction="epsilon")
     other = DiffusionPolicy(config, policy.spec).eval()
     measured = measure(returning, policy.spec)
@@ -298,8 +302,8 @@ def test_any_number_of_past_actions_trains(
 ) -> None:
     config = replace(policy.config, context_length=8, past_actions=past, future_actions=future)
     other = DiffusionPolicy(config, policy.spec)
-    for length in (1, 3, 8):
-        batch = windows(other, returning[0], cut, (0, 1, 20), length)
+    for context_length in (1, 3, 8):
+        batch = windows(other, returning[0], cut, (0, 1, 20), context_length)
         assert loss(other, batch, *draw(other, batch)).isfinite().all()
         opened = other.open(torch.from_numpy(batch.seen_BS))[:, :, 0].numpy()
         past_positions = np.arange(other.horizon.positions) < other.horizon.past

@@ -1,4 +1,4 @@
-"""The recurrent kind: its loss, its states, and acting with them."""
+"""Tests of recurrent policies: loss, states, and acting with states."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,23 +38,25 @@ def policy(returning: list[Episode]) -> GRUPolicy:
     return made(returning, components=4)
 
 
-def windows(policy: GRUPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], length: int) -> Batch:
-    segments = [cut(episode, now, length - 1, policy.horizon.after) for now in nows]
-    return build(segments, policy.spec, policy.horizon, length, np.array([[now] for now in nows]))
+def windows(
+    policy: GRUPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], context_length: int
+) -> Batch:
+    segments = [cut(episode, now, context_length - 1, policy.horizon.after) for now in nows]
+    return build(segments, policy.spec, policy.horizon, context_length, np.array([[now] for now in nows]))
 
 
 def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episode], cut: Cut) -> None:
-    """In training all steps run at once, in acting one by one: the states are the same."""
+    """States are the same whether all steps run at once, as in training, or one by one, as in acting."""
     batch = windows(policy, returning[0], cut, (0, 2, 20), 8)
     assert batch.seen_BS.sum(axis=1).tolist() == [1, 3, 8]
     with torch.inference_mode():
         token_BSE = policy.batch_tokens(batch, torch.Generator())
         together = policy.states_after(token_BSE, torch.from_numpy(batch.seen_BS))
         for row, seen in enumerate(batch.seen_BS.sum(axis=1)):
-            state_1H = policy.initial_state(1)
+            state_1U = policy.initial_state(1)
             for token_E in token_BSE[row, -seen:]:
-                state_1H = policy.advance(state_1H, token_E[None])
-            torch.testing.assert_close(together[row], state_1H[0], rtol=0, atol=1e-6)
+                state_1U = policy.advance(state_1U, token_E[None])
+            torch.testing.assert_close(together[row], state_1U[0], rtol=0, atol=1e-6)
         one, other = (
             policy.sample(token_BSE, batch.seen_BS, np.zeros((3, 2, 2), np.float32), np.random.default_rng(1))
             for _ in range(2)
@@ -70,10 +72,10 @@ def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None
     with torch.inference_mode():
         error_BT = policy.error(batch, torch.Generator())
         token_BSE = policy.batch_tokens(batch, torch.Generator())
-        state_BH = policy.states_after(token_BSE, torch.from_numpy(batch.seen_BS))
-        action_BKTA, _ = policy.mixture(state_BH)
+        state_BU = policy.states_after(token_BSE, torch.from_numpy(batch.seen_BS))
+        action_BMTA, _ = policy.mixture(state_BU)
         wanted_BTA = policy.actions(torch.from_numpy(batch.action_BTA))
-    expected = (action_BKTA[:, 0] - wanted_BTA).square().mean(dim=2) * torch.from_numpy(batch.target_BT)
+    expected = (action_BMTA[:, 0] - wanted_BTA).square().mean(dim=2) * torch.from_numpy(batch.target_BT)
     torch.testing.assert_close(error_BT, expected)
 
 
@@ -84,14 +86,14 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
     target_BT, spread = torch.from_numpy(batch.target_BT), policy.config.spread
 
     def log_likelihood() -> torch.Tensor:
-        """Up to a constant, of all targets of each window together: (B,)."""
+        """Return the log likelihood of each window's targets, up to a constant: (B,)."""
         token_BSE = policy.batch_tokens(batch, torch.Generator())
-        action_BKTA, logit_BK = policy.mixture(
+        action_BMTA, logit_BM = policy.mixture(
             policy.states_after(token_BSE, torch.from_numpy(batch.seen_BS))
         )
-        off_BKTA = action_BKTA - policy.actions(torch.from_numpy(batch.action_BTA)).unsqueeze(1)
-        square_BK = (off_BKTA.square() * target_BT[:, None, :, None]).sum(dim=(2, 3))
-        return (logit_BK.log_softmax(dim=1) - square_BK / (2 * spread**2)).logsumexp(dim=1)
+        difference_BMTA = action_BMTA - policy.actions(torch.from_numpy(batch.action_BTA)).unsqueeze(1)
+        square_BM = (difference_BMTA.square() * target_BT[:, None, :, None]).sum(dim=(2, 3))
+        return (logit_BM.log_softmax(dim=1) - square_BM / (2 * spread**2)).logsumexp(dim=1)
 
     weights = list(policy.parameters())
     ours = torch.autograd.grad(policy.error(batch, torch.Generator()).sum(), weights)
@@ -102,24 +104,24 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
 
 
 def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
-    """Never a mean of plans; each component about as often as its share."""
-    state_BH = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
+    """Actions are never a mean of plans, and each component is chosen about as often as its share."""
+    state_BU = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
-        action_BKTA, logit_BK = policy.mixture(state_BH[:1])
-        chosen = policy.decide(state_BH, np.random.default_rng(0))
-    bounded = action_BKTA[0].clamp(policy.actions.low, policy.actions.high)
+        action_BMTA, logit_BM = policy.mixture(state_BU[:1])
+        chosen = policy.decide(state_BU, np.random.default_rng(0))
+    bounded = action_BMTA[0].clamp(policy.actions.low, policy.actions.high)
     plans = policy.actions.invert(bounded).numpy()
-    distance_NK = np.abs(chosen[:, None] - plans[None]).max(axis=(2, 3))
-    assert (distance_NK.min(axis=1) < 1e-5).all()
-    share_K = np.bincount(distance_NK.argmin(axis=1), minlength=4) / len(chosen)
-    np.testing.assert_allclose(share_K, logit_BK[0].softmax(dim=0).numpy(), atol=0.05)
+    distance_BM = np.abs(chosen[:, None] - plans[None]).max(axis=(2, 3))
+    assert (distance_BM.min(axis=1) < 1e-5).all()
+    share_M = np.bincount(distance_BM.argmin(axis=1), minlength=4) / len(chosen)
+    np.testing.assert_allclose(share_M, logit_BM[0].softmax(dim=0).numpy(), atol=0.05)
 
 
 # Acting
 
 
 def expected(policy: GRUPolicy, frames: NDArray[Any], T_o: int, seed: int) -> NDArray[np.float32]:
-    """The decision by a state that saw as much as a session's oldest chain: a chain starts every T_o / 4."""
+    """Decide with a state that saw the same steps as a session's oldest chain, without the session."""
     now = len(frames) - 1
     starts = [step for step in range(now + 1) if now - step < T_o and (
         step == 0 or any(step % T_o == chain * T_o // memory.CHAINS for chain in range(memory.CHAINS))
@@ -143,8 +145,8 @@ def test_a_session_decides_by_what_a_state_saw_of_the_last_steps(
     while step + 8 < episode.length:
         new = 1 if step == 0 else int(rng.integers(1, 9))
         fresh = np.array([step == 0])
-        news, told = {"position": frames[step : step + new]}, actions[max(step - 1, 0) : step + new - 1]
-        (action,) = session.act([1], [news], [told], fresh, T_o, np.random.default_rng(step))
+        news, executed = {"position": frames[step : step + new]}, actions[max(step - 1, 0) : step + new - 1]
+        (action,) = session.act([1], [news], [executed], fresh, T_o, np.random.default_rng(step))
         step += new
         np.testing.assert_allclose(
             action, expected(policy, frames[:step], T_o, step - new), rtol=0, atol=1e-5
@@ -159,9 +161,9 @@ def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
     session = PolicySession(policy, 1)
 
     def act(start: int, end: int, T_o: int) -> NDArray[np.float32]:
-        told = actions[max(start - 1, 0) : end - 1]
+        executed = actions[max(start - 1, 0) : end - 1]
         fresh, rng = np.array([start == 0]), np.random.default_rng(end)
-        return session.act([0], [{"position": frames[start:end]}], [told], fresh, T_o, rng)[0]
+        return session.act([0], [{"position": frames[start:end]}], [executed], fresh, T_o, rng)[0]
 
     act(0, 30, 16)
     np.testing.assert_allclose(act(30, 33, 64), expected(policy, frames[:33], 64, 33), rtol=0, atol=1e-5)
@@ -179,7 +181,7 @@ def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
 def test_acting_takes_in_as_many_frames_at_every_context_length(
     policy: GRUPolicy, returning: list[Episode]
 ) -> None:
-    """The state has a fixed size, and every new frame costs the same number of advances."""
+    """Every new frame costs the same number of advances at every context length."""
     frames, actions = returning[0].arrays["observation.position"], returning[0].arrays[ACTION]
     advanced: list[int] = []
     hook = policy.gru.register_forward_hook(lambda module, given, made: advanced.append(given[0].shape[0]))
@@ -187,9 +189,9 @@ def test_acting_takes_in_as_many_frames_at_every_context_length(
     for T_o in (8, 16, 64):
         session = PolicySession(policy, 1)
         for start in range(0, 40, 8):
-            fresh, told = np.array([start == 0]), actions[max(start - 1, 0) : start + 7]
+            fresh, executed = np.array([start == 0]), actions[max(start - 1, 0) : start + 7]
             rng = np.random.default_rng(0)
-            session.act([0], [{"position": frames[start : start + 8]}], [told], fresh, T_o, rng)
+            session.act([0], [{"position": frames[start : start + 8]}], [executed], fresh, T_o, rng)
         counts[T_o], advanced[:] = list(advanced), []
     hook.remove()
     assert counts[8] == counts[16] == counts[64] == [memory.CHAINS] * 40

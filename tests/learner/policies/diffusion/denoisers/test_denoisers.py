@@ -1,4 +1,4 @@
-"""What holds for every architecture, and whether heads share keys and values or not."""
+"""Tests of every architecture, with heads that share keys and values and with heads that do not."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet_film": UNET,
     "dit": {"depth": 2, "heads": 2},
 }
-STEP_B = torch.tensor([0, 50, 99])
+NOISE_STEP_B = torch.tensor([0, 50, 99])
 
 
 @pytest.fixture(
@@ -35,7 +35,7 @@ def untrained(request: pytest.FixtureRequest) -> Denoiser:
 
 @pytest.fixture
 def denoiser(untrained: Denoiser) -> Denoiser:
-    """As if it had been trained: no parameter is zero any more."""
+    """Return a denoiser as if it had been trained: no parameter is zero."""
     with torch.no_grad():
         for parameter in untrained.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -51,7 +51,7 @@ def noisy(batch: int = 3) -> Tensor:
 
 
 def last(*lengths: int) -> Tensor:
-    """All but the newest steps of each sample are masked."""
+    """Return the mask of each sample's newest steps."""
     return torch.arange(LONGEST) >= LONGEST - torch.tensor(lengths).unsqueeze(1)
 
 
@@ -64,7 +64,7 @@ def test_masked_tokens_have_no_influence_and_no_gradient(denoiser: Denoiser) -> 
     other_BSE = torch.where(seen_BS[..., None], token_BSE, 1e4)
     token_BSE.requires_grad_()
     contexts = [denoiser.context(each, seen_BS) for each in (token_BSE, other_BSE)]
-    one, other = (denoiser(noisy(), STEP_B, context) for context in contexts)
+    one, other = (denoiser(noisy(), NOISE_STEP_B, context) for context in contexts)
     assert torch.equal(one, other)
     one.square().sum().backward()
     assert token_BSE.grad is not None
@@ -77,9 +77,9 @@ def test_masked_tokens_have_no_influence_and_no_gradient(denoiser: Denoiser) -> 
 
 def test_sliced_context_equals_masked_context(denoiser: Denoiser) -> None:
     token_BSE, eight, nine = tokens(), last(8, 8, 8), last(9, 9, 9)
-    masked = denoiser(noisy(), STEP_B, denoiser.context(token_BSE, eight))
-    sliced = denoiser(noisy(), STEP_B, denoiser.context(token_BSE[:, -8:], eight[:, -8:]))
-    longer = denoiser(noisy(), STEP_B, denoiser.context(token_BSE, nine))
+    masked = denoiser(noisy(), NOISE_STEP_B, denoiser.context(token_BSE, eight))
+    sliced = denoiser(noisy(), NOISE_STEP_B, denoiser.context(token_BSE[:, -8:], eight[:, -8:]))
+    longer = denoiser(noisy(), NOISE_STEP_B, denoiser.context(token_BSE, nine))
     torch.testing.assert_close(masked, sliced, rtol=0, atol=1e-5)
     assert largest(longer - sliced) > 1e-3
 
@@ -87,14 +87,14 @@ def test_sliced_context_equals_masked_context(denoiser: Denoiser) -> None:
 def test_the_diffusion_step_and_the_age_of_a_token_matter(denoiser: Denoiser) -> None:
     seen_BS, token_BSE = last(8, 8, 8)[:, -8:], tokens()[:, -8:]
     context, swapped = (denoiser.context(each, seen_BS) for each in (token_BSE, token_BSE.flip(1)))
-    predicted = denoiser(noisy(), STEP_B, context)
-    assert largest(predicted - denoiser(noisy(), STEP_B + 1, context)) > 1e-4
-    assert largest(predicted - denoiser(noisy(), STEP_B, swapped)) > 1e-3
+    predicted = denoiser(noisy(), NOISE_STEP_B, context)
+    assert largest(predicted - denoiser(noisy(), NOISE_STEP_B + 1, context)) > 1e-4
+    assert largest(predicted - denoiser(noisy(), NOISE_STEP_B, swapped)) > 1e-3
 
 
 @pytest.mark.parametrize("lengths", [(1,), (64,), (64, 64, 64), (64, 20, 1, 7, 30)])
 def test_a_sampler_predicts_as_forward_does(denoiser: Denoiser, lengths: tuple[int, ...]) -> None:
-    """At any of its steps, in any order, and however many samplers there are."""
+    """The predictions agree at every diffusion step, in any order, with several samplers alive."""
     batch, longest = len(lengths), max(lengths)
     token_BSE, seen_BS = tokens(batch)[:, -longest:], last(*lengths)[:, -longest:]
     steps = [90, 40, 0]
@@ -109,20 +109,20 @@ def test_a_sampler_predicts_as_forward_does(denoiser: Denoiser, lengths: tuple[i
 
 def test_samples_of_a_batch_do_not_mix(denoiser: Denoiser) -> None:
     token_BSE, seen_BS, noisy_BTA = tokens(), last(8, 1, 30), noisy()
-    together = denoiser(noisy_BTA, STEP_B, denoiser.context(token_BSE, seen_BS))
+    together = denoiser(noisy_BTA, NOISE_STEP_B, denoiser.context(token_BSE, seen_BS))
     for i in range(3):
         one = slice(i, i + 1)
-        alone = denoiser(noisy_BTA[one], STEP_B[one], denoiser.context(token_BSE[one], seen_BS[one]))
+        alone = denoiser(noisy_BTA[one], NOISE_STEP_B[one], denoiser.context(token_BSE[one], seen_BS[one]))
         torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_every_parameter(untrained: Denoiser) -> None:
-    """After one step: the transformer's blocks begin as the identity."""
+    """The gradients are checked after one step, because the transformer's blocks begin as the identity."""
     optimizer = torch.optim.SGD(untrained.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
         context = untrained.context(tokens(), last(64, 64, 64))
-        (untrained(noisy(), STEP_B, context) - 1).square().mean().backward()
+        (untrained(noisy(), NOISE_STEP_B, context) - 1).square().mean().backward()
         optimizer.step()
     silent = [
         name
@@ -134,10 +134,10 @@ def test_gradients_reach_every_parameter(untrained: Denoiser) -> None:
 
 def test_bfloat16_is_finite_and_close(denoiser: Denoiser) -> None:
     token_BSE, seen_BS = tokens().requires_grad_(), last(64, 1, 30)
-    exact = denoiser(noisy(), STEP_B, denoiser.context(token_BSE, seen_BS))
+    exact = denoiser(noisy(), NOISE_STEP_B, denoiser.context(token_BSE, seen_BS))
     with torch.autocast("cpu", torch.bfloat16):
         context = denoiser.context(token_BSE, seen_BS)
-        predicted = denoiser(noisy(), STEP_B, context)
+        predicted = denoiser(noisy(), NOISE_STEP_B, context)
         with torch.no_grad():
             acted = denoiser.sampler(context, [50])(noisy(), 0)
     assert largest(predicted - exact) < 0.05 * largest(exact)

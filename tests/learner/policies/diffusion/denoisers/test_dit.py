@@ -24,7 +24,7 @@ def test_untrained_blocks_are_the_identity() -> None:
     assert torch.equal(predicted(model, noisy_BTA), alone)
 
 
-def test_every_block_hears_the_context() -> None:
+def test_every_block_attends_to_the_context() -> None:
     model = dit(depth=3)
     torch.nn.init.normal_(model.modulation.weight)
     out = predicted(model, torch.randn(3, 7, 2))
@@ -34,6 +34,6 @@ def test_every_block_hears_the_context() -> None:
 
 
 def test_past_actions_are_in_the_place_of_their_observed_steps() -> None:
-    """Two of them: those of the two steps before now."""
+    """The two past actions have the codes of the two steps before now."""
     observed_1SE = placed(torch.zeros(1, 4, 8))
     torch.testing.assert_close(dit(depth=1).place_TE[:3], observed_1SE[0, -3:])
