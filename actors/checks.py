@@ -63,7 +63,7 @@ class Finding:
 
 
 def check_task(task: Task) -> Iterator[Finding]:
-    """Check a task.
+    """Run all checks on a task.
 
     Yields:
         what each check found. What depends on something that is wrong is left out.

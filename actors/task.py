@@ -109,7 +109,7 @@ def task_names() -> list[str]:
 
 
 def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
-    """Load a task.
+    """Load a task by its name, or by module:attribute.
 
     Args:
         name: name of an installed task; or `module:attribute`, with a module on the Python path or in the

@@ -26,8 +26,8 @@ Address = Annotated[
 
 
 def main() -> None:
-    """Entry point; exit codes: 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
-    # To be told to stop, by `longview stop` or a cluster, is to be interrupted.
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
+    # `longview stop` and a cluster send SIGTERM: it interrupts like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
@@ -122,14 +122,13 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
-    choose_ray_auth(address)
-    # Before there is a run's folder: without Ray there shall be none.
-    from longview.cluster.driver import launch as launching
-
     if run is None:
         run = create_run(config)
     else:
         run.lock()
+    choose_ray_auth(address)
+    from longview.cluster.driver import launch as launching
+
     raise typer.Exit(launching.launch(config, run, address))
 
 

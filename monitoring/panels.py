@@ -29,7 +29,7 @@ class Panel:
     """One plot, table or number of a dashboard."""
 
     title: str
-    """Heading."""
+    """Heading of the panel."""
     description: str
     """Explanation, with the value from which on it is bad; Grafana shows it behind the *i*."""
     kind: Kind
@@ -59,7 +59,7 @@ class Dashboard:
     uid: str
     """Name in Grafana's addresses."""
     title: str
-    """Heading."""
+    """Heading of the dashboard."""
     description: str
     """The question that the dashboard answers."""
     panels: tuple[Panel, ...]

@@ -197,7 +197,7 @@ def join_chunks(chunks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def encode_record(record: Record) -> bytes:
-    """Encode a record.
+    """Encode an episode's record as bytes.
 
     Raises:
         EpisodeError: the record holds values that are not plain or do not fit 64 bits, or is too large.

@@ -35,7 +35,7 @@ main()
 
 
 LENGTHS = (30, 12, 45, 12, 1, 20)
-"""Of the episodes of `push_t_buffer`, in steps."""
+"""Lengths of the episodes of `push_t_buffer`, in steps."""
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,24 @@ class DiffusionConfig(PolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionConfig(DiffusionConfig):
+    """Settings of a network that attends to the tokens of the context."""
+
+    heads: int = AS_SIZE
+    """Number of heads in every attention."""
+    heads_per_key: int = AS_SIZE
+    """Number of heads that share keys and values of the context. More of them make long contexts cheaper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "heads", "heads_per_key")
+        require(
+            self.heads % self.heads_per_key == 0,
+            f"heads {self.heads} must be a multiple of heads_per_key {self.heads_per_key}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class UNetConfig(DiffusionConfig):
     """Settings that both UNets have."""
 
@@ -123,20 +141,15 @@ class UNetConfig(DiffusionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetCrossConfig(UNetConfig):
+class UNetCrossConfig(AttentionConfig, UNetConfig):
     """Settings of a UNet whose blocks attend to one token per observed step."""
 
     sizes: ClassVar = joined(SHARED, WIDTHS, HEADS)
 
     architecture: str = "unet_cross"
-    heads: int = AS_SIZE
-    """Number of heads in the attention to the context."""
-    heads_per_key: int = AS_SIZE
-    """Number of heads that share keys and values of the context. More of them make long contexts cheaper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self.heads, self.heads_per_key)
         multiples("heads", self.heads, self.widths)
 
     def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
@@ -163,7 +176,7 @@ class UNetFilmConfig(UNetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig(DiffusionConfig):
+class DiTConfig(AttentionConfig):
     """Settings of a transformer over the actions. All its layers have the width `token_size`."""
 
     sizes: ClassVar = joined(SHARED, DEPTHS, HEADS)
@@ -171,15 +184,10 @@ class DiTConfig(DiffusionConfig):
     architecture: str = "dit"
     depth: int = AS_SIZE
     """Number of the transformer's blocks."""
-    heads: int = AS_SIZE
-    """Number of heads in every attention."""
-    heads_per_key: int = AS_SIZE
-    """Number of heads that share keys and values of the context. More of them make long contexts cheaper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "depth")
-        check_heads(self.heads, self.heads_per_key)
         require(
             self.token_size % self.heads == 0,
             f"token_size {self.token_size} must be a multiple of heads {self.heads}",
@@ -189,17 +197,6 @@ class DiTConfig(DiffusionConfig):
         from longview.learner.policies.diffusion.denoisers.dit import DiT
 
         return DiT(self, horizon, action_size)
-
-
-def check_heads(heads: int, heads_per_key: int) -> None:
-    """Require that the number of heads is a multiple of the heads per key.
-
-    Raises:
-        ValueError: it is not.
-    """
-    require(heads > 0, f"heads must be positive, not {heads}")
-    require(heads_per_key > 0, f"heads_per_key must be positive, not {heads_per_key}")
-    require(heads % heads_per_key == 0, f"heads {heads} must be a multiple of heads_per_key {heads_per_key}")
 
 
 def multiples(name: str, value: int, widths: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longview.learner.policies.diffusion.config import DiTConfig, UNetCrossConfig
+from longview.learner.policies.diffusion.config import AttentionConfig
 from longview.learner.policies.diffusion.denoisers.denoiser import placed
 
 Attend = Callable[[Tensor], Tensor]
@@ -25,7 +25,7 @@ Attend = Callable[[Tensor], Tensor]
 class ContextMemory(nn.Module):
     """Keys and values of the context for all blocks of a network."""
 
-    def __init__(self, config: UNetCrossConfig | DiTConfig, widths: Sequence[int]) -> None:
+    def __init__(self, config: AttentionConfig, widths: Sequence[int]) -> None:
         """
         Args:
             config: settings of the attention.
