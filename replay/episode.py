@@ -5,7 +5,7 @@ before the action, the action that was executed, and the reward that followed.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from longview.replay.errors import EpisodeError
 
-SOURCES: Final = ("demo", "rollout", "dagger", "import")
-"""Sources, where an episode came from. `demo`: a scripted expert. `rollout`: a policy. `dagger`: a policy
-whose steps an expert labelled. `import`: a data set."""
+SOURCES: Final = ("demo", "import", "rollout", "correction", "human")
+"""Sources, where an episode came from. `demo`: a scripted expert. `import`: a data set. `rollout`: a policy.
+`correction`: a policy that an expert or a person corrected, by taking over or by labels. `human`: a
+person."""
+
+RENAMED_SOURCES: Final = {"dagger": "correction"}
+"""Sources of Longview 0.1 that have another name now."""
 
 OUTCOMES: Final = ("success", "wrong", "failure", "invalid")
 """Outcomes, how an episode ended. `success`: the task was completed at the right place. `wrong`: it was
@@ -168,7 +172,7 @@ class EpisodeMeta:
         if not _ID.fullmatch(self.id):
             raise EpisodeError(f"episode id must match {_ID.pattern}, not {self.id!r}")
         if self.source not in SOURCES:
-            raise EpisodeError(f"source must be one of {', '.join(SOURCES)}, not {self.source!r}")
+            raise EpisodeError(f"source: {unknown_sources([self.source])}")
 
 
 def episode_id(source: str, task: str, index: int) -> str:
@@ -249,8 +253,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         found = [stratum_names(stratum) for stratum in self.mix]
-        if unknown := sorted({source for source, _, _ in found} - {*SOURCES, "*"}):
-            raise ValueError(f"mix: unknown sources {unknown}, there are {', '.join(SOURCES)}")
+        if others := {source for source, _, _ in found} - {*SOURCES, "*"}:
+            raise ValueError(f"mix: {unknown_sources(others)}")
         ends = {outcome for _, outcome, _ in found} - {"*"} | set(self.outcomes)
         if unknown := sorted(ends - set(DRAWABLE)):
             raise ValueError(f"outcomes: {unknown} cannot be drawn, only {', '.join(DRAWABLE)} can")
@@ -266,6 +270,18 @@ class Selection:
 
     def __hash__(self) -> int:
         return hash((frozenset(self.mix.items()), self.by, self.half_life, self.outcomes, self.task))
+
+
+def unknown_sources(names: Iterable[str]) -> str:
+    """Return what is wrong with names that are not in `SOURCES`, and what to write instead."""
+    unknown = sorted(names)
+    for name in unknown:
+        if name in RENAMED_SOURCES:
+            return (
+                f"source {name} is called {RENAMED_SOURCES[name]} now; "
+                "`longview store migrate RUN` renames it in a run of Longview 0.1"
+            )
+    return f"unknown sources {unknown}, there are {', '.join(SOURCES)}"
 
 
 def stratum_names(stratum: str) -> tuple[str, str, str]:

@@ -89,7 +89,7 @@ def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
 
 def test_no_seed_is_both_trained_on_and_evaluated() -> None:
     seeds = {purpose: {episode_seed(3, purpose, index) for index in range(2000)} for purpose in PURPOSES}
-    trained = seeds["demo"] | seeds["dagger"] | seeds["rollout"]
+    trained = seeds["demo"] | seeds["correction"] | seeds["rollout"]
     assert not trained & seeds["evaluation"]
     assert len(seeds["demo"]) == len(seeds["evaluation"]) == 2000
     assert all(seed % 2 for seed in seeds["evaluation"])

@@ -121,7 +121,7 @@ def test_what_is_there(connect: Connect, write: Any) -> None:
     store = connect()
     ids = [write(store, number, source=source) for source in SOURCES for number in (3, 1, 2)]
     assert store.ids() == sorted(ids)
-    assert store.ids("dagger") == [episode_id("dagger", "walk", number) for number in (1, 2, 3)]
+    assert store.ids("correction") == [episode_id("correction", "walk", number) for number in (1, 2, 3)]
     assert len(store) == 12
     assert ids[0] in store
     assert "rollout.walk.000000009" not in store
@@ -350,19 +350,19 @@ def test_the_oldest_that_are_no_demonstrations_give_way(
     budget = sizes(store) + 2 * (sizes(store) // 4)
     small = connect(byte_budget=budget)
     for number in range(1, 9):
-        write(small, number, source="dagger" if number % 2 else "rollout")
+        write(small, number, source="correction" if number % 2 else "rollout")
         assert sizes(small) <= budget
     assert store.ids("demo") == demos
-    assert [*store.ids("rollout"), *store.ids("dagger")] == [
+    assert [*store.ids("rollout"), *store.ids("correction")] == [
         episode_id(source, "walk", number)
-        for source, number in [("rollout", 6), ("rollout", 8), ("dagger", 7)]
+        for source, number in [("rollout", 6), ("rollout", 8), ("correction", 7)]
     ]
     stats = store.stats()
     assert stats.total.episodes == len(store.ids()) == 6
     assert len(chunk_keys(redis, namespace)) == 6 * 3
     assert stats.total.bytes == sum(count.bytes for count in stats.stored.values())
     assert stats.committed[("rollout", "success")].episodes == 5
-    assert stats.committed[("dagger", "success")].episodes == 4
+    assert stats.committed[("correction", "success")].episodes == 4
 
 
 @everywhere

@@ -47,9 +47,9 @@ def test_episodes_come_and_go() -> None:
     # The row of b is free and used again.
     found.apply(0, reply(7, demo=entries("e", "a-longer-name-than-any-before", start=6)))
     assert drawn(found) == {"a", "c", "d", "e", "a-longer-name-than-any-before"}
-    found.apply(0, reply(2, everything=True, dagger=entries("f")))
+    found.apply(0, reply(2, everything=True, correction=entries("f")))
     assert found.ids() == ["c", "f"]
-    assert found.known(0) == [2] * 6
+    assert found.known(0) == [2] * 7
 
 
 def test_an_episode_that_came_again_is_not_removed_by_what_was_before() -> None:
@@ -66,9 +66,9 @@ def test_a_long_list_comes_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Index(1)
     assert found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=entries("x", start=5)))
     # Demonstrations are known up to b, at time 2, and the other lists up to the clock. Priorities must wait.
-    assert found.known(0) == [9, 0, 2, 9, 9, 9]
+    assert found.known(0) == [9, 0, 2, 9, 9, 9, 9]
     assert not found.apply(0, reply(9, prioritized=(("c:0", 9),), demo=entries("c", start=3)))
-    assert found.known(0) == [9] * 6
+    assert found.known(0) == [9] * 7
     assert found.ids() == ["a", "b", "c", "x"]
     assert drawn(found, Selection({"*": 1}, by="priority")) == {"a", "b", "x"}
 
@@ -103,8 +103,8 @@ def test_what_is_held_out_or_invalid_is_never_drawn() -> None:
 def test_steps_that_were_ever_committed() -> None:
     found = Index(2)
     totals = [b"ever:demo:success:steps", b"30", b"ever:demo:failure:steps", b"5", b"live:demo:steps", b"99"]
-    found.apply(0, [1, totals, *([] for _ in range(6))])
-    found.apply(1, [1, [b"ever:rollout:success:steps", b"8", b"ever:demo:invalid:steps", b"70"], *([[]] * 6)])
+    found.apply(0, [1, totals, *([] for _ in range(7))])
+    found.apply(1, [1, [b"ever:rollout:success:steps", b"8", b"ever:demo:invalid:steps", b"70"], *([[]] * 7)])
     for selection, steps in [
         (EVERYTHING, 43), (Selection({"demo": 1}), 35), (Selection({"demo": 1}, outcomes=("success",)), 30),
         (Selection({"demo/failure": 1, "rollout": 0}), 5), (Selection({"demo": 1, "*/success": 1}), 43),

@@ -174,7 +174,7 @@ def lose_entry(store: EpisodeStore, redis: Redis) -> None:
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "dagger"), {"nobody:10:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "correction"), {"nobody:10:success:walk": 7})
 
 
 def change_entry(store: EpisodeStore, redis: Redis) -> None:
@@ -221,7 +221,7 @@ def break_contract(store: EpisodeStore, redis: Redis) -> None:
     ("damage", "kind", "what", "why", "left"),
     [
         (lose_entry, "index", DEMO, "not listed", 8),
-        (add_entry, "index", "nobody", "listed under dagger as nobody:10:success:walk", 8),
+        (add_entry, "index", "nobody", "listed under correction as nobody:10:success:walk", 8),
         (change_entry, "index", DEMO, f"not listed, listed under demo as {DEMO}:999", 8),
         (change_totals, "totals", "live:demo:steps", "says ", 8),
         (leave_chunks, "expiry", "nobody:0123456789abcdef", "chunks of no episode", 8),
