@@ -45,10 +45,17 @@ REWARD: Final = "reward"
 EXPERT_ACTION: Final = "expert_action"
 """Name of the optional expert labels in an episode, (T, A) float32: what the expert would have done."""
 
+CONTROLLER: Final = "controller"
+"""Name of who was in control at each step of an episode, (T,) uint8: `BY_POLICY`, `BY_EXPERT` or
+`BY_PERSON`."""
+
 _ID = re.compile(r"[a-z0-9_.\-]{1,128}")
 
 Array = NDArray[Any]
 """A numpy array of any shape and dtype."""
+
+BY_POLICY, BY_EXPERT, BY_PERSON = (np.array(value, np.uint8) for value in range(3))
+"""Values of `CONTROLLER` at a step: a policy, a scripted expert, a person."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ class TaskSpec:
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the specs of the arrays that every episode of this task holds, by their name in it."""
         observations = {OBSERVATION_PREFIX + key: spec for key, spec in self.observation.items()}
-        return observations | {ACTION: self.action, REWARD: ArraySpec(())}
+        controller = ArraySpec((), "uint8", float(BY_POLICY), float(BY_PERSON))
+        return observations | {ACTION: self.action, REWARD: ArraySpec(()), CONTROLLER: controller}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain types, for msgpack and JSON."""
@@ -175,6 +183,21 @@ class EpisodeMeta:
             raise EpisodeError(f"source: {unknown_sources([self.source])}")
 
 
+def implied_controller(meta: EpisodeMeta) -> Array | None:
+    """Return who was in control at every step of an episode whose steps do not say it; None for a correction,
+    where control changes hands. An imported episode is an expert's unless a policy acted."""
+    match meta.source:
+        case "correction":
+            return None
+        case "human":
+            return BY_PERSON
+        case "rollout":
+            return BY_POLICY
+        case "import" if meta.policy_versions:
+            return BY_POLICY
+    return BY_EXPERT
+
+
 def episode_id(source: str, task: str, index: int) -> str:
     """Return the id of the index-th episode of a source. Ids sort by index, and a job that is run again gets
     the same ids."""
@@ -190,7 +213,8 @@ class Episode:
     outcome: str
     """Outcome of the episode, one of `OUTCOMES`."""
     arrays: Mapping[str, Array]
-    """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), optional `expert_action` (T, A)."""
+    """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), `controller` (T,), optional
+    `expert_action` (T, A)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Further facts from the data set that the episode was imported from: plain values by name. Longview does
     not interpret them; an export writes them back."""
@@ -307,11 +331,19 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
     return None
 
 
+def learnable(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
+    """Tell which steps (T,) of an episode there is something to learn from: an expert or a person was in
+    control, or the step carries an `expert_action`."""
+    found: NDArray[np.bool_] = (arrays[CONTROLLER] != BY_POLICY) | (EXPERT_ACTION in arrays)
+    return found
+
+
 def validate_step(step: Mapping[str, Array], spec: TaskSpec) -> None:
     """Check one step, arrays without time axis, against a task.
 
     Raises:
-        EpisodeError: a key is missing or unknown, a shape or dtype differs, or a value is not finite.
+        EpisodeError: a key is missing or unknown, a shape or dtype differs, a value is not finite, or a
+            controller is unknown.
     """
     _validate(step, spec, leading=())
 
@@ -351,3 +383,7 @@ def _validate(arrays: Mapping[str, Array], spec: TaskSpec, leading: tuple[int, .
             )
         if dtype == "float32" and not np.isfinite(array).all():
             raise EpisodeError(f"task {spec.name}: {name} holds values that are not finite")
+    if (highest := arrays[CONTROLLER].max()) > BY_PERSON:
+        raise EpisodeError(
+            f"task {spec.name}: {CONTROLLER} is 0 (a policy), 1 (an expert) or 2 (a person), not {highest}"
+        )

@@ -222,4 +222,5 @@ def _read(store: EpisodeStore, ids: Sequence[str]) -> Iterator[Episode]:
 
 def _plain(record: Record) -> dict[str, Any]:
     meta = asdict(record.meta)
-    return meta | {"outcome": record.outcome, "steps": record.length, "bytes": record.bytes}
+    sizes = {"steps": record.length, "learnable": record.learnable, "bytes": record.bytes}
+    return meta | {"outcome": record.outcome} | sizes

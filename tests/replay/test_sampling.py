@@ -26,6 +26,7 @@ def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
         order=np.argsort(np.array(ids, np.bytes_)),
         id=np.array(ids, np.bytes_),
         length=np.array(lengths, np.int32),
+        learnable=np.array(lengths, np.int32),
         source=np.array([SOURCES.index(source) for source in sources], np.int8),
         outcome=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
         task=np.array([known.index(task) for task in tasks], np.int32),

@@ -27,7 +27,7 @@ def reply(
 
 
 def entries(*ids: str, start: int = 1, length: int = 10) -> tuple[Any, ...]:
-    return tuple((f"{id}:{length}:success:walk", start + number) for number, id in enumerate(ids))
+    return tuple((f"{id}:{length}:5:success:walk", start + number) for number, id in enumerate(ids))
 
 
 def drawn(found: Index, selection: Selection = EVERYTHING) -> set[str]:
@@ -87,10 +87,19 @@ def test_order_does_not_matter() -> None:
     assert first == second
 
 
+def test_the_table_holds_the_learnable_steps() -> None:
+    found = Index(1)
+    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:0:success:walk", 3),)))
+    table = found.plan(EVERYTHING).table
+    assert dict(zip(table.id[table.order], table.learnable[table.order], strict=True)) == {
+        **{b"a": 5, b"b": 5, b"c": 0}
+    }
+
+
 def test_what_is_held_out_or_invalid_is_never_drawn() -> None:
     found = Index(1)
     found.hold_out(["a", "later"])
-    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:invalid:walk", 3),)))
+    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:10:invalid:walk", 3),)))
     assert drawn(found) == {"b"}
     found.apply(0, reply(12, demo=entries("later", "d", start=10)))
     found.hold_out(["b"])
