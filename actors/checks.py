@@ -31,6 +31,8 @@ from longview.actors.trial import (
 )
 from longview.replay.episode import (
     ACTION,
+    BY_EXPERT,
+    CONTROLLER,
     OBSERVATION_PREFIX,
     OUTCOMES,
     REWARD,
@@ -129,6 +131,7 @@ def _observations(trial: Trial) -> Judgement:
     """Observations have the spec's keys, shapes, dtypes and ranges."""
     spec, count = trial.task.spec, 0
     rest: dict[str, Any] = {ACTION: np.zeros(spec.action.shape, np.float32), REWARD: np.float32(0)}
+    rest[CONTROLLER] = BY_EXPERT
     for played in trial.episodes:
         # The last one of an invalid episode need not be finite.
         seen = played.observations[:-1] if played.outcome == "invalid" else played.observations

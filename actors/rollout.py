@@ -20,7 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longview.actors.task import Action, ActionError, Environment, Expert, Observation, Task
-from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array, EpisodeMeta
+from longview.replay.episode import (
+    ACTION,
+    BY_EXPERT,
+    BY_POLICY,
+    CONTROLLER,
+    EXPERT_ACTION,
+    OBSERVATION_PREFIX,
+    REWARD,
+    Array,
+    EpisodeMeta,
+)
 
 
 class Policy(Protocol):
@@ -273,7 +283,8 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
         return _end(lane, "invalid", clock)
     if lane.recorder is not None:
         step: dict[str, Array] = {OBSERVATION_PREFIX + key: row for key, row in lane.observation.items()}
-        step |= {ACTION: action, REWARD: np.asarray(reward, np.float32)}
+        controller = BY_EXPERT if lane.chunk is None else BY_POLICY
+        step |= {ACTION: action, REWARD: np.asarray(reward, np.float32), CONTROLLER: controller}
         if lane.assignment.label and label is not None:
             step[EXPERT_ACTION] = label
         lane.recorder.append(step)

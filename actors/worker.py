@@ -18,7 +18,7 @@ from longview.replay.redis.sender import Queue
 
 log = logging.getLogger(__name__)
 
-PURPOSES = ("demo", "dagger", "rollout", "evaluation")
+PURPOSES = ("demo", "correction", "rollout", "evaluation")
 """Purposes of an order; seeds depend on their places here."""
 REPORT_SECONDS = 1.0
 """Least time between two reports while an order is worked on."""
@@ -43,7 +43,7 @@ class Order:
     nothing to the store."""
 
     purpose: str
-    """`demo`, `dagger` and `rollout` collect into that source; `evaluation` records nothing."""
+    """`demo`, `correction` and `rollout` collect into that source; `evaluation` records nothing."""
     first: int
     """Index of the first episode."""
     count: int
@@ -152,7 +152,7 @@ class Worker:
         return Result(outcomes, self._clock.steps - before, worn)
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
-        expert = order.purpose in ("demo", "dagger")
+        expert = order.purpose in ("demo", "correction")
         indices = range(order.first, order.first + order.count)
         ids = {index: episode_id(order.purpose, self.task.spec.name, index) for index in indices}
         wanted = set(ids.values())

@@ -20,7 +20,7 @@ def actor_report() -> bytes:
     actors = ActorsConfig(simulators=4, noise=0)
     worker = Worker(load_task("counting"), actors, 0, "actor-0", None, reports.append)
     worker.work(Order("evaluation", 0, 8, 1, beta=1.0), None)
-    for source in ("demo", "dagger"):
+    for source in ("demo", "correction"):
         for outcome in ("success", "wrong", "failure"):
             labels = {"task": "counting", "source": source, "outcome": outcome}
             worker.totals.add("longview_episodes_total", 1, **labels)

@@ -320,7 +320,7 @@ class Driver:
         self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
         # Late in a training: before, the expert would decide in place of the policy.
         self._version = config.learner.steps * batches
-        self._orders = Orders(config, RETURN_POINT.spec, purpose="dagger", collected=self._version)
+        self._orders = Orders(config, RETURN_POINT.spec, purpose="correction", collected=self._version)
         self._dispatcher = Dispatcher(self._orders)
         for index, actor in enumerate(actors):
             self._dispatcher.add(f"actor-{index}", actor)

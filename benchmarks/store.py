@@ -378,7 +378,7 @@ def draws(quick: bool) -> dict[str, list[float]]:
         for number, steps in enumerate(rng.integers(50, 500, episodes).tolist()):
             outcome = "success" if steps % 2 else "failure"
             entries += [
-                f"{episode_id('rollout', 't', number)}:{steps}:{outcome}:t".encode(),
+                f"{episode_id('rollout', 't', number)}:{steps}:0:{outcome}:t".encode(),
                 b"%d" % (number + 1),
             ]
         rollouts = list(SOURCES).index("rollout")

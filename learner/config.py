@@ -281,7 +281,9 @@ class LearnerConfig:
     """Policy that is trained."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Context length of each training step."""
-    mix: Mapping[str, float] = field(default_factory=lambda: {"demo": 0.75, "import": 0.75, "dagger": 0.25})
+    mix: Mapping[str, float] = field(
+        default_factory=lambda: {"demo": 0.75, "import": 0.75, "human": 0.75, "correction": 0.25}
+    )
     """Weight of each stratum in the draws, in any unit. A stratum is a source such as `demo`, or a source and
     an outcome such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the
     others."""

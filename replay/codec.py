@@ -65,6 +65,8 @@ class Record:
     """Outcome of the episode, one of `OUTCOMES`."""
     length: int
     """Number of steps T."""
+    learnable: int
+    """Number of steps that there is something to learn from, as `episode.learnable` tells."""
     chunks: int
     """Number of chunks."""
     bytes: int
@@ -218,7 +220,7 @@ def decode_record(data: bytes) -> Record:
         plain = _unpack(data)
         meta = plain["meta"]
         _require(plain, meta=dict, outcome=str, length=int, chunks=int, bytes=int, token=str, extras=dict)
-        _require(plain, chunk_steps=int)
+        _require(plain, learnable=int, chunk_steps=int)
         _require(meta, id=str, task=str, seed=int, source=str, policy_versions=list, context_length=int)
         versions = tuple(meta["policy_versions"])
         record = Record(**{**plain, "meta": EpisodeMeta(**{**meta, "policy_versions": versions})})
@@ -228,6 +230,8 @@ def decode_record(data: bytes) -> Record:
             raise CodecError(
                 f"{record.length} steps, {record.chunks} chunks of {record.chunk_steps}, {record.bytes} bytes"
             )
+        if not 0 <= record.learnable <= record.length:
+            raise CodecError(f"{record.learnable} learnable steps of {record.length}")
         if record.chunks > min(MAX_CHUNKS, -(-record.length // record.chunk_steps)):
             raise CodecError(f"{record.chunks} chunks of {record.chunk_steps} for {record.length} steps")
         if any(type(version) is not int for version in versions):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from longview.replay.episode import SOURCES
+from longview.replay.episode import SOURCES, unknown_sources
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class StoreConfig:
     """Bytes of chunks that a namespace may hold, at least 1, divided equally among its shards. When a shard
     is full, a commit evicts the shard's oldest episodes of the sources in `evict`. Redis needs up to twice as
     much memory."""
-    evict: tuple[str, ...] = ("rollout", "dagger")
+    evict: tuple[str, ...] = ("rollout", "correction")
     """Sources whose episodes may be evicted, oldest first."""
     cache_bytes: int = 1 << 30
     """Bytes of decoded chunks that a reader keeps in its own memory, at least 0."""
@@ -78,8 +78,8 @@ class StoreConfig:
                 raise ValueError(f"{name} must be finite and positive, not {getattr(self, name)}")
         if self.samples_per_insert is not None and not 0 < self.samples_per_insert < math.inf:
             raise ValueError(f"samples_per_insert must be finite and positive, not {self.samples_per_insert}")
-        if unknown := sorted(set(self.evict) - set(SOURCES)):
-            raise ValueError(f"evict: unknown sources {unknown}, there are {', '.join(SOURCES)}")
+        if unknown := set(self.evict) - set(SOURCES):
+            raise ValueError(f"evict: {unknown_sources(unknown)}")
         if self.replicas < 0:
             raise ValueError(f"replicas must not be negative, not {self.replicas}")
         if not 0 <= self.compression <= 19:

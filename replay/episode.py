@@ -5,7 +5,7 @@ before the action, the action that was executed, and the reward that followed.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from longview.replay.errors import EpisodeError
 
-SOURCES: Final = ("demo", "rollout", "dagger", "import")
-"""Sources, where an episode came from. `demo`: a scripted expert. `rollout`: a policy. `dagger`: a policy
-whose steps an expert labelled. `import`: a data set."""
+SOURCES: Final = ("demo", "import", "rollout", "correction", "human")
+"""Sources, where an episode came from. `demo`: a scripted expert. `import`: a data set. `rollout`: a policy.
+`correction`: a policy that an expert or a person corrected, by taking over or by labels. `human`: a
+person."""
+
+RENAMED_SOURCES: Final = {"dagger": "correction"}
+"""Sources of Longview 0.1 that have another name now."""
 
 OUTCOMES: Final = ("success", "wrong", "failure", "invalid")
 """Outcomes, how an episode ended. `success`: the task was completed at the right place. `wrong`: it was
@@ -41,10 +45,17 @@ REWARD: Final = "reward"
 EXPERT_ACTION: Final = "expert_action"
 """Name of the optional expert labels in an episode, (T, A) float32: what the expert would have done."""
 
+CONTROLLER: Final = "controller"
+"""Name of who was in control at each step of an episode, (T,) uint8: `BY_POLICY`, `BY_EXPERT` or
+`BY_PERSON`."""
+
 _ID = re.compile(r"[a-z0-9_.\-]{1,128}")
 
 Array = NDArray[Any]
 """A numpy array of any shape and dtype."""
+
+BY_POLICY, BY_EXPERT, BY_PERSON = (np.array(value, np.uint8) for value in range(3))
+"""Values of `CONTROLLER` at a step: a policy, a scripted expert, a person."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ class TaskSpec:
     def arrays(self) -> dict[str, ArraySpec]:
         """Return the specs of the arrays that every episode of this task holds, by their name in it."""
         observations = {OBSERVATION_PREFIX + key: spec for key, spec in self.observation.items()}
-        return observations | {ACTION: self.action, REWARD: ArraySpec(())}
+        controller = ArraySpec((), "uint8", float(BY_POLICY), float(BY_PERSON))
+        return observations | {ACTION: self.action, REWARD: ArraySpec(()), CONTROLLER: controller}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain types, for msgpack and JSON."""
@@ -168,7 +180,22 @@ class EpisodeMeta:
         if not _ID.fullmatch(self.id):
             raise EpisodeError(f"episode id must match {_ID.pattern}, not {self.id!r}")
         if self.source not in SOURCES:
-            raise EpisodeError(f"source must be one of {', '.join(SOURCES)}, not {self.source!r}")
+            raise EpisodeError(f"source: {unknown_sources([self.source])}")
+
+
+def implied_controller(meta: EpisodeMeta) -> Array | None:
+    """Return who was in control at every step of an episode whose steps do not say it; None for a correction,
+    where control changes hands. An imported episode is an expert's unless a policy acted."""
+    match meta.source:
+        case "correction":
+            return None
+        case "human":
+            return BY_PERSON
+        case "rollout":
+            return BY_POLICY
+        case "import" if meta.policy_versions:
+            return BY_POLICY
+    return BY_EXPERT
 
 
 def episode_id(source: str, task: str, index: int) -> str:
@@ -186,7 +213,8 @@ class Episode:
     outcome: str
     """Outcome of the episode, one of `OUTCOMES`."""
     arrays: Mapping[str, Array]
-    """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), optional `expert_action` (T, A)."""
+    """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), `controller` (T,), optional
+    `expert_action` (T, A)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Further facts from the data set that the episode was imported from: plain values by name. Longview does
     not interpret them; an export writes them back."""
@@ -249,8 +277,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         found = [stratum_names(stratum) for stratum in self.mix]
-        if unknown := sorted({source for source, _, _ in found} - {*SOURCES, "*"}):
-            raise ValueError(f"mix: unknown sources {unknown}, there are {', '.join(SOURCES)}")
+        if others := {source for source, _, _ in found} - {*SOURCES, "*"}:
+            raise ValueError(f"mix: {unknown_sources(others)}")
         ends = {outcome for _, outcome, _ in found} - {"*"} | set(self.outcomes)
         if unknown := sorted(ends - set(DRAWABLE)):
             raise ValueError(f"outcomes: {unknown} cannot be drawn, only {', '.join(DRAWABLE)} can")
@@ -266,6 +294,18 @@ class Selection:
 
     def __hash__(self) -> int:
         return hash((frozenset(self.mix.items()), self.by, self.half_life, self.outcomes, self.task))
+
+
+def unknown_sources(names: Iterable[str]) -> str:
+    """Return what is wrong with names that are not in `SOURCES`, and what to write instead."""
+    unknown = sorted(names)
+    for name in unknown:
+        if name in RENAMED_SOURCES:
+            return (
+                f"source {name} is called {RENAMED_SOURCES[name]} now; "
+                "`longview store migrate RUN` renames it in a run of Longview 0.1"
+            )
+    return f"unknown sources {unknown}, there are {', '.join(SOURCES)}"
 
 
 def stratum_names(stratum: str) -> tuple[str, str, str]:
@@ -291,11 +331,19 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
     return None
 
 
+def learnable(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
+    """Tell which steps (T,) of an episode there is something to learn from: an expert or a person was in
+    control, or the step carries an `expert_action`."""
+    found: NDArray[np.bool_] = (arrays[CONTROLLER] != BY_POLICY) | (EXPERT_ACTION in arrays)
+    return found
+
+
 def validate_step(step: Mapping[str, Array], spec: TaskSpec) -> None:
     """Check one step, arrays without time axis, against a task.
 
     Raises:
-        EpisodeError: a key is missing or unknown, a shape or dtype differs, or a value is not finite.
+        EpisodeError: a key is missing or unknown, a shape or dtype differs, a value is not finite, or a
+            controller is unknown.
     """
     _validate(step, spec, leading=())
 
@@ -335,3 +383,7 @@ def _validate(arrays: Mapping[str, Array], spec: TaskSpec, leading: tuple[int, .
             )
         if dtype == "float32" and not np.isfinite(array).all():
             raise EpisodeError(f"task {spec.name}: {name} holds values that are not finite")
+    if (highest := arrays[CONTROLLER].max()) > BY_PERSON:
+        raise EpisodeError(
+            f"task {spec.name}: {CONTROLLER} is 0 (a policy), 1 (an expert) or 2 (a person), not {highest}"
+        )

@@ -30,6 +30,8 @@ class Table:
     """Episode ids, (rows,)."""
     length: NDArray[np.int32]
     """Steps that may be drawn, (rows,): 0 for unused rows and for invalid or held-out episodes."""
+    learnable: NDArray[np.int32]
+    """Steps of the episode that there is something to learn from, (rows,); at most its number of steps."""
     source: NDArray[np.int8]
     """Indices into `SOURCES`, (rows,)."""
     outcome: NDArray[np.int8]

@@ -6,17 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Count:
-    """Number of episodes, with their steps and stored bytes."""
+    """Number of episodes, with their steps, learnable steps and stored bytes."""
 
     episodes: int = 0
     """Number of episodes."""
     steps: int = 0
     """Steps of all the episodes."""
+    learnable: int = 0
+    """Steps of them that there is something to learn from, as `episode.learnable` tells."""
     bytes: int = 0
     """Bytes of all their chunks, as stored."""
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(self.episodes + other.episodes, self.steps + other.steps, self.bytes + other.bytes)
+        return Count(
+            self.episodes + other.episodes,
+            self.steps + other.steps,
+            self.learnable + other.learnable,
+            self.bytes + other.bytes,
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from longview.replay.config import StoreConfig
 from longview.replay.datasets.formats import WRITERS, open_source, recognise
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.source import Columns
-from longview.replay.episode import EXPERT_ACTION, OUTCOMES, SOURCES, Episode, TaskSpec
+from longview.replay.episode import EXPERT_ACTION, OUTCOMES, SOURCES, Episode, TaskSpec, unknown_sources
 from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
 from longview.replay.store import EpisodeStore
 
@@ -186,9 +186,11 @@ def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | 
 
 
 def _check_chosen(chosen: Mapping[str, str | None]) -> None:
-    for name, known in (("source", SOURCES), ("outcome", OUTCOMES)):
-        if chosen[name] is not None and chosen[name] not in known:
-            raise ConfigError(f"--{name} is one of {', '.join(known)}, not {chosen[name]}")
+    source, outcome = chosen["source"], chosen["outcome"]
+    if source is not None and source not in SOURCES:
+        raise ConfigError(f"--source: {unknown_sources([source])}")
+    if outcome is not None and outcome not in OUTCOMES:
+        raise ConfigError(f"--outcome is one of {', '.join(OUTCOMES)}, not {outcome}")
 
 
 def _only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
@@ -220,4 +222,5 @@ def _read(store: EpisodeStore, ids: Sequence[str]) -> Iterator[Episode]:
 
 def _plain(record: Record) -> dict[str, Any]:
     meta = asdict(record.meta)
-    return meta | {"outcome": record.outcome, "steps": record.length, "bytes": record.bytes}
+    sizes = {"steps": record.length, "learnable": record.learnable, "bytes": record.bytes}
+    return meta | {"outcome": record.outcome} | sizes

@@ -233,7 +233,7 @@ def _supervise(
     show: Callable[[RunProgress], None],
 ) -> None:
     """Collect, train and evaluate, until the last version has been evaluated."""
-    config, purpose = progress.config, "rollout" if task.expert is None else "dagger"
+    config, purpose = progress.config, "rollout" if task.expert is None else "correction"
     orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
     if config.demonstrations is None:
         missing = _missing_demonstrations(store, task, progress.wanted)
@@ -277,9 +277,9 @@ def _supervise(
 
 
 def _next_index(store: EpisodeStore, source: str) -> int:
-    """Find the index of a source's next episode: one after its last, since ids sort by index."""
-    ids = store.ids(source)
-    return int(ids[-1].rpartition(".")[2]) + 1 if ids else 0
+    """Find the index of a source's next episode: one after the largest that an id ends in. Ids do not sort by
+    index where the source was renamed: `dagger.lift.000000007` is a correction of Longview 0.1."""
+    return max((int(id.rpartition(".")[2]) + 1 for id in store.ids(source)), default=0)
 
 
 def _import_demonstrations(

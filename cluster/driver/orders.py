@@ -24,7 +24,8 @@ class Orders:
         Args:
             config: the run's config.
             spec: spec of the run's task.
-            purpose: purpose of collected episodes: `dagger` where an expert can label them, else `rollout`.
+            purpose: purpose of collected episodes: `correction` where an expert can label them, else
+                `rollout`.
             collected: index of the next collected episode: one after those of earlier launches of the run.
         """
         self._config = config
@@ -111,7 +112,7 @@ class Orders:
         return len(self._waiting[kind]) + self._given[kind]
 
     def _beta(self, version: int) -> float:
-        if self._purpose != "dagger":
+        if self._purpose != "correction":
             return 0.0
         return max(0.0, 1.0 - version / (self._config.actors.beta_until * self._config.learner.steps))
 

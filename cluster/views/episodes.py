@@ -81,7 +81,8 @@ def _draw(config: RunConfig, store: StoreAddress) -> bytes:
     task, png = task_of(config), BytesIO()
     env = stage(task)
     episodes = store.connect(config.replay)
-    ids = [id for source in ("demo", "import", "dagger", "rollout") for id in episodes.ids(source)]
+    sources = ("demo", "import", "human", "correction", "rollout")
+    ids = [id for source in sources for id in episodes.ids(source)]
     films = []
     for episode in map(episodes.read, ids[-SHOWN:]):
         films.append(film_of(env, episode, only=moments(len(episode.arrays[ACTION]) + 1)))

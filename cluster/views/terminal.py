@@ -111,11 +111,12 @@ def metrics_success(metrics: Snapshot) -> Success:
 def store_table(stats: StoreStats) -> Table:
     """Make a table of what a store holds, and of what was ever committed to it, by source and outcome."""
     table = Table(title=f"store: {stats.total.bytes / 1e6:,.1f} of {stats.byte_budget / 1e6:,.0f} MB")
-    for column in ("source", "outcome", "episodes", "steps", "MB"):
+    for column in ("source", "outcome", "episodes", "steps", "learnable", "MB"):
         table.add_column(column, justify="left" if column in ("source", "outcome") else "right")
     counts = {(source, "stored now"): count for source, count in stats.stored.items() if count.episodes}
     for (source, outcome), count in (counts | dict(stats.committed)).items():
-        table.add_row(source, outcome, f"{count.episodes:,}", f"{count.steps:,}", f"{count.bytes / 1e6:,.2f}")
+        numbers = (f"{count.episodes:,}", f"{count.steps:,}", f"{count.learnable:,}")
+        table.add_row(source, outcome, *numbers, f"{count.bytes / 1e6:,.2f}")
     if stats.quarantined:
         table.caption = (
             f"{stats.quarantined:,} damaged episodes are in quarantine: see `longview store verify`"

@@ -17,7 +17,7 @@ import numpy as np
 
 from longview.replay.datasets.source import DatasetReader, EpisodeInfo, decode_info, decode_spec_json
 from longview.replay.datasets.video import VideoReader
-from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
+from longview.replay.episode import ACTION, CONTROLLER, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
 from longview.replay.errors import DatasetError
 
 VERSION: Final = "v3.0"
@@ -40,7 +40,12 @@ TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
 """Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
 
 _PICTURES: Final = ("image", "video")
-_FEATURES: Final = {ACTION: ACTION, REWARD: NEXT_REWARD, EXPERT_ACTION: EXPERT_ACTION}
+_FEATURES: Final = {
+    ACTION: ACTION,
+    REWARD: NEXT_REWARD,
+    CONTROLLER: CONTROLLER,
+    EXPERT_ACTION: EXPERT_ACTION,
+}
 
 
 class LerobotReader(DatasetReader):

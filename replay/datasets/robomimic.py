@@ -2,6 +2,7 @@
 
     data                attributes total (steps) and env_args (JSON: env_name, env_version, type, env_kwargs)
     data/demo_<i>       attributes num_samples and (robosuite) model_file; actions, rewards, dones, states
+    data/demo_<i>       from Longview also controller and expert_actions
     data/demo_<i>/obs   an array (T, ...) for every observation; next_obs: the observations after each action
     mask/<filter>       names of demonstrations
 
@@ -25,6 +26,7 @@ from longview.replay.datasets.source import (
 )
 from longview.replay.episode import (
     ACTION,
+    CONTROLLER,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
     REWARD,
@@ -41,7 +43,12 @@ LONGVIEW: Final = "longview"
 ENV_ARGS, MASKS = "env_args", "masks"
 """Extras of an episode: the file's env_args, and the filters that list the episode."""
 
-_ARRAYS: Final = {ACTION: "actions", REWARD: "rewards", EXPERT_ACTION: "expert_actions"}
+_ARRAYS: Final = {
+    ACTION: "actions",
+    REWARD: "rewards",
+    CONTROLLER: CONTROLLER,
+    EXPERT_ACTION: "expert_actions",
+}
 _DEMO: Final = re.compile(r"demo_(\d+)")
 
 

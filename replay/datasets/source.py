@@ -15,6 +15,8 @@ import numpy as np
 
 from longview.replay.episode import (
     ACTION,
+    BY_PERSON,
+    CONTROLLER,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
     REWARD,
@@ -24,6 +26,7 @@ from longview.replay.episode import (
     EpisodeMeta,
     TaskSpec,
     episode_id,
+    implied_controller,
 )
 from longview.replay.errors import DatasetError, EpisodeError
 
@@ -141,6 +144,8 @@ class Source:
         meta = EpisodeMeta(
             self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
         )
+        if (controller := implied_controller(meta)) is not None:
+            arrays.setdefault(CONTROLLER, np.full(steps, controller))
         return Episode(meta, info.outcome, arrays, info.extras)
 
     def _array(self, index: int, name: str) -> Array:
@@ -156,6 +161,10 @@ class Source:
         if _squeezed(rows.shape) != _squeezed(shape):
             raise DatasetError(f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}")
         array = _converted(where, rows.reshape(shape), spec)
+        if name == CONTROLLER and (array > BY_PERSON).any():
+            raise DatasetError(
+                f"{where} must be 0 (a policy), 1 (an expert) or 2 (a person), not {array.max()}"
+            )
         if name == ACTION and len(array):
             low, high = array.min(), array.max()
             if low < np.float32(spec.low) or high > np.float32(spec.high):
@@ -202,7 +211,7 @@ def source_of(
             "steps per second"
         )
     names = [*known.arrays(), EXPERT_ACTION]
-    optional = [name for name in (REWARD, EXPERT_ACTION) if name not in reader.columns]
+    optional = [name for name in (REWARD, CONTROLLER, EXPERT_ACTION) if name not in reader.columns]
     found = {name: (name, _as_it_is) for name in names if name not in optional} | dict(columns or {})
     for name, (column, _) in found.items():
         if column not in reader.columns:

@@ -23,6 +23,7 @@ PLANS: Final = 8
 _COLUMNS: Final = {  # see `sampling.Table`; shard: the shard that lists the episode
     "id": np.bytes_,
     "length": np.int32,
+    "learnable": np.int32,
     "source": np.int8,
     "outcome": np.int8,
     "task": np.int32,
@@ -34,7 +35,8 @@ _COLUMNS: Final = {  # see `sampling.Table`; shard: the shard that lists the epi
 
 def index_entry(record: Record) -> str:
     """Return the entry of an episode in the index that Redis keeps."""
-    return f"{record.meta.id}:{record.length}:{record.outcome}:{record.meta.task}"
+    meta = record.meta
+    return f"{meta.id}:{record.length}:{record.learnable}:{record.outcome}:{meta.task}"
 
 
 class Index:
@@ -160,10 +162,10 @@ class Index:
     def _values(self, entry: str, source: int, time: int, shard: int) -> tuple[Any, ...]:
         """Return the values of an episode's row, in the order of the columns."""
         try:
-            id, length, outcome, task = entry.split(":", 3)
+            id, length, learnable, outcome, task = entry.split(":", 4)
             drawable = outcome in DRAWABLE and id not in self._held_out
             kind = source, OUTCOMES.index(outcome), self._task(task)
-            return id, int(length) * drawable, *kind, time, 1.0, shard
+            return id, int(length) * drawable, int(learnable), *kind, time, 1.0, shard
         except ValueError:
             raise StoreError(f"{entry!r} was written to the index by another version of Longview") from None
 

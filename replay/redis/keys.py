@@ -49,8 +49,8 @@ def episodes(tag: str) -> str:
 
 
 def index(tag: str, source: str) -> str:
-    """Name the sorted set of a source's episodes: `<id>:<length>:<outcome>:<task>`, with the commit's
-    time."""
+    """Name the sorted set of a source's episodes: `<id>:<length>:<learnable>:<outcome>:<task>`, with the
+    commit's time. `learnable` is the number of learnable steps."""
     return f"{tag}:index:{source}"
 
 

@@ -17,7 +17,7 @@ from longview.replay.stats import StoreStats
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of a namespace's layout, which keys.py, scripts.py and codec.py describe."""
 
 RECORDS_PER_READ: Final = 1000

@@ -118,7 +118,8 @@ def move_to_quarantine(client: Client, tag: str, id: str, why: str) -> bool:
     args: list[Any] = [id, packed, value, REMOVED_LISTED]
     try:
         record = checked_record(id, packed)
-        args += [index_entry(record), record.meta.source, record.length, record.bytes]
+        args += [index_entry(record), record.meta.source]
+        args += [record.length, record.learnable, record.bytes]
     except CodecError:
         pass  # without a record, `verify` has to correct the index and the totals
     run = client.script(scripts.QUARANTINE, replicated=True)

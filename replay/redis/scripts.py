@@ -3,14 +3,14 @@
 A script computes the keys of the chunks of episodes that it evicts. They carry the hash tag of its KEYS and
 so lie in the same slot, as a Redis Cluster requires.
 
-Fields of a shard's totals:
-    clock                                     time of the last change in microseconds, strictly increasing
-    floor                                     time up to which removals are no longer listed
-    bytes                                     stored bytes of all sources
-    live:<source>:{episodes,steps,bytes}      episodes that are stored now
-    ever:<source>:<outcome>:{episodes,...}    episodes that were ever committed
-    evicted:<source>:{episodes,...}           episodes that were ever evicted to make room
-    quarantined                               number of damaged episodes in the quarantine
+Fields of a shard's totals, with the units episodes, steps, learnable (steps) and bytes:
+    clock                             time of the last change in microseconds, strictly increasing
+    floor                             time up to which removals are no longer listed
+    bytes                             stored bytes of all sources
+    live:<source>:<unit>              episodes that are stored now
+    ever:<source>:<outcome>:<unit>    episodes that were ever committed
+    evicted:<source>:<unit>           episodes that were ever evicted to make room
+    quarantined                       number of damaged episodes in the quarantine
 """
 
 from typing import Final
@@ -68,9 +68,10 @@ end
 
 _REMOVE: Final = """
 -- Add an episode to the counters of a label (sign 1), or subtract it (sign -1).
-local function count(label, sign, steps, bytes)
+local function count(label, sign, steps, learnable, bytes)
   redis.call('HINCRBY', totals, label .. ':episodes', sign)
   redis.call('HINCRBY', totals, label .. ':steps', sign * steps)
+  redis.call('HINCRBY', totals, label .. ':learnable', sign * learnable + 0) -- -0 is no integer to Redis
   redis.call('HINCRBY', totals, label .. ':bytes', sign * bytes)
 end
 
@@ -91,13 +92,13 @@ COMMIT: Final = (
 -- Make an episode visible, exactly once, and evict others to make room for it.
 -- KEYS 1 episodes  2 totals  3 removed  4 prefix of this writer's chunks  5 priorities  6 prioritized
 --      7 quarantine  8 index of the episode's source  9... indices that may be evicted from
--- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 bytes  8 number of chunks
---      9 byte budget  10 prefix of chunk keys  11 number of removals that stay listed  12 entry of the index
---      13... sources of KEYS 9...
+-- ARGV 1 id  2 token  3 record  4 source  5 outcome  6 length  7 number of learnable steps  8 bytes
+--      9 number of chunks  10 byte budget  11 prefix of chunk keys  12 number of removals that stay listed
+--      13 entry of the index  14... sources of KEYS 9...
 -- Returns {'committed'} | {'duplicate'} | {'incomplete', chunks found} | {'full', bytes never evicted}
 local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
-local length, size = tonumber(ARGV[6]), tonumber(ARGV[7])
-local chunks, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
+local length, learnable, size = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local chunks, budget = tonumber(ARGV[9]), tonumber(ARGV[10])
 """
     + _CLOCK
     + _RECORD
@@ -122,11 +123,11 @@ local function evict(index, entry)
   local record = record_of(redis.call('HGET', episodes, id))
   redis.call('ZREM', index, entry)
   if not record.token then return 0 end -- the entry belongs to no readable episode
-  unlink(ARGV[10] .. id .. ':' .. record.token .. ':', record.chunks)
-  count('live:' .. record.meta.source, -1, record.length, record.bytes)
-  count('evicted:' .. record.meta.source, 1, record.length, record.bytes)
+  unlink(ARGV[11] .. id .. ':' .. record.token .. ':', record.chunks)
+  count('live:' .. record.meta.source, -1, record.length, record.learnable, record.bytes)
+  count('evicted:' .. record.meta.source, 1, record.length, record.learnable, record.bytes)
   redis.call('HINCRBY', totals, 'bytes', -record.bytes)
-  remove(id, ARGV[11])
+  remove(id, ARGV[12])
   return record.bytes
 end
 
@@ -149,7 +150,7 @@ if found ~= chunks then return {'incomplete', found} end
 
 local stored = number('bytes')
 local fixed = stored
-for i = 13, #ARGV do fixed = fixed - number('live:' .. ARGV[i] .. ':bytes') end
+for i = 14, #ARGV do fixed = fixed - number('live:' .. ARGV[i] .. ':bytes') end
 if fixed + size > budget then return {'full', fixed} end
 while stored + size > budget do
   local index, entry = oldest()
@@ -159,10 +160,10 @@ end
 
 for i = 0, chunks - 1 do redis.call('PERSIST', KEYS[4] .. i) end
 redis.call('HSET', episodes, ARGV[1], ARGV[3])
-redis.call('ZADD', KEYS[8], tick(), ARGV[12])
-count('live:' .. ARGV[4], 1, length, size)
+redis.call('ZADD', KEYS[8], tick(), ARGV[13])
+count('live:' .. ARGV[4], 1, length, learnable, size)
 redis.call('HINCRBY', totals, 'bytes', size)
-count('ever:' .. ARGV[4] .. ':' .. ARGV[5], 1, length, size)
+count('ever:' .. ARGV[4] .. ':' .. ARGV[5], 1, length, learnable, size)
 return {'committed'}
 """
 )
@@ -223,7 +224,8 @@ QUARANTINE: Final = (
 -- Move a damaged episode to the quarantine: it is no longer listed or drawn. Its chunks stay.
 -- KEYS 1 episodes  2 totals  3 removed  4 quarantine  5 priorities  6 prioritized  7... all indices
 -- ARGV 1 id  2 its record  3 entry of the quarantine  4 number of removals that stay listed
---      and if the record can be read  5 entry of the index  6 source  7 length  8 bytes
+--      and if the record can be read  5 entry of the index  6 source  7 length  8 number of learnable steps
+--      9 bytes
 -- Returns 0 if this record is not stored under the id (any more), else 1.
 local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 """
@@ -233,8 +235,8 @@ local episodes, totals, removed, priorities, prioritized = KEYS[1], KEYS[2], KEY
 if redis.call('HGET', episodes, ARGV[1]) ~= ARGV[2] then return 0 end
 if ARGV[5] then
   for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[5]) end
-  count('live:' .. ARGV[6], -1, ARGV[7], ARGV[8])
-  redis.call('HINCRBY', totals, 'bytes', -ARGV[8])
+  count('live:' .. ARGV[6], -1, ARGV[7], ARGV[8], ARGV[9])
+  redis.call('HINCRBY', totals, 'bytes', -ARGV[9])
 end
 redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
 redis.call('HSET', totals, 'quarantined', redis.call('HLEN', KEYS[4]))
@@ -288,7 +290,9 @@ RECOUNT: Final = (
 -- Returns {field, its value, its right value, ...} for each wrong field.
 local right = {bytes = 0, quarantined = redis.call('HLEN', KEYS[3])}
 for i = 2, #ARGV do
-  for _, unit in ipairs({'episodes', 'steps', 'bytes'}) do right['live:' .. ARGV[i] .. ':' .. unit] = 0 end
+  for _, unit in ipairs({'episodes', 'steps', 'learnable', 'bytes'}) do
+    right['live:' .. ARGV[i] .. ':' .. unit] = 0
+  end
 end
 local cursor = '0'
 repeat
@@ -300,6 +304,7 @@ repeat
     if right[live .. ':bytes'] then
       right[live .. ':episodes'] = right[live .. ':episodes'] + 1
       right[live .. ':steps'] = right[live .. ':steps'] + record.length
+      right[live .. ':learnable'] = right[live .. ':learnable'] + record.learnable
       right[live .. ':bytes'] = right[live .. ':bytes'] + record.bytes
       right.bytes = right.bytes + record.bytes
     end

@@ -115,7 +115,7 @@ class Sink:
         names += [keys.priorities(tag), keys.prioritized(tag), keys.quarantine(tag)]
         names += [keys.index(tag, name) for name in (source, *evicted)]
         args: list[Any] = [id, record.token, encode_record(record), source, record.outcome]
-        args += [record.length, record.bytes, record.chunks]
+        args += [record.length, record.learnable, record.bytes, record.chunks]
         args += [self._budget, keys.chunks_prefix(tag), listed, index_entry(record), *evicted]
         return names, args
 

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from longview.replay.codec import Record, decode_spec
-from longview.replay.episode import SOURCES, TaskSpec, validate_episode
+from longview.replay.episode import SOURCES, TaskSpec, learnable, validate_episode
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
@@ -174,6 +174,8 @@ class Verifier:
             episode = assemble(record, stored)
             if task in specs:
                 validate_episode(episode, specs[task])
+                if (found := int(learnable(episode.arrays).sum())) != record.learnable:
+                    raise CodecError(f"episode {id}: {found} steps are learnable, not {record.learnable}")
             elif not any(found.what == task for found in self.verdict.findings if found.kind == "task"):
                 self._found("task", task, "the store holds episodes of it, but it is not registered", False)
         except UnknownFormat as error:

@@ -10,7 +10,18 @@ import numpy as np
 
 from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
 from longview.replay.config import StoreConfig
-from longview.replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
+from longview.replay.episode import (
+    BY_PERSON,
+    CONTROLLER,
+    EXPERT_ACTION,
+    OUTCOMES,
+    Array,
+    EpisodeMeta,
+    TaskSpec,
+    implied_controller,
+    learnable,
+    validate_step,
+)
 from longview.replay.errors import EpisodeError, MissingChunks
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
@@ -40,13 +51,15 @@ class EpisodeWriter:
         extras: Mapping[str, Any] | None = None,
     ) -> None:
         self._id = meta.id
-        self._record = Record(meta, "", 0, 0, 0, token, config.chunk_steps, extras or {})
+        self._record = Record(meta, "", 0, 0, 0, 0, token, config.chunk_steps, extras or {})
         """Record of the chunks that were encoded so far; the background thread replaces it."""
         encode_record(self._record)  # so that values that cannot be stored fail now
         self._sent: list[Commands] | None = []
         """Commands that stored the chunks, to send them again if a crash of Redis loses chunks or they expire
         before the commit; None once the chunks exceed `queue_bytes`."""
         self._spec = spec
+        self._controller = implied_controller(meta)
+        """Controller of the steps that do not say it; None if every step must."""
         self._config = config
         self._sink = sink
         self._sender = sender
@@ -69,6 +82,8 @@ class EpisodeWriter:
 
         Args:
             step: one row of every array of the task, by name; `expert_action` in all steps or in none.
+                `controller` may be left out, except in a correction: then it follows from the episode's
+                source.
 
         Raises:
             EpisodeError: the step does not fit the task, or the episode is committed or aborted.
@@ -81,6 +96,8 @@ class EpisodeWriter:
             raise self._jobs.failure
         if self._rows == self._config.chunk_steps:
             self._queue_chunk()
+        if self._controller is not None and CONTROLLER not in step:
+            step = {**step, CONTROLLER: self._controller}
         buffers = self._buffers or self._new_chunk(step)
         if step.keys() != buffers.keys():
             self._refuse(step)
@@ -158,7 +175,7 @@ class EpisodeWriter:
         """Queue the current chunk, and start a new one.
 
         Raises:
-            EpisodeError: the episode is too long, or a value is not finite.
+            EpisodeError: the episode is too long, a value is not finite, or a controller is unknown.
             StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
         """
         if self._queued >= MAX_CHUNKS * self._config.chunk_steps:
@@ -167,27 +184,41 @@ class EpisodeWriter:
                 "raise replay.chunk_steps"
             )
         arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
+        steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
         for name, array in arrays.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
-                steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
                 raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
+        if (highest := arrays[CONTROLLER].max()) > BY_PERSON:
+            raise EpisodeError(
+                f"episode {self._id}: {CONTROLLER} is 0, 1 or 2, but up to {highest} in {steps}"
+            )
         level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
         full = self._rows == self._config.chunk_steps
         encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
-        work = partial(self._store, self._rows, encode)
+        work = partial(self._store, self._rows, int(learnable(arrays).sum()), encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._queued += self._rows
         self._buffers, self._rows = {}, 0
 
-    def _store(self, rows: int, encode: Callable[[], bytes | memoryview]) -> Commands:
-        """Encode the next chunk and return the commands that store it; called in the background, in order."""
+    def _store(self, rows: int, learnable: int, encode: Callable[[], bytes | memoryview]) -> Commands:
+        """Encode the next chunk and return the commands that store it; called in the background, in order.
+
+        Args:
+            rows: steps in the chunk.
+            learnable: how many of them there is something to learn from.
+            encode: encodes the chunk.
+        """
         chunk, record = encode(), self._record
         commands = self._sink.chunk(record, chunk)
         if time.monotonic() - self._renewed > self._config.orphan_seconds / 2:
             self._renewed = time.monotonic()
             commands = [*self._sink.renew(record), *commands]
         self._record = replace(
-            record, length=record.length + rows, chunks=record.chunks + 1, bytes=record.bytes + len(chunk)
+            record,
+            length=record.length + rows,
+            learnable=record.learnable + learnable,
+            chunks=record.chunks + 1,
+            bytes=record.bytes + len(chunk),
         )
         if self._record.bytes > self._config.queue_bytes:
             self._sent = None

@@ -154,6 +154,7 @@ class Zero:
 def test_the_expert_alone_needs_no_policy_and_its_noise_is_not_in_the_label() -> None:
     _, notes = play(assignments(5, beta=1.0, noise=1e-6, label=True), None)
     for note in notes:
+        assert {int(step["controller"]) for step in note.steps} == {1}
         counts = note.column("observation.count")
         assert note.column("expert_action").tolist() == counts.tolist()
         assert not np.allclose(note.column("action"), counts, rtol=0, atol=1e-3)
@@ -166,6 +167,7 @@ def test_beta_mixes_expert_and_policy_by_decision() -> None:
         by_expert = note.column("action") != 0
         starts = range(0, len(by_expert), EXECUTE)
         assert all(len(set(by_expert[start : start + EXECUTE].tolist())) == 1 for start in starts)
+        assert [int(step["controller"]) for step in note.steps] == by_expert.tolist()
         shares += [bool(by_expert[start]) for start in starts]
     assert 0.35 < np.mean(shares) < 0.65
 

@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from redis import Redis
 
 from longview.actors.config import ActorsConfig, CamerasConfig
@@ -28,6 +29,15 @@ def store(tmp_path: Path) -> Iterator[EpisodeStore]:
         store.register(TASK.spec)
         yield store
         store.close()
+
+
+class Still:
+    """A policy that does not move."""
+
+    execute = 4
+
+    def act(self, slots: Sequence[int], *_: Any) -> NDArray[np.float32]:
+        return np.zeros((len(slots), self.execute, *TASK.spec.action.shape), np.float32)
 
 
 def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK) -> Worker:
@@ -87,9 +97,23 @@ def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
     assert 0.05 < noise[inside].std() < 0.2
 
 
+def test_corrections_say_who_acted_and_are_learnable_throughout(store: EpisodeStore) -> None:
+    make_worker(store, Hub()).work(Order("correction", 0, 4, 1, beta=0.5, version=300), Still())
+    acted = [store.read(id).arrays for id in store.ids("correction")]
+    assert len(acted) == 4
+    for arrays in acted:
+        assert (arrays["action"][arrays["controller"] == 0] == 0).all()
+        assert (arrays["action"][arrays["controller"] == 1] != 0).any(axis=1).all()
+    assert {0, 1} == {int(value) for arrays in acted for value in arrays["controller"]}
+    make_worker(store, Hub()).work(Order("rollout", 0, 2, 1, version=300), Still())
+    stored = store.stats().stored
+    assert stored["correction"].learnable == stored["correction"].steps > 0
+    assert stored["rollout"].learnable == 0 < stored["rollout"].steps
+
+
 def test_no_seed_is_both_trained_on_and_evaluated() -> None:
     seeds = {purpose: {episode_seed(3, purpose, index) for index in range(2000)} for purpose in PURPOSES}
-    trained = seeds["demo"] | seeds["dagger"] | seeds["rollout"]
+    trained = seeds["demo"] | seeds["correction"] | seeds["rollout"]
     assert not trained & seeds["evaluation"]
     assert len(seeds["demo"]) == len(seeds["evaluation"]) == 2000
     assert all(seed % 2 for seed in seeds["evaluation"])

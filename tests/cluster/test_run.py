@@ -125,7 +125,7 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert all(counts["successes"] <= counts["completed"] <= 8 for counts in success.values())
     assert 60 in {row["version"] for row in summary["history"]}
     sources = {row["source"] for row in summary["episodes"]}
-    assert sources == {"demo", "dagger"}
+    assert sources == {"demo", "correction"}
     assert_store_is_exact(longview, "whole")
     run = run_of(longview, "whole")
     page = (run.path / "report.html").read_text()

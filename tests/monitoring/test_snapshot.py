@@ -16,10 +16,10 @@ def snapshot(count: int) -> Snapshot:
     """A hub's snapshot, in which every counter is a multiple of `count`."""
     hub, totals = Hub(), Totals()
     for index, (source, outcome) in enumerate(
-        (("demo", "success"), ("dagger", "success"), ("dagger", "wrong"))
+        (("demo", "success"), ("correction", "success"), ("correction", "wrong"))
     ):
         totals.add(EPISODES, (index + 1) * count, task="lift", source=source, outcome=outcome)
-    totals.observe(STALENESS, 70, count, source="dagger")
+    totals.observe(STALENESS, 70, count, source="correction")
     totals.set("longview_loss", 0.5, context_length=1)
     totals.set("longview_loss", 0.25, context_length=64)
     hub.report(encode_report("actor", "actor-0", 1, totals))
@@ -29,8 +29,8 @@ def snapshot(count: int) -> Snapshot:
 def test_a_total_is_the_sum_over_the_labels_that_are_not_given() -> None:
     metrics = snapshot(10)
     assert metrics.total(EPISODES) == 60
-    assert metrics.total(EPISODES, source="dagger") == 50
-    assert metrics.total(EPISODES, source="dagger", outcome="wrong") == 30
+    assert metrics.total(EPISODES, source="correction") == 50
+    assert metrics.total(EPISODES, source="correction", outcome="wrong") == 30
     assert metrics.total(EPISODES, source="rollout") == 0
     assert metrics.total("longview_loss", context_length=64) == 0.25
     assert metrics.total("longview_errors_total") == Snapshot().total(EPISODES) == 0
@@ -44,7 +44,7 @@ def test_a_histogram_is_summed_by_its_parts() -> None:
 
 def test_values_are_told_apart_by_one_label() -> None:
     metrics = snapshot(10)
-    assert metrics.by(EPISODES, "source") == {"demo": 10, "dagger": 50}
+    assert metrics.by(EPISODES, "source") == {"demo": 10, "correction": 50}
     assert metrics.by(EPISODES, "outcome") == {"success": 30, "wrong": 30}
     assert metrics.by("longview_loss", "context_length") == {"1": 0.5, "64": 0.25}
     assert Snapshot().by(EPISODES, "source") == {}

@@ -122,7 +122,8 @@ def begin() -> Begin:
 
 @pytest.fixture
 def write(begin: Begin, step: Step) -> Callable[..., str]:
-    """Return a function that writes an episode whose steps count up from `first`, and returns its id."""
+    """Return a function that writes an episode whose steps count up from `first`, and returns its id. In a
+    correction, the policy and the expert take turns."""
 
     def write(
         store: EpisodeStore,
@@ -134,7 +135,8 @@ def write(begin: Begin, step: Step) -> Callable[..., str]:
     ) -> str:
         writer = begin(store, number, source)
         for row in range(length):
-            writer.append(step(first + row))
+            said = {"controller": np.uint8(row % 2)} if source == "correction" else {}
+            writer.append(step(first + row) | said)
         assert writer.commit(outcome)
         return episode_id(source, "walk", number)
 

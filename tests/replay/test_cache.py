@@ -9,7 +9,9 @@ from longview.replay.errors import CodecError
 
 def partial(id: str = "a", length: int = 10) -> PartialEpisode:
     chunks = -(-length // 4)
-    return PartialEpisode(Record(EpisodeMeta(id, "walk", 0, "demo"), "success", length, chunks, 99, "ab", 4))
+    return PartialEpisode(
+        Record(EpisodeMeta(id, "walk", 0, "demo"), "success", length, 0, chunks, 99, "ab", 4)
+    )
 
 
 def chunk(start: int, rows: int) -> dict[str, Array]:
@@ -60,7 +62,7 @@ def test_a_chunk_that_does_not_belong_there_is_refused(wrong: dict[str, Array]) 
 
 
 def test_a_length_that_is_forged_costs_no_memory() -> None:
-    forged = Record(EpisodeMeta("a", "walk", 0, "demo"), "success", 10**15, 1, 99, "ab", 10**15)
+    forged = Record(EpisodeMeta("a", "walk", 0, "demo"), "success", 10**15, 0, 1, 99, "ab", 10**15)
     with pytest.raises(CodecError, match="chunk 0 holds"):
         PartialEpisode(forged).fill(0, chunk(0, 4))
 

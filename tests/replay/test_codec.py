@@ -279,14 +279,20 @@ def test_what_could_not_be_read_is_not_written(chunk: dict[str, Any]) -> None:
 
 def test_record_round_trip() -> None:
     meta = EpisodeMeta("rollout.walk.000000001", "walk", 2**64 - 1, "rollout", (3, 4), 8)
-    record = Record(meta, "wrong", length=70, chunks=2, bytes=1234, token="ab", chunk_steps=64)
+    record = Record(meta, "wrong", length=70, learnable=69, chunks=2, bytes=1234, token="ab", chunk_steps=64)
     assert decode_record(encode_record(record)) == record
+
+
+@pytest.mark.parametrize("learnable", [-1, 71])
+def test_a_record_of_more_learnable_steps_than_steps_is_refused(learnable: int) -> None:
+    with pytest.raises(CodecError, match=f"{learnable} learnable steps of 70"):
+        decode_record(msgpack.packb(RECORD | {"learnable": learnable}))
 
 
 @pytest.mark.parametrize("length", [70, 2 * MAX_CHUNKS])
 def test_a_record_of_more_chunks_than_there_may_be_is_refused(length: int) -> None:
     meta, most = EpisodeMeta("x", "walk", 0, "rollout"), min(MAX_CHUNKS, length)
-    record = Record(meta, "success", length, most, 1234, "ab", chunk_steps=1)
+    record = Record(meta, "success", length, 0, most, 1234, "ab", chunk_steps=1)
     assert decode_record(encode_record(record)) == record
     with pytest.raises(CodecError, match=f"{most + 1} chunks of 1 for {length} steps"):
         decode_record(encode_record(replace(record, chunks=most + 1)))
@@ -296,7 +302,7 @@ def test_a_record_of_values_that_are_not_plain_is_refused() -> None:
     for seed in (2**64, np.int64(3)):
         meta = EpisodeMeta("x", "walk", seed, "rollout")  # type: ignore[arg-type]
         with pytest.raises(EpisodeError, match="episode x"):
-            encode_record(Record(meta, "success", 1, 1, 1, "ab", 64))
+            encode_record(Record(meta, "success", 1, 1, 1, 1, "ab", 64))
 
 
 @given(st.binary(max_size=100) | PLAIN.map(msgpack.packb))
@@ -317,7 +323,7 @@ def any_of(plain: Any) -> st.SearchStrategy[Any]:
 
 
 META = EpisodeMeta("x", "walk", 1, "rollout", (3, 4), 8)
-RECORD = asdict(Record(META, "success", 70, 2, 1234, "ab", 64, {"note": 1}))
+RECORD = asdict(Record(META, "success", 70, 69, 2, 1234, "ab", 64, {"note": 1}))
 ACTION = ArraySpec((3,), low=-1.0, high=1.0)
 SPEC = TaskSpec("walk", {"o": ArraySpec((2,))}, ACTION, 20.0, 100, (1, 4), demonstrations=10).to_dict()
 

@@ -31,7 +31,7 @@ def test_a_value_out_of_range_is_named(field: str, value: float) -> None:
 
 
 def test_sources_that_are_none_cannot_be_evicted() -> None:
-    with pytest.raises(ValueError, match=r"evict: unknown sources \['demos'\], there are demo, rollout"):
+    with pytest.raises(ValueError, match=r"evict: unknown sources \['demos'\], there are demo, import"):
         StoreConfig(evict=("rollout", "demos"))
 
 

@@ -26,6 +26,7 @@ def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
         order=np.argsort(np.array(ids, np.bytes_)),
         id=np.array(ids, np.bytes_),
         length=np.array(lengths, np.int32),
+        learnable=np.array(lengths, np.int32),
         source=np.array([SOURCES.index(source) for source in sources], np.int8),
         outcome=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
         task=np.array([known.index(task) for task in tasks], np.int32),
@@ -58,7 +59,7 @@ CASES: list[tuple[Selection, dict[str, float]]] = [
         {"e": 1 / 16, "a": 1 / 16, "b": 3 / 16, "c": 3 / 160, "d": 3 / 32},
     ),
     (Selection({"demo": 1, "demo/failure": 1}), {"a": 1 / 8, "b": 5 / 8}),  # b is in both
-    (Selection({"demo": 0, "dagger": 5, "rollout/failure": 1}), {"d": 1 / 2}),
+    (Selection({"demo": 0, "correction": 5, "rollout/failure": 1}), {"d": 1 / 2}),
 ]  # fmt: skip
 
 
@@ -121,9 +122,9 @@ def test_the_episode_at_a_point_is_the_one_that_a_search_finds(weights: Any) -> 
 def test_nothing_to_draw_from_says_what_there_is() -> None:
     with pytest.raises(
         StoreError,
-        match=r"mix is {'dagger': 1}, outcomes are success, task is walk; .*'demo': 2, 'rollout': 3",
+        match=r"mix is {'correction': 1}, outcomes are success, task is walk; .*'import': 0, 'rollout': 3",
     ):
-        plan(table(), Selection({"dagger": 1}, outcomes=("success",), task="walk"))
+        plan(table(), Selection({"correction": 1}, outcomes=("success",), task="walk"))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,10 @@ def test_nothing_to_draw_from_says_what_there_is() -> None:
         ({"mix": {"demo": -1, "rollout": 2}}, "mix needs"),
         ({"mix": {"demo": np.inf}}, "mix needs"),
         ({"mix": {"dmo": 1}}, r"unknown sources \['dmo'\], there are demo"),
+        (
+            {"mix": {"dagger/success": 1}},
+            "mix: source dagger is called correction now; `longview",
+        ),
         ({"mix": {"demo/won": 1}}, r"outcomes: \['won'\] cannot be drawn, only success"),
         ({"mix": {"demo/invalid": 1}}, r"\['invalid'\] cannot be drawn"),
         ({"outcomes": ("invalid",)}, r"\['invalid'\] cannot be drawn"),

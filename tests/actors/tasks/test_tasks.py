@@ -107,9 +107,8 @@ def test_steps_fit_the_spec(name: str, env: Environment, play: Callable[..., Any
     for observation in play(task, env, seed=5).observations:
         assert env.observation_space.contains(observation)
         step = {f"observation.{key}": array for key, array in observation.items()}
-        validate_step(
-            step | {"action": np.zeros(spec.action.shape, np.float32), "reward": np.float32(0)}, spec
-        )
+        step |= {"action": np.zeros(spec.action.shape, np.float32), "reward": np.float32(0)}
+        validate_step(step | {"controller": np.uint8(1)}, spec)
 
 
 @pytest.mark.parametrize("name", sorted(IDS.keys() - {"counting"}))  # which has an end of its own

@@ -107,7 +107,7 @@ def test_a_robot_that_nobody_simulates_and_what_is_said_when_something_is_wrong(
     assert "--format is one of robomimic, lerobot, not csv" in done(
         "export", "x", *at, "--format", "csv", code=2
     )
-    assert "--source is one of demo, rollout, dagger, import, not demos" in done(
+    assert "--source: unknown sources ['demos'], there are demo, import, rollout, correction, human" in done(
         "list", *at, "--source", "demos", code=2
     )
     assert "there is no file or folder absent" in done("import", "absent", "--task", "arm", *at, code=1)
@@ -159,10 +159,10 @@ def test_an_export_that_fails_leaves_nothing(folder: Path, url: str) -> None:
     with closing(EpisodeStore.connect(url, "both", StoreConfig())) as store:
         unlabelled = store.read(store.ids()[1])
         labelled = {**unlabelled.arrays, "expert_action": unlabelled.arrays["action"]}
-        meta = type(unlabelled.meta)("dagger.one.000000000", "one", 0, "dagger")
+        meta = type(unlabelled.meta)("correction.one.000000000", "one", 0, "correction")
         assert store.add(type(unlabelled)(meta, "failure", labelled))
     output = done("export", "b.hdf5", *at, "--task", "one", code=1)
-    assert "has no expert_action, unlike dagger.one.000000000: export one source at a time" in output
+    assert "has no expert_action, unlike correction.one.000000000: export one source at a time" in output
     assert {path.name for path in folder.iterdir()} == {"one.zarr", "two.zarr"}
     done("export", "b.hdf5", *at, "--task", "one", "--outcome", "failure")
     with h5py.File(folder / "b.hdf5") as file:

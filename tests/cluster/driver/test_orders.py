@@ -19,7 +19,7 @@ def make(**settings: object) -> Orders:
         "evaluation.context_lengths": LENGTHS,
     }
     config = read_config(None, [f"{key}={value}" for key, value in (base | settings).items()])
-    return Orders(config, SPEC, purpose="dagger", collected=0)
+    return Orders(config, SPEC, purpose="correction", collected=0)
 
 
 def drain(orders: Orders, newest: int | None = None) -> list[Order]:
@@ -54,7 +54,7 @@ def test_collecting_takes_the_newest_version_and_beta_decays() -> None:
     orders = make(**{"learner.steps": 1000, "actors.beta_until": 0.5, "evaluation.episodes": 0})
     orders.published(100)
     (order,) = drain(orders, newest=250)
-    assert (order.purpose, order.version, order.beta) == ("dagger", 250, 0.5)
+    assert (order.purpose, order.version, order.beta) == ("correction", 250, 0.5)
     orders.finish(order, result(order))
     orders.published(600)
     (order,) = drain(orders, newest=600)
@@ -75,7 +75,7 @@ def test_evaluating_and_collecting_go_on_side_by_side() -> None:
     first, second = orders.take(100), orders.take(100)
     assert first is not None
     assert second is not None
-    assert {first.purpose, second.purpose} == {"evaluation", "dagger"}
+    assert {first.purpose, second.purpose} == {"evaluation", "correction"}
 
 
 def test_a_new_round_waits_for_the_last_one() -> None:

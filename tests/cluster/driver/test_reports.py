@@ -51,7 +51,7 @@ def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: N
         store = EpisodeStore.connect(url, "told", config.replay)
         hub = start(MetricsHub, "told", "127.0.0.1", 0, **ALWAYS_BACK)
         reporter = DriverReporter(hub, store, progress)
-        reporter.arrived(Order("dagger", 0, 4, 8, version=200), Result({"success": 3}, 10), 300)
+        reporter.arrived(Order("correction", 0, 4, 8, version=200), Result({"success": 3}, 10), 300)
         reporter.arrived(Order("evaluation", 0, 4, 8, version=100), Result({"success": 4}, 10), 300)
         reporter.arrived(Order("demo", 0, 4), Result({"success": 4}, 10), 300)
         reporter.close()
@@ -82,12 +82,8 @@ def check(served: Snapshot) -> None:
     assert served["longview_completion_ratio"]["return_point", "1"] == 0
     assert served["longview_contextual_success_ratio"].keys() == {newest}
     staleness = served["longview_staleness_steps"]
-    assert {source for source, _ in staleness} == {"dagger"}
-    assert (staleness["dagger", "50.0"], staleness["dagger", "100.0"], staleness["dagger", "sum"]) == (
-        0,
-        3,
-        300,
-    )
+    assert {source for source, _ in staleness} == {"correction"}
+    assert [staleness["correction", bound] for bound in ("50.0", "100.0", "sum")] == [0, 3, 300]
     restarts = served["longview_actor_restarts_total"]
     assert (restarts["actor", "worn"], restarts["actor", "died"], restarts["learner", "died"]) == (2, 1, 0)
     assert served["longview_actors_target"][()] == 3

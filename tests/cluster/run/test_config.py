@@ -57,6 +57,8 @@ def test_presets_are_valid(task: str) -> None:
         ("learner", "expected key=value, not 'learner'"),
         ("seed.more=1", None),
         ("learner.mix={expert: 1}", "unknown sources.*expert"),
+        ("learner.mix={dagger: 1}", "learner.*mix: source dagger is called correction now"),
+        ("replay.evict=[rollout, dagger]", "replay.evict: source dagger is called correction now"),
         ("learner.mix={rollout/won: 1}", r"learner.outcomes: \['won'\] cannot be drawn, only success"),
         ("learner.outcomes=success", "learner.outcomes: input should be a valid tuple, not 'success'"),
         ("learner.draw_by=luck", "learner.draw_by: input should be 'steps', 'episodes'.*not 'luck'"),

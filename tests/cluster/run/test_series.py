@@ -15,7 +15,7 @@ def snapshot(count: int) -> Snapshot:
     hub, totals = Hub(), Totals()
     totals.add("longview_env_steps_total", 10 * count, task="lift")
     totals.add("longview_samples_trained_total", 100 * count)
-    totals.observe("longview_staleness_steps", 70, count, source="dagger")
+    totals.observe("longview_staleness_steps", 70, count, source="correction")
     totals.observe("longview_staleness_steps", 10, count, source="rollout")
     totals.set("longview_learner_step", count)
     totals.set("longview_loss", 0.25, context_length=8)

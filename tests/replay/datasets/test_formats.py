@@ -58,6 +58,7 @@ def episodes() -> Iterator[Episode]:
             else:
                 arrays[name] = rng.uniform(0 if spec.dtype == "uint8" else -2, 2, (steps, *spec.shape))
             arrays[name] = arrays[name].astype(spec.dtype)
+        arrays["controller"] = rng.integers(0, 3, steps, np.uint8)
         meta = EpisodeMeta(f"rollout.stack.{index:09d}", "stack", 100 + index, "rollout", (3, 7), 4)
         yield Episode(meta, outcome, arrays, EXTRAS[outcome])
 
@@ -183,7 +184,7 @@ def test_a_known_task_takes_what_it_needs_and_refuses_what_does_not_fit(
     exported(stored, path, "robomimic")
     needed = replace(SPEC, observation={"joints": SPEC.observation["joints"]})
     assert open_source(path, "stack", needed).read(0).arrays.keys() == {
-        *("observation.joints", "action", "reward", "expert_action")
+        *("observation.joints", "action", "reward", "controller", "expert_action")
     }
 
     def refused(message: str, **changes: Any) -> None:

@@ -52,6 +52,7 @@ def episode(index: int) -> Episode:
     }
     shades = np.array([shade(index, step) for step in range(steps)], np.uint8)
     arrays["observation.images.top"] = np.tile(shades[:, None, None, None], (1, 32, 48, 3))
+    arrays["controller"] = np.ones(steps, np.uint8)
     meta = EpisodeMeta(f"demo.sort.{index:09d}", "sort", index, "demo")
     extras = {"tasks": [TEXTS[index]], "names": NAMES, "robot_type": "two_hands"}
     return Episode(meta, "failure" if index == 1 else "success", arrays, extras)

@@ -27,7 +27,7 @@ def reply(
 
 
 def entries(*ids: str, start: int = 1, length: int = 10) -> tuple[Any, ...]:
-    return tuple((f"{id}:{length}:success:walk", start + number) for number, id in enumerate(ids))
+    return tuple((f"{id}:{length}:5:success:walk", start + number) for number, id in enumerate(ids))
 
 
 def drawn(found: Index, selection: Selection = EVERYTHING) -> set[str]:
@@ -47,9 +47,9 @@ def test_episodes_come_and_go() -> None:
     # The row of b is free and used again.
     found.apply(0, reply(7, demo=entries("e", "a-longer-name-than-any-before", start=6)))
     assert drawn(found) == {"a", "c", "d", "e", "a-longer-name-than-any-before"}
-    found.apply(0, reply(2, everything=True, dagger=entries("f")))
+    found.apply(0, reply(2, everything=True, correction=entries("f")))
     assert found.ids() == ["c", "f"]
-    assert found.known(0) == [2] * 6
+    assert found.known(0) == [2] * 7
 
 
 def test_an_episode_that_came_again_is_not_removed_by_what_was_before() -> None:
@@ -66,9 +66,9 @@ def test_a_long_list_comes_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Index(1)
     assert found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=entries("x", start=5)))
     # Demonstrations are known up to b, at time 2, and the other lists up to the clock. Priorities must wait.
-    assert found.known(0) == [9, 0, 2, 9, 9, 9]
+    assert found.known(0) == [9, 0, 2, 9, 9, 9, 9]
     assert not found.apply(0, reply(9, prioritized=(("c:0", 9),), demo=entries("c", start=3)))
-    assert found.known(0) == [9] * 6
+    assert found.known(0) == [9] * 7
     assert found.ids() == ["a", "b", "c", "x"]
     assert drawn(found, Selection({"*": 1}, by="priority")) == {"a", "b", "x"}
 
@@ -87,10 +87,19 @@ def test_order_does_not_matter() -> None:
     assert first == second
 
 
+def test_the_table_holds_the_learnable_steps() -> None:
+    found = Index(1)
+    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:0:success:walk", 3),)))
+    table = found.plan(EVERYTHING).table
+    assert dict(zip(table.id[table.order], table.learnable[table.order], strict=True)) == {
+        **{b"a": 5, b"b": 5, b"c": 0}
+    }
+
+
 def test_what_is_held_out_or_invalid_is_never_drawn() -> None:
     found = Index(1)
     found.hold_out(["a", "later"])
-    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:invalid:walk", 3),)))
+    found.apply(0, reply(9, everything=True, demo=entries("a", "b"), rollout=(("c:10:10:invalid:walk", 3),)))
     assert drawn(found) == {"b"}
     found.apply(0, reply(12, demo=entries("later", "d", start=10)))
     found.hold_out(["b"])
@@ -103,8 +112,8 @@ def test_what_is_held_out_or_invalid_is_never_drawn() -> None:
 def test_steps_that_were_ever_committed() -> None:
     found = Index(2)
     totals = [b"ever:demo:success:steps", b"30", b"ever:demo:failure:steps", b"5", b"live:demo:steps", b"99"]
-    found.apply(0, [1, totals, *([] for _ in range(6))])
-    found.apply(1, [1, [b"ever:rollout:success:steps", b"8", b"ever:demo:invalid:steps", b"70"], *([[]] * 6)])
+    found.apply(0, [1, totals, *([] for _ in range(7))])
+    found.apply(1, [1, [b"ever:rollout:success:steps", b"8", b"ever:demo:invalid:steps", b"70"], *([[]] * 7)])
     for selection, steps in [
         (EVERYTHING, 43), (Selection({"demo": 1}), 35), (Selection({"demo": 1}, outcomes=("success",)), 30),
         (Selection({"demo/failure": 1, "rollout": 0}), 5), (Selection({"demo": 1, "*/success": 1}), 43),

@@ -25,7 +25,7 @@ from tests.replay.redis.proxy import MOMENTS, Proxy
 Connect = Callable[..., EpisodeStore]
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
 
-CHUNK = 4 * (2 * 4 + 4 * 4 * 3 + 3 * 4 + 4) + JOB_BYTES
+CHUNK = 4 * (2 * 4 + 4 * 4 * 3 + 3 * 4 + 4 + 1) + JOB_BYTES
 """Bytes that a chunk of four steps occupies in the queue."""
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from longview.replay.codec import decode_chunk, encode_chunk
+from longview.replay.codec import decode_chunk, encode_chunk, encode_record
 from longview.replay.errors import Quarantined, UnknownFormat
 from longview.replay.redis import keys
 from longview.replay.redis.index import index_entry
@@ -174,12 +175,12 @@ def lose_entry(store: EpisodeStore, redis: Redis) -> None:
 
 
 def add_entry(store: EpisodeStore, redis: Redis) -> None:
-    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "dagger"), {"nobody:10:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of("nobody"), "correction"), {"nobody:10:0:success:walk": 7})
 
 
 def change_entry(store: EpisodeStore, redis: Redis) -> None:
     lose_entry(store, redis)
-    redis.zadd(keys.index(store._namespace.tag_of(DEMO), "demo"), {f"{DEMO}:999:success:walk": 7})
+    redis.zadd(keys.index(store._namespace.tag_of(DEMO), "demo"), {f"{DEMO}:999:0:success:walk": 7})
 
 
 def change_totals(store: EpisodeStore, redis: Redis) -> None:
@@ -189,6 +190,14 @@ def change_totals(store: EpisodeStore, redis: Redis) -> None:
 def leave_chunks(store: EpisodeStore, redis: Redis) -> None:
     (key,) = keys.chunks(store._namespace.tag_of("nobody"), "nobody", "0123456789abcdef", [0])
     redis.set(key, b"chunk")
+
+
+def miscount(store: EpisodeStore, redis: Redis) -> None:
+    record = replace(record_of(store, DEMO), learnable=9)
+    lose_entry(store, redis)
+    redis.hset(keys.episodes(store._namespace.tag_of(DEMO)), DEMO, encode_record(record))
+    redis.zadd(keys.index(store._namespace.tag_of(DEMO), "demo"), {index_entry(record): 7})
+    redis.hincrby(keys.totals(store._namespace.tag_of(DEMO)), "live:demo:learnable", -1)
 
 
 def let_expire(store: EpisodeStore, redis: Redis) -> None:
@@ -221,13 +230,14 @@ def break_contract(store: EpisodeStore, redis: Redis) -> None:
     ("damage", "kind", "what", "why", "left"),
     [
         (lose_entry, "index", DEMO, "not listed", 8),
-        (add_entry, "index", "nobody", "listed under dagger as nobody:10:success:walk", 8),
+        (add_entry, "index", "nobody", "listed under correction as nobody:10:0:success:walk", 8),
         (change_entry, "index", DEMO, f"not listed, listed under demo as {DEMO}:999", 8),
         (change_totals, "totals", "live:demo:steps", "says ", 8),
         (leave_chunks, "expiry", "nobody:0123456789abcdef", "chunks of no episode", 8),
         (let_expire, "expiry", DEMO, "would expire in ", 8),
         (spoil_chunk, "episode", DEMO, "chunk is damaged", 7),
         (spoil_record, "episode", DEMO, "record of an episode is malformed", 7),
+        (miscount, "episode", DEMO, "10 steps are learnable, not 9", 7),
         (swap_record, "episode", DEMO, f"record is of {ROLLOUT}", 7),
     ],
 )
@@ -297,7 +307,7 @@ def test_a_damaged_shard_does_not_stop_its_writers(
     """Eviction meets an entry without an episode, a damaged record and wrong totals."""
     crowded = connect(byte_budget=4 * store.stats().total.bytes)
     for tag in crowded._namespace.tags:
-        redis.zadd(keys.index(tag, "rollout"), {"nobody:10:success:walk": 1})
+        redis.zadd(keys.index(tag, "rollout"), {"nobody:10:0:success:walk": 1})
     redis.hset(keys.episodes(store._namespace.tag_of(ROLLOUT)), ROLLOUT, b"\xc1 nonsense")
     written = fill(crowded, 200)
     assert crowded.verify(repair=True).sound

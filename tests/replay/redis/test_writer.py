@@ -64,6 +64,7 @@ def test_steps_leave_in_chunks(
         ({"expert_action": np.zeros(3, np.float32)}, "expert_action must be in all steps"),
         ({"reward": None}, r"missing arrays \['reward'\]"),
         ({"reward": 1.0}, r"reward is float64\[\], expected float32\[\]"),
+        ({"controller": np.int64(1)}, r"controller is int64\[\], expected uint8\[\]"),
     ],
 )
 def test_a_step_that_does_not_fit_is_refused(
@@ -101,6 +102,15 @@ def test_values_that_are_not_finite_are_refused(
         writer.append(step(number))
     writer.append(step(4) | {"reward": np.float32("nan")})
     with pytest.raises(EpisodeError, match="reward holds values that are not finite in steps 3 to 4"):
+        writer.commit("success")
+    assert store.ids() == []
+
+
+def test_a_controller_that_is_unknown_is_refused(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any
+) -> None:
+    writer.append(step(0) | {"controller": np.uint8(3)})
+    with pytest.raises(EpisodeError, match="controller is 0, 1 or 2, but up to 3 in steps 0 to 0"):
         writer.commit("success")
     assert store.ids() == []
 
