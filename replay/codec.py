@@ -102,7 +102,7 @@ def new_chunk(
         end = start + math.prod(shape) * _TYPES[dtype].itemsize
         places.append(slice(_HEADER.size + start, _HEADER.size + end))
     if end > MAX_CHUNK_BYTES:
-        raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
+        raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_bytes")
     data = memory(_HEADER.size + end) if memory else np.empty(_HEADER.size + end, np.uint8)
     data[: places[0].start] = 0
     for before, after in pairwise(places):

@@ -40,7 +40,9 @@ class EpisodeWriter:
         extras: Mapping[str, Any] | None = None,
     ) -> None:
         self._id = meta.id
-        self._record = Record(meta, "", 0, 0, 0, token, config.chunk_steps, extras or {})
+        self._chunk_steps = config.steps_per_chunk(sum(array.bytes for array in spec.arrays().values()))
+        """Steps per chunk K."""
+        self._record = Record(meta, "", 0, 0, 0, token, self._chunk_steps, extras or {})
         """Record of the chunks that were encoded so far; the background thread replaces it."""
         encode_record(self._record)  # so that values that cannot be stored fail now
         self._sent: list[Commands] | None = []
@@ -79,7 +81,7 @@ class EpisodeWriter:
             raise EpisodeError(f"episode {self._id} is committed or aborted already")
         if self._jobs.failure is not None:
             raise self._jobs.failure
-        if self._rows == self._config.chunk_steps:
+        if self._rows == self._chunk_steps:
             self._queue_chunk()
         buffers = self._buffers or self._new_chunk(step)
         if step.keys() != buffers.keys():
@@ -161,10 +163,10 @@ class EpisodeWriter:
             EpisodeError: the episode is too long, or a value is not finite.
             StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
         """
-        if self._queued >= MAX_CHUNKS * self._config.chunk_steps:
+        if self._queued >= MAX_CHUNKS * self._chunk_steps:
             raise EpisodeError(
                 f"episode {self._id}: has {MAX_CHUNKS} chunks already, the largest number; "
-                "raise replay.chunk_steps"
+                "raise replay.chunk_steps and replay.chunk_bytes"
             )
         arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
         for name, array in arrays.items():
@@ -172,7 +174,7 @@ class EpisodeWriter:
                 steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
                 raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
         level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
-        full = self._rows == self._config.chunk_steps
+        full = self._rows == self._chunk_steps
         encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
         work = partial(self._store, self._rows, encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
@@ -214,8 +216,7 @@ class EpisodeWriter:
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
-        rows = self._config.chunk_steps
-        shapes = [(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()]
+        shapes = [(name, spec.dtype, (self._chunk_steps, *spec.shape)) for name, spec in specs.items()]
         self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
 
