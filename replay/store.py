@@ -156,8 +156,7 @@ class EpisodeStore:
             ReplayError: as for `EpisodeWriter.append` and `EpisodeWriter.commit`.
         """
         writer = self.writer(episode.meta, episode.extras)
-        for row in range(episode.length):
-            writer.append({name: array[row] for name, array in episode.arrays.items()})
+        writer.extend(episode.arrays)
         return writer.commit(episode.outcome)
 
     def queue(self) -> Queue:

@@ -10,7 +10,15 @@ import numpy as np
 
 from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
 from longview.replay.config import StoreConfig
-from longview.replay.episode import EXPERT_ACTION, OUTCOMES, Array, EpisodeMeta, TaskSpec, validate_step
+from longview.replay.episode import (
+    ACTION,
+    EXPERT_ACTION,
+    OUTCOMES,
+    Array,
+    EpisodeMeta,
+    TaskSpec,
+    validate_step,
+)
 from longview.replay.errors import EpisodeError, MissingChunks
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
@@ -94,6 +102,18 @@ class EpisodeWriter:
             buffer[row] = array
         self._buffers = buffers
         self._rows += 1
+
+    def extend(self, steps: Mapping[str, Array]) -> None:
+        """Add consecutive steps.
+
+        Args:
+            steps: rows (steps, ...) of every array of the task, by name.
+
+        Raises:
+            ReplayError: as for `append`.
+        """
+        for row in range(len(steps[ACTION])):
+            self.append({name: rows[row] for name, rows in steps.items()})
 
     def commit(self, outcome: str) -> bool:
         """Make the episode visible, and wait for it. Repeating the call has no further effect.
