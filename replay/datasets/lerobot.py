@@ -40,7 +40,8 @@ TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
 """Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
 
 CELLS: Final = 16
-"""Pictures in a table that are held in memory as bytes at once."""
+"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table, up to 1024
+pictures as they are stored."""
 
 _PICTURES: Final = ("image", "video")
 _FEATURES: Final = {ACTION: ACTION, REWARD: NEXT_REWARD, EXPERT_ACTION: EXPERT_ACTION}
@@ -259,7 +260,7 @@ class LerobotReader(DatasetReader):
 
 
 def _cells_from(parquet: Any, name: str, first: int) -> Iterator[Any]:
-    """Yield the cells of a column from a row on, with few of them in memory."""
+    """Yield the cells of a column from a row on."""
     at = 0
     for number in range(parquet.num_row_groups):
         end = at + parquet.metadata.row_group(number).num_rows

@@ -162,12 +162,11 @@ print(int(peak.split()[1]) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", ["video", "robomimic", "zarr"])
 def test_thirty_seconds_of_two_cameras_are_imported_in_300_mib(
     kind: str, tmp_path: Path, url: str, namespace: str
 ) -> None:
     WRITERS[kind](tmp_path / "data", long_episode(30 * HZ))
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "data"), url, namespace]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    print(kind, done.stdout)
     assert int(done.stdout) <= 300
