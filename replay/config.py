@@ -27,6 +27,10 @@ class StoreConfig:
     reader fetches and decodes beyond the steps that it needs."""
     compression: int = 1
     """zstd level of the chunks, 1 to 19; 0: no compression."""
+    pictures: Literal["auto", "raw", "jpeg"] = "auto"
+    """Form in which pictures are stored. `auto`: as JPEG if they were imported from a video, which has lost
+    something already, and have more than 128x128 pixels; else exactly, as `raw` stores all. `jpeg`: all as
+    JPEG, which loses a little."""
     byte_budget: int = 4 << 30
     """Bytes of chunks that a namespace may hold, at least 1, divided equally among its shards. When a shard
     is full, a commit evicts the shard's oldest episodes of the sources in `evict`. Redis needs up to twice as

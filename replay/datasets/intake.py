@@ -38,7 +38,7 @@ def bring_in(
 
 def _add(opening: OpenEpisode, store: EpisodeStore) -> bool:
     """Add an episode to a store block by block; return whether it is new."""
-    writer = store.writer(opening.meta, opening.extras)
+    writer = store.writer(opening.meta, opening.extras, opening.lossy)
     try:
         for block in opening.blocks:
             writer.extend(block)

@@ -71,6 +71,7 @@ class LerobotReader(DatasetReader):
             for name, feature in self._features.items()
             if (column := _column(name)) is not None and feature["dtype"] != "string"
         }
+        self.lossy = {name for name, feature in self._features.items() if feature["dtype"] == "video"}
         spec = path / SPEC
         self.spec = decode_spec_json(str(spec), spec.read_text()) if spec.exists() else None
         self._table: tuple[Path, Any, Any, Array] | None = None

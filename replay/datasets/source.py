@@ -4,7 +4,7 @@ episodes."""
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +77,8 @@ class DatasetReader(ABC):
     """Smallest and largest value of actions by the format's rules; None if it has no rule."""
     masks: Mapping[str, Sequence[int]] = MappingProxyType({})
     """Named subsets of the episodes, as indices."""
+    lossy: Collection[str] = ()
+    """Names of the pictures that the data set holds as video, which is not exact."""
     spec: TaskSpec | None = None
     """Task spec that Longview wrote into the data set; None in data sets from elsewhere."""
 
@@ -120,6 +122,8 @@ class OpenEpisode:
     """Outcome of the episode, one of `OUTCOMES`."""
     extras: Mapping[str, Any]
     """Further facts, plain values by name."""
+    lossy: Collection[str]
+    """Names of the pictures that come from a video."""
     blocks: Iterator[Mapping[str, Array]]
     """Arrays of consecutive steps, (steps, ...) by name, from the first step to the last."""
 
@@ -169,7 +173,8 @@ class Source:
         meta = EpisodeMeta(
             self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
         )
-        return OpenEpisode(meta, info.outcome, info.extras, self._blocks(index, info.outcome))
+        lossy = {name for name, (column, _) in self.columns.items() if column in self.reader.lossy}
+        return OpenEpisode(meta, info.outcome, info.extras, lossy, self._blocks(index, info.outcome))
 
     def _blocks(self, index: int, outcome: str) -> Iterator[Mapping[str, Array]]:
         """Yield the arrays of an episode in blocks of at most `BLOCK_BYTES`, or of one step."""

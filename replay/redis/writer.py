@@ -1,7 +1,7 @@
 """Writer of one episode, step by step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from longview.replay.episode import (
     validate_step,
 )
 from longview.replay.errors import EpisodeError, MissingChunks
+from longview.replay.pictures import stored_as_jpeg
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
 from longview.replay.redis.sink import Sink
@@ -46,6 +47,7 @@ class EpisodeWriter:
         sender: Sender,
         memory: BlockPool,
         extras: Mapping[str, Any] | None = None,
+        lossy: Collection[str] = (),
     ) -> None:
         self._id = meta.id
         self._chunk_steps = config.steps_per_chunk(sum(array.bytes for array in spec.arrays().values()))
@@ -53,6 +55,11 @@ class EpisodeWriter:
         self._record = Record(meta, "", 0, 0, 0, token, self._chunk_steps, extras or {})
         """Record of the chunks that were encoded so far; the background thread replaces it."""
         encode_record(self._record)  # so that values that cannot be stored fail now
+        self._as_jpeg = {
+            name
+            for name, array in spec.arrays().items()
+            if array.is_image and stored_as_jpeg(array.shape, name in lossy, config.pictures)
+        }
         self._sent: list[Commands] | None = []
         """Commands that stored the chunks, to send them again if a crash of Redis loses chunks or they expire
         before the commit; None once the chunks exceed `queue_bytes`."""
@@ -194,8 +201,9 @@ class EpisodeWriter:
                 steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
                 raise EpisodeError(f"episode {self._id}: {name} holds values that are not finite in {steps}")
         level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
-        full = self._rows == self._chunk_steps
-        encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
+        encode: Callable[[], bytes | memoryview] = partial(encode_chunk, arrays, level, self._as_jpeg)
+        if self._rows == self._chunk_steps and not self._as_jpeg:
+            encode = partial(seal, self._chunk, level)
         work = partial(self._store, self._rows, encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._queued += self._rows

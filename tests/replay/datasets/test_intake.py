@@ -123,6 +123,22 @@ def test_an_episode_is_read_in_blocks(
         np.testing.assert_array_equal(stored.arrays[name], array)
 
 
+@pytest.mark.parametrize("kind", ["video", "images"])
+def test_pictures_lose_something_only_if_they_come_from_a_video(
+    kind: str, tmp_path: Path, connect: Any
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(6, 144, 160))
+    opened = open_source(tmp_path / "data", "pour", task(144, 160))
+    store: EpisodeStore = connect()
+    store.register(task(144, 160))
+    list(bring_in(opened, [0], store))
+    found, read = store.read(store.ids()[0]).arrays, opened.read(0).arrays
+    for name, array in read.items():
+        lost = kind == "video" and name.removeprefix("observation.") in CAMERAS
+        assert np.array_equal(found[name], array) != lost
+        assert np.abs(found[name].astype(float) - array).mean() < 2
+
+
 def test_an_episode_that_breaks_off_leaves_nothing(
     tmp_path: Path, connect: Any, redis: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
