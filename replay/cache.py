@@ -2,12 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from longview.replay.codec import Record
 from longview.replay.episode import Array
 from longview.replay.errors import CodecError
+from longview.replay.pictures import Pictures, decode_pictures
 
 
 class PartialEpisode:
@@ -17,18 +19,23 @@ class PartialEpisode:
         self.record = record
         """Record of the episode."""
         self.bytes = 0
-        """Size of the loaded chunks, decoded."""
+        """Size of the loaded chunks in memory."""
         self._loaded: set[int] = set()
         """Numbers of the loaded chunks."""
         self._arrays: dict[str, Array] = {}
         """Arrays of the whole episode, (T, ...). Only rows that were written take memory."""
+        self._pictures: dict[str, dict[int, Array]] = {}
+        """Pictures that are stored as JPEG, by name and step. They are kept as they are stored, because large
+        pictures would soon fill the cache if they were decoded."""
+        self._kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any], type]] = {}
+        """Shape of one step, dtype and class of each array; empty before the first chunk."""
 
     def missing(self, rows: range) -> list[int]:
         """Return the numbers of the chunks that hold these rows and are not loaded."""
         steps = self.record.chunk_steps
         return [k for k in range(rows.start // steps, -(-rows.stop // steps)) if k not in self._loaded]
 
-    def fill(self, number: int, chunk: Mapping[str, Array]) -> None:
+    def fill(self, number: int, chunk: Mapping[str, Array | Pictures]) -> None:
         """Load a chunk.
 
         Args:
@@ -40,22 +47,34 @@ class PartialEpisode:
         """
         start = number * self.record.chunk_steps
         rows = min(self.record.chunk_steps, self.record.length - start)
-        like = self._arrays or chunk
-        expected = {name: ((rows, *a.shape[1:]), a.dtype) for name, a in like.items()}
-        found = {name: (array.shape, array.dtype) for name, array in chunk.items()}
-        if found != expected:
-            raise CodecError(f"chunk {number} holds {found}, expected {expected}")
-        if not self._arrays:
-            length = self.record.length
-            self._arrays = {n: np.empty((length, *a.shape[1:]), a.dtype) for n, a in chunk.items()}
+        found = {name: (array.shape[1:], array.dtype, type(array)) for name, array in chunk.items()}
+        steps = {array.shape[0] for array in chunk.values()}
+        expected = self._kinds or found
+        if found != expected or steps != {rows}:
+            raise CodecError(
+                f"chunk {number} holds {found} in {steps} steps, expected {expected} in {rows} steps"
+            )
+        self._kinds = found
         for name, array in chunk.items():
+            if isinstance(array, Pictures):
+                self._pictures.setdefault(name, {}).update(enumerate(array.frames, start))
+                continue
+            if name not in self._arrays:
+                self._arrays[name] = np.empty((self.record.length, *array.shape[1:]), array.dtype)
             self._arrays[name][start : start + rows] = array
         self._loaded.add(number)
         self.bytes += sum(array.nbytes for array in chunk.values())
 
     def arrays(self, rows: range) -> dict[str, Array]:
-        """Return these rows of every array, (rows, ...), read-only. Their chunks must be loaded."""
+        """Return these rows of every array, (rows, ...), read-only. Their chunks must be loaded.
+
+        Raises:
+            CodecError: a picture is damaged.
+        """
         found = {name: array[rows.start : rows.stop] for name, array in self._arrays.items()}
+        for name, frames in self._pictures.items():
+            shape, *_ = self._kinds[name]
+            found[name] = decode_pictures([frames[step] for step in rows], shape)
         for array in found.values():
             array.flags.writeable = False
         return found

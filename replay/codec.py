@@ -10,13 +10,18 @@ body's start:
 
     size of the list u32 | msgpack [[name, dtype, shape], ...] | bytes | bytes | ...
 
-A decoded array is therefore a view of the body. Any bytes decode to a chunk or raise a CodecError. The limits
+A decoded array is therefore a view of the body. Pictures (K, H, W, 3) uint8 may be stored as JPEG. Then their
+entry in the list is [name, "jpeg", shape, number of bytes], and their bytes are:
+
+    size of each picture u32 x K | picture | picture | ...
+
+Any bytes decode to a chunk or raise a CodecError. The limits
 below bound the time and memory: no memory is allocated for sizes that the bytes only claim.
 """
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from reprlib import repr as shown
@@ -29,6 +34,7 @@ from xxhash import xxh3_64
 
 from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
+from longview.replay.pictures import SMALLEST, Pictures, decode_pictures, encode_pictures
 
 MAX_CHUNK_BYTES: Final = 256 << 20
 """Largest size of a chunk's body, before compression."""
@@ -50,8 +56,12 @@ _HEAD_SIZE: Final = struct.Struct("<I")
 _MAGIC: Final = b"LVC"
 _VERSION: Final = 2
 _ALIGNMENT: Final = 8
+_JPEG: Final = "jpeg"
+_FRAME_SIZE: Final = np.dtype("<u4")
 _RAW, _ZSTD = 0, 1
 _TYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+Row = tuple[str, str, tuple[int, ...]] | tuple[str, str, tuple[int, ...], int]
+"""Entry of a chunk's list: name, dtype and shape (K, ...), and for a JPEG the number of bytes."""
 _DAMAGED: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, msgpack.UnpackException)
 
 
@@ -81,17 +91,18 @@ class Record:
 
 
 def new_chunk(
-    rows: Sequence[tuple[str, str, tuple[int, ...]]],
+    rows: Sequence[Row],
     memory: Callable[[int], Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Allocate an uncompressed chunk whose arrays are still to be filled; `seal` completes it.
 
     Args:
-        rows: name, dtype and shape (K, ...) of each array.
+        rows: name, dtype and shape (K, ...) of each array. Pictures as JPEG are a name, `jpeg`, the shape of
+            the decoded pictures and a number of bytes.
         memory: returns a block (size,) uint8 of any content for a size; None: allocate new memory.
 
     Returns:
-        The chunk's bytes, and its arrays by name, which are views of the bytes.
+        The chunk's bytes, and its arrays by name, which are views of the bytes; (bytes,) uint8 for a JPEG.
 
     Raises:
         CodecError: the arrays exceed a limit, or have dtypes or shapes that a chunk may not hold.
@@ -99,22 +110,21 @@ def new_chunk(
     _check_shapes(rows)
     head = msgpack.packb(rows)
     end, places = _HEAD_SIZE.size + len(head), []
-    for _, dtype, shape in rows:
+    for row in rows:
         start = end + -end % _ALIGNMENT
-        end = start + math.prod(shape) * _TYPES[dtype].itemsize
+        end = start + _size(row)
         places.append(slice(_HEADER.size + start, _HEADER.size + end))
     if end > MAX_CHUNK_BYTES:
-        raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_steps")
+        raise CodecError(f"chunk has {end} bytes, at most {MAX_CHUNK_BYTES}: lower replay.chunk_bytes")
     data = memory(_HEADER.size + end) if memory else np.empty(_HEADER.size + end, np.uint8)
     data[: places[0].start] = 0
     for before, after in pairwise(places):
         data[before.stop : after.start] = 0
     _HEAD_SIZE.pack_into(data.data, _HEADER.size, len(head))
     data[_HEADER.size + _HEAD_SIZE.size :][: len(head)] = np.frombuffer(head, np.uint8)
-    arrays = {
-        name: data[place].view(_TYPES[dtype]).reshape(shape)
-        for place, (name, dtype, shape) in zip(places, rows, strict=True)
-    }
+    arrays = {}
+    for place, (name, dtype, shape, *jpeg) in zip(places, rows, strict=True):
+        arrays[name] = data[place] if jpeg else data[place].view(_TYPES[dtype]).reshape(shape)
     return data, arrays
 
 
@@ -134,21 +144,45 @@ def seal(data: Array, compression: int) -> bytes | memoryview:
     return data.data
 
 
-def encode_chunk(arrays: Mapping[str, Array], compression: int) -> bytes:
-    """Encode arrays (K, ...) of K >= 1 consecutive steps as a chunk; `compression` is a zstd level, 0 for
-    none.
+def encode_chunk(arrays: Mapping[str, Array], compression: int, as_jpeg: Collection[str] = ()) -> bytes:
+    """Encode arrays (K, ...) of K >= 1 consecutive steps as a chunk.
+
+    Args:
+        arrays: the arrays by name.
+        compression: zstd level, 0 for none.
+        as_jpeg: names of pictures (K, H, W, 3) uint8 to store as JPEG, which loses a little.
 
     Raises:
         CodecError: the arrays exceed a limit, or have dtypes or shapes that a chunk may not hold.
     """
-    data, places = new_chunk([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    rows: list[Row] = []
+    stored = dict(arrays)
     for name, array in arrays.items():
+        if name in as_jpeg:
+            frames = encode_pictures(array)
+            packed = b"".join([np.array([len(frame) for frame in frames], _FRAME_SIZE).tobytes(), *frames])
+            stored[name] = np.frombuffer(packed, np.uint8)
+            rows.append((name, _JPEG, array.shape, len(packed)))
+        else:
+            rows.append((name, array.dtype.name, array.shape))
+    data, places = new_chunk(rows)
+    for name, array in stored.items():
         places[name][...] = array
     return bytes(seal(data, compression))
 
 
 def decode_chunk(data: bytes) -> dict[str, Array]:
-    """Decode a chunk into its arrays (K, ...), read-only views of one buffer.
+    """Decode a chunk into its arrays (K, ...), read-only.
+
+    Raises:
+        UnknownFormat, CodecError: as for `open_chunk`; or a picture is damaged.
+    """
+    return {name: _decoded(array) for name, array in open_chunk(data).items()}
+
+
+def open_chunk(data: bytes) -> dict[str, Array | Pictures]:
+    """Decode a chunk into its arrays (K, ...), read-only views of one buffer. Pictures stored as JPEG are not
+    decoded yet.
 
     Raises:
         UnknownFormat: the chunk was written in another version of the format.
@@ -288,7 +322,7 @@ def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memo
     return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
 
 
-def _arrays(body: bytes | memoryview) -> dict[str, Array]:
+def _arrays(body: bytes | memoryview) -> dict[str, Array | Pictures]:
     if len(body) < _HEAD_SIZE.size:
         raise CodecError(f"{len(body)} bytes are too few for arrays")
     end = _HEAD_SIZE.size + _HEAD_SIZE.unpack_from(body)[0]
@@ -304,19 +338,47 @@ def _arrays(body: bytes | memoryview) -> dict[str, Array]:
         max_bin_len=0,
         max_ext_len=0,
     )
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) in (3, 4) for row in rows):
         raise CodecError("expected names, dtypes and shapes of arrays")
     _check_shapes(rows)
-    arrays: dict[str, Array] = {}
-    for name, dtype, shape in rows:
-        start, count = end + -end % _ALIGNMENT, math.prod(shape)
-        end = start + count * _TYPES[dtype].itemsize
+    arrays: dict[str, Array | Pictures] = {}
+    for row in rows:
+        name, dtype, shape, *jpeg = row
+        start, size = end + -end % _ALIGNMENT, _size(row)
+        end = start + size
         if end > len(body):
-            raise CodecError(f"{name}: {dtype}{shape} needs {end - start} bytes of data")
-        arrays[name] = np.frombuffer(body, _TYPES[dtype], count, start).reshape(shape)
+            raise CodecError(f"{name}: {dtype}{shape} needs {size} bytes of data")
+        found = np.frombuffer(body, np.uint8, size, start)
+        arrays[name] = _pictures(found, shape) if jpeg else found.view(_TYPES[dtype]).reshape(shape)
     if end != len(body):
         raise CodecError(f"{len(body) - end} bytes belong to no array")
     return arrays
+
+
+def _pictures(data: Array, shape: Sequence[int]) -> Pictures:
+    """Divide the bytes of pictures of this shape (K, H, W, 3).
+
+    Raises:
+        CodecError: the bytes are not divided into K pictures.
+    """
+    head = shape[0] * _FRAME_SIZE.itemsize
+    ends = head + np.cumsum(data[:head].view(_FRAME_SIZE), dtype=np.int64)
+    if ends[-1] != len(data):
+        raise CodecError(f"pictures have {len(data)} bytes, not {ends[-1]}")
+    return Pictures([data[a:b] for a, b in pairwise([head, *ends.tolist()])], tuple(shape))
+
+
+def _decoded(array: Array | Pictures) -> Array:
+    if isinstance(array, Pictures):
+        array = decode_pictures(array.frames, array.shape[1:])
+        array.flags.writeable = False
+    return array
+
+
+def _size(row: Sequence[Any]) -> int:
+    """Return the number of bytes that an array takes in a chunk."""
+    _, dtype, shape, *jpeg = row
+    return int(jpeg[0]) if jpeg else math.prod(shape) * _TYPES[dtype].itemsize
 
 
 def _check_shapes(rows: Sequence[Sequence[Any]]) -> None:
@@ -327,20 +389,34 @@ def _check_shapes(rows: Sequence[Sequence[Any]]) -> None:
     """
     if not 1 <= len(rows) <= MAX_ARRAYS:
         raise CodecError(f"a chunk has 1 to {MAX_ARRAYS} arrays, not {len(rows)}")
-    for name, dtype, shape in rows:
+    for name, dtype, shape, *jpeg in rows:
         if not isinstance(name, str) or len(name.encode()) > MAX_NAME:
             raise CodecError(f"array names are strings of at most {MAX_NAME} bytes, not {shown(name)}")
-        if dtype not in DTYPES:
+        if dtype not in DTYPES and (dtype != _JPEG or not jpeg):
             raise CodecError(f"{name}: dtype must be one of {', '.join(DTYPES)}, not {shown(dtype)}")
         if not isinstance(shape, tuple | list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
             raise CodecError(f"{name}: expected 1 to {MAX_DIMENSIONS} dimensions, not {shown(shape)}")
         if not all(type(size) is int and size >= 1 for size in shape):
             raise CodecError(f"{name}: dimensions are positive integers, not {shown(shape)}")
+        if jpeg:
+            _check_pictures(name, dtype, shape, jpeg[0])
     if len({name for name, *_ in rows}) != len(rows):
         raise CodecError(f"array names must differ, not be {[name for name, *_ in rows]}")
-    if len({shape[0] for _, _, shape in rows}) != 1:
-        steps = {name: shape[0] for name, _, shape in rows}
+    if len({shape[0] for _, _, shape, *_ in rows}) != 1:
+        steps = {name: shape[0] for name, _, shape, *_ in rows}
         raise CodecError(f"arrays must have the same number of steps, not {steps}")
+
+
+def _check_pictures(name: str, dtype: str, shape: Sequence[int], size: Any) -> None:
+    """Check the shape (K, H, W, 3) and the number of bytes of pictures that are stored as JPEG.
+
+    Raises:
+        CodecError: a check failed.
+    """
+    if dtype != _JPEG or len(shape) != 4 or shape[3] != 3 or math.prod(shape) > MAX_CHUNK_BYTES:
+        raise CodecError(f"{name}: expected pictures of at most {MAX_CHUNK_BYTES} bytes, not {dtype}{shape}")
+    if type(size) is not int or size < shape[0] * (_FRAME_SIZE.itemsize + SMALLEST):
+        raise CodecError(f"{name}: {shape[0]} pictures cannot have {shown(size)} bytes")
 
 
 def _pack(plain: dict[str, Any]) -> bytes:

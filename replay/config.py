@@ -21,9 +21,16 @@ class StoreConfig:
     shards: int = 4
     """Number of shards P of a new namespace, at least 1. An existing namespace keeps its number."""
     chunk_steps: int = 64
-    """Steps per chunk K, at least 1. A writer sends each chunk as soon as it is full."""
+    """Largest number of steps per chunk, at least 1. A writer sends each chunk as soon as it is full."""
+    chunk_bytes: int = 4 << 20
+    """Largest size of a chunk before compression, at least 1; a single step may exceed it. It bounds what a
+    reader fetches and decodes beyond the steps that it needs."""
     compression: int = 1
     """zstd level of the chunks, 1 to 19; 0: no compression."""
+    pictures: Literal["auto", "raw", "jpeg"] = "auto"
+    """Form in which pictures are stored. `auto`: as JPEG if they were imported from a video, which has lost
+    something already, and have more than 128x128 pixels; else exactly, as `raw` stores all. `jpeg`: all as
+    JPEG, which loses a little."""
     byte_budget: int = 4 << 30
     """Bytes of chunks that a namespace may hold, at least 1, divided equally among its shards. When a shard
     is full, a commit evicts the shard's oldest episodes of the sources in `evict`. Redis needs up to twice as
@@ -60,8 +67,16 @@ class StoreConfig:
     """Replicas that must hold a commit before it returns, at least 0, so that no commit is lost when a
     replica takes over."""
 
+    def steps_per_chunk(self, step_bytes: int) -> int:
+        """Return the number of steps K in each chunk of an episode but the last.
+
+        Args:
+            step_bytes: size of one step before compression.
+        """
+        return min(self.chunk_steps, max(1, self.chunk_bytes // step_bytes))
+
     def __post_init__(self) -> None:
-        for name in ("shards", "chunk_steps", "byte_budget", "max_connections", "queue_bytes"):
+        for name in ("shards", "chunk_steps", "chunk_bytes", "byte_budget", "max_connections", "queue_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (

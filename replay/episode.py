@@ -4,6 +4,7 @@ Shapes: T steps of an episode, A action dimensions. Row t of every array belongs
 before the action, the action that was executed, and the reward that followed.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -80,6 +81,11 @@ class ArraySpec:
             raise EpisodeError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not self.low <= self.high:
             raise EpisodeError(f"range is empty: low {self.low} > high {self.high}")
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array at one step."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def is_image(self) -> bool:

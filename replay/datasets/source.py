@@ -4,7 +4,7 @@ episodes."""
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +32,12 @@ from longview.replay.errors import DatasetError, EpisodeError
 
 Columns = Mapping[str, tuple[str, Callable[[Array], Array]]]
 """Origin of an episode's arrays, by their name in the episode: the name of an array of the data set, and the
-function that makes the episode's array (T, ...) from it."""
+function that makes rows (steps, ...) of the episode's array from as many rows of it."""
 
+EVERY: Final = slice(None)
+"""All steps of an episode."""
+BLOCK_BYTES: Final = 8 << 20
+"""Bytes of an episode's arrays that are read at once, as far as a single step does not exceed it."""
 RATE_TOLERANCE: Final = 0.01
 """Largest relative difference of two rates that count as equal."""
 LONGEST_CONTEXT: Final = 16
@@ -76,6 +80,8 @@ class DatasetReader(ABC):
     """Smallest and largest value of actions by the format's rules; None if it has no rule."""
     masks: Mapping[str, Sequence[int]] = MappingProxyType({})
     """Named subsets of the episodes, as indices."""
+    lossy: Collection[str] = ()
+    """Names of the pictures that the data set holds as video, which is not exact."""
     spec: TaskSpec | None = None
     """Task spec that Longview wrote into the data set; None in data sets from elsewhere."""
 
@@ -84,8 +90,17 @@ class DatasetReader(ABC):
         """Describe where a person finds one array of one episode in the data set."""
 
     @abstractmethod
-    def rows(self, index: int, column: str) -> Array:
-        """Read one array of one episode, (T, ...).
+    def length(self, index: int) -> int:
+        """Return the number of steps T of an episode."""
+
+    @abstractmethod
+    def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
+        """Read consecutive steps of one array of one episode, (steps, ...).
+
+        Args:
+            index: the episode.
+            column: the array.
+            span: the steps, with start and stop within the episode; by default all.
 
         Raises:
             DatasetError: the array is missing or damaged.
@@ -101,8 +116,24 @@ class DatasetReader(ABC):
 
 
 @dataclass(frozen=True)
+class OpenEpisode:
+    """Episode of a data set that is read block by block, so that it never has to fit into memory."""
+
+    meta: EpisodeMeta
+    """Description of the episode."""
+    outcome: str
+    """Outcome of the episode, one of `OUTCOMES`."""
+    extras: Mapping[str, Any]
+    """Further facts, plain values by name."""
+    lossy: Collection[str]
+    """Names of the pictures that come from a video."""
+    blocks: Iterator[Mapping[str, Array]]
+    """Arrays of consecutive steps, (steps, ...) by name, from the first step to the last."""
+
+
+@dataclass(frozen=True)
 class Source:
-    """Data set as episodes of a task, with one episode in memory at a time."""
+    """Data set as episodes of a task."""
 
     reader: DatasetReader
     """Reader of the data set."""
@@ -124,36 +155,62 @@ class Source:
         return f"{episode_id('import', self.spec.name, index)}.{digest:08x}"
 
     def read(self, index: int) -> Episode:
-        """Read one episode.
+        """Read one episode, all of it into memory.
 
         Raises:
             DatasetError: the episode is damaged or does not fit the task; the message names it and the field.
         """
-        arrays = {name: self._array(index, name) for name in self.columns}
-        steps = len(arrays[ACTION])
-        for name, array in arrays.items():
-            if len(array) != steps or not steps:
-                raise DatasetError(
-                    f"{self._location(index, name)} has {len(array)} steps, "
-                    f"{self._location(index, ACTION)} {steps}"
-                )
+        opening = self.open(index)
+        blocks = list(opening.blocks)
+        arrays = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return Episode(opening.meta, opening.outcome, arrays, opening.extras)
+
+    def open(self, index: int) -> "OpenEpisode":
+        """Open one episode, to be read block by block.
+
+        Raises:
+            DatasetError: the episode is damaged or does not fit the task; the message names it and the field.
+                The blocks raise it too.
+        """
         info = self.reader.info(index)
-        if REWARD not in arrays:
-            arrays[REWARD] = np.zeros(steps, np.float32)
-            arrays[REWARD][-1] = float(info.outcome == "success")
         meta = EpisodeMeta(
             self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
         )
-        if (controller := implied_controller(meta)) is not None:
-            arrays.setdefault(CONTROLLER, np.full(steps, controller))
-        return Episode(meta, info.outcome, arrays, info.extras)
+        lossy = {name for name, (column, _) in self.columns.items() if column in self.reader.lossy}
+        blocks = self._blocks(index, info.outcome, implied_controller(meta))
+        return OpenEpisode(meta, info.outcome, info.extras, lossy, blocks)
 
-    def _array(self, index: int, name: str) -> Array:
-        """Read one array of one episode, and convert it to the task's shape and dtype."""
+    def _blocks(self, index: int, outcome: str, controller: Array | None) -> Iterator[Mapping[str, Array]]:
+        """Yield the arrays of an episode in blocks of at most `BLOCK_BYTES`, or of one step."""
+        steps, specs = self.reader.length(index), self._specs()
+        if not steps:
+            raise DatasetError(f"{self._location(index, ACTION)} has no steps")
+        # Opening a column costs more than reading it, so the small ones are read once.
+        small = {
+            name: self._array(index, name)
+            for name in self.columns
+            if specs[name].bytes * steps <= BLOCK_BYTES
+        }
+        if REWARD not in self.columns:
+            small[REWARD] = np.zeros(steps, np.float32)
+            small[REWARD][-1] = float(outcome == "success")
+        if CONTROLLER not in self.columns and controller is not None:
+            small[CONTROLLER] = np.full(steps, controller)
+        size = max(1, BLOCK_BYTES // sum(specs[name].bytes for name in {*self.columns, *small}))
+        for start in range(0, steps, size):
+            span = slice(start, min(start + size, steps))
+            large = {name: self._array(index, name, span) for name in self.columns if name not in small}
+            yield {name: rows[span] for name, rows in small.items()} | large
+
+    def _specs(self) -> dict[str, ArraySpec]:
+        return self.spec.arrays() | {EXPERT_ACTION: self.spec.action}
+
+    def _array(self, index: int, name: str, span: slice = EVERY) -> Array:
+        """Read steps of one array of one episode, and convert them to the task's shape and dtype."""
         column, rows_of = self.columns[name]
         where = self._location(index, name)
-        found = _finite(where, self.reader.rows(index, column))
-        spec = ({**self.spec.arrays(), EXPERT_ACTION: self.spec.action})[name]
+        found = _finite(where, self.reader.rows(index, column, span), span.start or 0)
+        spec = self._specs()[name]
         shape = (len(found), *spec.shape)
         rows = found
         with suppress(IndexError, ValueError):
@@ -328,8 +385,8 @@ def _squeezed(shape: Sequence[int]) -> list[int]:
     return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []
 
 
-def _finite(where: str, rows: Array) -> Array:
-    """Return rows of finite numbers unchanged.
+def _finite(where: str, rows: Array, first: int) -> Array:
+    """Return rows of finite numbers unchanged. The first row is the episode's step `first`.
 
     Raises:
         DatasetError: the rows are not numbers, or not finite.
@@ -337,7 +394,7 @@ def _finite(where: str, rows: Array) -> Array:
     if rows.dtype.kind not in "fiub":
         raise DatasetError(f"{where} holds {rows.dtype}, not numbers")
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        step = int(np.argwhere(~np.isfinite(rows))[0, 0])
+        step = first + int(np.argwhere(~np.isfinite(rows))[0, 0])
         raise DatasetError(f"{where} holds values that are not finite, first in step {step}")
     return rows
 

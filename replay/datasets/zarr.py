@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import DatasetReader, EpisodeInfo
+from longview.replay.datasets.source import EVERY, DatasetReader, EpisodeInfo
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, Array
 from longview.replay.errors import DatasetError
 
@@ -71,8 +71,13 @@ class ZarrReader(DatasetReader):
         start, end = self._ends[index : index + 2]
         return f"episode {index} (steps {start} to {end - 1}): {_name(column)}"
 
-    def rows(self, index: int, column: str) -> Array:
+    def length(self, index: int) -> int:
         start, end = self._ends[index : index + 2]
+        return end - start
+
+    def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
+        start, end, _ = span.indices(self.length(index))
+        start, end = start + self._ends[index], end + self._ends[index]
         size = self._arrays[column].chunks[0]
         where = f"{self.path}, {self.location(index, column)}"
         parts = [

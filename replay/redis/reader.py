@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from longview.replay.cache import EpisodeCache, PartialEpisode
-from longview.replay.codec import decode_chunk, decode_record
+from longview.replay.codec import decode_record, open_chunk
 from longview.replay.episode import Segment
 from longview.replay.errors import CodecError, UnknownEpisode, UnknownFormat
 from longview.replay.redis import keys
@@ -52,21 +52,12 @@ class ChunkReader:
         """
         spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
         found = self.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
-        segments = [
-            Segment(
-                meta=episode.record.meta,
-                episode_length=episode.record.length,
-                start=span.start,
-                now=drawn.now,
-                probability=drawn.probability,
-                arrays=episode.arrays(span),
-                stratum=drawn.stratum,
-                by=by,
-            )
-            for drawn, span in zip(draws, spans, strict=True)
-            if isinstance(episode := found[drawn.id], PartialEpisode)
-        ]
-        failed = {id: error for id, error in found.items() if not isinstance(error, PartialEpisode)}
+        segments, failed = list[Segment](), dict[str, UnknownEpisode | CodecError]()
+        for drawn, span in zip(draws, spans, strict=True):
+            try:
+                segments.append(_segment(found[drawn.id], drawn, by, span))
+            except (UnknownEpisode, CodecError) as error:
+                failed[drawn.id] = error
         return segments, failed
 
     def fetch(self, wanted: Iterable[tuple[str, range]]) -> dict[str, Found]:
@@ -139,12 +130,32 @@ class ChunkReader:
                 for number, chunk in zip(missing[id], chunks, strict=True):
                     if chunk is None:
                         raise CodecError(f"chunk {number} is missing")
-                    episode.fill(number, decode_chunk(chunk))
+                    episode.fill(number, open_chunk(chunk))
             except UnknownFormat:
                 raise
             except CodecError as error:
                 found[id] = error if kept else UnknownEpisode(id)
         return found
+
+
+def _segment(episode: Found, drawn: Draw, by: str, span: range) -> Segment:
+    """Make the segment of a drawn step from its episode, whose rows are loaded.
+
+    Raises:
+        UnknownEpisode, CodecError: the episode could not be loaded, or a picture is damaged.
+    """
+    if not isinstance(episode, PartialEpisode):
+        raise episode
+    return Segment(
+        meta=episode.record.meta,
+        episode_length=episode.record.length,
+        start=span.start,
+        now=drawn.now,
+        probability=drawn.probability,
+        arrays=episode.arrays(span),
+        stratum=drawn.stratum,
+        by=by,
+    )
 
 
 def _groups(

@@ -1,7 +1,7 @@
 """Writer of one episode, step by step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
 from longview.replay.config import StoreConfig
 from longview.replay.episode import (
+    ACTION,
     BY_PERSON,
     CONTROLLER,
     EXPERT_ACTION,
@@ -23,6 +24,7 @@ from longview.replay.episode import (
     validate_step,
 )
 from longview.replay.errors import EpisodeError, MissingChunks
+from longview.replay.pictures import stored_as_jpeg
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.sender import Commands, Job, JobGroup, Sender
 from longview.replay.redis.sink import Sink
@@ -49,11 +51,19 @@ class EpisodeWriter:
         sender: Sender,
         memory: BlockPool,
         extras: Mapping[str, Any] | None = None,
+        lossy: Collection[str] = (),
     ) -> None:
         self._id = meta.id
-        self._record = Record(meta, "", 0, 0, 0, 0, token, config.chunk_steps, extras or {})
+        self._chunk_steps = config.steps_per_chunk(sum(array.bytes for array in spec.arrays().values()))
+        """Steps per chunk K."""
+        self._record = Record(meta, "", 0, 0, 0, 0, token, self._chunk_steps, extras or {})
         """Record of the chunks that were encoded so far; the background thread replaces it."""
         encode_record(self._record)  # so that values that cannot be stored fail now
+        self._as_jpeg = {
+            name
+            for name, array in spec.arrays().items()
+            if array.is_image and stored_as_jpeg(array.shape, name in lossy, config.pictures)
+        }
         self._sent: list[Commands] | None = []
         """Commands that stored the chunks, to send them again if a crash of Redis loses chunks or they expire
         before the commit; None once the chunks exceed `queue_bytes`."""
@@ -94,7 +104,7 @@ class EpisodeWriter:
             raise EpisodeError(f"episode {self._id} is committed or aborted already")
         if self._jobs.failure is not None:
             raise self._jobs.failure
-        if self._rows == self._config.chunk_steps:
+        if self._rows == self._chunk_steps:
             self._queue_chunk()
         if self._controller is not None and CONTROLLER not in step:
             step = {**step, CONTROLLER: self._controller}
@@ -109,6 +119,18 @@ class EpisodeWriter:
             buffer[row] = array
         self._buffers = buffers
         self._rows += 1
+
+    def extend(self, steps: Mapping[str, Array]) -> None:
+        """Add consecutive steps.
+
+        Args:
+            steps: rows (steps, ...) of every array of the task, by name.
+
+        Raises:
+            ReplayError: as for `append`.
+        """
+        for row in range(len(steps[ACTION])):
+            self.append({name: rows[row] for name, rows in steps.items()})
 
     def commit(self, outcome: str) -> bool:
         """Make the episode visible, and wait for it. Repeating the call has no further effect.
@@ -178,10 +200,10 @@ class EpisodeWriter:
             EpisodeError: the episode is too long, a value is not finite, or a controller is unknown.
             StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
         """
-        if self._queued >= MAX_CHUNKS * self._config.chunk_steps:
+        if self._queued >= MAX_CHUNKS * self._chunk_steps:
             raise EpisodeError(
                 f"episode {self._id}: has {MAX_CHUNKS} chunks already, the largest number; "
-                "raise replay.chunk_steps"
+                "raise replay.chunk_steps and replay.chunk_bytes"
             )
         arrays = {name: buffer[: self._rows] for name, (buffer, *_) in self._buffers.items()}
         steps = f"steps {self._queued} to {self._queued + self._rows - 1}"
@@ -193,8 +215,9 @@ class EpisodeWriter:
                 f"episode {self._id}: {CONTROLLER} is 0, 1 or 2, but up to {highest} in {steps}"
             )
         level, size = self._config.compression, sum(array.nbytes for array in arrays.values())
-        full = self._rows == self._config.chunk_steps
-        encode = partial(seal, self._chunk, level) if full else partial(encode_chunk, arrays, level)
+        encode: Callable[[], bytes | memoryview] = partial(encode_chunk, arrays, level, self._as_jpeg)
+        if self._rows == self._chunk_steps and not self._as_jpeg:
+            encode = partial(seal, self._chunk, level)
         work = partial(self._store, self._rows, int(learnable(arrays).sum()), encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._queued += self._rows
@@ -245,8 +268,7 @@ class EpisodeWriter:
         specs = self._spec.arrays()
         if EXPERT_ACTION in step:
             specs[EXPERT_ACTION] = self._spec.action
-        rows = self._config.chunk_steps
-        shapes = [(name, spec.dtype, (rows, *spec.shape)) for name, spec in specs.items()]
+        shapes = [(name, spec.dtype, (self._chunk_steps, *spec.shape)) for name, spec in specs.items()]
         self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
 

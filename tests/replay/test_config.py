@@ -10,6 +10,7 @@ from longview.replay.config import StoreConfig
     [
         ("shards", 0),
         ("chunk_steps", 0),
+        ("chunk_bytes", 0),
         ("byte_budget", -5),
         ("max_connections", 0),
         ("queue_bytes", 0),

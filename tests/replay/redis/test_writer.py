@@ -12,6 +12,8 @@ from longview.replay.redis.writer import EpisodeWriter
 from longview.replay.store import EpisodeStore
 
 Rewards = Callable[[EpisodeWriter], list[list[float]]]
+STEP_BYTES = 4 * 2 + 4 * 4 * 3 + 4 * 3 + 4 + 1
+"""Bytes of a step of the tests' task: position, camera, action, reward, controller."""
 
 
 @pytest.fixture
@@ -52,6 +54,27 @@ def test_steps_leave_in_chunks(
     (record,) = store.records()
     assert (record.outcome, record.length, record.chunks) == ("failure", length, -(-length // 3))
     assert store.stats().total.bytes == record.bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("chunk_bytes", "steps"),
+    [(1, 1), (2 * STEP_BYTES - 1, 1), (2 * STEP_BYTES, 2), (100 * STEP_BYTES, 5)],
+)
+def test_a_chunk_is_bounded_in_bytes_too(
+    connect: Callable[..., EpisodeStore], begin: Any, step: Any, chunk_bytes: int, steps: int
+) -> None:
+    store = connect(chunk_steps=5, chunk_bytes=chunk_bytes)
+    writer = begin(store, 1)
+    for number in range(11):
+        writer.append(step(number))
+    writer.commit("success")
+    (record,) = store.records()
+    assert (record.length, record.chunk_steps, record.chunks) == (11, steps, -(-11 // steps))
+    assert store.verify().sound
+    for reader in (store, connect(chunk_steps=3)):  # the record decides, not the reader's config
+        assert reader.read(record.meta.id).arrays["reward"].tolist() == list(range(11))
+        (segment,) = reader.sample({"rollout": 1.0}, 1, 20, 20, np.random.default_rng(0))
+        assert segment.arrays["reward"].tolist() == list(range(11))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +144,9 @@ def test_an_episode_that_is_too_long_ends_with_what_to_do(
     monkeypatch.setattr("longview.replay.redis.writer.MAX_CHUNKS", 2)
     for number in range(9):
         writer.append(step(number))
-    with pytest.raises(EpisodeError, match=r"has 2 chunks already, .*; raise replay\.chunk_steps"):
+    with pytest.raises(
+        EpisodeError, match=r"has 2 chunks already, .*; raise replay\.chunk_steps and replay\.chunk_bytes"
+    ):
         writer.append(step(9))
 
 

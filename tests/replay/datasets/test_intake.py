@@ -1,0 +1,189 @@
+"""Tests of imports: episodes that are larger than the memory they may take, and episodes that break off."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from longview.replay.datasets import lerobot_writer, source
+from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.intake import bring_in
+from longview.replay.episode import Array, ArraySpec, Episode, EpisodeMeta, TaskSpec
+from longview.replay.errors import DatasetError
+from longview.replay.store import EpisodeStore
+
+HZ, HEIGHT, WIDTH = 30, 480, 640
+CAMERAS = ("front", "wrist")
+
+
+def task(height: int, width: int) -> TaskSpec:
+    image = ArraySpec((height, width, 3), "uint8", 0.0, 255.0)
+    return TaskSpec(
+        name="pour",
+        observation={"state": ArraySpec((7,)), **dict.fromkeys(CAMERAS, image)},
+        action=ArraySpec((7,), low=-1.0, high=1.0),
+        control_hz=HZ,
+        max_steps=10_000,
+        context_lengths=(1, 2),
+        demonstrations=1,
+    )
+
+
+def moving_picture(steps: int, height: int, width: int) -> Array:
+    """Return a video (steps, height, width, 3) uint8 of a camera that moves down a painted wall, as a view
+    that takes little memory."""
+    rows, columns = np.mgrid[: height + steps - 1, :width]
+    shades = [np.sin(rows / 23) + np.cos(columns / 31), np.sin((rows + columns) / 47), np.cos(rows / 61)]
+    wall = np.stack([127 + 60 * shade for shade in shades], -1).astype(np.uint8) // 16 * 16
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(wall, height, axis=0), -1, 1)
+
+
+def long_episode(steps: int, height: int = HEIGHT, width: int = WIDTH) -> Episode:
+    numbers = np.linspace(-1, 1, 7 * steps, dtype=np.float32).reshape(steps, 7)
+    pictures = moving_picture(steps, height, width)
+    arrays = {
+        "observation.state": numbers,
+        **{f"observation.{camera}": pictures for camera in CAMERAS},
+        "action": numbers,
+        "reward": np.zeros(steps, np.float32),
+        "controller": np.ones(steps, np.uint8),
+    }
+    return Episode(EpisodeMeta("demo.pour.000000000", "pour", 0, "demo"), "success", arrays)
+
+
+def as_lerobot(path: Path, episode: Episode, lossless: bool = False) -> None:
+    shape = episode.arrays[f"observation.{CAMERAS[0]}"].shape
+    lerobot_writer.write(path, task(*shape[1:3]), [episode], lossless)
+
+
+def as_images(path: Path, episode: Episode) -> None:
+    as_lerobot(path, episode, lossless=True)
+
+
+def as_robomimic(path: Path, episode: Episode) -> None:
+    with h5py.File(path, "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo.attrs["num_samples"] = episode.length
+        demo["actions"] = episode.arrays["action"]
+        for key in ("state", *CAMERAS):
+            rows = episode.arrays[f"observation.{key}"]
+            array = demo.create_dataset(
+                f"obs/{key}", rows.shape, rows.dtype, chunks=(1, *rows.shape[1:]), compression="lzf"
+            )
+            for step, row in enumerate(rows):
+                array[step] = row
+
+
+def as_zarr(path: Path, episode: Episode) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group.create_array("meta/episode_ends", data=np.array([episode.length]))
+    for key in ("state", *CAMERAS, "action"):
+        rows = episode.arrays["action" if key == "action" else f"observation.{key}"]
+        array = group.create_array(
+            f"data/{key}", shape=rows.shape, dtype=rows.dtype, chunks=(8, *rows.shape[1:])
+        )
+        for step in range(0, len(rows), 8):
+            array[step : step + 8] = rows[step : step + 8]
+
+
+WRITERS: dict[str, Callable[[Path, Episode], None]] = {
+    "video": as_lerobot,
+    "images": as_images,
+    "robomimic": as_robomimic,
+    "zarr": as_zarr,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_episode_is_read_in_blocks(
+    kind: str, tmp_path: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(50, 32, 48))
+    whole = open_source(tmp_path / "data", "pour", task(32, 48)).read(0)
+    monkeypatch.setattr(source, "BLOCK_BYTES", 70_000)
+    opened = open_source(tmp_path / "data", "pour", task(32, 48))
+    blocks = list(opened.open(0).blocks)
+    assert {sum(array.nbytes for array in block.values()) <= 70_000 for block in blocks} == {True}
+    assert [len(block["action"]) for block in blocks] == [7] * 7 + [1]
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(np.concatenate([block[name] for block in blocks]), array)
+    assert whole.arrays["reward"].tolist() == [0.0] * 49 + [float(kind not in ("video", "images"))]
+
+    store: EpisodeStore = connect()
+    store.register(task(32, 48))
+    assert list(bring_in(opened, [0], store)) == [True]
+    stored = store.read(store.ids()[0])
+    assert (stored.meta, stored.outcome, stored.extras) == (whole.meta, whole.outcome, whole.extras)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(stored.arrays[name], array)
+
+
+@pytest.mark.parametrize("kind", ["video", "images"])
+def test_pictures_lose_something_only_if_they_come_from_a_video(
+    kind: str, tmp_path: Path, connect: Any
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(6, 144, 160))
+    opened = open_source(tmp_path / "data", "pour", task(144, 160))
+    store: EpisodeStore = connect()
+    store.register(task(144, 160))
+    list(bring_in(opened, [0], store))
+    found, read = store.read(store.ids()[0]).arrays, opened.read(0).arrays
+    for name, array in read.items():
+        lost = kind == "video" and name.removeprefix("observation.") in CAMERAS
+        assert np.array_equal(found[name], array) != lost
+        assert np.abs(found[name].astype(float) - array).mean() < 2
+
+
+def test_an_episode_that_breaks_off_leaves_nothing(
+    tmp_path: Path, connect: Any, redis: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_zarr(tmp_path / "data", long_episode(40, 32, 48))
+    (tmp_path / "data/data/wrist/4.0.0.0").unlink()
+    monkeypatch.setattr(source, "BLOCK_BYTES", 70_000)
+    opened = open_source(tmp_path / "data", "pour", task(32, 48), hz=HZ)
+    store: EpisodeStore = connect()
+    store.register(task(32, 48))
+    with pytest.raises(DatasetError, match=r"data/wrist: there is no chunk 4\.0\.0\.0"):
+        list(bring_in(opened, [0], store))
+    left_out: list[str] = []
+    assert list(bring_in(opened, [0], store, left_out)) == [False]
+    assert len(left_out) == 1
+    store.flush()
+    assert store.ids() == []
+    assert list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000)) == []
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from longview.replay.config import StoreConfig
+from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.intake import bring_in
+from longview.replay.store import EpisodeStore
+
+store = EpisodeStore.connect(sys.argv[2], sys.argv[3], StoreConfig())
+source = open_source(Path(sys.argv[1]), "pour", hz=30)
+store.register(source.spec)
+assert list(bring_in(source, source.indices, store)) == [True]
+store.close()
+(peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(int(peak.split()[1]) // 1024)
+"""
+"""Script that imports a data set and prints the peak of its memory in MiB."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["video", "robomimic", "zarr"])
+def test_thirty_seconds_of_two_cameras_are_imported_in_300_mib(
+    kind: str, tmp_path: Path, url: str, namespace: str
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(30 * HZ))
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "data"), url, namespace]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    assert int(done.stdout) <= 300
