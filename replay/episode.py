@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longview.replay.errors import EpisodeError
+from longview.replay.names import check_name, encode_name
 
 SOURCES: Final = ("demo", "rollout", "dagger", "import")
 """Sources, where an episode came from. `demo`: a scripted expert. `rollout`: a policy. `dagger`: a policy
@@ -41,7 +42,7 @@ REWARD: Final = "reward"
 EXPERT_ACTION: Final = "expert_action"
 """Name of the optional expert labels in an episode, (T, A) float32: what the expert would have done."""
 
-_ID = re.compile(r"[a-z0-9_.\-]{1,128}")
+_ID = re.compile(r"[A-Za-z0-9_.%~\-]{1,512}")
 
 Array = NDArray[Any]
 """A numpy array of any shape and dtype."""
@@ -81,12 +82,12 @@ class TaskSpec:
     """Description of a task: all that the learner and the store know about it.
 
     Raises:
-        EpisodeError: the action is not a vector of finite range, or the context lengths do not ascend from 1
-            or more.
+        EpisodeError: the name breaks the rule of `check_name`, the action is not a vector of finite range, or
+            the context lengths do not ascend from 1 or more.
     """
 
     name: str
-    """Name that episodes, configs and metrics use for the task."""
+    """Name that episodes, configs and metrics use for the task; see `check_name`."""
     observation: Mapping[str, ArraySpec]
     """Specs of the observations, by key; in an episode each key carries the prefix `observation.`."""
     action: ArraySpec
@@ -103,6 +104,10 @@ class TaskSpec:
     """Best success rate that a policy without memory can reach, 0 to 1; None: unknown."""
 
     def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "name of a task")
+        except ValueError as error:
+            raise EpisodeError(str(error)) from None
         if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():
             raise EpisodeError(
                 f"task {self.name}: action must be a vector of finite range, not {self.action}"
@@ -151,8 +156,8 @@ class EpisodeMeta:
     """
 
     id: str
-    """Identity of the episode, 1 to 128 characters of a-z, 0-9, `_`, `.` and `-`. A store holds at most one
-    episode of an id."""
+    """Identity of the episode, 1 to 512 characters of A-Z, a-z, 0-9, `_`, `.`, `%`, `~` and `-`. A store
+    holds at most one episode of an id."""
     task: str
     """Name of the task."""
     seed: int
@@ -172,9 +177,9 @@ class EpisodeMeta:
 
 
 def episode_id(source: str, task: str, index: int) -> str:
-    """Return the id of the index-th episode of a source. Ids sort by index, and a job that is run again gets
-    the same ids."""
-    return f"{source}.{task}.{index:09d}"
+    """Return the id of the index-th episode of a source. Ids of a task sort by index, and a job that is run
+    again gets the same ids. The task's name is percent-encoded in them."""
+    return f"{source}.{encode_name(task)}.{index:09d}"
 
 
 @dataclass(frozen=True)

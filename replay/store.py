@@ -16,7 +16,7 @@ from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
 from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
-from longview.replay.redis import keys
+from longview.replay.names import check_name
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import Index
@@ -74,15 +74,16 @@ class EpisodeStore:
 
         Args:
             url: address of Redis: redis://, rediss:// or unix://.
-            namespace: 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`.
+            namespace: name that `check_name` accepts.
             config: settings; its `url` is not used.
 
         Raises:
             StoreUnavailable: Redis does not answer within 15 s, or refuses the credentials.
-            StoreError: the namespace has the layout of another version of Longview.
-            ValueError: the namespace is empty, too long or holds other characters.
+            StoreError: a server may evict episodes by itself, or the namespace has the layout of another
+                version of Longview.
+            ValueError: the namespace breaks the rule of `check_name`.
         """
-        keys.check_namespace(namespace)
+        check_name(namespace, "namespace")
         return EpisodeStore(Client(url, config), namespace, config)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from longview.replay.codec import Record, decode_record, decode_spec, encode_spec
 from longview.replay.episode import SOURCES, Episode, TaskSpec
 from longview.replay.errors import CodecError, ReplayError, StoreError, UnknownFormat
+from longview.replay.names import check_name
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
 from longview.replay.redis.index import PAGE, Index
@@ -32,9 +33,9 @@ class Namespace:
 
         Raises:
             StoreError: the namespace has the layout of another version of Longview.
-            ValueError: the name is empty, too long or holds other characters than allowed.
+            ValueError: the name breaks the rule of `check_name`.
         """
-        self.client, self.name = client, keys.check_namespace(name)
+        self.client, self.name = client, check_name(name, "namespace")
         self.tags = [keys.tag(name, shard) for shard in range(self._agree_on_shards(shards))]
         """Tag of each shard."""
 

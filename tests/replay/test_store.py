@@ -146,6 +146,31 @@ def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace:
 
 
 @everywhere
+def test_names_may_hold_what_people_type(
+    url: str, namespace: str, spec: TaskSpec, write: Any, step: Any, connect: Connect
+) -> None:
+    config = StoreConfig(chunk_steps=4, refresh_seconds=0.0)
+    store = EpisodeStore.connect(url, f"Küche {{{namespace}}}: 50 %", config)
+    task = replace(spec, name="Räum auf: #2")
+    store.register(task)
+    for index in range(3):
+        meta = EpisodeMeta(episode_id("demo", task.name, index), task.name, index, "demo")
+        writer = store.writer(meta)
+        writer.append(step(index))
+        assert writer.commit("success")
+    another = EpisodeStore.connect(url, f"Küche {{{namespace}}}: 50 %", config)
+    assert another.tasks() == [task.name]
+    assert [record.meta.task for record in another.records(task=task.name)] == [task.name] * 3
+    drawn = another.sample({f"demo/success/{task.name}": 1}, 4, 0, 0, np.random.default_rng(0))
+    assert {segment.meta.task for segment in drawn} == {task.name}
+    assert another.verify().sound
+    assert another.verify().episodes == 3
+    for each in (store, another):
+        each.close()
+    assert connect().ids() == []
+
+
+@everywhere
 def test_clients_agree_on_the_number_of_shards(connect: Connect, write: Any) -> None:
     ids = [write(connect(shards=3), number) for number in range(9)]
     assert connect(shards=7).ids() == ids
