@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, Ta
 from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
 from longview.replay.names import check_name
+from longview.replay.owner import Owner
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import Index
@@ -96,6 +97,23 @@ class EpisodeStore:
             self._sender.close()
         finally:
             self._namespace.client.redis.close()
+
+    def claim(self, owner: Owner) -> None:
+        """Make a run the owner of the namespace, for good. If it is the owner already, nothing changes.
+
+        Raises:
+            StoreError: another run owns the namespace, or the run owns it with another task or seed.
+        """
+        space, found = self._namespace, self._namespace.claim(owner)
+        at = f"namespace {space.name} in Redis at {space.client.shown}"
+        if found.id != owner.id:
+            raise StoreError(
+                f"{at} belongs to another run, of task {found.task} and seed {found.seed}: "
+                "give this run another name or another Redis"
+            )
+        if differing := difference(asdict(found), asdict(owner)):
+            name, was, now = differing
+            raise StoreError(f"{at} belongs to this run with {name} {was}, not {now}: launch another run")
 
     # Tasks
 

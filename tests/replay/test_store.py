@@ -37,6 +37,7 @@ from longview.replay.errors import (
     StoreUnavailable,
     UnknownEpisode,
 )
+from longview.replay.owner import Owner
 from longview.replay.redis import keys
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
@@ -143,6 +144,30 @@ def test_an_address_leads_to_its_store_and_shows_no_password(
 def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace: str) -> None:
     write(store := connect(), 1)
     assert EpisodeStore.connect(url, namespace + "0", store._config).ids() == []
+
+
+@everywhere
+def test_a_namespace_belongs_to_one_run(connect: Connect, write: Any, namespace: str) -> None:
+    store, owner = connect(), Owner("f00", "walk", 3)
+    write(store, 1)  # as `store import` does, before any run
+    store.claim(owner)
+    connect().claim(owner)
+    with pytest.raises(
+        StoreError,
+        match=f"namespace {namespace} in Redis at .* belongs to another run, of task walk and seed 3",
+    ):
+        connect().claim(Owner("ba5", "walk", 3))
+    with pytest.raises(StoreError, match="belongs to this run with seed 3, not 4"):
+        connect().claim(replace(owner, seed=4))
+    with pytest.raises(StoreError, match="belongs to this run with task walk, not run"):
+        connect().claim(replace(owner, task="run"))
+
+
+def test_a_damaged_owner_is_said(connect: Connect, redis: Redis, namespace: str) -> None:
+    store = connect()
+    redis.hset(keys.layout(namespace), "owner", b"{}")
+    with pytest.raises(StoreError, match="its owner is damaged"):
+        store.claim(Owner("f00", "walk", 3))
 
 
 @everywhere
