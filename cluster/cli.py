@@ -12,7 +12,15 @@ import typer
 
 from longview.cluster.commands import dashboards as dashboards_cli
 from longview.cluster.commands import store as store_cli
-from longview.cluster.commands.common import INTERRUPTED, AsJson, RunName, Settings, explained, group
+from longview.cluster.commands.common import (
+    INTERRUPTED,
+    AsJson,
+    RunName,
+    Settings,
+    explained,
+    group,
+    outlast_readers,
+)
 from longview.cluster.roles.auth import choose_ray_auth
 
 app = group("Train robot policies that remember: many context lengths, one set of weights.")
@@ -29,6 +37,7 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
     # `longview stop` and a cluster send SIGTERM: it interrupts like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    outlast_readers()
     try:
         app()
     except KeyboardInterrupt:
@@ -115,21 +124,18 @@ def _resume(name: str, settings: list[str], address: str | None) -> None:
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:
-    from longview.cluster.run.folder import create_run, refuse_port_in_use
+    from longview.cluster.run.folder import refuse_port_in_use, take_run
     from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
 
     refuse_untrainable(config)
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
-    if run is None:
-        run = create_run(config)
-    else:
-        run.lock()
     choose_ray_auth(address)
+    # Without Ray this fails, so it comes before a run's folder is made.
     from longview.cluster.driver import launch as launching
 
-    raise typer.Exit(launching.launch(config, run, address))
+    raise typer.Exit(launching.launch(config, take_run(config, run), address))
 
 
 @app.command()
@@ -272,7 +278,7 @@ def stop(
         if time.monotonic() > deadline:
             raise RunError(f"{found.name} has not ended within {timeout:g} s; give it more by --timeout")
         time.sleep(0.1)
-    typer.echo(f"{found.name} has stopped; `--resume {found.name}` goes on with it")
+    typer.echo(f"{found.name} has stopped; `--resume {found.typed}` goes on with it")
 
 
 @app.command()

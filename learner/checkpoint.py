@@ -51,6 +51,9 @@ def save(
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        OSError: the checkpoint cannot be written; it names the folder, of which nothing is left.
     """
     files = {POLICY: policy, TRAINING: save_tensors({k: v.cpu() for k, v in training.items()})}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -59,12 +62,17 @@ def save(
     unfinished = directory / f"{target.name}.tmp"
     for left_over in (*directory.glob("*.tmp"), target):
         shutil.rmtree(left_over, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, data in {**files, STATE: json.dumps(state, indent=1).encode()}.items():
-        with (unfinished / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        unfinished.mkdir(parents=True)
+        for name, data in {**files, STATE: json.dumps(state, indent=1).encode()}.items():
+            with (unfinished / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk its space is needed
+        error.filename = error.filename or str(unfinished)
+        raise
     unfinished.rename(target)
     _sync(directory)
     for old in folders(directory)[:-keep]:

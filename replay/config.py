@@ -1,10 +1,15 @@
 """Configuration of the episode store."""
 
 import math
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from longview.replay.episode import SOURCES, unknown_sources
+
+PASSWORD_VARIABLE: Final = "LONGVIEW_REDIS_PASSWORD"
+"""Name of the environment variable with the password of a Redis whose URL has none."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,13 @@ class StoreConfig:
             raise ValueError(f"replicas must not be negative, not {self.replicas}")
         if not 0 <= self.compression <= 19:
             raise ValueError(f"compression must be a zstd level from 0 to 19, not {self.compression}")
+
+
+def with_password(url: str) -> str:
+    """Return the URL of a Redis with the environment's password, unless the URL has a password or the
+    environment has none."""
+    parts, password = urlsplit(url), os.environ.get(PASSWORD_VARIABLE)
+    if not password or parts.password is not None or "password" in parse_qs(parts.query):
+        return url
+    netloc = f"{parts.username or ''}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc))

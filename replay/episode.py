@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longview.replay.errors import EpisodeError
+from longview.replay.names import check_name, encode_name
 
 SOURCES: Final = ("demo", "import", "rollout", "correction", "human")
 """Sources, where an episode came from. `demo`: a scripted expert. `import`: a data set. `rollout`: a policy.
@@ -50,7 +51,7 @@ CONTROLLER: Final = "controller"
 """Name of who was in control at each step of an episode, (T,) uint8: `BY_POLICY`, `BY_EXPERT` or
 `BY_PERSON`."""
 
-_ID = re.compile(r"[a-z0-9_.\-]{1,128}")
+_ID = re.compile(r"[A-Za-z0-9_.%~\-]{1,512}")
 
 Array = NDArray[Any]
 """A numpy array of any shape and dtype."""
@@ -98,12 +99,12 @@ class TaskSpec:
     """Description of a task: all that the learner and the store know about it.
 
     Raises:
-        EpisodeError: the action is not a vector of finite range, or the context lengths do not ascend from 1
-            or more.
+        EpisodeError: the name breaks the rule of `check_name`, the action is not a vector of finite range, or
+            the context lengths do not ascend from 1 or more.
     """
 
     name: str
-    """Name that episodes, configs and metrics use for the task."""
+    """Name that episodes, configs and metrics use for the task; see `check_name`."""
     observation: Mapping[str, ArraySpec]
     """Specs of the observations, by key; in an episode each key carries the prefix `observation.`."""
     action: ArraySpec
@@ -120,6 +121,10 @@ class TaskSpec:
     """Best success rate that a policy without memory can reach, 0 to 1; None: unknown."""
 
     def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "name of a task")
+        except ValueError as error:
+            raise EpisodeError(str(error)) from None
         if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():
             raise EpisodeError(
                 f"task {self.name}: action must be a vector of finite range, not {self.action}"
@@ -169,8 +174,8 @@ class EpisodeMeta:
     """
 
     id: str
-    """Identity of the episode, 1 to 128 characters of a-z, 0-9, `_`, `.` and `-`. A store holds at most one
-    episode of an id."""
+    """Identity of the episode, 1 to 512 characters of A-Z, a-z, 0-9, `_`, `.`, `%`, `~` and `-`. A store
+    holds at most one episode of an id."""
     task: str
     """Name of the task."""
     seed: int
@@ -205,9 +210,9 @@ def implied_controller(meta: EpisodeMeta) -> Array | None:
 
 
 def episode_id(source: str, task: str, index: int) -> str:
-    """Return the id of the index-th episode of a source. Ids sort by index, and a job that is run again gets
-    the same ids."""
-    return f"{source}.{task}.{index:09d}"
+    """Return the id of the index-th episode of a source. Ids of a task sort by index, and a job that is run
+    again gets the same ids. The task's name is percent-encoded in them."""
+    return f"{source}.{encode_name(task)}.{index:09d}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from longview.replay.config import StoreConfig
 from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
 from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
-from longview.replay.redis import keys
+from longview.replay.names import check_name
+from longview.replay.owner import Owner
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import Index
@@ -74,15 +75,16 @@ class EpisodeStore:
 
         Args:
             url: address of Redis: redis://, rediss:// or unix://.
-            namespace: 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`.
+            namespace: name that `check_name` accepts.
             config: settings; its `url` is not used.
 
         Raises:
             StoreUnavailable: Redis does not answer within 15 s, or refuses the credentials.
-            StoreError: the namespace has the layout of another version of Longview.
-            ValueError: the namespace is empty, too long or holds other characters.
+            StoreError: a server may evict episodes by itself, or the namespace has the layout of another
+                version of Longview.
+            ValueError: the namespace breaks the rule of `check_name`.
         """
-        keys.check_namespace(namespace)
+        check_name(namespace, "namespace")
         return EpisodeStore(Client(url, config), namespace, config)
 
     def close(self) -> None:
@@ -95,6 +97,23 @@ class EpisodeStore:
             self._sender.close()
         finally:
             self._namespace.client.redis.close()
+
+    def claim(self, owner: Owner) -> None:
+        """Make a run the owner of the namespace, for good. If it is the owner already, nothing changes.
+
+        Raises:
+            StoreError: another run owns the namespace, or the run owns it with another task or seed.
+        """
+        space, found = self._namespace, self._namespace.claim(owner)
+        at = f"namespace {space.name} in Redis at {space.client.shown}"
+        if found.id != owner.id:
+            raise StoreError(
+                f"{at} belongs to another run, of task {found.task} and seed {found.seed}: "
+                "give this run another name or another Redis"
+            )
+        if differing := difference(asdict(found), asdict(owner)):
+            name, was, now = differing
+            raise StoreError(f"{at} belongs to this run with {name} {was}, not {now}: launch another run")
 
     # Tasks
 

@@ -65,6 +65,31 @@ def push_t_buffer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class FullDisk:
+    """A small disk of the test's own, which can be filled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self, leaving: int = 0) -> None:
+        """Use up the disk, except for this many bytes."""
+        free = os.statvfs(self.folder)
+        with (self.folder / "filler").open("wb") as filler:
+            filler.write(bytes(free.f_bavail * free.f_frsize - leaving))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[FullDisk]:
+    """Mount a disk of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield FullDisk(folder)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 class Longview:
     """The command line, run in a folder of the test's own."""
 

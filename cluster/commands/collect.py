@@ -1,8 +1,9 @@
 """Demonstrations by a task's expert, in this process, without Ray: `longview collect`."""
 
+import shlex
 import sys
 from collections import Counter
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from rich.progress import track
 from longview.actors.task import Task
 from longview.actors.worker import Order, Worker
 from longview.cluster.run.config import ConfigError, RunConfig, task_of, without_password
-from longview.cluster.run.folder import Run, create_run, store_of
+from longview.cluster.run.ending import ending
+from longview.cluster.run.folder import Run, store_of, take_run
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import film_of, stage
@@ -35,6 +37,7 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
 
     Raises:
         ConfigError: the task has no expert; or it draws no pictures, and a video or sheet is asked for.
+        RunError: as for `take_run`.
         SimulatorError: this machine lacks something that the task needs.
     """
     task = task_of(config)
@@ -44,16 +47,14 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
     for file in (video, sheet):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-    if run is None:
-        run = create_run(config)
-    else:
-        run.lock()
+    run = take_run(config, run)
     progress = RunProgress(run, config, task.spec, history=run.evaluations())
-    status = "failed"
     try:
-        with ExitStack() as services:
+        with summary.concluding(progress), ExitStack() as services:
             address = services.enter_context(store_of(run, config.replay))
-            store = services.enter_context(closing(address.connect(config.replay)))
+            store = address.connect(config.replay)
+            services.enter_context(ending(store.close))
+            store.claim(run.origin.owner)
             store.register(task.spec)
             run.write_state(store=without_password(address.url))
             _demonstrate(progress, task, store)
@@ -63,14 +64,10 @@ def collect(config: RunConfig, run: Run | None, video: Path | None, sheet: Path 
                     write_video(video, films, task.spec.control_hz)
                 if sheet:
                     write_sheet(sheet, films, task.spec.control_hz)
-        status = "finished"
     except KeyboardInterrupt:
-        status = "interrupted"
-        print(f"go on with it by: longview collect {config.task} --resume {run.name}", file=sys.stderr)
+        resume = f"longview collect {shlex.quote(config.task)} --resume {run.typed}"
+        print(f"go on with it by: {resume}", file=sys.stderr)
         raise
-    finally:
-        progress.enter(status)
-        summary.write(run, summary.summarize(progress, status))
 
 
 def _demonstrate(progress: RunProgress, task: Task, store: EpisodeStore) -> None:

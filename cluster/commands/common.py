@@ -1,8 +1,11 @@
-"""Arguments, errors and exit codes that all commands share."""
+"""Arguments, errors, exit codes and output that all commands share."""
 
+import errno
+import io
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Final, NoReturn, ParamSpec
+from typing import Annotated, Any, Final, NoReturn, ParamSpec
 
 import typer
 
@@ -51,6 +54,38 @@ EXTRAS: Final = {
     "prometheus_client": "monitoring",
 }
 """Modules that a plain `pip install longview` leaves out, and the extra that installs each."""
+
+
+class Output(io.FileIO):
+    """Output that outlasts its reader: what nobody can read any more is dropped.
+
+    A run does not end, and an exit code does not change, because the `head` that reads it has ended, or
+    because its terminal was closed. Other errors of writing, such as a full disk, are raised.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._gone = {errno.EPIPE, errno.EIO} if self.isatty() else {errno.EPIPE}
+
+    def write(self, data: Any) -> int:
+        """Write bytes, and return how many; all of them if nobody reads."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in self._gone:
+                raise
+            return memoryview(data).nbytes
+
+
+def outlast_readers() -> None:
+    """Make stdout and stderr outlast their readers, and replace characters that their encoding lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:  # a descriptor may have been closed from the start
+            raw = io.BufferedWriter(Output(stream.fileno()))
+            errors = "replace" if name == "stdout" else stream.errors
+            lines = stream.line_buffering or stream.write_through
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=lines))
 
 
 def explained(command: Callable[P, None]) -> Callable[P, None]:

@@ -34,10 +34,10 @@ def stats(
 
         longview store stats my_run --url redis://store:6379 --json
     """
-    from longview.cluster.run.folder import open_run, open_store
+    from longview.cluster.run.folder import any_store
     from longview.cluster.views.terminal import console, plain_stats, store_table
 
-    with open_store(open_run(run), url) as store:
+    with any_store(run, url) as store:
         counts = store.stats()
     if as_json:
         typer.echo(json.dumps(plain_stats(counts)))
@@ -132,7 +132,13 @@ def import_(
         longview store import aloha_mobile_cabinet --task cabinet demos --url redis://store:6379 --skip-bad
     """
     from longview.cluster.commands.transfer import import_path
+    from longview.cluster.run.config import ConfigError
+    from longview.replay.names import check_name
 
+    try:
+        check_name(task, "--task")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     import_path(path, task, run, url, filter, hz, skip_bad)
 
 

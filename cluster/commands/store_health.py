@@ -7,7 +7,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from longview.cluster.commands.transfer import any_store
+from longview.cluster.run.folder import any_store
 from longview.cluster.views.terminal import console
 from longview.replay.redis.verify import Verdict
 

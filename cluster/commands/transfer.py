@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from rich.table import Table
 
 from longview.actors.task import columns_of, load_task, task_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
-from longview.cluster.run.folder import ROOT, RunError, create_run, find_run, open_run, open_store
+from longview.cluster.run.folder import ROOT, RunError, any_store, create_run, find_run, open_run
 from longview.cluster.views.terminal import console
 from longview.replay.codec import Record
-from longview.replay.config import StoreConfig
 from longview.replay.datasets.formats import WRITERS, open_source, recognise
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.source import Columns
@@ -142,25 +140,6 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
     console.print(table)
     if len(records) > LISTED:
         console.print(f"and {len(records) - LISTED:,} more; --json shows all")
-
-
-@contextmanager
-def any_store(run: str | None, url: str | None) -> Iterator[EpisodeStore]:
-    """Open a run's store; with a URL also a namespace that belongs to no run here.
-
-    Args:
-        run: name of a run, or with a URL any namespace; by default the newest run.
-        url: the store's Redis; by default the run's own.
-    """
-    if url is None or run is None or find_run(run):
-        with open_store(open_run(run), url) as store:
-            yield store
-    else:
-        store = EpisodeStore.connect(url, run, StoreConfig())
-        try:
-            yield store
-        finally:
-            store.close()
 
 
 def _new_run(name: str, task: str) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
+from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import Run, store_of
+from longview.cluster.run.log import LogFile
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import ServiceError, prometheus_server
+from longview.cluster.run.services import RAY_SOCKET, ServiceError, prometheus_server, socket_folder
 from longview.cluster.views import summary
 from longview.cluster.views.episodes import show_newest
 from longview.cluster.views.terminal import watching
@@ -58,28 +60,23 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     """
     if address is None:
         config = replace(config, placement=PlacementConfig())
-    logging.basicConfig(
-        filename=run.path / "log.txt", format="%(asctime)s %(name)s %(message)s", level="INFO"
-    )
+    file = LogFile(run.path / "log.txt")
+    logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
     task = task_of(config)
     progress = RunProgress(run, config, task.spec, history=run.evaluations())
-    status, code = "failed", 1
+    code = 0
     try:
-        with watching() as show:
+        with summary.concluding(progress), watching() as show:
             _run(progress, task, address, show)
-        status, code = "finished", 0
     except KeyboardInterrupt:
-        status, code = "interrupted", 130
-    except (RunFailed, DatasetError, StoreError, ServiceError) as error:
+        code = 130
+    except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
+        code = 1
         log.error("%s", error)
         print(f"longview: {error}", file=sys.stderr)
-    finally:
-        progress.enter(status)
-        result = summary.summarize(progress, status)
-        summary.write(run, result)
-    summary.show(run, result)
-    if status != "finished":
-        print(f"go on with it by: longview launch --resume {run.name}", file=sys.stderr)
+    summary.show(run, summary.summarize(progress, progress.phase))
+    if code != 0:
+        print(f"go on with it by: longview launch --resume {run.typed}", file=sys.stderr)
     return code
 
 
@@ -87,15 +84,19 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
     config, run = progress.config, progress.run
     with ExitStack() as services:
         store_address = services.enter_context(store_of(run, config.replay))
-        store = services.enter_context(closing(store_address.connect(config.replay)))
+        store = store_address.connect(config.replay)
+        services.enter_context(ending(store.close))
+        store.claim(run.origin.owner)
         store.register(task.spec)
+        if any(run.checkpoints.glob("step-*")) and not len(store):
+            print("longview: the store has lost this run's episodes: it collects anew", file=sys.stderr)
         progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         roles = start_roles(config, run)
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
-        services.callback(training.stop)
+        services.enter_context(ending(training.stop))
         services.callback(_ignore_interrupts)
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
@@ -148,6 +149,8 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
         cpus = max(os.cpu_count() or 1, config.learners)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
+        if "RAY_TMPDIR" not in os.environ:
+            options |= {"_temp_dir": f"{socket_folder(RAY_SOCKET)}/ray"}
     else:
         options |= {"address": address}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -147,7 +147,7 @@ def ask(run: Run, actors: int, timeout: float, say: Callable[[str], None], *, wa
     if not run.under_way():
         raise RunError(
             f"{run.name} is not under way: go on with it by "
-            f"`longview launch --resume {run.name} actors.count={actors}`"
+            f"`longview launch --resume {run.typed} actors.count={actors}`"
         )
     id, deadline, said = time.time_ns(), time.monotonic() + timeout, ""
     write_atomically(run.path / REQUEST, json.dumps({"actors": actors, "id": id}) + "\n")

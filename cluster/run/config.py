@@ -3,14 +3,13 @@
 Nothing here imports torch, Ray or a simulator: a wrong config is an error in the first second.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_type_hints
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -18,11 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from longview.actors.config import ActorsConfig, EvaluationConfig
 from longview.actors.task import Task, load_task, task_file
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
-from longview.replay.config import StoreConfig
+from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
+from longview.replay.names import check_name
 
 PRESETS = Path(__file__).parent / "presets"
-PASSWORD_VARIABLE = "LONGVIEW_REDIS_PASSWORD"
+AS_TYPED = ("name", "task", "demonstrations")
+"""Keys whose value in `key=value` is not read as YAML, in which `my run #3` would be `my run`."""
 
 
 class ConfigError(ValueError):
@@ -77,7 +78,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the run, at least 0. Seeds of episodes, batches, weights and noise follow from it."""
     name: str | None = None
-    """Name of the run's folder. None: the task and the time."""
+    """Name of the run and its folder; may hold spaces and any letters. None: the task and the time."""
     demonstrations: str | None = None
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
@@ -101,8 +102,8 @@ class RunConfig:
             raise ValueError(f"learners must be at least 1, not {self.learners}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, not {self.seed}")
-        if self.name is not None and (not self.name or self.name != Path(self.name).name):
-            raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+        if self.name is not None:
+            check_name(self.name)
 
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""
@@ -138,7 +139,10 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
         policy = tree["learner"].get("policy", {})
         tree["learner"]["policy"] = _validated(policy_kind, policy, "learner.policy")
     config: RunConfig = _validated(RunConfig, tree)
-    return _with_password(_checked(config))
+    _check(config)
+    if config.replay.url is not None:
+        config = replace(config, replay=replace(config.replay, url=with_password(config.replay.url)))
+    return config
 
 
 def task_of(config: RunConfig) -> Task:
@@ -197,10 +201,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"expected key=value, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = _value(text) if key not in AS_TYPED or text in ("", "null") else text
     *parents, last = key.split(".")
     for parent in parents:
         below = tree.setdefault(parent, {})
@@ -208,6 +209,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{key}: {parent} is a value, {below!r}, and has no keys")
         tree = below
     tree[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _policy_of(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,7 +312,12 @@ def _within(prefix: str) -> Iterator[None]:
         raise ConfigError(f"{prefix}.{error}") from None
 
 
-def _checked(config: RunConfig) -> RunConfig:
+def _check(config: RunConfig) -> None:
+    """Refuse values that do not fit the task, or each other.
+
+    Raises:
+        ConfigError: the message starts with the dotted key.
+    """
     if config.replay.url is not None and _hides_password(config.replay.url):
         raise ConfigError(
             "replay.url: give a password as redis://user:password@host, percent-encoded, or in the "
@@ -328,7 +341,6 @@ def _checked(config: RunConfig) -> RunConfig:
             f"evaluation.context_lengths {too_long} are longer than the longest that is trained, "
             f"learner.policy.context_length {longest}"
         )
-    return config
 
 
 def _hides_password(url: str) -> bool:
@@ -337,16 +349,6 @@ def _hides_password(url: str) -> bool:
     parts = urlsplit(url)
     behind = parts.path + parts.query + parts.fragment
     return "password=" in url or (parts.scheme != "unix" and "@" in behind)
-
-
-def _with_password(config: RunConfig) -> RunConfig:
-    """A password that the environment holds joins the URL that does not."""
-    url, password = config.replay.url, os.environ.get(PASSWORD_VARIABLE)
-    if url is None or not password or urlsplit(url).password is not None:
-        return config
-    parts = urlsplit(url)
-    netloc = f"{parts.username or ''}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
-    return replace(config, replay=replace(config.replay, url=urlunsplit(parts._replace(netloc=netloc))))
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Run folders. `runs/<name>/` holds everything of a run; its lock tells whether the run is under way.
 
 config.yaml         as resolved       summary.json  what a script reads
+origin.json         what the run was when it was made; stays when the folder is renamed
 run.json            where it can be reached while under way     report.html  what a person reads
 evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
@@ -10,11 +11,14 @@ checkpoints/        log.txt           redis/  the embedded store's data
 import fcntl
 import json
 import os
+import secrets
+import shlex
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,9 +30,12 @@ from longview.cluster.run.config import (
     task_of,
     write_config,
 )
+from longview.cluster.run.ending import ending
 from longview.cluster.run.services import redis_server
 from longview.monitoring.success import Evaluation
-from longview.replay.config import StoreConfig
+from longview.replay.config import StoreConfig, with_password
+from longview.replay.names import check_name
+from longview.replay.owner import Owner
 
 if TYPE_CHECKING:
     from longview.replay.store import EpisodeStore, StoreAddress
@@ -39,6 +46,18 @@ ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 
 class RunError(Exception):
     """A request that the run's folder or state does not allow; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Facts from a run's beginning. They stay when its folder is renamed, moved or copied."""
+
+    namespace: str
+    """Namespace of the run's episodes in Redis: the run's first name."""
+    owner: Owner
+    """Owner of the namespace: the run's id, task and seed."""
+    folder: str
+    """Absolute path of the run's folder when the run was last under way."""
 
 
 @dataclass
@@ -53,6 +72,21 @@ class Run:
     def name(self) -> str:
         """Name of the run, and of its folder."""
         return self.path.name
+
+    @property
+    def typed(self) -> str:
+        """Name of the run as one types it in a shell."""
+        return shlex.quote(self.name)
+
+    @property
+    def origin(self) -> Origin:
+        """Facts from the run's beginning; made from its config if version 0.1 began it without them."""
+        try:
+            found = json.loads((self.path / "origin.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            config = self.config
+            return _origin_of(config, config.name or self.name, self.path)
+        return Origin(**found | {"owner": Owner(**found["owner"])})
 
     @property
     def checkpoints(self) -> Path:
@@ -77,7 +111,7 @@ class Run:
             lock.close()
             raise RunError(
                 f"run {self.name} is under way (process {self.state().get('pid')}): "
-                f"`longview status {self.name}` shows it, `longview stop {self.name}` ends it"
+                f"`longview status {self.typed}` shows it, `longview stop {self.typed}` ends it"
             ) from None
         self._lock = lock
 
@@ -129,13 +163,61 @@ class Run:
         return self.path / "series.jsonl"
 
 
+def take_run(config: RunConfig, run: Run | None, root: Path = ROOT) -> Run:
+    """Lock a run for this process.
+
+    Args:
+        config: the run's config.
+        run: the run to go on with; None creates one.
+        root: folder of all runs.
+
+    Raises:
+        RunError: the run cannot be created, is under way, was made for another task or with another seed, or
+            is a copy that would write into the store of the original.
+    """
+    if run is None:
+        return create_run(config, root)
+    origin, here = run.origin, str(run.path.absolute())
+    now = Owner(origin.owner.id, task_of(config).spec.name, config.seed)
+    for key in ("task", "seed"):
+        made_with, asked = getattr(origin.owner, key), getattr(now, key)
+        if made_with != asked:
+            raise RunError(
+                f"run {run.name} was made with {key} {made_with}, not {asked}: its episodes, checkpoints and "
+                f"results are of that {key}. Go on with it without {key}={asked}, or launch another run"
+            )
+    if config.replay.url is not None and _is_copy(run, origin):
+        raise RunError(
+            f"{run.path} is a copy of {origin.folder}, and both would write into namespace "
+            f"{origin.namespace} of the same Redis: go on with the original, or launch another run"
+        )
+    run.lock()
+    _write_origin(run, replace(origin, folder=here))
+    return run
+
+
+def _is_copy(run: Run, origin: Origin) -> bool:
+    """Whether the folder that the run was last under way in is another one, and still the run's."""
+    original = find_run(origin.folder)
+    return (
+        original is not None
+        and not original.path.samefile(run.path)
+        and original.origin.owner.id == origin.owner.id
+    )
+
+
 def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     """Create a locked run folder with the config in it.
 
     Raises:
-        RunError: a run of this name exists.
+        RunError: a run of this name exists, or the run needs a shorter name.
+        OSError: the folder cannot be written; nothing is left of it.
     """
     name = config.name or f"{task_of(config).spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise RunError(f"{error}; give another by name=NAME") from None
     path = root / name
     for attempt in range(1, 100):
         try:
@@ -144,13 +226,36 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
         except FileExistsError:
             if config.name is not None:
                 raise RunError(
-                    f"{path} exists: choose another name, or go on with it by --resume {name}"
+                    f"{path} exists: choose another name, or go on with it by --resume {Run(path).typed}"
                 ) from None
             path = root / f"{name}-{attempt + 1}"
     run = Run(path)
-    run.lock()
-    write_config(config, path / "config.yaml")
+    try:
+        run.lock()
+        _begin(run, config)
+    except BaseException:
+        run.unlock()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return run
+
+
+def _begin(run: Run, config: RunConfig) -> None:
+    """Write the files of a run that has not begun. The config comes last, because it makes the folder a
+    run."""
+    _write_origin(run, _origin_of(config, run.name, run.path))
+    with naming(run.path / "config.yaml") as file:
+        write_config(config, file)
+
+
+def _origin_of(config: RunConfig, namespace: str, folder: Path) -> Origin:
+    """Make the origin of a new run."""
+    owner = Owner(secrets.token_hex(16), task_of(config).spec.name, config.seed)
+    return Origin(namespace, owner, str(folder.absolute()))
+
+
+def _write_origin(run: Run, origin: Origin) -> None:
+    write_atomically(run.path / "origin.json", json.dumps(asdict(origin), indent=2) + "\n")
 
 
 def resumable_run(config: RunConfig, root: Path = ROOT) -> Run | None:
@@ -165,7 +270,7 @@ def resumable_run(config: RunConfig, root: Path = ROOT) -> Run | None:
     if not run.path.exists():
         return None
     if not (run.path / "config.yaml").exists():  # its first launch was killed right after it made the folder
-        write_config(config, run.path / "config.yaml")
+        _begin(run, config)
     return run
 
 
@@ -209,7 +314,35 @@ def store_of(run: Run, config: StoreConfig) -> "Iterator[StoreAddress]":
 
     with ExitStack() as services:
         url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
-        yield StoreAddress(url, run.name)
+        yield StoreAddress(url, run.origin.namespace)
+
+
+@contextmanager
+def any_store(name: str | None, url: str | None) -> "Iterator[EpisodeStore]":
+    """Open the store that a command names: a run's, or with a URL also a namespace that belongs to no run
+    here.
+
+    Args:
+        name: name of a run, or with a URL any namespace; by default the newest run.
+        url: the store's Redis; by default the run's own. The environment may hold its password.
+
+    Raises:
+        RunError: as for `open_run` and `open_store`, or the namespace breaks the rule of `check_name`.
+        StoreError: Redis cannot be reached.
+    """
+    from longview.replay.store import StoreAddress
+
+    if url is None or name is None or find_run(name):
+        with open_store(open_run(name), url) as store:
+            yield store
+        return
+    try:
+        check_name(name, "namespace")
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    store = StoreAddress(with_password(url), name).connect(StoreConfig())
+    with ending(store.close):
+        yield store
 
 
 @contextmanager
@@ -225,17 +358,20 @@ def open_store(run: Run, url: str | None) -> "Iterator[EpisodeStore]":
         RunError: the run is under way, and its store's address is not known yet.
         StoreError: Redis cannot be reached.
     """
-    from longview.replay.store import EpisodeStore
+    from longview.replay.store import StoreAddress
 
     with ExitStack() as services:
         config = run.config.replay
-        url = url or config.url or (run.state().get("store") if run.under_way() else None)
+        if url is not None:
+            url = with_password(url)
+        else:
+            url = config.url or (run.state().get("store") if run.under_way() else None)
         if url is None:
             run.lock()
             services.callback(run.unlock)
             url = services.enter_context(redis_server(run.path / "redis", config.fsync))
-        store = EpisodeStore.connect(url, run.name, config)
-        services.callback(store.close)
+        store = StoreAddress(url, run.origin.namespace).connect(config)
+        services.enter_context(ending(store.close))
         yield store
 
 
@@ -259,7 +395,7 @@ def refuse_port_in_use(config: MonitoringConfig) -> None:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the lines of a file that `append_row` wrote; none if the file does not exist."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         with suppress(ValueError):  # a crash may have cut a line short; it counts as not written
             rows.append(json.loads(line))
     return rows
@@ -267,7 +403,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
     """Append a line of JSON."""
-    with file.open("ab+") as lines:
+    with naming(file), file.open("ab+") as lines:
         if lines.tell() > 0:
             lines.seek(-1, os.SEEK_END)
             if lines.read(1) != b"\n":
@@ -278,8 +414,17 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 def write_atomically(file: Path, text: str) -> None:
     """Replace a file's content. A reader, or a crash, finds the old or the new content, never a half."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(text)
+    with naming(file), ending(lambda: draft.unlink(missing_ok=True)):
+        draft.write_text(text, encoding="utf-8")
         draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[Path]:
+    """Let an OSError inside the context name the file. An error of opening names it anyway, but one of
+    writing, such as on a full disk, does not."""
+    try:
+        yield file
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise

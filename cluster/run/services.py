@@ -29,6 +29,12 @@ STOP_SECONDS: Final = 30.0
 """Longest time that a server gets to stop properly."""
 MAX_SOCKET_PATH: Final = 107
 """Bytes that the kernel allows for the path of a unix socket."""
+REDIS_SOCKET: Final = len("/longview-12345678/redis.sock")
+"""Bytes of the path of a Redis' socket below the folder for temporary files."""
+RAY_SOCKET: Final = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1234")
+"""Bytes of the longest path of Ray's sockets below the folder for temporary files."""
+SHORT_FOLDERS: Final = ("/tmp", "/var/tmp", "/dev/shm")
+"""Folders for sockets where $TMPDIR is too long a path, the first that can be written to."""
 
 # Runs in the child: asks the kernel for SIGTERM at the parent's death, then becomes the server. It is a
 # Python of its own, because running Python code between fork and exec may deadlock if the parent has threads.
@@ -61,7 +67,7 @@ def redis_server(data: Path, fsync: str = "everysec") -> Iterator[str]:
     """
     executable = find_redis_server()
     data.mkdir(parents=True, exist_ok=True)
-    folder = _private_folder()
+    folder = Path(tempfile.mkdtemp(prefix="longview-", dir=socket_folder(REDIS_SOCKET)))
     try:
         path = folder / "redis.sock"
         with (data / "redis.log").open("ab") as output, _exclusive(data, "redis-server") as lock:
@@ -90,6 +96,25 @@ def find_redis_server() -> str:
             return str(bundled)
     raise ServiceError(
         "no redis-server: install one (Debian: apt install redis-server), or name a running one by replay.url"
+    )
+
+
+def socket_folder(room: int) -> str:
+    """Choose the folder for temporary files that sockets go into: $TMPDIR, unless its path is too long.
+
+    Args:
+        room: bytes of the longest path of a socket below the folder.
+
+    Raises:
+        ServiceError: no folder can be written to whose path leaves that room.
+    """
+    folders = (tempfile.gettempdir(), *SHORT_FOLDERS)
+    for folder in folders:
+        if len(os.fsencode(folder)) + room <= MAX_SOCKET_PATH and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ServiceError(
+        f"sockets need a folder whose path has at most {MAX_SOCKET_PATH - room} bytes, and none of "
+        f"{', '.join(folders)} can be used: set TMPDIR to a short path"
     )
 
 
@@ -145,14 +170,6 @@ def _options(path: Path, data: Path, fsync: str) -> list[str]:
         *("--dir", str(data.resolve()), "--appendonly", "yes", "--appendfsync", fsync, "--save", ""),
         *("--maxmemory-policy", "noeviction"),
     ]
-
-
-def _private_folder() -> Path:
-    """Create a folder that only this user may enter, whose path leaves room for a socket's name."""
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) > MAX_SOCKET_PATH - 40:
-        parent = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="longview-", dir=parent))
 
 
 @contextmanager

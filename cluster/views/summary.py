@@ -1,11 +1,14 @@
 """Results of a run: summary.json, report.html and tables in the terminal."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from longview.cluster.run.config import public_config, task_of
-from longview.cluster.run.folder import Run, read_rows, write_atomically
+from longview.cluster.run.ending import ending
+from longview.cluster.run.folder import Run, naming, read_rows, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.terminal import console, metrics_success, metrics_table, success_table
 from longview.monitoring.report import write_report
@@ -43,7 +46,27 @@ def write(run: Run, summary: dict[str, Any]) -> None:
     """Write summary.json, and the report once something has been evaluated."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     if summary["history"]:
-        write_report(run.path, summary, read_rows(run.series))
+        with naming(run.path / "report.html"):
+            write_report(run.path, summary, read_rows(run.series))
+
+
+@contextmanager
+def concluding(progress: RunProgress) -> Iterator[None]:
+    """Write the summary when the context ends. The status tells how it ended: `finished`, `interrupted` or
+    `failed`."""
+    status = "failed"
+
+    def conclude() -> None:
+        progress.enter(status)
+        write(progress.run, summarize(progress, status))
+
+    with ending(conclude):
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
 
 
 def show(run: Run, summary: dict[str, Any]) -> None:
@@ -77,7 +100,7 @@ def show_status(run: Run, *, as_json: bool) -> None:
             console.print(success_table(success, "newest evaluated weights", chance))
         return
     file = run.path / "summary.json"
-    summary = json.loads(file.read_text()) if file.exists() else None
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     if as_json:
         print(
             json.dumps(

@@ -34,7 +34,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from longview.replay.config import StoreConfig
+from longview.replay.config import PASSWORD_VARIABLE, StoreConfig
 from longview.replay.errors import StoreError, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
@@ -70,6 +70,10 @@ OVERLOADED: Final = (
 )
 """Servers that accept no writes for now: text of the error, state of the server, and error to raise at
 last."""
+UNAUTHENTICATED: Final = ("NOAUTH", "Authentication required", "HELLO must be called with")
+"""Texts of a server's error when a client gives no password, and the server wants one."""
+EVICTS_NOTHING: Final = "noeviction"
+"""The only `maxmemory-policy` under which Redis removes no key by itself."""
 REFUSED_IN_SCRIPT: Final = "The user executing the script can't"
 """Text of a server's error when a script runs a command that the user may not run."""
 
@@ -121,6 +125,7 @@ class Client:
         Raises:
             StoreUnavailable: the server does not answer within 15 s, or refuses the credentials or what they
                 may do, or TLS fails, or the URL is not one of Redis.
+            StoreError: a server may evict episodes by itself.
         """
         self.shown = redact(url)
         """URL without its password, for messages."""
@@ -138,7 +143,28 @@ class Client:
         connect = self._connect_cluster if self._clustered else self._connect
         bounds = (config.max_connections, config.call_seconds)
         self.redis = self.call("connecting", lambda: connect(url, *bounds))
+        if evicting := self.evicting():
+            self.redis.close()
+            raise StoreError("; ".join(evicting.values()))
         self._patience = config.patience_seconds
+
+    def evicting(self) -> dict[str, str]:
+        """Find the servers that may evict episodes by themselves, and say how to mend it.
+
+        Returns:
+            Message by `host:port` or path of the server; replicas are left out, since they follow.
+        """
+        # INFO tells the policy to users who may not read the config.
+        nodes = {"target_nodes": RedisCluster.PRIMARIES} if self._clustered else {}
+        found = self.call("asking for maxmemory-policy", lambda: self.redis.info("memory", **nodes))
+        servers = found if self._clustered else {self.shown: found}
+        return {
+            server: f"Redis at {server} may evict episodes by itself, because its maxmemory-policy is "
+            f"{policy}: set it by `redis-cli CONFIG SET maxmemory-policy {EVICTS_NOTHING}` on that server, "
+            "and in its config file"
+            for server, memory in servers.items()
+            if (policy := memory.get("maxmemory_policy", EVICTS_NOTHING)) != EVICTS_NOTHING
+        }
 
     def call(self, doing: str, operation: Callable[[], R]) -> R:
         """Run an operation, repeat it while Redis is unreachable, and return its result.
@@ -175,7 +201,9 @@ class Client:
         try:
             return operation()
         except REFUSED as error:
-            raise StoreUnavailable(f"{doing}: {at} refuses: {error}") from None
+            wanted = any(text in str(error) for text in UNAUTHENTICATED)
+            why = f"it wants a password, in the URL or in {PASSWORD_VARIABLE}" if wanted else error
+            raise StoreUnavailable(f"{doing}: {at} refuses: {why}") from None
         except (RedisError, RedisClusterException) as error:
             if isinstance(error.__context__, ssl.SSLError):
                 raise StoreUnavailable(f"{doing}: no TLS with {at}: {error}") from None

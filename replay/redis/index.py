@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from longview.replay.codec import Record
 from longview.replay.episode import DRAWABLE, OUTCOMES, SOURCES, Selection, stratum_names
 from longview.replay.errors import StoreError
+from longview.replay.names import decode_name, encode_name
 from longview.replay.redis.totals import stats_of
 from longview.replay.sampling import Plan, Table, plan
 
@@ -36,7 +37,7 @@ _COLUMNS: Final = {  # see `sampling.Table`; shard: the shard that lists the epi
 def index_entry(record: Record) -> str:
     """Return the entry of an episode in the index that Redis keeps."""
     meta = record.meta
-    return f"{meta.id}:{record.length}:{record.learnable}:{record.outcome}:{meta.task}"
+    return f"{meta.id}:{record.length}:{record.learnable}:{record.outcome}:{encode_name(meta.task)}"
 
 
 class Index:
@@ -164,7 +165,7 @@ class Index:
         try:
             id, length, learnable, outcome, task = entry.split(":", 4)
             drawable = outcome in DRAWABLE and id not in self._held_out
-            kind = source, OUTCOMES.index(outcome), self._task(task)
+            kind = source, OUTCOMES.index(outcome), self._task(decode_name(task))
             return id, int(length) * drawable, int(learnable), *kind, time, 1.0, shard
         except ValueError:
             raise StoreError(f"{entry!r} was written to the index by another version of Longview") from None

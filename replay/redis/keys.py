@@ -1,26 +1,13 @@
 """Names of all Redis keys of the store, one function per key.
 
 All keys of a shard carry the hash tag {namespace:shard}. They share a slot of a Redis Cluster, so one script
-may touch them together.
+may touch them together. A namespace is percent-encoded in keys, and so cannot forge one.
 """
 
-import re
 import zlib
 from collections.abc import Iterable
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
-
-
-def check_namespace(namespace: str) -> str:
-    """Check a namespace, and return it.
-
-    Raises:
-        ValueError: it is not 1 to 128 of the characters A-Z, a-z, 0-9, `_`, `.` and `-`; others could forge a
-            key.
-    """
-    if not _NAMESPACE.fullmatch(namespace):
-        raise ValueError(f"namespace must match {_NAMESPACE.pattern}, not {namespace!r}")
-    return namespace
+from longview.replay.names import encode_name
 
 
 def shard_of(episode_id: str, shards: int) -> int:
@@ -29,18 +16,18 @@ def shard_of(episode_id: str, shards: int) -> int:
 
 
 def layout(namespace: str) -> str:
-    """Name the hash of the namespace's settings that all clients share: `format` and `shards`."""
-    return f"{{{namespace}}}:layout"
+    """Name the hash of what all clients of the namespace share: `format`, `shards` and `owner`."""
+    return f"{{{encode_name(namespace)}}}:layout"
 
 
 def tasks(namespace: str) -> str:
     """Name the hash from task names to encoded task specs."""
-    return f"{{{namespace}}}:tasks"
+    return f"{{{encode_name(namespace)}}}:tasks"
 
 
 def tag(namespace: str, shard: int) -> str:
     """Return the hash tag of a shard, with which all its keys begin."""
-    return f"{{{namespace}:{shard}}}"
+    return f"{{{encode_name(namespace)}:{shard}}}"
 
 
 def episodes(tag: str) -> str:
@@ -98,4 +85,4 @@ def chunks_prefix(tag: str) -> str:
 
 def chunks_pattern(namespace: str) -> str:
     """Return the pattern by which SCAN finds the chunks of all shards."""
-    return f"{{{namespace}:*}}:chunks:*"
+    return f"{{{encode_name(namespace)}:*}}:chunks:*"

@@ -1,13 +1,17 @@
 """A namespace's keys as a whole: its layout, tasks, records, totals, priorities and changes."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
 from longview.replay.codec import Record, decode_record, decode_spec, encode_spec
 from longview.replay.episode import SOURCES, Episode, TaskSpec
 from longview.replay.errors import CodecError, ReplayError, StoreError, UnknownFormat
+from longview.replay.names import check_name
+from longview.replay.owner import Owner
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
 from longview.replay.redis.index import PAGE, Index
@@ -32,15 +36,29 @@ class Namespace:
 
         Raises:
             StoreError: the namespace has the layout of another version of Longview.
-            ValueError: the name is empty, too long or holds other characters than allowed.
+            ValueError: the name breaks the rule of `check_name`.
         """
-        self.client, self.name = client, keys.check_namespace(name)
+        self.client, self.name = client, check_name(name, "namespace")
         self.tags = [keys.tag(name, shard) for shard in range(self._agree_on_shards(shards))]
         """Tag of each shard."""
 
     def tag_of(self, id: str) -> str:
         """Return the tag of the shard that an episode belongs to."""
         return self.tags[keys.shard_of(id, len(self.tags))]
+
+    def claim(self, owner: Owner) -> Owner:
+        """Write down the namespace's owner, unless it has one, and return its owner.
+
+        Raises:
+            StoreError: what is written down as the owner is damaged.
+        """
+        key, packed, redis = keys.layout(self.name), json.dumps(asdict(owner)), self.client.redis
+        self._call("claiming the namespace", lambda: redis.hsetnx(key, "owner", packed))
+        found = self._call("claiming the namespace", lambda: redis.hget(key, "owner"))
+        try:
+            return Owner(**json.loads(found))
+        except (ValueError, TypeError):
+            raise StoreError(f"namespace {self.name}: its owner is damaged: {found!r}") from None
 
     # Tasks
 

@@ -41,7 +41,8 @@ class Finding:
     kind: str
     """Kind of problem. `episode`: an episode is damaged. `index`: an index lists an episode that is not
     stored, or lacks one that is. `expiry`: chunks of an episode would expire, or chunks of no episode would
-    not. `totals`: a total is wrong. `task`: a spec is damaged or missing, which cannot be repaired."""
+    not. `totals`: a total is wrong. `task`: a spec is damaged or missing, which cannot be repaired. `server`:
+    a Redis may evict episodes by itself, which its administrator can mend."""
     what: str
     """Id, key or task that has the problem."""
     why: str
@@ -98,6 +99,8 @@ class Verifier:
         Raises:
             StoreError: Redis was unreachable for `patience_seconds`, or refused.
         """
+        for server, why in self.client.evicting().items():
+            self._found("server", server, why, repaired=False)
         specs = self._specs()
         counts = [("HLEN", keys.episodes(tag)) for tag in self.tags]
         total, done = sum(self._ask(counts)), 0

@@ -123,7 +123,6 @@ class Case:
 
 
 CASES = (
-    Case("spec", "wrong", "name is 'My Line'", spec=replace(SPEC, name="My Line")),
     Case("spec", "wrong", "max_steps is 0", spec=replace(SPEC, max_steps=0)),
     Case("spec", "wrong", "nothing is observed", spec=replace(SPEC, observation={})),
     Case("spec", "warning", "context length is 64", spec=replace(SPEC, context_lengths=(1, 64))),

@@ -44,7 +44,12 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["demo", "--tsk", "lift"], ["No such option"]),
         (["demo", "--task", "push_t"], ["push_t has no expert", "demonstrations=PATH"]),
         (["demo", "--task", "push_t", "demonstrations=absent"], ["there is no file or folder absent"]),
-        (["demo", "demonstrations=7"], ["demonstrations: input should be a valid string, not 7"]),
+        (["demo", "demonstrations=7"], ["there is no file or folder 7"]),
+        (["demo", "name=a/b"], ["name must be a plain folder name: 'a/b'"]),
+        (["collect", "counting", "name=.."], ["name must be a plain folder name: '..'"]),
+        (["collect", "counting", "name=a\tb"], ["name must not hold control characters"]),
+        (["store", "import", "absent.hdf5", "--task", "a/b"], ["--task must be a plain folder name"]),
+        (["store", "list", "a\tb", "--url", "redis://nowhere"], ["namespace must not hold control char"]),
         (["demo", "--resume", "nothing"], ["no run 'nothing'"]),
         (["launch"], ["give a config file, or --resume RUN"]),
         (["launch", "absent.yaml"], ["cannot read config absent.yaml"]),
@@ -71,6 +76,28 @@ def test_bad_usage_is_exit_2_before_anything_heavy_loads(
     assert all(word in output for word in words), output
     assert "Traceback" not in output
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path: Path, stream: str) -> None:
+    pipe = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    pipe.wait()
+    arguments = ["config"] if stream == "stdout" else ["demo", "learner.batchsize=3"]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: pipe.stdin}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments], cwd=tmp_path, check=False, **streams
+    )
+    assert done.returncode == (0 if stream == "stdout" else 2)
+    assert not done.stdout
+    assert not done.stderr
+
+
+def test_a_full_disk_behind_stdout_is_an_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, "config"], cwd=tmp_path, stdout=full, check=False
+        )
+    assert done.returncode != 0
 
 
 def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> None:

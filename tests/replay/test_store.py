@@ -37,6 +37,7 @@ from longview.replay.errors import (
     StoreUnavailable,
     UnknownEpisode,
 )
+from longview.replay.owner import Owner
 from longview.replay.redis import keys
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
@@ -179,6 +180,55 @@ def test_an_address_leads_to_its_store_and_shows_no_password(
 def test_namespaces_are_apart(connect: Connect, write: Any, url: str, namespace: str) -> None:
     write(store := connect(), 1)
     assert EpisodeStore.connect(url, namespace + "0", store._config).ids() == []
+
+
+@everywhere
+def test_a_namespace_belongs_to_one_run(connect: Connect, write: Any, namespace: str) -> None:
+    store, owner = connect(), Owner("f00", "walk", 3)
+    write(store, 1)  # as `store import` does, before any run
+    store.claim(owner)
+    connect().claim(owner)
+    with pytest.raises(
+        StoreError,
+        match=f"namespace {namespace} in Redis at .* belongs to another run, of task walk and seed 3",
+    ):
+        connect().claim(Owner("ba5", "walk", 3))
+    with pytest.raises(StoreError, match="belongs to this run with seed 3, not 4"):
+        connect().claim(replace(owner, seed=4))
+    with pytest.raises(StoreError, match="belongs to this run with task walk, not run"):
+        connect().claim(replace(owner, task="run"))
+
+
+def test_a_damaged_owner_is_said(connect: Connect, redis: Redis, namespace: str) -> None:
+    store = connect()
+    redis.hset(keys.layout(namespace), "owner", b"{}")
+    with pytest.raises(StoreError, match="its owner is damaged"):
+        store.claim(Owner("f00", "walk", 3))
+
+
+@everywhere
+def test_names_may_hold_what_people_type(
+    url: str, namespace: str, spec: TaskSpec, write: Any, step: Any, connect: Connect
+) -> None:
+    config = StoreConfig(chunk_steps=4, refresh_seconds=0.0)
+    store = EpisodeStore.connect(url, f"Küche {{{namespace}}}: 50 %", config)
+    task = replace(spec, name="Räum auf: #2")
+    store.register(task)
+    for index in range(3):
+        meta = EpisodeMeta(episode_id("demo", task.name, index), task.name, index, "demo")
+        writer = store.writer(meta)
+        writer.append(step(index))
+        assert writer.commit("success")
+    another = EpisodeStore.connect(url, f"Küche {{{namespace}}}: 50 %", config)
+    assert another.tasks() == [task.name]
+    assert [record.meta.task for record in another.records(task=task.name)] == [task.name] * 3
+    drawn = another.sample({f"demo/success/{task.name}": 1}, 4, 0, 0, np.random.default_rng(0))
+    assert {segment.meta.task for segment in drawn} == {task.name}
+    assert another.verify().sound
+    assert another.verify().episodes == 3
+    for each in (store, another):
+        each.close()
+    assert connect().ids() == []
 
 
 @everywhere

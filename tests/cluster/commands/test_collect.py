@@ -14,6 +14,9 @@ from PIL import Image
 from longview.cluster.run.services import redis_server
 from longview.replay.config import StoreConfig
 from longview.replay.store import EpisodeStore
+from tests.replay.conftest import socket_path, start_redis
+
+__all__ = ["socket_path", "start_redis"]
 
 
 def stored(longview: Any, run: str) -> dict[str, int]:
@@ -86,6 +89,37 @@ def test_a_store_elsewhere(longview: Any, tmp_path: Path) -> None:
         assert len(store.ids("demo")) == 2
         store.close()
     assert not (longview.folder / "runs" / "run" / "redis").exists()
+
+
+def test_a_renamed_run_has_its_episodes_and_another_run_may_not_take_them(
+    longview: Any, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path / "redis") as url:
+        arguments = ("counting", "--episodes", "2", f"replay.url={url}")
+        collected(longview, *arguments, "name=My run")
+        (longview.folder / "runs" / "My run").rename(longview.folder / "runs" / "läuft")
+        assert "none, all were there" in collected(longview, *arguments, "--resume", "läuft")
+        assert stored(longview, "läuft")["episodes"] == 2
+        code, output = longview("collect", *arguments, "name=My run", "seed=1")
+        assert code == 1
+        assert "longview: namespace My run in Redis at" in output
+        assert "belongs to another run, of task counting and seed 0" in output
+        code, output = longview("collect", *arguments, "--resume", "läuft", "seed=1")
+        assert code == 2
+        assert "run läuft was made with seed 0, not 1" in output
+
+
+def test_the_password_of_a_store_comes_from_the_environment(
+    longview: Any, start_redis: Any, socket_path: Path
+) -> None:
+    start_redis("--port", "0", "--unixsocket", str(socket_path), "--requirepass", "s3 cret/")
+    arguments, password = ("--url", f"unix://{socket_path}"), {"LONGVIEW_REDIS_PASSWORD": "s3 cret/"}
+    code, output = longview("store", "stats", "lab", *arguments)
+    assert code == 1
+    assert "it wants a password, in the URL or in LONGVIEW_REDIS_PASSWORD" in output
+    for command in ("stats", "list", "verify"):
+        code, output = longview("store", command, "My lab", *arguments, "--json", **password)
+        assert code == 0, output
 
 
 def test_video_and_sheet_show_the_first_episodes(longview: Any) -> None:

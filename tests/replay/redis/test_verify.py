@@ -57,6 +57,17 @@ def pack_anew(redis: Redis, key: str) -> None:
 DEMO, ROLLOUT = "demo.walk.000000003", "rollout.walk.000000004"
 
 
+def test_a_redis_that_may_evict_by_now_is_found(store: EpisodeStore, redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        (found,) = store.verify(repair=True).findings
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+    assert (found.kind, found.repaired) == ("server", False)
+    assert "may evict episodes by itself, because its maxmemory-policy is allkeys-lru" in found.why
+    assert store.verify().sound
+
+
 @on_both
 def test_nothing_is_wrong(store: EpisodeStore) -> None:
     told: list[tuple[int, int]] = []
