@@ -28,6 +28,8 @@ class Recipe:
     spec: TaskSpec
     seed: int
     rank: int
+    world: int
+    """G, number of ranks, which share out each batch."""
     draw: DrawSegments
 
     def __post_init__(self) -> None:
@@ -36,7 +38,7 @@ class Recipe:
             ValueError: the config does not fit the task.
         """
         self.config.curriculum.check(self.horizon.context)
-        self.config.windows(self.spec)
+        self.config.windows(self.spec, self.world)
 
     @cached_property
     def horizon(self) -> Horizon:
@@ -59,10 +61,10 @@ class Recipe:
         return min(self.horizon.context, 3 * power // 4 if 3 * power // 4 >= length else power)
 
     def batch(self, step: int) -> Batch:
-        """This rank's windows."""
-        length, windows = self.length(step), self.config.windows(self.spec)
+        """Return this rank's windows, `batch_size / world` of them."""
+        length, windows = self.length(step), self.config.windows(self.spec, self.world)
         before, after = length - 1 + margin(windows), self.horizon.after + margin(windows)
-        segments = self.draw(step, before, after, self.config.batch_size // windows)
+        segments = self.draw(step, before, after, self.config.batch_size // (self.world * windows))
         now_GW = nows(segments, windows, np.random.default_rng((self.seed, self.rank, step, 1)))
         batch = build(segments, self.spec, self.horizon, length, now_GW)
         return padded(batch, self.padded_length(step)) if self.config.compile else batch

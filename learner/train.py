@@ -66,7 +66,7 @@ def train(
         ValueError: the config does not fit the task, or the checkpoint found is of another policy
             configuration or task.
     """
-    recipe = Recipe(config, spec, seed, rank, draw)
+    recipe = Recipe(config, spec, seed, rank, world, draw)
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
@@ -102,7 +102,7 @@ def train(
         saving = last or step % config.checkpoint_every == 0
         reporting = publishing or saving or step % config.report_every == 0
         if reporting:
-            samples, rate = step * world * config.batch_size, optimizer.param_groups[0]["lr"]
+            samples, rate = step * config.batch_size, optimizer.param_groups[0]["lr"]
             progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
             release_memory()
         if rank == 0 and (publishing or saving):

@@ -78,7 +78,7 @@ class LearnerRank:
         selection = config.learner.selection(spec.name)
         reporter = LearnerReporter(
             f"rank-{self._rank}",
-            config.learner.batch_size * config.learners,
+            config.learner.batch_size,
             max(steps(checkpoints), default=0),
             send,
         )

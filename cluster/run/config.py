@@ -82,7 +82,7 @@ class RunConfig:
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
     learners: int = 1
-    """G: learner ranks, at least 1. Each has a GPU of its own, if there are enough."""
+    """G: learner ranks, at least 1. They share out each batch, and each has a GPU of its own if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Simulators and what they collect."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -321,7 +321,7 @@ def _checked(config: RunConfig) -> RunConfig:
     with _within("learner.curriculum"):
         config.learner.curriculum.check(longest)
     with _within("learner"):
-        config.learner.windows(spec)
+        config.learner.windows(spec, config.learners)
     too_long = [length for length in config.context_lengths(spec) if length > longest]
     if too_long:
         raise ConfigError(
