@@ -51,6 +51,7 @@ class LearnerRank:
         checkpoints: Path,
         store: StoreAddress,
         board: Handle,
+        late_seconds: float,
     ) -> int:
         """Train from the newest checkpoint until the last step, or until stopped.
 
@@ -60,9 +61,13 @@ class LearnerRank:
             checkpoints: folder of the checkpoints, on a disk that every later rank 0 reaches.
             store: store of the episodes to train on.
             board: handle on the weight board, which takes the weights.
+            late_seconds: how long this rank waits for the others.
 
         Returns:
             The last published version.
+
+        Raises:
+            RankLost: another rank is gone or too late. Every other error is the training's own.
         """
         from torch import distributed
 
@@ -87,7 +92,7 @@ class LearnerRank:
         seen = [id for source in ("demo", "import") for id in episodes.ids(source) if id not in unseen]
         validated = unseen if self._rank == 0 else []
         if self._world > 1:
-            ranks.join(address, self._rank, self._world, self._device)
+            ranks.join(address, self._rank, self._world, self._device, late_seconds)
         try:
             train(
                 config.learner,

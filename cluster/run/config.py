@@ -82,7 +82,7 @@ class RunConfig:
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
     learners: int = 1
-    """G: learner ranks, at least 1. They share out each batch, and each has a GPU of its own if there are enough."""
+    """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Simulators and what they collect."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
