@@ -51,7 +51,8 @@ def train(
 
     Args:
         draw: this rank's windows.
-        statistics: of the data (`normalize.measure`); asked once, on rank 0, by a run that starts afresh.
+        statistics: of the data, or of a sample of it (`normalize.measure`); asked once, on rank 0, by a run
+            that starts afresh.
         publish: takes version and bytes of the averaged policy; rank 0 only, as is `report`.
         should_stop: asked after every step; one rank that says so stops all.
         checkpoints: directory; used by rank 0 only.

@@ -22,6 +22,7 @@ from longview.cluster.driver.training import Training
 from longview.cluster.driver.weights import HeldWeights
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.learner import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
@@ -256,7 +257,7 @@ def _supervise(
                 progress.history.append(evaluation)
 
         if progress.phase == "collect" and orders.idle:
-            training.start()
+            training.start(share_out(store, task.spec, config.learner.validation_episodes))
             progress.enter("train")
         if progress.phase == "train":
             last_version = training.finished(weights.newest) if last_version is None else last_version

@@ -11,9 +11,10 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
-from longview.cluster.roles.learner import LearnerRank
+from longview.cluster.roles.learner import Demonstrations, LearnerRank
 from longview.cluster.roles.ray import Handle, start
 from longview.cluster.run.config import RunConfig
+from longview.learner.files import steps
 from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,16 @@ class Training:
         self.restarts = Counter[str]()
         """Restarts of the ranks, by cause."""
 
-    def start(self) -> None:
+    def start(self, demonstrations: Demonstrations) -> None:
         """Start the ranks. They train as soon as all are ready: a rank that joined alone would wait in vain
         for one that has no room yet."""
+        self._demonstrations = demonstrations
+        if not steps(self._checkpoints):
+            measured, drawn = len(demonstrations.measured), demonstrations.drawn
+            log.info("the normaliser's statistics are measured on %d of %d demonstrations", measured, drawn)
+        self._start()
+
+    def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement
         gpus = placement.learner_gpus
         if gpus is None:
@@ -112,7 +120,13 @@ class Training:
         address = self._ranks[0].address.remote()
         self._under_way = [
             rank.train.remote(
-                self._config, address, self._checkpoints, self._store, self._board, self._late_seconds
+                self._config,
+                address,
+                self._checkpoints,
+                self._store,
+                self._demonstrations,
+                self._board,
+                self._late_seconds,
             )
             for rank in self._ranks
         ]
@@ -146,7 +160,7 @@ class Training:
     def _restart(self, cause: str) -> None:
         self.restarts[cause] += 1
         self.kill()
-        self.start()
+        self._start()
 
     def stop(self) -> None:
         """Have every rank save its state, wait for that, and end the ranks."""

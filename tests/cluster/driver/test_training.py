@@ -1,5 +1,6 @@
 """Learner ranks in real processes, over real gloo, on Ray nodes in this machine; some come late, some die."""
 
+import logging
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from longview.actors.worker import Order, Worker
 from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed
 from longview.cluster.driver.training import LATE_SECONDS, Training
 from longview.cluster.roles.board import WeightBoard
+from longview.cluster.roles.learner import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, start
 from longview.cluster.run.config import read_config
 from longview.cluster.run.services import redis_server
@@ -51,12 +53,13 @@ class Ranks:
         Worker(task, config.actors, 0, "actor-0", store, Hub().report).work(
             Order("demo", 0, 8, beta=1.0), None
         )
-        store.close()
+        self.task, self.episodes = task, store
 
     def train(self, steps: int, *settings: str, late_seconds: float = LATE_SECONDS) -> Training:
         config = read_config(None, [*CONFIG, f"learner.steps={steps}", *settings])
         self.training = Training(config, self.checkpoints, self.store, self.board, late_seconds)
-        self.training.start()
+        held_out = config.learner.validation_episodes
+        self.training.start(share_out(self.episodes, self.task.spec, held_out))
         return self.training
 
     def newest(self) -> int | None:
@@ -103,12 +106,15 @@ def ranks(tmp_path: Path, cluster: Cluster) -> Iterator[Ranks]:
         ranks = Ranks(tmp_path, url)
         yield ranks
         ranks.training.kill()
+        ranks.episodes.close()
 
 
 def test_no_rank_joins_before_all_are_ready(ranks: Ranks, cluster: Cluster, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
     training = ranks.train(20, late_seconds=6)
     # Late ranks are started again, however often: a run does not fail because a cluster is full.
     ranks.until(lambda: training.restarts["late"] == 2)
+    assert "statistics are measured on 6 of 6 demonstrations" in caplog.text
     assert "1 of 2 learner ranks have no place" in caplog.text
     assert ranks.newest() is None
     cluster.add_node(num_cpus=1, resources={"learner": 1})
