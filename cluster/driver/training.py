@@ -14,6 +14,7 @@ from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
 from longview.cluster.roles.learner import Demonstrations, LearnerRank
 from longview.cluster.roles.ray import Handle, start
 from longview.cluster.run.config import RunConfig
+from longview.cluster.run.preflight import gpus_of_rank
 from longview.learner.files import steps
 from longview.replay.store import StoreAddress
 
@@ -70,9 +71,7 @@ class Training:
 
     def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement
-        gpus = placement.learner_gpus
-        if gpus is None:
-            gpus = int(ray.cluster_resources().get("GPU", 0) >= world)
+        gpus = gpus_of_rank(self._config, ray.cluster_resources().get("GPU", 0))
         threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
         # Two calls at a time, since `stop` has to get through while `train` runs.
         options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}

@@ -13,6 +13,7 @@ import ray
 from longview.cluster.roles.ray import Handle
 from longview.cluster.roles.reporting import send
 from longview.cluster.run.config import RunConfig, task_of
+from longview.cluster.run.preflight import Torch, refuse_torch
 from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
@@ -79,6 +80,7 @@ class LearnerRank:
             The last published version.
 
         Raises:
+            ConfigError: PyTorch cannot use the GPU.
             RankLost: another rank is gone or too late. Every other error is the training's own.
         """
         from torch import distributed
@@ -89,6 +91,8 @@ class LearnerRank:
         from longview.learner.reporter import LearnerReporter
         from longview.learner.train import train
 
+        if self._device == "cuda":
+            refuse_torch(torch_here(), alone=False)
         episodes = store.connect(config.replay)
         episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
@@ -136,6 +140,14 @@ class LearnerRank:
     def stop(self) -> None:
         """Make `train` save and return."""
         self._stop.set()
+
+
+def torch_here() -> Torch:
+    """Describe the PyTorch of this process; on a Ray cluster, of the node that it is on."""
+    import torch
+
+    node, usable = ray.util.get_node_ip_address(), torch.cuda.is_available()
+    return Torch(node, torch.__version__, torch.version.cuda, usable)
 
 
 @dataclass(frozen=True)
