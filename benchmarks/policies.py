@@ -226,7 +226,7 @@ class Training:
     ) -> None:
         config = replace(config, curriculum=CurriculumConfig("lengths", lengths={T_o: 1.0}))
         draw = drawer(SPECS[kind], episode_steps)
-        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, draw=draw)
+        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, world=1, draw=draw)
         self.apart, self.taken = apart, 0
         self.policy = config.policy.make(SPECS[kind]).to(device)
         self.weights, self.gradients = flatten(self.policy)

@@ -299,7 +299,7 @@ class LearnerConfig:
     steps: int = 2400
     """Training steps of the whole run."""
     batch_size: int = 64
-    """Windows per training step and rank."""
+    """Windows per training step, shared out evenly over the learner ranks: each takes batch_size / G."""
     windows_per_segment: int | None = None
     """Windows cut from one segment of an episode. More windows mean fewer frames to read and encode, but a
     less varied batch. None: 8 for a task with cameras, else 1."""
@@ -370,17 +370,22 @@ class LearnerConfig:
         """
         return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
 
-    def windows(self, spec: TaskSpec) -> int:
+    def windows(self, spec: TaskSpec, world: int = 1) -> int:
         """Return the number of windows per segment for one task.
 
+        Args:
+            spec: the task's.
+            world: G, number of learner ranks.
+
         Raises:
-            ValueError: batch_size is not a multiple of this number.
+            ValueError: the ranks cannot share out batch_size in whole segments.
         """
         cameras = any(array.is_image for array in spec.observation.values())
         windows = self.windows_per_segment or (8 if cameras else 1)
+        share = f"{world} learner ranks x windows_per_segment" if world > 1 else "windows_per_segment"
         require(
-            self.batch_size % windows == 0,
-            f"batch_size {self.batch_size} is not a multiple of windows_per_segment {windows}",
+            self.batch_size % (world * windows) == 0,
+            f"batch_size {self.batch_size} is not a multiple of {share} {windows}",
         )
         return windows
 

@@ -34,6 +34,8 @@ class Recipe:
     spec: TaskSpec
     seed: int
     rank: int
+    world: int
+    """G, number of ranks, which share out each batch."""
     draw: DrawSegments
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class Recipe:
             ValueError: the config does not fit the task.
         """
         self.config.curriculum.check(self.horizon.context)
-        self.config.windows(self.spec)
+        self.config.windows(self.spec, self.world)
 
     @cached_property
     def horizon(self) -> Horizon:
@@ -69,10 +71,10 @@ class Recipe:
         return min(self.horizon.context, padded_length)
 
     def batch(self, step: int) -> Batch:
-        """Draw this rank's windows of one step."""
-        context_length, windows = self.context_length(step), self.config.windows(self.spec)
+        """Draw this rank's windows of one step, `batch_size / world` of them."""
+        context_length, windows = self.context_length(step), self.config.windows(self.spec, self.world)
         before, after = context_length - 1 + margin(windows), self.horizon.after + margin(windows)
-        segments = self.draw(step, before, after, self.config.batch_size // windows)
+        segments = self.draw(step, before, after, self.config.batch_size // (self.world * windows))
         now_GJ = nows(segments, windows, np.random.default_rng((self.seed, self.rank, step, 1)))
         batch = build(segments, self.spec, self.horizon, context_length, now_GJ)
         return padded(batch, self.padded_context_length(step)) if self.config.compile else batch

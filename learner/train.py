@@ -57,8 +57,8 @@ def train(
         spec: task that the policy is for.
         seed: seed of the run.
         draw: draws this rank's segments.
-        statistics: measures the data (`normalize.measure`); called once, on rank 0, by a run without
-            checkpoint.
+        statistics: measures the data, or a sample of it (`normalize.measure`); called once, on rank 0, by a
+            run without checkpoint.
         publish: takes version and bytes of the averaged policy; called on rank 0 only.
         report: takes the progress; called on rank 0 only.
         should_stop: called after every step; if one rank answers true, all ranks stop.
@@ -77,7 +77,7 @@ def train(
         ValueError: the config does not fit the task, or the checkpoint is of another policy configuration or
             task.
     """
-    recipe = Recipe(config, spec, seed, rank, draw)
+    recipe = Recipe(config, spec, seed, rank, world, draw)
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
@@ -113,7 +113,7 @@ def train(
         saving = last or step % config.checkpoint_every == 0
         reporting = publishing or saving or step % config.report_every == 0
         if reporting:
-            samples, rate = step * world * config.batch_size, optimizer.param_groups[0]["lr"]
+            samples, rate = step * config.batch_size, optimizer.param_groups[0]["lr"]
             progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
             release_memory()
         if rank == 0 and (publishing or saving):

@@ -334,8 +334,8 @@ CATALOGUE = {
             "longview_actor_restarts_total",
             "counter",
             "restarts",
-            "Ray actors started again: they `died`, lost their node (`preempted`), or had rendered for long "
-            "enough (`worn`)",
+            "Ray actors started again: they `died`, lost their node (`preempted`), lost other learner ranks "
+            "(`lost`), waited too long for them (`late`), or had rendered for long enough (`worn`)",
             ("role", "cause"),
         ),
         Metric(

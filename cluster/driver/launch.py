@@ -16,12 +16,14 @@ import ray
 from longview.actors.task import Task, columns_of
 from longview.cluster.driver.dispatch import Dispatcher, RunFailed
 from longview.cluster.driver.orders import Orders
+from longview.cluster.driver.places import LearnerPlaces
 from longview.cluster.driver.reports import DriverReporter
 from longview.cluster.driver.scaling import Scaling
 from longview.cluster.driver.training import Training
 from longview.cluster.driver.weights import HeldWeights
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.learner import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
@@ -94,6 +96,8 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
+        places = LearnerPlaces(config, alone=address is None)
+        places.wait()
         roles = start_roles(config, run)
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
@@ -101,7 +105,7 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
             scaling = partial(_scaling, config, run, store_address, alone=address is None)
-            _supervise(progress, roles, scaling, training, store, task, show)
+            _supervise(progress, roles, scaling, places, training, store, task, show)
             show_newest(config, store_address, run.path / "episodes.png")
         finally:
             with suppress(StoreError):  # the error that ended the run matters more
@@ -230,6 +234,7 @@ def _supervise(
     progress: RunProgress,
     roles: Roles,
     scaling_of: Callable[[Dispatcher], Scaling],
+    places: LearnerPlaces,
     training: Training,
     store: EpisodeStore,
     task: Task,
@@ -258,8 +263,10 @@ def _supervise(
                 progress.run.add_evaluation(evaluation)
                 progress.history.append(evaluation)
 
+        places.check()
         if progress.phase == "collect" and orders.idle:
-            training.start()
+            places.withdraw()
+            training.start(share_out(store, task.spec, config.learner.validation_episodes))
             progress.enter("train")
         if progress.phase == "train":
             last_version = training.finished(weights.newest) if last_version is None else last_version

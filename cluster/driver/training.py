@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
-from longview.cluster.roles.learner import LearnerRank
+from longview.cluster.roles.learner import Demonstrations, LearnerRank
 from longview.cluster.roles.ray import Handle, start
 from longview.cluster.run.config import RunConfig
+from longview.cluster.run.preflight import gpus_of_rank
+from longview.learner.files import steps
 from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
@@ -21,58 +24,116 @@ STOP_SECONDS = 20.0
 """Time that the ranks get to save when the run is stopped."""
 DEATH_SECONDS = 5.0
 """Time within which Ray notices that a process has died."""
+LATE_SECONDS = 600.0
+"""Time that ranks wait for each other: to be started, to meet, and in every exchange. Validation and
+compiling on one rank take minutes, and so does a node that the cluster has to add."""
 
 
 class Training:
-    """The learner ranks of a run as one; if a rank dies, all restart from the newest checkpoint."""
+    """The learner ranks of a run as one; if a rank is lost, all restart from the newest checkpoint."""
 
-    def __init__(self, config: RunConfig, checkpoints: Path, store: StoreAddress, board: Handle) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        checkpoints: Path,
+        store: StoreAddress,
+        board: Handle,
+        late_seconds: float = LATE_SECONDS,
+    ) -> None:
+        """
+        Args:
+            config: the run's.
+            checkpoints: folder of the checkpoints, which every rank 0 reaches.
+            store: store of the episodes to train on.
+            board: handle on the weight board.
+            late_seconds: time after which a rank that the others wait for costs a restart.
+        """
         self._config, self._checkpoints, self._store, self._board = config, checkpoints, store, board
+        self._late_seconds = late_seconds
         self._ranks: list[Handle] = []
         self._under_way: list[Any] = []
-        self._deaths: dict[int | None, int] = {}
+        """Ray's references to what each rank does: start, and then train."""
+        self._late_at: float | None = None
+        """Monotonic time by which all ranks have to be ready; None once they train."""
+        self._failures: dict[int | None, int] = {}
+        """Restarts after a failure, by the newest version at that time."""
         self.restarts = Counter[str]()
         """Restarts of the ranks, by cause."""
 
-    def start(self) -> None:
-        """Start the ranks and have them train."""
+    def start(self, demonstrations: Demonstrations) -> None:
+        """Start the ranks. They train as soon as all are ready: a rank that joined alone would wait in vain
+        for one that has no room yet."""
+        self._demonstrations = demonstrations
+        if not steps(self._checkpoints):
+            measured, drawn = len(demonstrations.measured), demonstrations.drawn
+            log.info("the normaliser's statistics are measured on %d of %d demonstrations", measured, drawn)
+        self._start()
+
+    def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement
-        gpus = placement.learner_gpus
-        if gpus is None:
-            gpus = int(ray.cluster_resources().get("GPU", 0) >= world)
+        gpus = gpus_of_rank(self._config, ray.cluster_resources().get("GPU", 0))
         threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
         # Two calls at a time, since `stop` has to get through while `train` runs.
         options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}
         self._ranks = [start(LearnerRank, rank, world, threads, gpus > 0, **options) for rank in range(world)]
-        address = self._ranks[0].address.remote()
-        self._under_way = [
-            rank.train.remote(self._config, address, self._checkpoints, self._store, self._board)
-            for rank in self._ranks
-        ]
+        self._under_way = [rank.__ray_ready__.remote() for rank in self._ranks]
+        self._late_at = time.monotonic() + self._late_seconds
 
     def finished(self, newest: int | None) -> int | None:
-        """Check on the ranks, and restart them if one died.
+        """Check on the ranks: have them train once all are ready, and restart them if one is lost or late.
 
         Args:
-            newest: the newest published version; ranks that die without a newer one make no progress.
+            newest: the newest published version; ranks that are lost without a newer one make no progress.
 
         Returns:
-            The last version once all ranks are done; None while they train.
+            The last version once all ranks are done; None before.
 
         Raises:
-            RunFailed: training raised an error, or ranks died `MAX_FAILURES` times without progress.
+            RunFailed: training raised an error, or ranks were lost `MAX_FAILURES` times without progress.
         """
         if not self._under_way:
             return None
         if (error := self._error(timeout=0)) is not None:
             # The other ranks fail because of a dead one, and their errors may come first.
-            self._restart(newest, self._error(timeout=DEATH_SECONDS) or error)
+            self._failed(newest, self._error(timeout=DEATH_SECONDS) or error)
             return None
         _, waiting = ray.wait(self._under_way, num_returns=len(self._under_way), timeout=0)
-        return None if waiting else ray.get(self._under_way[0])
+        if self._late_at is None:
+            return None if waiting else ray.get(self._under_way[0])
+        if not waiting:
+            self._train()
+        elif time.monotonic() > self._late_at:
+            # Ranks that wait give back what they hold: another run may hold what the late ones need.
+            log.warning(
+                "%d of %d learner ranks have no place after %.0f s, all start again: "
+                "`ray status` says what the cluster has and what it lacks",
+                len(waiting),
+                len(self._ranks),
+                self._late_seconds,
+            )
+            self._restart("late")
+        return None
+
+    def _train(self) -> None:
+        """Have all ranks join and train."""
+        address = self._ranks[0].address.remote()
+        self._under_way = [
+            rank.train.remote(
+                self._config,
+                address,
+                self._checkpoints,
+                self._store,
+                self._demonstrations,
+                self._board,
+                self._late_seconds,
+            )
+            for rank in self._ranks
+        ]
+        self._late_at = None
 
     def _error(self, timeout: float) -> Exception | None:
-        """Find the error of the ranks that have ended, preferably the death of one; None if none failed."""
+        """Find the error of the ranks that have ended; None if none failed. The death of a rank comes before
+        the errors of others, and an error of the training before that of a rank that lost another."""
         ended, _ = ray.wait(self._under_way, num_returns=len(self._under_way), timeout=timeout)
         errors: list[Exception] = []
         for rank in ended:
@@ -80,28 +141,46 @@ class Training:
                 ray.get(rank)
             except (RayActorError, RayTaskError) as error:
                 errors.append(error)
-        return max(errors, key=lambda error: isinstance(error, RayActorError), default=None)
+        deaths = [error for error in errors if isinstance(error, RayActorError)]
+        return next(iter(deaths or sorted(errors, key=_lost)), None)
 
-    def _restart(self, newest: int | None, error: Exception) -> None:
-        if isinstance(error, RayTaskError):
+    def _failed(self, newest: int | None, error: Exception) -> None:
+        """Restart the ranks after the death of one, or after they lost each other."""
+        if isinstance(error, RayTaskError) and not _lost(error):
             raise RunFailed(f"training failed: {error.cause}") from error
-        log.warning("a learner rank died, training goes on from the newest checkpoint: %s", error)
-        self.restarts[cause_of(error)] += 1
-        self._deaths[newest] = self._deaths.get(newest, 0) + 1
-        if self._deaths[newest] >= MAX_FAILURES:
-            raise RunFailed(f"learner ranks died {MAX_FAILURES} times without progress: {error}") from error
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        log.warning("a learner rank was lost, training goes on from the newest checkpoint: %s", cause)
+        self._failures[newest] = self._failures.get(newest, 0) + 1
+        if self._failures[newest] >= MAX_FAILURES:
+            message = f"learner ranks were lost {MAX_FAILURES} times without progress: {cause}"
+            raise RunFailed(message) from error
+        self._restart(cause_of(error) if isinstance(error, RayActorError) else "lost")
+
+    def _restart(self, cause: str) -> None:
+        self.restarts[cause] += 1
         self.kill()
-        self.start()
+        self._start()
 
     def stop(self) -> None:
         """Have every rank save its state, wait for that, and end the ranks."""
-        for rank in self._ranks:
-            rank.stop.remote()
-        if self._under_way:
-            ray.wait(self._under_way, num_returns=len(self._under_way), timeout=STOP_SECONDS)
+        if self._late_at is None:
+            for rank in self._ranks:
+                rank.stop.remote()
+            if self._under_way:
+                ray.wait(self._under_way, num_returns=len(self._under_way), timeout=STOP_SECONDS)
         self.kill()
 
     def kill(self) -> None:
         """End the ranks at once."""
         for rank in self._ranks:
             ray.kill(rank)
+
+
+def _lost(error: Exception) -> bool:
+    """Tell whether a rank failed only because it had no answer from another."""
+    if not isinstance(error, RayTaskError):
+        return False
+    # Imported here because it imports torch, which a driver needs only when training has failed.
+    from longview.learner.ranks import RankLost
+
+    return isinstance(error.cause, RankLost)

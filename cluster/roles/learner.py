@@ -3,7 +3,8 @@
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,22 @@ import ray
 from longview.cluster.roles.ray import Handle
 from longview.cluster.roles.reporting import send
 from longview.cluster.run.config import RunConfig, task_of
-from longview.replay.episode import Episode
+from longview.cluster.run.preflight import Torch, refuse_torch
+from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
+from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
+
+MEASURED_EPISODES = 2_000
+"""Most episodes to measure statistics on. Each takes 0.6 ms from a Redis nearby, and up to 30 ms from a far
+one: within a minute."""
+MEASURED_BYTES = 4 << 30
+"""Most bytes of episodes, decoded, to measure statistics on: half a minute of pictures at 150 MB/s."""
+FEWEST_MEASURED = 16
+"""Episodes to measure statistics on, however large they are: fewer would tell little of the data's ranges."""
 
 
 class LearnerRank:
@@ -50,7 +61,9 @@ class LearnerRank:
         address: str,
         checkpoints: Path,
         store: StoreAddress,
+        demonstrations: "Demonstrations",
         board: Handle,
+        late_seconds: float,
     ) -> int:
         """Train from the newest checkpoint until the last step, or until stopped.
 
@@ -59,10 +72,16 @@ class LearnerRank:
             address: address at which the ranks meet, from rank 0.
             checkpoints: folder of the checkpoints, on a disk that every later rank 0 reaches.
             store: store of the episodes to train on.
+            demonstrations: what the demonstrations are for.
             board: handle on the weight board, which takes the weights.
+            late_seconds: how long this rank waits for the others.
 
         Returns:
             The last published version.
+
+        Raises:
+            ConfigError: PyTorch cannot use the GPU.
+            RankLost: another rank is gone or too late. Every other error is the training's own.
         """
         from torch import distributed
 
@@ -72,22 +91,22 @@ class LearnerRank:
         from longview.learner.reporter import LearnerReporter
         from longview.learner.train import train
 
+        if self._device == "cuda":
+            refuse_torch(torch_here(), alone=False)
         episodes = store.connect(config.replay)
         episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
         selection = config.learner.selection(spec.name)
         reporter = LearnerReporter(
             f"rank-{self._rank}",
-            config.learner.batch_size * config.learners,
+            config.learner.batch_size,
             max(steps(checkpoints), default=0),
             send,
         )
-        unseen = held_out(episodes, config.learner.validation_episodes)
-        episodes.hold_out(unseen)
-        seen = [id for source in ("demo", "import") for id in episodes.ids(source) if id not in unseen]
-        validated = unseen if self._rank == 0 else []
+        episodes.hold_out(demonstrations.held_out)
+        validated = demonstrations.held_out if self._rank == 0 else []
         if self._world > 1:
-            ranks.join(address, self._rank, self._world, self._device)
+            ranks.join(address, self._rank, self._world, self._device, late_seconds)
         try:
             train(
                 config.learner,
@@ -100,7 +119,7 @@ class LearnerRank:
                     after,
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
-                statistics=lambda: measure(whole(episodes, seen, spec.name), spec),
+                statistics=lambda: measure(whole(episodes, demonstrations.measured, spec.name), spec),
                 validation=[e for e in whole(episodes, validated, spec.name) if e.outcome != "invalid"],
                 publish=board.publish.remote,
                 report=lambda progress: reporter.report(progress, limiter.waited_seconds),
@@ -121,6 +140,49 @@ class LearnerRank:
     def stop(self) -> None:
         """Make `train` save and return."""
         self._stop.set()
+
+
+def torch_here() -> Torch:
+    """Describe the PyTorch of this process; on a Ray cluster, of the node that it is on."""
+    import torch
+
+    node, usable = ray.util.get_node_ip_address(), torch.cuda.is_available()
+    return Torch(node, torch.__version__, torch.version.cuda, usable)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Demonstrations, the imported ones included, by what they are for. All ranks get the same."""
+
+    held_out: list[str]
+    """Ids of the episodes to validate on, which are never drawn."""
+    drawn: int
+    """Number of the others."""
+    measured: list[str]
+    """Ids of the others that the normaliser's statistics are measured on."""
+
+
+def share_out(store: EpisodeStore, spec: TaskSpec, validation_episodes: int) -> Demonstrations:
+    """Choose the demonstrations to validate on, and a sample of the others to measure statistics on."""
+    unseen = held_out(store, validation_episodes)
+    seen = [id for source in ("demo", "import") for id in store.ids(source) if id not in unseen]
+    counts = store.stats().stored
+    stored = counts.get("demo", Count()) + counts.get("import", Count())
+    step_bytes = sum(np.zeros(array.shape, array.dtype).nbytes for array in spec.arrays().values())
+    measured = sampled(seen, step_bytes * stored.steps / max(1, stored.episodes))
+    return Demonstrations(unseen, len(seen), measured)
+
+
+def sampled(ids: Sequence[str], episode_bytes: float) -> list[str]:
+    """Choose episodes to measure statistics on: all, or as many as are read within a minute, evenly spaced.
+
+    Args:
+        ids: ids of episodes, in their order.
+        episode_bytes: mean size of their arrays.
+    """
+    affordable = int(MEASURED_BYTES / max(1.0, episode_bytes))
+    count = min(len(ids), MEASURED_EPISODES, max(FEWEST_MEASURED, affordable))
+    return [ids[index * len(ids) // count] for index in range(count)]
 
 
 def held_out(store: EpisodeStore, count: int) -> list[str]:

@@ -83,7 +83,7 @@ class RunConfig:
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
     learners: int = 1
-    """G: learner ranks, at least 1. Each has a GPU of its own, if there are enough."""
+    """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Simulators and what they collect."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -334,7 +334,7 @@ def _check(config: RunConfig) -> None:
     with _within("learner.curriculum"):
         config.learner.curriculum.check(longest)
     with _within("learner"):
-        config.learner.windows(spec)
+        config.learner.windows(spec, config.learners)
     too_long = [length for length in config.context_lengths(spec) if length > longest]
     if too_long:
         raise ConfigError(

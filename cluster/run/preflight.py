@@ -1,6 +1,7 @@
 """Checks before a run starts, for what would otherwise stop it after minutes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from longview.actors.task import make_simulator
@@ -48,9 +49,8 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
     placement = config.placement
     if placement.autoscaled:
         return
-    actor, learner = {"CPU": 1.0, **placement.actor}, {"CPU": 1.0, **placement.learner}
-    if placement.learner_gpus:
-        learner["GPU"] = placement.learner_gpus
+    actor = {"CPU": 1.0, **placement.actor}
+    learner = resources_of_rank(config, placement.learner_gpus or 0)
     roles = (
         ("actors.count", config.actors.count, actor, "placement.actor"),
         ("learners", config.learners, learner, "placement.learner"),
@@ -73,9 +73,91 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
             f"this Ray cluster has {cpus:g}: lower them, {mend}"
         )
     for count_key, count, asked, _ in roles:
-        room = sum(int(min(node.get(name, 0) // amount for name, amount in asked.items())) for node in nodes)
-        if room < count:
-            each = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
+        if (room := room_for(asked, nodes)) < count:
             raise ConfigError(
-                f"{count_key} {count}: this Ray cluster has room for {room} ({each} each): lower it, {mend}"
+                f"{count_key} {count}: this Ray cluster has room for {room} ({_named(asked)} each): "
+                f"lower it, {mend}"
             )
+
+
+def refuse_unaddable(
+    config: RunConfig, asked: Mapping[str, float], infeasible: Sequence[Mapping[str, float]]
+) -> None:
+    """Refuse learner ranks for which an autoscaled cluster cannot add nodes.
+
+    Args:
+        config: the run's.
+        asked: resources of one rank, by name.
+        infeasible: requests that the cluster's autoscaler has given up, likewise.
+
+    Raises:
+        ConfigError: the autoscaler has given up what a rank asks for.
+    """
+    if any(all(given_up.get(name) == amount for name, amount in asked.items()) for given_up in infeasible):
+        raise ConfigError(
+            f"learners {config.learners}: this Ray cluster cannot add nodes for {_named(asked)} each: give "
+            "it such nodes (on Kubernetes: maxReplicas of a worker group), or change learners, "
+            f"placement.learner or placement.learner_gpus ({config.placement.learner_gpus})"
+        )
+
+
+@dataclass(frozen=True)
+class Torch:
+    """PyTorch as one node of a Ray cluster has it."""
+
+    node: str
+    """Address of the node."""
+    version: str
+    """Version of PyTorch."""
+    cuda: str | None
+    """Version of CUDA that it was built for; None: a build without CUDA."""
+    usable: bool
+    """Whether it finds a GPU."""
+
+
+def refuse_torch(torch: Torch, *, alone: bool) -> None:
+    """Refuse a PyTorch that cannot use the GPU of its node.
+
+    Args:
+        torch: what a node with a GPU has.
+        alone: whether the run has started Ray itself, on this machine.
+
+    Raises:
+        ConfigError: the message says what is wrong, and how to train without a GPU.
+    """
+    if torch.usable:
+        return
+    if torch.cuda is None:
+        wrong = "is a build for CPUs only: install one for CUDA"
+    else:
+        wrong = f"is built for CUDA {torch.cuda} and finds no GPU: see whether `nvidia-smi` works there"
+    without = "CUDA_VISIBLE_DEVICES= in the environment" if alone else "placement.learner_gpus=0"
+    raise ConfigError(
+        f"node {torch.node} has a GPU for a learner rank, but its PyTorch {torch.version} {wrong}; "
+        f"to train on the CPU, set {without}"
+    )
+
+
+def gpus_of_rank(config: RunConfig, available: float) -> int:
+    """Return the GPUs that each learner rank takes.
+
+    Args:
+        config: the run's.
+        available: GPUs of the Ray cluster.
+    """
+    asked = config.placement.learner_gpus
+    return int(available >= config.learners) if asked is None else asked
+
+
+def resources_of_rank(config: RunConfig, gpus: int) -> dict[str, float]:
+    """Return what a learner rank takes from Ray, by name of the resource."""
+    return {"CPU": 1.0, **config.placement.learner} | ({"GPU": float(gpus)} if gpus else {})
+
+
+def room_for(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """Count how many times the nodes of a cluster have what is asked for."""
+    return sum(int(min(node.get(name, 0) // amount for name, amount in asked.items())) for node in nodes)
+
+
+def _named(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -163,3 +163,9 @@ def test_windows_per_segment_follow_the_cameras() -> None:
     ):
         with pytest.raises(ValueError, match="batch_size 60 is not a multiple of windows_per_segment 8"):
             config.windows(spec)
+
+
+def test_ranks_share_out_the_batch_in_whole_segments() -> None:
+    assert LearnerConfig(batch_size=48, windows_per_segment=8).windows(SPEC, world=3) == 8
+    with pytest.raises(ValueError, match=r"batch_size 64 .* of 3 learner ranks x windows_per_segment 8"):
+        LearnerConfig(windows_per_segment=8).windows(SPEC, world=3)

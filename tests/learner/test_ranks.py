@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longview.learner import files
+from longview.learner import files, ranks
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -55,6 +55,11 @@ def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path
 def test_every_rank_gathers_the_values_of_all_ranks(out: Path) -> None:
     for rank in (0, 1):
         assert (out / f"said-{rank}").read_bytes() == b"rank 0 says |rank 1 says so "
+
+
+def test_a_rank_that_nobody_joins_says_that_it_lost_the_others(tmp_path: Path) -> None:
+    with pytest.raises(ranks.RankLost, match="other learner ranks"):
+        ranks.join(f"file://{tmp_path}/meeting", 0, 2, "cpu", timeout_s=1)
 
 
 def test_losses_are_those_of_all_ranks(out: Path) -> None:

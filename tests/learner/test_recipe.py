@@ -32,7 +32,7 @@ def test_all_frames_of_a_segment_are_cropped_alike(
 ) -> None:
     config = replace(tiny, windows_per_segment=2, batch_size=8, curriculum=CurriculumConfig("fixed"))
     config = replace(config, policy=replace(tiny.policy, context_length=3))
-    recipe = Recipe(config, looking_spec, 0, 0, drawer(looking, seed=0))
+    recipe = Recipe(config, looking_spec, 0, 0, 1, drawer(looking, seed=0))
     assert isinstance(config.policy, DiffusionConfig)
     policy = Watched(config.policy, looking_spec)
     policy.fit(measure(looking, looking_spec))
@@ -50,6 +50,13 @@ def test_all_frames_of_a_segment_are_cropped_alike(
     assert not torch.equal(shifts[0], shifts[1])
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_out_the_batch(tiny: LearnerConfig, arguments: dict[str, Any], world: int) -> None:
+    config = replace(tiny, windows_per_segment=2, batch_size=8)
+    recipe = Recipe(config, arguments["spec"], 0, world - 1, world, arguments["draw"])
+    assert len(recipe.batch(0).target_BT) == 8 // world
+
+
 @pytest.mark.parametrize("longest", [1, 2, 3, 20, 64, 92])
 def test_padded_lengths_are_few_and_near(
     tiny: LearnerConfig, arguments: dict[str, Any], longest: int
@@ -60,7 +67,7 @@ def test_padded_lengths_are_few_and_near(
         curriculum=CurriculumConfig("sprinkle", full=0.0),
         steps=5000,
     )
-    recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
+    recipe = Recipe(config, arguments["spec"], 0, 0, 1, arguments["draw"])
     pairs = {
         (recipe.context_length(step), recipe.padded_context_length(step)) for step in range(config.steps)
     }
@@ -75,7 +82,7 @@ def test_padding_changes_nothing(
     tiny: LearnerConfig, arguments: dict[str, Any], returning: list[Episode], architecture: str
 ) -> None:
     config = replace(tiny, policy=policy_config(tiny.policy, architecture=architecture, dropout=0.0))
-    recipe = Recipe(config, arguments["spec"], 0, 0, arguments["draw"])
+    recipe = Recipe(config, arguments["spec"], 0, 0, 1, arguments["draw"])
     torch.manual_seed(0)
     policy = DiffusionPolicy(config.policy, arguments["spec"])
     policy.fit(measure(returning, arguments["spec"]))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from longview.actors.task import load_task
 from longview.learner import ranks
 from longview.learner.config import Horizon
-from longview.learner.laps import Lap, TakenStep, TrainingDiverged
+from longview.learner.laps import Lap, TakenStep, TrainingDiverged, TrainingProgress
 from longview.learner.normalize import measure
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import mean_loss, policy_to_bytes
@@ -53,6 +53,11 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
     """Train on this rank's own windows, and return the averaged policy. The last rank stops all."""
     asked = itertools.count(1)
     published: list[int] = []
+
+    def report(progress: TrainingProgress) -> None:
+        published.append(progress.step)
+        assert progress.samples == progress.step * TINY_TRAINING.batch_size
+
     policy = train(
         replace(TINY_TRAINING, policy=replace(TINY, dropout=0.2)),
         TASK.spec,
@@ -60,7 +65,7 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
         draw=drawer(EPISODES, seed=10 + rank),
         statistics=lambda: STATISTICS,
         publish=lambda version, data: published.append(version),
-        report=lambda progress: published.append(progress.step),
+        report=report,
         validation=EPISODES[:1],
         should_stop=lambda: next(asked) == stop_after and rank == world - 1,
         checkpoints=folder,

@@ -106,6 +106,22 @@ def address(longview: Any, tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
+def test_a_gpu_that_no_node_can_have_is_refused_before_demonstrations(
+    longview: Any, address: str, tmp_path: Path
+) -> None:
+    (longview.folder / "grown.yaml").write_text(CONFIG)
+    with redis_server(tmp_path / "redis") as url:
+        gpus = ("placement.learner_gpus=1", f"replay.url={url}")
+        code, output = longview("launch", "grown.yaml", "--address", address, *gpus)
+        assert code == 2, output
+        assert "cannot add nodes for 1 CPU, 1 learner, 1 GPU each" in output
+        store = EpisodeStore.connect(url, "grown", read_config(None, []).replay)
+        assert store.ids() == []
+        store.close()
+    assert nodes(longview) == 1
+
+
+@pytest.mark.slow
 def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path: Path) -> None:
     (longview.folder / "grown.yaml").write_text(CONFIG)
     with redis_server(tmp_path / "redis") as url:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from redis import Redis
 
 from longview.actors.config import ActorsConfig
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
-from longview.cluster.roles.learner import held_out, limiter_of, whole
+from longview.cluster.roles.learner import Demonstrations, held_out, limiter_of, sampled, share_out, whole
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config
 from longview.cluster.run.services import redis_server
@@ -42,6 +43,32 @@ def test_the_last_demonstrations_are_held_out(tmp_path: Path) -> None:
             imported.append(meta.id)
             of_imported = imported[5:] if index == 8 else []
             assert held_out(store, 4) == [*demos[8:], *of_imported]
+        store.close()
+
+
+def test_statistics_are_measured_on_a_sample_spread_evenly() -> None:
+    ids = [f"{index:06}" for index in range(50_000)]
+    assert sampled(ids[:2_000], episode_bytes=1e4) == ids[:2_000]
+    assert sampled(ids, episode_bytes=1e4) == ids[::25]
+    pictures = sampled(ids, episode_bytes=10e6)
+    assert len(pictures) == 429
+    gaps = np.diff([int(id) for id in pictures])
+    assert (gaps.min(), gaps.max()) == (116, 117)
+    assert len(sampled(ids, episode_bytes=1e9)) == 16
+    assert sampled(ids[:3], episode_bytes=1e9) == ids[:3]
+    assert sampled([], episode_bytes=0) == []
+
+
+def test_demonstrations_are_for_validation_or_for_statistics(tmp_path: Path) -> None:
+    task = load_task("counting")
+    with redis_server(tmp_path) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig())
+        store.register(task.spec)
+        worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", store, Hub().report)
+        for purpose in ("demo", "rollout"):
+            worker.work(Order(purpose, 0, 12, beta=1.0), None)
+        demos = [episode_id("demo", "counting", index) for index in range(12)]
+        assert share_out(store, task.spec, 4) == Demonstrations(demos[8:], 8, demos[:8])
         store.close()
 
 

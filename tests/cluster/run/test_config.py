@@ -52,6 +52,7 @@ def test_presets_are_valid(task: str) -> None:
         ("learner.curriculum.kind=random", "learner.curriculum.kind"),
         ("learner.curriculum={kind: lengths, lengths: {8: 1, 65: 2}}", r"in 1\.\.64, .* not \[65\]"),
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
+        ("learners=3", "learner.batch_size 64 is not a multiple of 3 learner ranks x windows_per_segment 1"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
         ("name=a/b", "name must be a plain folder name: 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),

@@ -5,7 +5,14 @@ import re
 import pytest
 
 from longview.cluster.run.config import ConfigError, read_config
-from longview.cluster.run.preflight import refuse_unplaced
+from longview.cluster.run.preflight import (
+    Torch,
+    gpus_of_rank,
+    refuse_torch,
+    refuse_unaddable,
+    refuse_unplaced,
+    resources_of_rank,
+)
 
 NODES = [
     {"CPU": 0.0, "memory": 1e9},
@@ -55,3 +62,41 @@ def test_what_does_not_fit_is_refused_with_what_there_is(settings: list[str], wo
     assert "add nodes" in str(refused.value)
     # An autoscaled cluster may get what it lacks.
     refuse_unplaced(read_config(None, [*config, "placement.autoscaled=true"]), NODES)
+
+
+def test_ranks_get_a_gpu_each_if_there_are_enough() -> None:
+    two = read_config(None, ["learners=2", "placement.learner.learner=1"])
+    assert [gpus_of_rank(two, available) for available in (0, 1, 2, 8)] == [0, 0, 1, 1]
+    asked = read_config(None, ["learners=2", "placement.learner_gpus=4"])
+    assert [gpus_of_rank(asked, available) for available in (0, 8)] == [4, 4]
+    assert resources_of_rank(two, 0) == {"CPU": 1, "learner": 1}
+    assert resources_of_rank(two, 2) == {"CPU": 1, "learner": 1, "GPU": 2}
+
+
+def test_a_place_that_an_autoscaler_has_given_up_is_refused() -> None:
+    config = read_config(None, ["placement.learner_gpus=1", "placement.autoscaled=true"])
+    asked = resources_of_rank(config, 1)
+    refuse_unaddable(config, asked, [])
+    refuse_unaddable(config, asked, [{"CPU": 1.0}, {"CPU": 1.0, "GPU": 8.0}])
+    with pytest.raises(
+        ConfigError, match=r"learners 1: .* cannot add nodes for 1 CPU, 1 GPU each: .*learner_gpus \(1\)"
+    ):
+        refuse_unaddable(config, asked, [{"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("cuda", "alone", "words"),
+    [
+        (
+            None,
+            False,
+            r"node 10\.0\.0\.1 .* PyTorch 2\.13 is a build for CPUs.*placement\.learner_gpus=0",
+        ),
+        (None, True, r"CUDA_VISIBLE_DEVICES= in the environment"),
+        ("12.8", False, r"is built for CUDA 12\.8 and finds no GPU: .*nvidia-smi"),
+    ],
+)
+def test_a_pytorch_that_cannot_use_its_gpu_is_refused(cuda: str | None, alone: bool, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        refuse_torch(Torch("10.0.0.1", "2.13", cuda, usable=False), alone=alone)
+    refuse_torch(Torch("10.0.0.1", "2.13", cuda, usable=True), alone=alone)
