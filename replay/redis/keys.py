@@ -29,7 +29,8 @@ def shard_of(episode_id: str, shards: int) -> int:
 
 
 def layout(namespace: str) -> str:
-    """Name the hash of the namespace's settings that all clients share: `format` and `shards`."""
+    """Name the hash of the namespace's settings that all clients share: `format`, `shards`, and while it
+    is brought over to another format `migrating`."""
     return f"{{{namespace}}}:layout"
 
 
