@@ -116,11 +116,10 @@ def launch(
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
     from longview.cluster.driver.scaling import scaled_settings
-    from longview.cluster.run.config import read_config
     from longview.cluster.run.folder import open_run
 
     run = open_run(name)
-    _run(read_config(run.path / "config.yaml", [*scaled_settings(run), *settings]), run, address)
+    _run(run.configured([*scaled_settings(run), *settings]), run, address)
 
 
 def _run(config: Any, run: Any, address: str | None) -> None:

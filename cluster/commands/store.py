@@ -78,6 +78,24 @@ def verify(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+@explained
+def migrate(run: RunName = None, url: Url = None) -> None:
+    """Bring a run of Longview 0.1, its config and its store, over to the format of this version.
+
+    The run must not be under way, and nothing else may use its store. If it is interrupted, run it again.
+
+    Examples:
+
+        longview store migrate my_run
+
+        longview store migrate lab --url redis://store:6379
+    """
+    from longview.cluster.commands.migrate import migrate_store
+
+    migrate_store(run, url)
+
+
 @app.command("list")
 @explained
 def list_(

@@ -128,7 +128,7 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     """
     tree: dict[str, Any] = dict(preset)
     if file is not None:
-        tree |= _read_yaml(file)
+        tree |= read_yaml(file)
     given = dict(_policy_of(tree))
     for override in overrides:
         _apply(tree, override)
@@ -185,7 +185,12 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=user + parts.netloc.rpartition("@")[2]))
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a config's tree of keys and values, unchecked.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     try:
         tree = yaml.safe_load(file.read_text())
     except OSError as error:

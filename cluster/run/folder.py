@@ -16,7 +16,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,11 +27,13 @@ from longview.cluster.run.config import (
     MonitoringConfig,
     RunConfig,
     read_config,
+    read_yaml,
     task_of,
     write_config,
 )
 from longview.cluster.run.ending import ending
 from longview.cluster.run.services import redis_server
+from longview.cluster.run.upgrade import is_old
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig, with_password
 from longview.replay.names import check_name
@@ -96,7 +98,20 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The config as it was resolved when the run was first launched."""
-        return read_config(self.path / "config.yaml")
+        return self.configured()
+
+    def configured(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """Return the config as it was resolved when the run was first launched, with `key=value` overrides.
+
+        Raises:
+            ConfigError: the config was written by Longview 0.1, or an override does not fit.
+        """
+        file = self.path / "config.yaml"
+        if is_old(read_yaml(file)):
+            raise ConfigError(
+                f"run {self.name} is of Longview 0.1: `longview store migrate {self.name}` brings it over"
+            )
+        return read_config(file, overrides)
 
     def lock(self) -> None:
         """Take the run for this process, until `unlock` or until this process ends, however it ends.

@@ -16,7 +16,8 @@ def shard_of(episode_id: str, shards: int) -> int:
 
 
 def layout(namespace: str) -> str:
-    """Name the hash of what all clients of the namespace share: `format`, `shards` and `owner`."""
+    """Name the hash of what all clients of the namespace share: `format`, `shards`, `owner`, and while it is
+    brought over to another format `migrating`."""
     return f"{{{encode_name(namespace)}}}:layout"
 
 

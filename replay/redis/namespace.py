@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 FORMAT: Final = 3
 """Version of a namespace's layout, which keys.py, scripts.py and codec.py describe."""
+OLD_FORMAT: Final = 2
+"""Version that `migrate.py` brings over."""
+MIGRATING: Final = b"migrating"
+"""Field of the layout of a namespace whose migration has not ended."""
 
 RECORDS_PER_READ: Final = 1000
 """Records that one round trip reads."""
@@ -172,10 +176,14 @@ class Namespace:
             for name, value in (("format", FORMAT), ("shards", shards)):
                 self._call("connecting", partial(redis.hsetnx, key, name, value))
             found = self._call("connecting", lambda: redis.hgetall(key))
-        if (format := int(found.get(b"format", 1))) != FORMAT:
+        format = OLD_FORMAT if MIGRATING in found else int(found.get(b"format", 1))
+        if format != FORMAT:
+            what_to_do = "use another namespace, or the version that wrote it"
+            if format == OLD_FORMAT:
+                what_to_do = f"`longview store migrate {self.name}` brings it over (--url names its Redis)"
             raise StoreError(
                 f"namespace {self.name} has format {format}, this version of Longview reads format "
-                f"{FORMAT}: use another namespace, or the version that wrote it"
+                f"{FORMAT}: {what_to_do}"
             )
         return int(found[b"shards"])
 

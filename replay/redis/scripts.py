@@ -260,6 +260,29 @@ return 1
 """
 )
 
+MIGRATE: Final = (
+    _UNLINK
+    + """
+-- Put an episode that was written again in the place of the old one; its time in the index stays.
+-- KEYS 1 episodes  2 index that lists it so far  3 index that lists it from now on
+--      4 prefix of its old chunks  5 prefix of its new chunks
+-- ARGV 1 id  2 its old record  3 its new record  4 number of chunks  5 its old entry  6 its new entry
+-- Returns the number of new chunks that are missing; then nothing has changed. Nothing changes either if the
+-- old record is not stored (any more).
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local missing = tonumber(ARGV[4])
+for i = 0, ARGV[4] - 1 do missing = missing - redis.call('EXISTS', KEYS[5] .. i) end
+if missing > 0 then return missing end
+for i = 0, ARGV[4] - 1 do redis.call('PERSIST', KEYS[5] .. i) end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+local time = redis.call('ZSCORE', KEYS[2], ARGV[5])
+redis.call('ZREM', KEYS[2], ARGV[5])
+if time then redis.call('ZADD', KEYS[3], time, ARGV[6]) end
+unlink(KEYS[4], ARGV[4])
+return 0
+"""
+)
+
 RELIST: Final = (
     """
 -- Correct the entries of one episode in the indices, unless its record has changed.

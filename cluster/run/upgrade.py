@@ -1,0 +1,31 @@
+"""Configs of Longview 0.1 in the words of this version."""
+
+from copy import deepcopy
+from typing import Any
+
+from longview.replay.episode import RENAMED_SOURCES
+
+
+def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's tree with the present names of sources in `learner.mix` and `replay.evict`."""
+    tree = deepcopy(tree)
+    match tree:
+        case {"learner": {"mix": dict(mix)} as learner}:
+            learner["mix"] = {_renamed(stratum): share for stratum, share in mix.items()}
+    match tree:
+        case {"replay": {"evict": list(sources)} as replay}:
+            replay["evict"] = [_renamed(source) for source in sources]
+    return tree
+
+
+def is_old(tree: dict[str, Any]) -> bool:
+    """Whether a config's tree was written by Longview 0.1."""
+    return upgraded(tree) != tree
+
+
+def _renamed(stratum: Any) -> Any:
+    """Return a stratum such as `dagger/success` with its source's present name; anything else as it is."""
+    if not isinstance(stratum, str):
+        return stratum
+    source, slash, rest = stratum.partition("/")
+    return RENAMED_SOURCES.get(source, source) + slash + rest
