@@ -67,8 +67,8 @@ def refuse_oversized(source: Source, indices: Sequence[int], store: EpisodeStore
     if (needed := step_bytes * _steps(source, new)) > room:
         raise StoreFull(
             f"the new episodes ({len(new)}) need about {needed / 1e6:,.1f} MB, {what} leaves "
-            f"{room / 1e6:,.1f} MB: make the pictures smaller (--resize), choose arrays (--keys), or make room "
-            "(replay.byte_budget, a larger machine)"
+            f"{room / 1e6:,.1f} MB: make the pictures smaller (--resize), choose arrays (--keys), or make "
+            "room (replay.byte_budget, a larger machine)"
         )
 
 
