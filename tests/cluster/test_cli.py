@@ -80,13 +80,14 @@ def test_bad_usage_is_exit_2_before_anything_heavy_loads(
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path: Path, stream: str) -> None:
-    pipe = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    pipe.wait()
     arguments = ["config"] if stream == "stdout" else ["demo", "learner.batchsize=3"]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: pipe.stdin}
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments], cwd=tmp_path, check=False, **streams
     )
+    os.close(writer)
     assert done.returncode == (0 if stream == "stdout" else 2)
     assert not done.stdout
     assert not done.stderr
@@ -111,9 +112,9 @@ def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> 
     assert "in use" in output
 
 
-def test_a_name_that_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
-    code, output = run(tmp_path, "demo", "--task", "return_point", "name=mine")
+def test_a_name_that_is_taken(longview: Any) -> None:
+    (longview.folder / "runs" / "mine").mkdir(parents=True)
+    code, output = longview("demo", "--task", "return_point", "name=mine")
     assert code == 2
     assert "--resume mine" in output
 
