@@ -2,13 +2,13 @@
 used."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from longview.replay.episode import Array
+from longview.replay.episode import Array, TaskSpec
 from longview.replay.errors import CodecError
 
 SMALLEST: Final = 256
@@ -39,16 +39,17 @@ class Pictures:
         return sum(frame.nbytes for frame in self.frames)
 
 
-def stored_as_jpeg(shape: tuple[int, ...], lossy: bool, rule: str) -> bool:
-    """Decide whether pictures are stored as JPEG.
+def stored_as_jpeg(spec: TaskSpec, lossy: Collection[str], rule: str) -> set[str]:
+    """Return the names of the pictures that are stored as JPEG.
 
     Args:
-        shape: shape of one picture, (H, W, 3).
-        lossy: whether the source of the pictures has lost something already, as a video has.
+        spec: the episode's task.
+        lossy: names of pictures whose source has lost something already, as a video has.
         rule: the config's `pictures`.
     """
-    height, width, _ = shape
-    return rule == "jpeg" or (rule == "auto" and lossy and height * width > LARGEST_RAW)
+    images = {name: array.shape for name, array in spec.arrays().items() if array.is_image}
+    large = {name for name, (height, width, _) in images.items() if height * width > LARGEST_RAW}
+    return {"raw": set(), "jpeg": set(images), "auto": large & set(lossy)}[rule]
 
 
 def encode_pictures(pictures: Array) -> list[bytes]:

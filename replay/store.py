@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 
 from longview.replay import limiter
-from longview.replay.codec import Record
+from longview.replay.codec import Record, encode_chunk
 from longview.replay.config import StoreConfig
-from longview.replay.episode import Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
+from longview.replay.episode import Array, Episode, EpisodeMeta, Segment, Selection, TaskSpec, difference
 from longview.replay.errors import CodecError, Quarantined, StoreError, UnknownFormat
 from longview.replay.limiter import Limiter
 from longview.replay.names import check_name
 from longview.replay.owner import Owner
+from longview.replay.pictures import stored_as_jpeg
 from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client, redact
 from longview.replay.redis.index import Index
 from longview.replay.redis.namespace import Namespace
 from longview.replay.redis.reader import ChunkReader
+from longview.replay.redis.room import rooms
 from longview.replay.redis.sender import Queue, Sender
 from longview.replay.redis.sink import Sink
 from longview.replay.redis.verify import Verdict, Verifier
@@ -181,6 +183,22 @@ class EpisodeStore:
         writer = self.writer(episode.meta, episode.extras)
         writer.extend(episode.arrays)
         return writer.commit(episode.outcome)
+
+    def stored_bytes(self, task: str, rows: Mapping[str, Array], lossy: Collection[str] = ()) -> int:
+        """Return the bytes that steps of a registered task would take in this store.
+
+        Args:
+            task: the task.
+            rows: rows (steps, ...) of every array of the task, by name; few enough for one chunk.
+            lossy: as for `writer`.
+        """
+        as_jpeg = stored_as_jpeg(self.spec(task), lossy, self._config.pictures)
+        return len(encode_chunk(rows, self._config.compression, as_jpeg))
+
+    def rooms(self) -> dict[str, int]:
+        """Return the bytes that more episodes may take, by what limits them: the byte budget, and where Redis
+        runs on this machine its memory and disk."""
+        return rooms(self._namespace.client, self.stats(), self._config.evict)
 
     def queue(self) -> Queue:
         """Return how full the queue of this store's writers is."""

@@ -59,11 +59,7 @@ class EpisodeWriter:
         self._record = Record(meta, "", 0, 0, 0, 0, token, self._chunk_steps, extras or {})
         """Record of the chunks that were encoded so far; the background thread replaces it."""
         encode_record(self._record)  # so that values that cannot be stored fail now
-        self._as_jpeg = {
-            name
-            for name, array in spec.arrays().items()
-            if array.is_image and stored_as_jpeg(array.shape, name in lossy, config.pictures)
-        }
+        self._as_jpeg = stored_as_jpeg(spec, lossy, config.pictures)
         self._sent: list[Commands] | None = []
         """Commands that stored the chunks, to send them again if a crash of Redis loses chunks or they expire
         before the commit; None once the chunks exceed `queue_bytes`."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
+from longview.replay.config import StoreConfig
 from longview.replay.datasets import lerobot_writer, source
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
 from longview.replay.episode import Array, ArraySpec, Episode, EpisodeMeta, TaskSpec
-from longview.replay.errors import DatasetError
+from longview.replay.errors import DatasetError, StoreFull
 from longview.replay.store import EpisodeStore
 
 HZ, HEIGHT, WIDTH = 30, 480, 640
@@ -157,6 +159,29 @@ def test_an_episode_that_breaks_off_leaves_nothing(
     store.flush()
     assert store.ids() == []
     assert list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000)) == []
+
+
+@pytest.mark.parametrize("kind", ["video", "zarr"])
+def test_an_import_that_will_not_fit_is_refused_before_it_begins(
+    kind: str, tmp_path: Path, connect: Any, url: str, namespace: str
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(64, 144, 160))
+    opened = open_source(tmp_path / "data", "pour", task(144, 160), hz=HZ)
+    store: EpisodeStore = connect()
+    store.register(opened.spec)
+    assert list(bring_in(opened, [0], store)) == [True]
+    size = store.stats().total.bytes
+    with closing(EpisodeStore.connect(url, f"{namespace}-b", StoreConfig(byte_budget=size // 2))) as small:
+        small.register(opened.spec)
+        with pytest.raises(
+            StoreFull, match=r"^the new episodes \(1\) need about .* replay\.byte_budget leaves"
+        ) as told:
+            list(bring_in(opened, [0], small))
+        assert small.ids() == []
+        needed = float(str(told.value).split("about ")[1].split(" MB")[0]) * 1e6
+        assert 0.7 * size < needed < 1.4 * size
+    tight: EpisodeStore = connect(byte_budget=size)
+    assert list(bring_in(opened, [0], tight)) == [False], "what is there needs no room"
 
 
 MEASURED = """
