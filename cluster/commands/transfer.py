@@ -12,6 +12,7 @@ from rich.table import Table
 
 from longview.actors.task import columns_of, load_task, task_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
+from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import ROOT, RunError, any_store, create_run, find_run, open_run
 from longview.cluster.views.terminal import console
 from longview.replay.codec import Record
@@ -101,15 +102,17 @@ def export_path(
         records = list(store.records(**chosen))
         spec = store.spec(_only_task(records, chosen))
         episodes = _read(store, [record.meta.id for record in records])
-        try:
+        with ending(lambda: _remove(draft)):
             shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
             WRITERS[format](draft, spec, shown, lossless)
             draft.rename(path)
-        finally:
-            if draft.is_dir():
-                shutil.rmtree(draft)
-            draft.unlink(missing_ok=True)
     console.print(f"{path}: {len(records)} episodes of {spec.name}", soft_wrap=True)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft)
+    draft.unlink(missing_ok=True)
 
 
 def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | None], as_json: bool) -> None:

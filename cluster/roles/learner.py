@@ -13,6 +13,7 @@ import ray
 from longview.cluster.roles.ray import Handle
 from longview.cluster.roles.reporting import send
 from longview.cluster.run.config import RunConfig, task_of
+from longview.cluster.run.ending import ending
 from longview.cluster.run.preflight import Torch, refuse_torch
 from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import CodecError, UnknownEpisode
@@ -107,7 +108,14 @@ class LearnerRank:
         validated = demonstrations.held_out if self._rank == 0 else []
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device, late_seconds)
-        try:
+
+        def end() -> None:
+            limiter.cancelled = lambda: True  # failed training may leave a draw that still waits for data
+            episodes.close()
+            if self._world > 1:
+                distributed.destroy_process_group()
+
+        with ending(end):
             train(
                 config.learner,
                 spec,
@@ -129,12 +137,6 @@ class LearnerRank:
                 world=self._world,
                 device=self._device,
             )
-        finally:
-            # Failed training may leave a draw that still waits for data.
-            limiter.cancelled = lambda: True
-            episodes.close()
-            if self._world > 1:
-                distributed.destroy_process_group()
         return max(steps(checkpoints), default=0)
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longview.learner import checkpoint, files
+from tests.conftest import FullDisk
 
 TENSORS = {"weights": torch.arange(50.0), "step": torch.tensor(3.0)}
 
@@ -23,6 +24,14 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     assert (found.step, found.policy, found.config) == (1500, b"policy 1500", {"seed": 1})
     assert found.training.keys() == TENSORS.keys()
     assert all(torch.equal(found.training[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_a_full_disk_is_said_with_the_folder_of_which_nothing_is_left(full_disk: FullDisk) -> None:
+    save(full_disk.folder, 1)
+    full_disk.fill(leaving=4096)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/step-000000002.tmp'"):
+        save(full_disk.folder, 2)
+    assert [path.name for path in full_disk.folder.glob("step-*")] == ["step-000000001"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

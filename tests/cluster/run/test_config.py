@@ -15,6 +15,7 @@ from longview.cluster.run.config import (
 )
 from longview.learner.policies.diffusion.config import DiTConfig
 from longview.learner.policies.recurrent.config import RecurrentConfig
+from longview.replay.config import with_password
 
 
 def test_defaults_are_a_run() -> None:
@@ -114,6 +115,30 @@ def test_a_url_whose_password_could_be_written_down_is_refused(url: str) -> None
     with pytest.raises(ConfigError, match=r"replay\.url: give a password as .* percent-encoded") as caught:
         read_config(None, [f"replay.url={url}"])
     assert "ss" not in str(caught.value).replace("password", "").replace("address", "")
+
+
+def test_names_are_taken_as_they_are_typed() -> None:
+    for name in ("my run #3", "2024", "no", "a: b", "[x]", "Läuft"):
+        assert read_config(None, [f"name={name}"]).name == name
+    assert read_config(None, ["name="]).name is read_config(None, ["name=null"]).name is None
+
+
+@pytest.mark.parametrize(
+    ("url", "joined"),
+    [
+        ("redis://host:1/0", "redis://:s3%20cret%2F@host:1/0"),
+        ("rediss://me@host?db=2", "rediss://me:s3%20cret%2F@host?db=2"),
+        ("unix:///tmp/x.sock", "unix://:s3%20cret%2F@/tmp/x.sock"),
+        ("redis://:own@host", "redis://:own@host"),
+        ("unix:///tmp/x.sock?password=own", "unix:///tmp/x.sock?password=own"),
+    ],
+)
+def test_the_environments_password_joins_a_url_without_one(
+    url: str, joined: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert with_password(url) == url
+    monkeypatch.setenv("LONGVIEW_REDIS_PASSWORD", "s3 cret/")
+    assert with_password(url) == joined
 
 
 def test_urls_lose_only_their_password() -> None:
