@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError, StoreFull, StoreUnavailable
+from longview.replay.redis import keys
 from longview.replay.redis.client import Client, redact
 from longview.replay.store import EpisodeStore
 from tests.replay.redis.test_failover import primary_of
@@ -130,13 +131,13 @@ def test_a_redis_that_may_evict_is_refused_with_what_mends_it(
         EpisodeStore.connect(f"unix://{socket_path}", "lab", StoreConfig())
 
 
-def test_one_node_of_a_cluster_that_may_evict_is_enough(cluster: Any) -> None:
-    EpisodeStore.connect(cluster.url, "lab", StoreConfig()).close()
-    primary = primary_of(cluster, "{lab:3}:")
+def test_one_node_of_a_cluster_that_may_evict_is_enough(cluster: Any, namespace: str) -> None:
+    EpisodeStore.connect(cluster.url, namespace, StoreConfig()).close()
+    primary = primary_of(cluster, keys.tag(namespace, 3))
     cluster.node(primary).execute_command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
     try:
         with pytest.raises(StoreError, match=f"127.0.0.1:{primary} may evict .* is allkeys-random"):
-            EpisodeStore.connect(cluster.url, "lab", StoreConfig())
+            EpisodeStore.connect(cluster.url, namespace, StoreConfig())
     finally:
         cluster.node(primary).execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
