@@ -103,6 +103,29 @@ def test_what_is_exported_and_imported_again_is_the_same(
             assert_same(other.read(id), expected)
 
 
+def test_a_file_that_does_not_say_who_was_in_control_was_an_experts_or_a_policys(
+    stored: EpisodeStore, tmp_path: Path
+) -> None:
+    exported(stored, tmp_path / "data.hdf5", "robomimic")
+    with h5py.File(tmp_path / "data.hdf5", "a") as file:
+        for demo in file["data"].values():
+            del demo["controller"]
+        del file["data/demo_2"].attrs["longview"]
+    source = open_source(tmp_path / "data.hdf5", "stack")
+    # Longview wrote into the first ones that a policy acted; of the last one nothing is known.
+    controllers = [set(source.read(index).arrays["controller"].tolist()) for index in source.indices]
+    assert controllers == [{0}, {0}, {1}]
+    validate_episode(source.read(2), SPEC)
+
+
+def test_a_controller_that_is_none_is_refused_by_place(stored: EpisodeStore, tmp_path: Path) -> None:
+    exported(stored, tmp_path / "data.hdf5", "robomimic")
+    with h5py.File(tmp_path / "data.hdf5", "a") as file:
+        file["data/demo_0/controller"][4] = 7
+    with pytest.raises(DatasetError, match=r"demo_0: controller must be 0 \(a policy\), 1 .*, not 7"):
+        open_source(tmp_path / "data.hdf5", "stack").read(0)
+
+
 def test_video_loses_little_and_nothing_else_does(stored: EpisodeStore, tmp_path: Path) -> None:
     source = exported(stored, tmp_path / "data", "lerobot", lossless=False)
     cameras = ("observation.front", "observation.wrist")
