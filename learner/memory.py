@@ -22,6 +22,9 @@ Integers = NDArray[np.int64]
 Stored = Callable[[Integers, Integers], Mapping[str, Array]]
 """Function of slots (F,) and steps (F,) of their episodes that returns the frames (F, ...) by key."""
 
+Seen = Callable[[Integers, Integers], NDArray[np.bool_]]
+"""Function of slots and steps of their episodes, in any shape, that tells which steps have a frame."""
+
 ENCODED_AT_ONCE = 64
 """Frames encoded per call. More images overflow a CPU's caches and take longer each."""
 
@@ -46,6 +49,7 @@ class Memory(ABC):
         new_B: Integers,
         T_o: int,
         stored: Stored,
+        seen: Seen,
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
@@ -54,9 +58,10 @@ class Memory(ABC):
         Args:
             slot_B: slots that decide, each once.
             steps_B: number of steps of each slot's episode so far, the present one included.
-            new_B: number of each slot's frames since its last decision.
+            new_B: number of each slot's newest frames that came since its last decision.
             T_o: context length.
             stored: looks up frames of the session.
+            seen: looks up which steps have a frame; the others are skipped steps.
             executed_BPA: past actions as executed; NaN where they are unknown.
             rng: source of the decision's randomness.
         """
@@ -93,22 +98,26 @@ class Tokens(Memory):
         new_B: Integers,
         T_o: int,
         stored: Stored,
+        seen: Seen,
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
         slot_B1, steps_B1 = slot_B[:, None], steps_B[:, None]
         known_B1 = np.minimum(steps_B1, T_o)
-        self._encode(slot_B1, steps_B1, np.maximum(known_B1, new_B[:, None]), stored)
+        self._encode(slot_B1, steps_B1, np.maximum(known_B1, new_B[:, None]), stored, seen)
         step_BS = steps_B1 + np.arange(-known_B1.max(), 0)
-        # Steps before an episode's first one are masked; the token of its first step fills their places.
+        # Steps without a frame are masked, whatever token lies in their places; before an episode's first
+        # step it is the token of that step.
         token_BSE = self._tokens[slot_B1, step_BS.clip(0) % self._longest]
-        return self._policy.sample(token_BSE, step_BS >= 0, executed_BPA, rng)
+        return self._policy.sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rng)
 
-    def _encode(self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored) -> None:
-        """Encode each slot's `wanted_B1` newest frames, except those encoded before."""
+    def _encode(
+        self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen
+    ) -> None:
+        """Encode the frames of each slot's `wanted_B1` newest steps, except those encoded before."""
         wanted_B1 = wanted_B1.clip(max=self._longest)
         step_BS = steps_B1 + np.arange(-wanted_B1.max(), 0)
-        missing_BS = self._step[slot_B1, step_BS % self._longest] != step_BS
+        missing_BS = (self._step[slot_B1, step_BS % self._longest] != step_BS) & seen(slot_B1, step_BS)
         row_F, column_F = np.nonzero((step_BS >= steps_B1 - wanted_B1) & missing_BS)
         slot_F, step_F = slot_B1[row_F, 0], step_BS[row_F, column_F]
         place_F = step_F % self._longest
@@ -120,7 +129,8 @@ class States(Memory):
     """States of a recurrent policy, `CHAINS` for each slot at every context length.
 
     A state cannot forget its oldest step. Therefore a chain of states starts anew every T_o steps, and the
-    oldest chain decides. Chain y starts at the steps that equal y T_o / CHAINS modulo T_o.
+    oldest chain decides. Chain y starts at the steps that equal y T_o / CHAINS modulo T_o. A skipped step
+    changes no state, but a chain may start with it.
     """
 
     def __init__(self, policy: RecurrentPolicy, slots: int) -> None:
@@ -142,6 +152,7 @@ class States(Memory):
         new_B: Integers,
         T_o: int,
         stored: Stored,
+        seen: Seen,
         executed_BPA: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
@@ -151,20 +162,25 @@ class States(Memory):
         row_F = np.repeat(np.arange(len(slot_B)), pending_B)
         place_F = np.arange(len(row_F)) - np.repeat(np.cumsum(pending_B) - pending_B, pending_B)
         step_F = first_B[row_F] + place_F
-        token_FE = encoded(self._policy, stored, slot_B[row_F], step_F)
+        seen_F = seen(slot_B[row_F], step_F)
+        token_FE = torch.zeros(len(step_F), self._policy.config.token_size, device=self._policy.device)
+        token_FE[seen_F] = encoded(self._policy, stored, slot_B[row_F][seen_F], step_F[seen_F])
         begins_FY = step_F[:, None] % T_o == np.arange(CHAINS) * T_o // CHAINS
         begins_FY |= step_F[:, None] == np.maximum(steps_B - T_o, 0)[row_F, None]
         for place in range(pending_B.max()):
             at = np.flatnonzero(place_F == place)
-            self._advance(slot_B[row_F[at]], token_FE[at], self._policy.tensor(begins_FY[at]))
+            masks = self._policy.tensor(begins_FY[at]), self._policy.tensor(seen_F[at])
+            self._advance(slot_B[row_F[at]], token_FE[at], *masks)
         self._taken_in[slot_B], self._T_o[slot_B] = steps_B, T_o
         return self._policy.decide(self._states[slot_B, self._oldest(steps_B, T_o)], rng)
 
-    def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BY: Tensor) -> None:
-        """Advance the states of slots by one frame each. Chains that begin with this frame start anew."""
+    def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BY: Tensor, seen_B: Tensor) -> None:
+        """Advance the states of slots by one step each, if it was seen. Chains that begin with this step
+        start anew."""
         state_BYU = torch.where(begins_BY.unsqueeze(2), self._initial_1U, self._states[slot_B])
         token_RE = token_BE.repeat_interleave(CHAINS, dim=0)
-        self._states[slot_B] = self._policy.advance(state_BYU.flatten(0, 1), token_RE).view_as(state_BYU)
+        after_BYU = self._policy.advance(state_BYU.flatten(0, 1), token_RE).view_as(state_BYU)
+        self._states[slot_B] = torch.where(seen_B[:, None, None], after_BYU, state_BYU)
 
     @staticmethod
     def _oldest(steps_B: Integers, T_o: int) -> Integers:

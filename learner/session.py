@@ -34,7 +34,9 @@ class PolicySession:
         self._executed = np.zeros((*places, *spec.action.shape), np.float32)
         """Executed actions; NaN where the caller did not pass them."""
         self._steps = np.zeros(slots, np.int64)
-        """Number of steps of each slot's episode so far."""
+        """Number of steps of each slot's episode so far, skipped ones included."""
+        self._seen = np.zeros(places, np.bool_)
+        """Whether the step in each place has a frame; false for a skipped step."""
         self._policy = policy
         self.load(version, policy)
 
@@ -70,6 +72,7 @@ class PolicySession:
         reset: NDArray[np.bool_],
         T_o: int,
         rng: np.random.Generator,
+        skipped: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
         """Choose actions (B, T_a, A) within the task's range, to be executed from each newest frame on.
 
@@ -77,19 +80,25 @@ class PolicySession:
             slots: the B slots that decide.
             new_frames: each slot's frames since its last decision, the present one included.
             executed: each slot's actions (n, A) executed since its last decision; empty right after a reset.
-                Their number is checked against the frames, so that a mistake in the caller shows.
+                Their number is checked against the frames, so that a mistake in the caller shows. After
+                skipped steps, the actions up to the first new frame may be left out.
             reset: (B,); true where a new episode began, before which the slot's history is forgotten.
             T_o: context length, at most the policy's longest.
             rng: source of the decision's randomness. The actions are a function of it and the histories.
+            skipped: for each slot, the number of steps whose frames were lost between its last decision and
+                its first new frame; by default 0. The policy sees them masked, as missing.
 
         Raises:
-            ValueError: T_o is out of range; or a slot has no new frame, a frame that does not fit the task,
-                or frames that do not fit its actions. The histories then stay as they were.
+            ValueError: T_o is out of range; a slot does not exist or is repeated; the arguments have
+                different lengths; or a slot has no new frame, something else than arrays, a frame that does
+                not fit the task, or frames that do not fit its actions. The histories then stay as they were.
         """
         horizon, spec = self._policy.horizon, self._policy.spec
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
-        inputs = list(zip(slots, new_frames, executed, reset, strict=True))
+        skipped = [0] * len(slots) if skipped is None else skipped
+        self._check(slots, new_frames=new_frames, executed=executed, reset=reset, skipped=skipped)
+        inputs = list(zip(slots, new_frames, executed, reset, skipped, strict=True))
         new_B = [self._count(*each) for each in inputs]
         for each, count in zip(inputs, new_B, strict=True):
             self._remember(*each, count)
@@ -98,56 +107,110 @@ class PolicySession:
         past_BPA = self._past(slot_B, np.minimum(steps_B, T_o))
         with torch.inference_mode():
             action_BTA = self._memory.sample(
-                slot_B, steps_B, np.array(new_B), T_o, self._stored, past_BPA, rng
+                slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, past_BPA, rng
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
         return action_BTA[:, now].clip(spec.action.low, spec.action.high)
 
-    def _count(self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_) -> int:
+    def _check(self, slots: Sequence[int], **arguments: Any) -> None:
+        """Refuse slots that do not exist or are repeated, and arguments that do not have an entry for each.
+
+        Raises:
+            ValueError: the message names the slots or the argument.
+        """
+        there = len(self._steps)
+        if not len(slots) or any(slot not in range(there) for slot in slots):
+            raise ValueError(f"slots must be some of 0..{there - 1}, not {list(slots)}")
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"slots must not be repeated: {list(slots)}")
+        for name, given in arguments.items():
+            listed = given.ndim > 0 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
+            if not listed or len(given) != len(slots):
+                found = f"{len(given)} entries" if listed else _shown(given)
+                raise ValueError(f"{name} must have an entry for each of {len(slots)} slots, not {found}")
+
+    def _count(
+        self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_, skipped: int
+    ) -> int:
         """Check a slot's new frames and actions, and return the number of frames."""
         spec = self._policy.spec
-        count = max((len(frames[key]) for key in spec.observation if key in frames), default=0)
+        if not isinstance(frames, Mapping):
+            raise ValueError(f"slot {slot}: new frames are {_shown(frames)}, expected arrays by key")
+        arrays = [frame for key in spec.observation if isinstance(frame := frames.get(key), np.ndarray)]
+        count = max((len(frame) for frame in arrays if frame.ndim), default=0)
         for key, array in spec.observation.items():
             frame, expected = frames.get(key), (count, *array.shape)
-            if frame is None or frame.shape != expected or frame.dtype != array.dtype:
-                found = "missing" if frame is None else f"{frame.dtype}{list(frame.shape)}"
-                raise ValueError(f"slot {slot}: {key} is {found}, expected {array.dtype}{list(expected)}")
+            if not isinstance(frame, np.ndarray) or frame.shape != expected or frame.dtype != array.dtype:
+                raise ValueError(
+                    f"slot {slot}: {key} is {_shown(frame)}, expected {array.dtype}{list(expected)}"
+                )
             if array.dtype == "float32" and not np.isfinite(frame).all():
                 bad = np.argwhere(~np.isfinite(frame))[0, 0]
                 raise ValueError(f"slot {slot}: {key} is not finite in new frame {bad} of {count}")
-        if count < 1 or len(executed) not in ((0, count - 1) if fresh else (count - 1, count)):
-            raise ValueError(f"slot {slot}: {len(executed)} executed actions do not fit {count} new frames")
+        if skipped < 0 or skipped != int(skipped):
+            raise ValueError(f"slot {slot}: skipped must be a number of steps, not {skipped}")
+        if not isinstance(executed, np.ndarray) or not executed.ndim:
+            raise ValueError(f"slot {slot}: executed actions are {_shown(executed)}, expected an array")
+        since = count + skipped
+        if count < 1 or len(executed) not in (count - 1, since - 1, 0 if fresh else since):
+            gap = f" after {skipped} skipped" if skipped else ""
+            raise ValueError(
+                f"slot {slot}: {len(executed)} executed actions do not fit {count} new frames{gap}"
+            )
         if executed.shape[1:] != spec.action.shape:
             shape = list(executed.shape[1:])
             raise ValueError(f"slot {slot}: executed actions are {shape}, expected {list(spec.action.shape)}")
         return count
 
     def _remember(
-        self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_, count: int
+        self,
+        slot: int,
+        frames: Frames,
+        executed: NDArray[np.float32],
+        fresh: np.bool_,
+        skipped: int,
+        count: int,
     ) -> None:
-        """Store a slot's new frames and actions."""
+        """Store a slot's skipped steps, new frames and actions."""
         if fresh:
             self._steps[slot] = 0
             self._memory.forget(slot)
-        step_F = self._steps[slot] + np.arange(count)[-self._longest :]
-        place_F = step_F % self._longest
+        since = skipped + count
+        row_F = np.arange(max(0, since - self._longest), since)
+        place_F = (self._steps[slot] + row_F) % self._longest
+        self._seen[slot, place_F] = row_F >= skipped
         for key, history in self._frames.items():
-            history[slot, place_F] = frames[key][-self._longest :]
-        # `before` holds the action before each frame. The caller may not know the first ones.
-        before = np.full((count, *executed.shape[1:]), np.nan)
-        before[count - len(executed) :] = executed
-        self._executed[slot, (step_F - 1) % self._longest] = before[-self._longest :]
-        self._steps[slot] += count
+            history[slot, place_F[row_F >= skipped]] = frames[key][-self._longest :]
+        # `before` holds the action before each step. The caller may not know the first ones.
+        before, known = np.full((len(row_F), *executed.shape[1:]), np.nan), executed[-len(row_F) :]
+        before[len(row_F) - len(known) :] = known
+        self._executed[slot, (place_F - 1) % self._longest] = before
+        self._steps[slot] += since
 
     def _stored(self, slot_F: NDArray[np.int64], step_F: NDArray[np.int64]) -> Frames:
         """Look up the frames (F, ...) by key at steps of the slots' episodes."""
         at = slot_F, step_F % self._longest
         return {key: history[at] for key, history in self._frames.items()}
 
+    def _was_seen(self, slots: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Look up which steps of the slots' episodes have a frame, in any shape."""
+        seen: NDArray[np.bool_] = self._seen[slots, steps % self._longest]
+        return seen
+
     def _past(self, slot_B: NDArray[np.int64], known_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the executed actions (B, P, A) at the past positions; NaN before the context."""
+        """Return the executed actions (B, P, A) at the past positions; NaN before the context and at steps
+        that were skipped, where the policy does not see what it would compare with them."""
         age_P = np.arange(self._policy.horizon.past, 0, -1)
-        place_BP = (self._steps[slot_B, None] - 1 - age_P) % self._longest
-        executed_BPA: NDArray[np.float32] = self._executed[slot_B[:, None], place_BP]
-        executed_BPA[age_P >= known_B[:, None]] = np.nan
+        slot_B1, step_BP = slot_B[:, None], self._steps[slot_B, None] - 1 - age_P
+        executed_BPA: NDArray[np.float32] = self._executed[slot_B1, step_BP % self._longest]
+        executed_BPA[(age_P >= known_B[:, None]) | ~self._was_seen(slot_B1, step_BP)] = np.nan
         return executed_BPA
+
+
+def _shown(value: Any) -> str:
+    """Describe what was given in place of an array."""
+    if value is None:
+        return "missing"
+    return (
+        f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    )

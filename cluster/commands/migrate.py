@@ -11,7 +11,7 @@ from longview.cluster.run.folder import Run, find_run, open_run, write_atomicall
 from longview.cluster.run.services import redis_server
 from longview.cluster.run.upgrade import is_old, upgraded
 from longview.cluster.views.terminal import console
-from longview.replay.config import StoreConfig
+from longview.replay.config import StoreConfig, with_password
 from longview.replay.redis.client import Client
 from longview.replay.redis.migrate import Migration
 from longview.replay.redis.namespace import FORMAT
@@ -35,7 +35,7 @@ def migrate_store(name: str | None, url: str | None) -> None:
             run.lock()
             services.callback(run.unlock)
             _bring_config_over(run)
-        namespace = run.name if run is not None else str(name)
+        namespace = run.origin.namespace if run is not None else str(name)
         client, config = services.enter_context(_connected(run, url))
         with Progress(console=console, transient=True) as bars:
             bar = bars.add_task("bringing over")
@@ -68,7 +68,7 @@ def _connected(run: Run | None, url: str | None) -> Iterator[tuple[Client, Store
     """Connect to the Redis of a locked run, or to any other by its URL."""
     config = StoreConfig() if run is None else run.config.replay
     with ExitStack() as services:
-        url = url or config.url
+        url = with_password(url) if url is not None else config.url
         if url is None:
             assert run is not None
             url = services.enter_context(redis_server(run.path / "redis", config.fsync))

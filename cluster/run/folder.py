@@ -109,7 +109,7 @@ class Run:
         file = self.path / "config.yaml"
         if is_old(read_yaml(file)):
             raise ConfigError(
-                f"run {self.name} is of Longview 0.1: `longview store migrate {self.name}` brings it over"
+                f"run {self.name} is of Longview 0.1: `longview store migrate {self.typed}` brings it over"
             )
         return read_config(file, overrides)
 

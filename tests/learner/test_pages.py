@@ -21,17 +21,19 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_loop_on_the_robots_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "robot.md").read_text(), re.DOTALL)
-    (name,) = re.findall(r'load_policy\("(.*?)"\)', code)
+    loop, gap = re.findall(r"```python\n(.*?)```", (DOCS / "robot.md").read_text(), re.DOTALL)
+    (name,) = re.findall(r'load_policy\("(.*?)"\)', loop)
     path = tmp_path / name / "checkpoints" / "step-000008000" / "policy.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(policy_to_bytes(policy_config().make(load_task("lift").spec)))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code, names)
+    exec(loop, names)
     assert len(re.findall(r"^decided in \d+ ms$", capsys.readouterr().out, re.MULTILINE)) == 5
     assert names["actions"].shape == (8, 7)
     assert names["robot"].unwrapped.data.time == pytest.approx(40 / 20)
+    exec(gap, names)
+    assert names["lost"] == 7
 
 
 def test_the_policies_page_counts_the_weights() -> None:

@@ -243,6 +243,98 @@ def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"slots": [0, 0]}, r"slots must not be repeated: \[0, 0\]"),
+        ({"slots": [0, 3]}, r"slots must be some of 0\.\.2, not \[0, 3\]"),
+        ({"slots": [0, -1]}, r"slots must be some of 0\.\.2, not \[0, -1\]"),
+        ({"slots": []}, r"slots must be some of 0\.\.2, not \[\]"),
+        ({"new_frames": {"position": np.zeros((1, 2), "f4")}}, "new_frames must have an entry .* not a dict"),
+        ({"reset": np.array(True)}, r"reset must have an entry for each of 2 slots, not bool\[\]"),
+        ({"skipped": [1]}, "skipped must have an entry for each of 2 slots, not 1 entries"),
+        ({"new_frames": [{"position": [[0.0, 0.0]]}] * 2}, r"slot 0: position is a list, expected float32\["),
+        ({"new_frames": [[0.0]] * 2}, "slot 0: new frames are a list, expected arrays by key"),
+        ({"new_frames": [{"position": np.array(0, "f4")}] * 2}, r"slot 0: position is float32\[\], expected"),
+        ({"executed": [[[0.0, 0.0]]] * 2}, "slot 0: executed actions are a list, expected an array"),
+        ({"skipped": [0, -1]}, "slot 1: skipped must be a number of steps, not -1"),
+        ({"skipped": [0, 2], "executed": [np.zeros((1, 2), "f4"), np.zeros((1, 2), "f4")]},
+         "slot 1: 1 executed actions do not fit 1 new frames after 2 skipped"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind_are_refused_and_nothing_remembered(
+    play: Play, policy: DiffusionPolicy, change: dict[str, Any], message: str
+) -> None:
+    play.act([0, 1], [3, 3], [True, True], 8)
+    arguments: dict[str, Any] = {
+        "slots": [0, 1],
+        "new_frames": [{"position": np.ones((1, 2), np.float32)}] * 2,
+        "executed": [np.zeros((1, 2), np.float32)] * 2,
+        "reset": np.zeros(2, np.bool_),
+        "T_o": 8,
+        "rng": np.random.default_rng(0),
+    }
+    with pytest.raises(ValueError, match=message):
+        play.session.act(**arguments | change)
+    actions = play.act([0, 1], [4, 4], [False, False], 8)
+    histories = [play.history(0), play.history(1)]
+    np.testing.assert_allclose(actions, expected(policy, histories, 8), rtol=0, atol=1e-5)
+
+
+# Frames that were lost
+
+
+@pytest.mark.parametrize("architecture", architectures("diffusion"))
+def test_skipped_steps_are_masked(
+    policy: DiffusionPolicy, returning: list[Episode], architecture: str
+) -> None:
+    """Decisions are those of the policy on a window with the same holes, also with new weights."""
+    config = policy_config(policy.config, architecture=architecture, context_length=24)
+    made = DiffusionPolicy(config, policy.spec)
+    made.fit(measure(returning, made.spec))
+    policies = [shaken(made), shaken(shaken(made))]
+    rows = repeated(returning[0], 4).arrays
+    session, step, seen = PolicySession(policies[0], slots=2), 0, np.zeros(0, np.bool_)
+    for skipped, count, T_o, acting in (
+        *((2, 3, 24, 0), (0, 8, 24, 0), (5, 1, 24, 0), (1, 2, 8, 0), (0, 2, 4, 1), (7, 1, 24, 1)),
+        *((40, 2, 24, 1), (0, 6, 16, 1)),
+    ):
+        if policies[acting] is not session._policy:
+            session.load(acting, policies[acting])
+        start, step = step + skipped, step + skipped + count
+        seen = np.concatenate((seen, np.zeros(skipped, np.bool_), np.ones(count, np.bool_)))
+        frames = {"position": rows["observation.position"][start:step]}
+        executed = rows["action"][max(0, start - skipped - 1) : step - 1] if count > 1 else rows["action"][:0]
+        fresh, rng = np.array([step == skipped + count]), np.random.default_rng(0)
+        (action,) = session.act([1], [frames], [executed], fresh, T_o, rng, skipped=[skipped])
+        window = slice(max(0, step - T_o), step)
+        with torch.inference_mode():
+            token_FE = policies[acting].tokens({"position": rows["observation.position"][window]})
+            past_BPA = np.full((1, policies[acting].horizon.past, 2), np.nan, np.float32)
+            (whole,) = policies[acting].sample(
+                token_FE[None], seen[None, window], past_BPA, np.random.default_rng(0)
+            )
+        np.testing.assert_allclose(action, whole[2:10].clip(-1, 1), rtol=0, atol=1e-5)
+    assert seen.sum() == 25
+
+
+def test_what_was_executed_at_skipped_steps_does_not_count(policy: DiffusionPolicy) -> None:
+    policy.config = replace(policy.config, candidates=5)
+    frames = {"position": np.zeros((1, 2), np.float32)}
+
+    def act(executed: Array) -> Array:
+        session = PolicySession(policy, 1)
+        for skipped in (0, 3):
+            fresh, rng = np.array([skipped == 0]), np.random.default_rng(0)
+            told = executed if skipped else executed[:0]
+            actions = session.act([0], [frames], [told], fresh, 8, rng, skipped=[skipped])
+        return actions
+
+    unknown = act(np.zeros((0, 2), np.float32))
+    np.testing.assert_array_equal(act(np.full((4, 2), 0.9, np.float32)), unknown)
+    np.testing.assert_array_equal(act(np.full((3, 2), -0.9, np.float32)), unknown)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"left_image": None}, r"left_image is missing, expected uint8\[4, 40, 44, 3\]"),
         ({"position": np.zeros((4, 3), "f4")}, r"position is float32\[4, 3\], expected float32\[4, 2\]"),
         ({"position": np.zeros((3, 2), "f4")}, r"position is float32\[3, 2\], expected float32\[4, 2\]"),

@@ -120,7 +120,9 @@ def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
 # Acting
 
 
-def expected(policy: GRUPolicy, frames: NDArray[Any], T_o: int, seed: int) -> NDArray[np.float32]:
+def expected(
+    policy: GRUPolicy, frames: NDArray[Any], T_o: int, seed: int, seen: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
     """Decide with a state that saw the same steps as a session's oldest chain, without the session."""
     now = len(frames) - 1
     starts = [step for step in range(now + 1) if now - step < T_o and (
@@ -129,10 +131,30 @@ def expected(policy: GRUPolicy, frames: NDArray[Any], T_o: int, seed: int) -> ND
     oldest = starts[0] if starts[0] == 0 or now >= T_o else 0
     with torch.inference_mode():
         token_1SE = policy.tokens({"position": frames[oldest:]})[None]
-        seen_1S = np.ones((1, now + 1 - oldest), np.bool_)
+        seen_1S = np.ones((1, now + 1 - oldest), np.bool_) if seen is None else seen[None, oldest:]
         past = np.zeros((1, 2, 2), np.float32)
         (action_TA,) = policy.sample(token_1SE, seen_1S, past, np.random.default_rng(seed))
     return action_TA[policy.horizon.past :][:8].clip(-1, 1)
+
+
+@pytest.mark.parametrize("T_o", [1, 3, 16, 24, 64])
+def test_skipped_steps_advance_no_state(policy: GRUPolicy, returning: list[Episode], T_o: int) -> None:
+    frames = np.concatenate([episode.arrays["observation.position"] for episode in returning])
+    session, step, seen = PolicySession(policy, 2), 0, np.zeros(0, np.bool_)
+    for skipped, count in ((2, 3), (0, 8), (5, 1), (1, 2), (7, 1), (70, 2), (0, 6), (3, 20)):
+        start, step = step + skipped, step + skipped + count
+        seen = np.concatenate((seen, np.zeros(skipped, np.bool_), np.ones(count, np.bool_)))
+        (actions,) = session.act(
+            [1],
+            [{"position": frames[start:step]}],
+            [np.zeros((count - 1, 2), np.float32)],
+            np.array([step == skipped + count]),
+            T_o,
+            np.random.default_rng(step),
+            skipped=[skipped],
+        )
+        whole = expected(policy, frames[:step], T_o, step, seen)
+        np.testing.assert_allclose(actions, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("T_o", [1, 2, 3, 16, 24, 64])
