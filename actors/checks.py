@@ -44,7 +44,7 @@ from longview.replay.errors import EpisodeError
 RELIABLE = 0.9
 """Share of its episodes in which an expert should succeed."""
 ANY_ACTION_SPACE = "For Box action spaces, we recommend"
-"""Advice of gymnasium's that does not apply: policies act within any finite range."""
+"""Advice of gymnasium's that does not apply: policies act within any range."""
 
 Verdict = Literal["ok", "warning", "wrong"]
 Judgement = tuple[Verdict, str, str]
@@ -99,6 +99,8 @@ def _spec(task: Task) -> Judgement:
         return "wrong", f"name is {spec.name!r}", "use lower-case letters, digits, `_`, `.` and `-` only"
     if not spec.observation:
         return "wrong", "nothing is observed", "give `observation` an entry for everything that a policy sees"
+    if not np.isfinite([spec.action.low, spec.action.high]).all():
+        return "wrong", "the action has no limits", "give `action` the range that the simulator accepts"
     for name in ("control_hz", "max_steps", "demonstrations"):
         if getattr(spec, name) <= 0:
             return "wrong", f"{name} is {getattr(spec, name)}", "make it positive"

@@ -50,6 +50,7 @@ class PolicySession:
         # Images come in this layout: otherwise convolutions would rearrange their weights at every call.
         policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.version, self._policy = version, policy
+        self._bounds = policy.action_bounds()
         self._memory = memory_of(policy, len(self._steps))
 
     @property
@@ -66,7 +67,7 @@ class PolicySession:
         T_o: int,
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
-        """Choose actions (B, T_a, A) within the task's range, to be executed from each newest frame on.
+        """Choose actions (B, T_a, A) within `Policy.action_bounds`, to be executed from each newest frame on.
 
         Args:
             slots: which simulators decide, B of them.
@@ -81,7 +82,7 @@ class PolicySession:
             ValueError: T_o is out of range; or a slot has no new frame, or one that is not as the task says,
                 or does not fit its actions. The histories are then as before.
         """
-        horizon, spec = self._policy.horizon, self._policy.spec
+        horizon = self._policy.horizon
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
         told = list(zip(slots, new_frames, executed, reset, strict=True))
@@ -96,7 +97,7 @@ class PolicySession:
                 slot_B, steps_B, np.array(new_B), T_o, self._stored, past_BPA, rng
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
-        return action_BTA[:, now].clip(spec.action.low, spec.action.high)
+        return action_BTA[:, now].clip(*self._bounds)
 
     def _count(self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_) -> int:
         """Count a slot's new frames, if they and its actions are as they should be."""

@@ -33,6 +33,8 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     """Loss, and mean distance of the actions that would be executed from the targets as a share of the action
     range, at each of the task's context lengths that the policy takes.
 
+    The action range is the task's, or where the task has no limits, the one that was measured.
+
     The windows lie evenly over each episode. Windows and randomness are the same for every policy and every
     length, so that results can be compared.
 
@@ -49,6 +51,8 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     generator = torch.Generator(policy.device)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     losses, errors = {}, {}
+    low_A, high_A = policy.action_bounds(margin=0.0)
+    range_A = high_A - low_A
     for length in (length for length in spec.context_lengths if length <= horizon.context):
         batch = build(segments, spec, horizon, length, now_EW)
         with torch.inference_mode():
@@ -58,10 +62,8 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
             action_BTA = policy.sample(
                 token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed)
             )
-        action_BTA = action_BTA.clip(spec.action.low, spec.action.high)
-        distance_BT = np.abs(action_BTA - batch.action_BTA).mean(axis=2)[:, executed]
-        error = distance_BT[batch.target_BT[:, executed]].mean()
-        errors[length] = float(error) / (spec.action.high - spec.action.low)
+        away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / range_A
+        errors[length] = float(away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]].mean())
     return Validation(
         validation_loss_by_context=losses,
         action_error_by_context=errors,
