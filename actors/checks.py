@@ -97,10 +97,13 @@ def _spec(task: Task) -> Judgement:
         EpisodeMeta(episode_id("demo", spec.name, 0), spec.name, 0, "demo")
     except EpisodeError:
         return "wrong", f"name is {spec.name!r}", "use lower-case letters, digits, `_`, `.` and `-` only"
-    if not spec.observation:
-        return "wrong", "nothing is observed", "give `observation` an entry for everything that a policy sees"
-    if not np.isfinite([spec.action.low, spec.action.high]).all():
-        return "wrong", "the action has no limits", "give `action` the range that the simulator accepts"
+    limited = np.isfinite([spec.action.low, spec.action.high]).all()
+    for fits, found, advice in (
+        (spec.observation, "nothing is observed", "give `observation` an entry for all that a policy sees"),
+        (limited, "the action has no limits", "give `action` the range that the simulator accepts"),
+    ):
+        if not fits:
+            return "wrong", found, advice
     for name in ("control_hz", "max_steps", "demonstrations"):
         if getattr(spec, name) <= 0:
             return "wrong", f"{name} is {getattr(spec, name)}", "make it positive"
