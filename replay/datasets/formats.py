@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from longview.replay.datasets import lerobot, lerobot_writer, robomimic, zarr
-from longview.replay.datasets.source import Columns, DatasetReader, Source, source_of
+from longview.replay.datasets.plan import source_of
+from longview.replay.datasets.source import Columns, DatasetReader, Source
 from longview.replay.episode import TaskSpec
 from longview.replay.errors import DatasetError
 
@@ -62,7 +63,7 @@ def open_source(
         known: spec of the task; None: make it from the data.
         columns: by format, the origin of arrays that the data set holds under another name or in another
             form.
-        options: `hz` and `mask` of `source_of`.
+        options: `hz`, `mask` and `choice` of `source_of`.
 
     Raises:
         DatasetError: the format is unknown, the data set is damaged, or it does not fit the task.

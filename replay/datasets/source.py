@@ -5,18 +5,17 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from longview.replay.datasets.convert import as_float32, as_rgb, layout_of
 from longview.replay.episode import (
     ACTION,
     EXPERT_ACTION,
-    OBSERVATION_PREFIX,
     REWARD,
     Array,
     ArraySpec,
@@ -33,8 +32,6 @@ function that makes the episode's array (T, ...) from it."""
 
 RATE_TOLERANCE: Final = 0.01
 """Largest relative difference of two rates that count as equal."""
-LONGEST_CONTEXT: Final = 16
-"""Longest context length of a task that is made from a data set; the others are the powers of two below."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +51,57 @@ class EpisodeInfo:
     """Further facts, plain values by name, which an export writes back."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """One array of a data set, over all episodes."""
+
+    place: str
+    """Name of the array in the data set, such as `obs/joints`."""
+    shape: tuple[int, ...]
+    """Shape of one step."""
+    dtype: np.dtype[Any]
+    """Dtype of the values."""
+    rule: str = ""
+    """Rule of the format that leaves the array out; empty: an import takes it."""
+    problem: str = ""
+    """Reason why it cannot be read in most episodes; empty if nothing is known to be wrong with it."""
+
+
 class DatasetReader(ABC):
     """Reader of one data set, episode by episode.
 
     The arrays have the names that they get in an episode, and any numeric dtype; `Source` checks and converts
-    them.
+    them. What a format's rules leave out has the name that it has in the data set.
     """
 
     path: Path
     """File or folder of the data set."""
-    columns: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    """Shape of one step and dtype of each array, by name."""
+    columns: Mapping[str, Column]
+    """All arrays, by name."""
     count: int
     """Number of episodes, unreadable ones included."""
     hz: float | None = None
     """Control steps per second; None if the data set does not say."""
-    action_range: tuple[float, float] | None = None
-    """Smallest and largest value of actions by the format's rules; None if it has no rule."""
     masks: Mapping[str, Sequence[int]] = MappingProxyType({})
     """Named subsets of the episodes, as indices."""
+    mask_problems: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """What is wrong with a named subset, by its name."""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """Other parts of the data set that an import leaves out, each with the rule."""
+    problems: Sequence[str] = ()
+    """Parts of the data set that cannot be read and belong to no episode or array."""
+    notes: Sequence[str] = ()
+    """What a person should know of what was read so far."""
     spec: TaskSpec | None = None
     """Task spec that Longview wrote into the data set; None in data sets from elsewhere."""
 
     @abstractmethod
     def location(self, index: int, column: str) -> str:
         """Describe where a person finds one array of one episode in the data set."""
+
+    @abstractmethod
+    def length(self, index: int) -> int:
+        """Return the number of steps of an episode, as the data set says; 0 if it does not."""
 
     @abstractmethod
     def rows(self, index: int, column: str) -> Array:
@@ -97,6 +120,20 @@ class DatasetReader(ABC):
         """
 
 
+@dataclass
+class Account:
+    """Account of a data set: what becomes of each of its parts."""
+
+    taken: dict[str, str] = field(default_factory=dict)
+    """Arrays that the episodes hold, by name in the episode: where each comes from, and what is converted."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Parts that were left out by a rule, by their name in the data set: the rule."""
+    bad: list[str] = field(default_factory=list)
+    """Parts that could not be read, and what is wrong with each."""
+    rounded: dict[str, float] = field(default_factory=dict)
+    """Largest error of the conversion to float32, by name in the episode, where it is not exact."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Data set as episodes of a task, with one episode in memory at a time."""
@@ -109,16 +146,19 @@ class Source:
     """Origin of the episodes' arrays in the data set."""
     indices: Sequence[int]
     """Indices of the episodes to import. A filter skips the other indices and does not renumber them."""
+    account: Account = field(default_factory=Account)
+    """What becomes of each part of the data set; reading episodes adds to it."""
+    size: tuple[int, int] | None = None
+    """Width and height that pictures are resized to; None: they keep their size."""
 
     def id(self, index: int) -> str:
         """Return the id of an episode. It follows from the task, the index and the actions, so that importing
         again gives the same id and another data set gives other ids.
 
         Raises:
-            DatasetError: the actions cannot be read.
+            DatasetError: the episode has no steps, or its actions cannot be read.
         """
-        digest = zlib.crc32(self._array(index, ACTION).tobytes())
-        return f"{episode_id('import', self.spec.name, index)}.{digest:08x}"
+        return self._id(index, self._array(index, ACTION))
 
     def read(self, index: int) -> Episode:
         """Read one episode.
@@ -129,7 +169,7 @@ class Source:
         arrays = {name: self._array(index, name) for name in self.columns}
         steps = len(arrays[ACTION])
         for name, array in arrays.items():
-            if len(array) != steps or not steps:
+            if len(array) != steps:
                 raise DatasetError(
                     f"{self._location(index, name)} has {len(array)} steps, "
                     f"{self._location(index, ACTION)} {steps}"
@@ -138,25 +178,33 @@ class Source:
         if REWARD not in arrays:
             arrays[REWARD] = np.zeros(steps, np.float32)
             arrays[REWARD][-1] = float(info.outcome == "success")
-        meta = EpisodeMeta(
-            self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
-        )
+        id = self._id(index, arrays[ACTION])
+        meta = EpisodeMeta(id, self.spec.name, info.seed, "import", info.policy_versions, info.context_length)
         return Episode(meta, info.outcome, arrays, info.extras)
+
+    def _id(self, index: int, action: Array) -> str:
+        return f"{episode_id('import', self.spec.name, index)}.{zlib.crc32(action.tobytes()):08x}"
 
     def _array(self, index: int, name: str) -> Array:
         """Read one array of one episode, and convert it to the task's shape and dtype."""
         column, rows_of = self.columns[name]
         where = self._location(index, name)
-        found = _finite(where, self.reader.rows(index, column))
+        found = finite(where, self.reader.rows(index, column))
+        if not len(found):
+            raise DatasetError(f"{where} has no steps")
         spec = ({**self.spec.arrays(), EXPERT_ACTION: self.spec.action})[name]
-        shape = (len(found), *spec.shape)
-        rows = found
-        with suppress(IndexError, ValueError):
+        layout = layout_of(found.shape[1:], found.dtype)
+        if spec.is_image and layout and rows_of is as_it_is:
+            array = as_rgb(where, found, layout, self.size)
+            self._check_shape(where, name, array, array, spec)
+            return array
+        try:
             rows = rows_of(found)
-        if _squeezed(rows.shape) != _squeezed(shape):
-            raise DatasetError(f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}")
-        array = _converted(where, rows.reshape(shape), spec)
-        if name == ACTION and len(array):
+        except (IndexError, ValueError):
+            rows = found
+        self._check_shape(where, name, rows, found, spec)
+        array = self._numbers(where, name, rows.reshape(len(found), *spec.shape), spec)
+        if name == ACTION:
             low, high = array.min(), array.max()
             if low < np.float32(spec.low) or high > np.float32(spec.high):
                 raise DatasetError(
@@ -164,103 +212,32 @@ class Source:
                 )
         return array
 
+    def _numbers(self, where: str, name: str, rows: Array, spec: ArraySpec) -> Array:
+        """Convert rows to a spec's dtype. float32 may round them, which is noted; uint8 may not."""
+        if spec.dtype == "uint8":
+            with np.errstate(invalid="ignore"):
+                array = np.ascontiguousarray(rows, np.uint8)
+            if not np.array_equal(array, rows):
+                raise DatasetError(
+                    f"{where} holds values that uint8 cannot hold, {rows.min()} to {rows.max()}"
+                )
+            return array
+        array, error = as_float32(where, rows)
+        if error.any():
+            self.account.rounded[name] = max(self.account.rounded.get(name, 0.0), float(error.max()))
+        return array
+
+    def _check_shape(self, where: str, name: str, rows: Array, found: Array, spec: ArraySpec) -> None:
+        """Check that rows made of what was found have a spec's shape, but for axes of size 1."""
+        shape = (len(found), *spec.shape)
+        if _squeezed(rows.shape) != _squeezed(shape):
+            message = f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}"
+            if spec.is_image and layout_of(rows.shape[1:], rows.dtype):
+                message += f": --resize {spec.shape[1]}x{spec.shape[0]} converts its pictures"
+            raise DatasetError(message)
+
     def _location(self, index: int, name: str) -> str:
         return f"{self.reader.path}, {self.reader.location(index, self.columns[name][0])}"
-
-
-def source_of(
-    reader: DatasetReader,
-    task: str,
-    known: TaskSpec | None = None,
-    columns: Columns | None = None,
-    hz: float | None = None,
-    mask: str | None = None,
-) -> Source:
-    """Make a source of a task's episodes from a data set.
-
-    Args:
-        reader: reader of the data set.
-        task: name of the task.
-        known: spec of the task; None: make it from the data.
-        columns: origin of the arrays that the data set holds under another name or in another form.
-        hz: control steps per second, for a data set that does not say.
-        mask: named subset of the episodes to use; None: all episodes.
-
-    Raises:
-        DatasetError: the data set lacks an array or the subset, or has another rate than the task.
-    """
-    if mask is not None and mask not in reader.masks:
-        raise DatasetError(
-            f"{reader.path} has no filter {mask!r}; it has {', '.join(reader.masks) or 'none'}"
-        )
-    indices = range(reader.count) if mask is None else reader.masks[mask]
-    if known is None:
-        known = implied_spec(reader, task, hz)
-    elif reader.hz is not None and abs(reader.hz / known.control_hz - 1) > RATE_TOLERANCE:
-        raise DatasetError(
-            f"{reader.path} was recorded at {reader.hz:g} Hz, but {task} has {known.control_hz:g} control "
-            "steps per second"
-        )
-    names = [*known.arrays(), EXPERT_ACTION]
-    optional = [name for name in (REWARD, EXPERT_ACTION) if name not in reader.columns]
-    found = {name: (name, _as_it_is) for name in names if name not in optional} | dict(columns or {})
-    for name, (column, _) in found.items():
-        if column not in reader.columns:
-            raise DatasetError(
-                f"{reader.path}: there is no {column}, from which {task} has its {name}; "
-                f"there are {', '.join(sorted(reader.columns))}"
-            )
-    return Source(reader, known, found, indices)
-
-
-def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> TaskSpec:
-    """Make a task spec from a data set: its arrays, rate, range of actions, longest episode and number of
-    episodes.
-
-    Args:
-        reader: reader of the data set.
-        task: name of the task.
-        hz: control steps per second, for a data set that does not say.
-
-    Raises:
-        DatasetError: the rate is unknown, or no episode has readable actions.
-    """
-    if reader.spec is not None:
-        return replace(reader.spec, name=task)
-    rate = hz if reader.hz is None else reader.hz
-    if rate is None:
-        raise DatasetError(f"{reader.path} does not say how many steps a second has: give it by --hz")
-    if ACTION not in reader.columns or len(reader.columns[ACTION][0]) != 1:
-        raise DatasetError(
-            f"{reader.path}: there is no {ACTION} that is a vector; there are "
-            + ", ".join(f"{name} {list(shape)}" for name, (shape, _) in sorted(reader.columns.items()))
-        )
-    longest, limits = 0, list(reader.action_range or ())
-    for index in range(reader.count):
-        with suppress(DatasetError):  # the import reports it
-            rows = reader.rows(index, ACTION).astype(np.float32)
-            finite = rows[np.isfinite(rows)]
-            longest = max(longest, len(rows))
-            limits += [float(finite.min()), float(finite.max())] if finite.size else []
-    if not longest or not limits:
-        raise DatasetError(f"{reader.path}: there is no episode whose actions can be read")
-    return TaskSpec(
-        name=task,
-        observation={
-            name.removeprefix(OBSERVATION_PREFIX): ArraySpec(shape, "uint8", 0.0, 255.0)
-            if dtype == np.uint8
-            else ArraySpec(shape)
-            for name, (shape, dtype) in reader.columns.items()
-            if name.startswith(OBSERVATION_PREFIX)
-        },
-        action=ArraySpec(reader.columns[ACTION][0], low=min(limits), high=max(limits)),
-        control_hz=float(rate),
-        max_steps=longest,
-        context_lengths=tuple(
-            length for length in (1, 2, 4, 8, LONGEST_CONTEXT) if length <= max(1, longest)
-        ),
-        demonstrations=max(1, reader.count),
-    )
 
 
 def encode_info(episode: Episode) -> str:
@@ -310,16 +287,12 @@ def decode_spec_json(where: str, text: Any) -> TaskSpec:
         raise DatasetError(f"{where} is damaged: {error}") from None
 
 
-def _as_it_is(rows: Array) -> Array:
+def as_it_is(rows: Array) -> Array:
+    """Return rows unchanged: an episode's array that the data set holds under the same name."""
     return rows
 
 
-def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
-    return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []
-
-
-def _finite(where: str, rows: Array) -> Array:
+def finite(where: str, rows: Array) -> Array:
     """Return rows of finite numbers unchanged.
 
     Raises:
@@ -333,18 +306,6 @@ def _finite(where: str, rows: Array) -> Array:
     return rows
 
 
-def _converted(where: str, rows: Array, spec: ArraySpec) -> Array:
-    """Convert rows to the dtype of a spec.
-
-    Raises:
-        DatasetError: the dtype cannot hold a value.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        array = np.ascontiguousarray(rows, spec.dtype)
-    # Wider floats may be rounded to float32; whole numbers may not.
-    exact = rows.dtype.kind != "f" or spec.dtype == "uint8"
-    if not np.isfinite(array).all() or (exact and not np.array_equal(array, rows)):
-        raise DatasetError(
-            f"{where} holds values that {spec.dtype} cannot hold, {rows.min()} to {rows.max()}"
-        )
-    return array
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
+    return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []

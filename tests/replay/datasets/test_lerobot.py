@@ -364,20 +364,20 @@ def test_a_bad_video_is_named(damaged: Path, case: str) -> None:
 UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "info": (lambda path: (path / "meta/info.json").write_text("{") and None, "meta/info.json is damaged"),
     "version": (
-        info(lambda known: known.update(codebase_version="v2.1")),
-        r"meta/info.json: codebase_version is v2.1, expected v3.0: LeRobot has a converter",
+        info(lambda known: known.update(codebase_version="v1.6")),
+        r"meta/info.json: codebase_version is v1.6, but v2 and v3 are read; .*convert_dataset_v1_to_v2.py",
     ),
     "feature": (
         info(lambda known: known["features"]["action"].pop("shape")),
-        "meta/info.json is damaged: .*shape",
+        "action is damaged in meta/info.json: .*shape",
     ),
     "rate": (info(lambda known: known.pop("fps")), "meta/info.json is damaged: .*fps"),
     "no episodes": (delete(EPISODES), "there are no episodes in meta/episodes"),
     "episodes": (cut(EPISODES), r"episodes/chunk-000/file-000.parquet is damaged or cut short"),
     "length": (drop(EPISODES, "length"), r"file-000.parquet: there is no column length"),
-    "no data": (delete(DATA), "there is no episode whose actions can be read"),
-    "data": (cut(DATA), "there is no episode whose actions can be read"),
-    "no action": (drop(DATA, "action"), "there is no episode whose actions can be read"),
+    "no data": (delete(DATA), r"episode 0: action: there is no file .*data/chunk-000/file-000.parquet"),
+    "data": (cut(DATA), r"episode 0: action: .*file-000.parquet is damaged or cut short"),
+    "no action": (drop(DATA, "action"), "episode 0: action: .* has no such column"),
 }
 
 
