@@ -19,7 +19,7 @@ from longview.cluster.run.folder import ROOT, RunError, create_run, find_run, op
 from longview.cluster.views.terminal import console
 from longview.replay.codec import Record
 from longview.replay.config import StoreConfig
-from longview.replay.datasets.formats import WRITERS, open_source, recognise
+from longview.replay.datasets.formats import open_source, recognise, writers
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.source import Account, Columns
@@ -117,7 +117,7 @@ def export_path(
 
     Args:
         path: the data set to make; must not exist.
-        format: one of `WRITERS`.
+        format: one of `writers`.
         run, url: as for `import_path`.
         chosen: source, task and outcome of the episodes; None means any.
         lossless: keep pictures exactly, where the format would compress them as video.
@@ -126,8 +126,9 @@ def export_path(
         ConfigError: the format, source or outcome is unknown.
         DatasetError: the path exists, or the episodes do not fit into one data set.
     """
-    if format not in WRITERS:
-        raise ConfigError(f"--format is one of {', '.join(WRITERS)}, not {format}")
+    known = writers()
+    if format not in known:
+        raise ConfigError(f"--format is one of {', '.join(known)}, not {format}")
     _check_chosen(chosen)
     if path.exists():
         raise DatasetError(f"{path} exists: choose another path, or remove it")
@@ -139,7 +140,7 @@ def export_path(
         episodes = _read(store, [record.meta.id for record in records])
         try:
             shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
-            WRITERS[format](draft, spec, shown, lossless)
+            known[format](draft, spec, shown, lossless)
             draft.rename(path)
         finally:
             if draft.is_dir():

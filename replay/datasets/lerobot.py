@@ -346,6 +346,11 @@ class LerobotReader(DatasetReader):
         return self.path / str(self._info[template]).format(**numbers, **names)
 
 
+def recognises(path: Path) -> bool:
+    """Tell whether a path is the folder of a LeRobotDataset."""
+    return (path / INFO).is_file()
+
+
 def feature_name(name: str) -> str:
     """Return the name that an export gives to an episode's array: LeRobot allows no / in it."""
     return name.replace("/", ".")

@@ -37,6 +37,8 @@ from longview.replay.episode import (
 )
 from longview.replay.errors import DatasetError
 
+HDF5: Final = b"\x89HDF\r\n\x1a\n"
+"""First bytes of every HDF5 file."""
 GYMNASIUM: Final = 2
 """robomimic's type number of Gymnasium environments; robosuite's is 1."""
 LONGVIEW: Final = "longview"
@@ -190,6 +192,14 @@ class RobomimicReader(DatasetReader):
             return bool(np.any(self._data[name]["rewards"][()] > 0))
         except (KeyError, OSError, RuntimeError, TypeError):
             return False
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether a path is an HDF5 file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
 
 
 def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: bool) -> None:

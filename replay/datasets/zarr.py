@@ -39,6 +39,8 @@ class ZarrReader(DatasetReader):
         """
         self.path = path
         self._root: Any = zipfile.Path(path) if path.is_file() else path
+        if not (self._root / ".zgroup").is_file():
+            raise DatasetError(f"{path} is zarr of format 3: write it again with zarr_format=2")
         names = list(_array_names(self._root))
         data = [name for name in names if name.startswith("data/")]
         if not data:
@@ -173,6 +175,13 @@ class ZarrReader(DatasetReader):
         if rows <= self._ends[-1]:
             return []
         return [f"steps {self._ends[-1]} to {rows - 1} belong to no episode: {ENDS} end at {self._ends[-1]}"]
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether a path is a zarr group, in a folder or a zip file."""
+    if path.is_file():
+        return zipfile.is_zipfile(path) and zipfile.Path(path, ".zgroup").is_file()
+    return (path / ".zgroup").is_file() or (path / "zarr.json").is_file()
 
 
 def missing_chunks(where: str, folder: Any, array: Any, number: int) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from longview.replay.config import StoreConfig
-from longview.replay.datasets.formats import WRITERS, open_source, recognise
+from longview.replay.datasets.formats import open_source, recognise, writers
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.robomimic import write
@@ -75,7 +75,7 @@ def stored(connect: Callable[..., EpisodeStore]) -> EpisodeStore:
 
 
 def exported(store: EpisodeStore, path: Path, format: str, *, lossless: bool = True) -> Source:
-    WRITERS[format](path, SPEC, (store.read(id) for id in store.ids()), lossless)
+    writers()[format](path, SPEC, (store.read(id) for id in store.ids()), lossless)
     assert recognise(path) == format
     return open_source(path, "stack")
 
@@ -90,7 +90,7 @@ def assert_same(found: Episode, expected: Episode, but: tuple[str, ...] = ()) ->
     assert found.meta == replace(expected.meta, **kept)
 
 
-@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("format", writers())
 def test_what_is_exported_and_imported_again_is_the_same(
     stored: EpisodeStore, url: str, namespace: str, tmp_path: Path, format: str
 ) -> None:
@@ -120,7 +120,7 @@ def test_video_loses_little_and_nothing_else_does(stored: EpisodeStore, tmp_path
                 assert np.median(away) < np.median(other), name
 
 
-@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("format", writers())
 def test_ids_tell_data_sets_apart_and_imports_of_the_same_one_do_not(
     stored: EpisodeStore, tmp_path: Path, format: str
 ) -> None:
@@ -130,7 +130,7 @@ def test_ids_tell_data_sets_apart_and_imports_of_the_same_one_do_not(
     assert [id.rpartition(".")[0] for id in ids] == [f"import.stack.{index:09d}" for index in range(3)]
     first = next(episodes())
     louder = replace(first, arrays={**first.arrays, "action": first.arrays["action"] / 2})
-    WRITERS[format](tmp_path / "other", SPEC, [louder], True)
+    writers()[format](tmp_path / "other", SPEC, [louder], True)
     assert open_source(tmp_path / "other", "stack").id(0) not in ids
 
 
@@ -309,13 +309,13 @@ def test_a_rate_that_contradicts_the_data_is_refused(stored: EpisodeStore, tmp_p
         open_source(tmp_path / "data.hdf5", "stack", hz=30)
 
 
-@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("format", writers())
 def test_a_key_with_a_slash_survives_an_export(tmp_path: Path, format: str) -> None:
     spec = replace(SPEC, observation={"arm/joints": ArraySpec((7,)), "front": SPEC.observation["front"]})
     first = next(episodes())
     arrays = {name: first.arrays[name] for name in ("action", "reward", "observation.front")}
     arrays["observation.arm/joints"] = first.arrays["observation.joints"]
-    WRITERS[format](tmp_path / "data", spec, [replace(first, arrays=arrays)], True)
+    writers()[format](tmp_path / "data", spec, [replace(first, arrays=arrays)], True)
     source = open_source(tmp_path / "data", "stack")
     assert source.spec == spec
     assert_same(source.read(0), replace(first, arrays=arrays))
@@ -385,3 +385,24 @@ def test_a_file_is_recognised_by_what_is_in_it(tmp_path: Path) -> None:
         del file["data"]
     with pytest.raises(DatasetError, match="is not a robomimic file"):
         open_source(tmp_path / "no_suffix", "stack")
+
+
+def test_a_package_adds_a_format_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "bags-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bags\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[longview.formats]\nbags = bags_of_steps:format\n")
+    (tmp_path / "bags_of_steps.py").write_text(
+        "from longview.replay.datasets.formats import Format\n"
+        "from longview.replay.datasets.zarr import ZarrReader\n"
+        "format = Format('a bag', lambda path: path.suffix == '.bag', ZarrReader)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = buffer(tmp_path / "one.bag", [3], q=np.arange(3.0))
+    (path / ".zgroup").rename(tmp_path / "aside")
+    assert recognise(path) == "bags"
+    (tmp_path / "aside").rename(path / ".zgroup")
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DatasetError, match=r"or a bag$"):
+        recognise(tmp_path / "two")
+    assert set(writers()) == {"robomimic", "lerobot"}
