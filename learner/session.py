@@ -55,6 +55,7 @@ class PolicySession:
         # Images have this layout. With another one, convolutions would rearrange their weights at every call.
         policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.version, self._policy = version, policy
+        self._bounds = policy.action_bounds()
         self._memory = memory_of(policy, len(self._steps))
 
     @property
@@ -71,7 +72,7 @@ class PolicySession:
         T_o: int,
         rng: np.random.Generator,
     ) -> NDArray[np.float32]:
-        """Choose actions (B, T_a, A) within the task's range, to be executed from each newest frame on.
+        """Choose actions (B, T_a, A) within `Policy.action_bounds`, to be executed from each newest frame on.
 
         Args:
             slots: the B slots that decide.
@@ -86,7 +87,7 @@ class PolicySession:
             ValueError: T_o is out of range; or a slot has no new frame, a frame that does not fit the task,
                 or frames that do not fit its actions. The histories then stay as they were.
         """
-        horizon, spec = self._policy.horizon, self._policy.spec
+        horizon = self._policy.horizon
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
         inputs = list(zip(slots, new_frames, executed, reset, strict=True))
@@ -101,7 +102,7 @@ class PolicySession:
                 slot_B, steps_B, np.array(new_B), T_o, self._stored, past_BPA, rng
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
-        return action_BTA[:, now].clip(spec.action.low, spec.action.high)
+        return action_BTA[:, now].clip(*self._bounds)
 
     def _count(self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_) -> int:
         """Check a slot's new frames and actions, and return the number of frames."""

@@ -149,6 +149,27 @@ class EpisodeStore:
         """Return the names of all registered tasks, sorted."""
         return self._namespace.tasks()
 
+    def forget(self, task: str, with_episodes: bool = False) -> int:
+        """Remove a task's registration, so that its name is free, and return how many episodes went with it.
+
+        Episodes of the task that are being written meanwhile are not found.
+
+        Args:
+            task: name of the task.
+            with_episodes: whether to delete the task's episodes for good. They may be added again.
+
+        Raises:
+            StoreError: the task is not registered, or has episodes and they must stay.
+        """
+        self.spec(task)
+        records = list(self.records(task=task))
+        if records and not with_episodes:
+            raise StoreError(f"the store holds {len(records)} episodes of task {task}")
+        deleted = sum(self._namespace.forget(record) for record in records)
+        self._namespace.forget_task(task)
+        del self._specs[task]
+        return deleted
+
     # Writing
 
     def writer(

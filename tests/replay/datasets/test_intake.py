@@ -151,9 +151,8 @@ def test_an_episode_that_breaks_off_leaves_nothing(
     store.register(task(32, 48))
     with pytest.raises(DatasetError, match=r"data/wrist: there is no chunk 4\.0\.0\.0"):
         list(bring_in(opened, [0], store))
-    left_out: list[str] = []
-    assert list(bring_in(opened, [0], store, left_out)) == [False]
-    assert len(left_out) == 1
+    assert list(bring_in(opened, [0], store, skip_bad=True)) == [False]
+    assert len(opened.account.bad) == 1
     store.flush()
     assert store.ids() == []
     assert list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000)) == []
