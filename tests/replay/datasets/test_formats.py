@@ -322,6 +322,17 @@ def test_a_key_with_a_slash_survives_an_export(tmp_path: Path, format: str) -> N
     assert_same(source.read(0), replace(first, arrays=arrays))
 
 
+def test_the_controller_is_taken_under_any_name(tmp_path: Path) -> None:
+    who = np.array([1, 1, 2, 2])
+    path = buffer(tmp_path / "b.zarr", [4], q=np.arange(4.0), who=who)
+    mapped = open_source(path, "pick", hz=10, choice=Choice(map={"who": "controller"}))
+    assert mapped.read(0).arrays["controller"].tolist() == who.tolist()
+    assert mapped.spec.observation.keys() == {"q"}
+    wrong = open_source(path, "pick", hz=10, choice=Choice(map={"q": "controller"}))
+    with pytest.raises(DatasetError, match=r"data/q must be 0 \(a policy\), 1 .* not 3"):
+        wrong.read(0)
+
+
 def test_an_import_that_brings_nothing_registers_nothing(
     connect: Callable[..., EpisodeStore], tmp_path: Path
 ) -> None:
