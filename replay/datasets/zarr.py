@@ -131,20 +131,16 @@ class ZarrReader(DatasetReader):
             DatasetError: its description is damaged, or its codecs are not installed.
         """
         import zarr
-        from numcodecs.errors import UnknownCodecError  # type: ignore[import-untyped]
         from zarr.storage import ZipStore
 
         store = ZipStore(self.path, mode="r") if self.path.is_file() else self.path
         try:
+            if unknown := _unknown_codecs((self._root / name / ".zarray").read_text()):
+                raise DatasetError(
+                    f"is compressed by {', '.join(unknown)}, which is not known here: where it is, copy the "
+                    "array with another compressor, such as Blosc"
+                )
             return zarr.open_array(store, path=name, mode="r", zarr_format=2)
-        except UnknownCodecError:
-            about = json.loads((self._root / name / ".zarray").read_text())
-            codecs = [about.get("compressor"), *(about.get("filters") or ())]
-            used = ", ".join(str(codec["id"]) for codec in codecs if codec)
-            raise DatasetError(
-                f"is compressed by {used}, which is not known here: where it is, copy the array with another "
-                "compressor, such as Blosc"
-            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(f"has a damaged .zarray: {error}") from None
 
@@ -213,6 +209,24 @@ def missing_chunks(where: str, folder: Any, array: Any, number: int) -> list[str
             if len(head) < BLOSC_HEADER.size or BLOSC_HEADER.unpack(head) != (size,):
                 raise DatasetError(f"{where}: chunk {name} is damaged or cut short, {size} bytes")
     return missing
+
+
+def _unknown_codecs(zarray: str) -> list[str]:
+    """Return the codecs of an array that are not installed, given its .zarray.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the text is damaged.
+    """
+    from zarr.registry import get_numcodec
+
+    about, unknown = json.loads(zarray), []
+    for codec in (about["compressor"], *(about.get("filters") or ())):
+        try:
+            if codec is not None:
+                get_numcodec(codec)
+        except ValueError:  # numcodecs' UnknownCodecError
+            unknown.append(str(codec["id"]))
+    return unknown
 
 
 def _is_left_out(where: str, folder: Any, array: Any, number: int) -> bool:
