@@ -44,7 +44,7 @@ from longview.replay.errors import EpisodeError
 RELIABLE = 0.9
 """Share of its episodes in which an expert should succeed."""
 ANY_ACTION_SPACE = "For Box action spaces, we recommend"
-"""Advice of gymnasium's that does not apply: policies act within any finite range."""
+"""Advice of gymnasium's that does not apply: policies act within any range."""
 
 Verdict = Literal["ok", "warning", "wrong"]
 Judgement = tuple[Verdict, str, str]
@@ -93,8 +93,17 @@ def _spec(task: Task) -> Judgement:
     spec = task.spec
     if not isinstance(spec, TaskSpec):
         return "wrong", f"it is a {type(spec).__name__}", "make it a longview.replay.episode.TaskSpec"
-    if not spec.observation:
-        return "wrong", "nothing is observed", "give `observation` an entry for everything that a policy sees"
+    limited = np.isfinite([spec.action.low, spec.action.high]).all()
+    for fits, found, advice in (
+        (
+            spec.observation,
+            "nothing is observed",
+            "give `observation` an entry for all that a policy sees",
+        ),
+        (limited, "the action has no limits", "give `action` the range that the simulator accepts"),
+    ):
+        if not fits:
+            return "wrong", found, advice
     for name in ("control_hz", "max_steps", "demonstrations"):
         if getattr(spec, name) <= 0:
             return "wrong", f"{name} is {getattr(spec, name)}", "make it positive"

@@ -305,6 +305,8 @@ def _choose(lane: _Lane, offset: int, label: Action | None, task: Task) -> Actio
     if lane.assignment.noise == 0:
         return label
     low, high = task.spec.action.low, task.spec.action.high
+    if not np.isfinite(high - low):
+        raise ValueError(f"task {task.spec.name}: noise is a share of the action range, which has no limits")
     spread = lane.assignment.noise * (high - low) / 2
     noise = lane.rng.standard_normal(label.shape, np.float32)
     return np.clip(label + np.float32(spread) * noise, low, high).astype(np.float32)

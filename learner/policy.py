@@ -32,6 +32,9 @@ FORMAT = "longview-policy-3"
 """Format that is written."""
 OLD_FORMAT = "longview-policy-2"
 """Format of version 0.1, which can still be read. A config in it has the fields of every architecture."""
+MARGIN = 0.1
+"""Share of the measured range of actions by which a policy may leave it on each side, where its task has no
+limits."""
 
 
 class Policy(nn.Module, ABC):
@@ -128,6 +131,20 @@ class Policy(nn.Module, ABC):
         empty_F0 = torch.empty(frames, 0, device=self.device)
         normal_FD: Tensor = self.states(torch.cat([empty_F0, *states], dim=1))
         return normal_FD
+
+    def action_bounds(self, margin: float = MARGIN) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the smallest and the largest action (A,), in the data's units.
+
+        Limits of the task hold as they are. Where the task has none, as after an import, the range that the
+        normaliser was fitted to holds, widened by `margin` of it on each side.
+        """
+        measured = self.actions.invert(torch.stack((self.actions.low, self.actions.high)))
+        low_A, high_A = measured.cpu().numpy()
+        room_A, limits = margin * (high_A - low_A), self.spec.action
+        return (
+            np.full_like(low_A, limits.low) if np.isfinite(limits.low) else low_A - room_A,
+            np.full_like(high_A, limits.high) if np.isfinite(limits.high) else high_A + room_A,
+        )
 
     def out_of_range(self, batch: Batch) -> float:
         """Return the share of observed values, images left out, that lie outside the measured range."""

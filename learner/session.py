@@ -57,6 +57,7 @@ class PolicySession:
         # Images have this layout. With another one, convolutions would rearrange their weights at every call.
         policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.version, self._policy = version, policy
+        self._bounds = policy.action_bounds()
         self._memory = memory_of(policy, len(self._steps))
 
     @property
@@ -74,7 +75,7 @@ class PolicySession:
         rng: np.random.Generator,
         skipped: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
-        """Choose actions (B, T_a, A) within the task's range, to be executed from each newest frame on.
+        """Choose actions (B, T_a, A) within `Policy.action_bounds`, to be executed from each newest frame on.
 
         Args:
             slots: the B slots that decide.
@@ -93,7 +94,7 @@ class PolicySession:
                 different lengths; or a slot has no new frame, something else than arrays, a frame that does
                 not fit the task, or frames that do not fit its actions. The histories then stay as they were.
         """
-        horizon, spec = self._policy.horizon, self._policy.spec
+        horizon = self._policy.horizon
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
         skipped = [0] * len(slots) if skipped is None else skipped
@@ -110,7 +111,7 @@ class PolicySession:
                 slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, past_BPA, rng
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
-        return action_BTA[:, now].clip(spec.action.low, spec.action.high)
+        return action_BTA[:, now].clip(*self._bounds)
 
     def _check(self, slots: Sequence[int], **arguments: Any) -> None:
         """Refuse slots that do not exist or are repeated, and arguments that do not have an entry for each.

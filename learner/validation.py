@@ -33,8 +33,9 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     """Measure a policy's loss and action error at each of the task's context lengths that the policy takes.
 
     The action error is the mean distance of the executed actions from their targets, as a share of the action
-    range. The windows lie evenly over each episode. Windows and randomness are the same for every policy and
-    every context length, so that results can be compared.
+    range: the task's, or the measured one where the task has no limits. The windows lie evenly over each
+    episode. Windows and randomness are the same for every policy and every context length, so that results
+    can be compared.
 
     Args:
         policy: a policy in evaluation mode.
@@ -49,6 +50,8 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     generator = torch.Generator(policy.device)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     losses, errors = {}, {}
+    low_A, high_A = policy.action_bounds(margin=0.0)
+    range_A = high_A - low_A
     for context_length in (length for length in spec.context_lengths if length <= horizon.context):
         batch = build(segments, spec, horizon, context_length, now_GJ)
         with torch.inference_mode():
@@ -58,10 +61,9 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
             action_BTA = policy.sample(
                 token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed)
             )
-        action_BTA = action_BTA.clip(spec.action.low, spec.action.high)
-        distance_BT = np.abs(action_BTA - batch.action_BTA).mean(axis=2)[:, executed]
-        error = distance_BT[batch.target_BT[:, executed]].mean()
-        errors[context_length] = float(error) / (spec.action.high - spec.action.low)
+        away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / range_A
+        error = away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]].mean()
+        errors[context_length] = float(error)
     return Validation(
         validation_loss_by_context=losses,
         action_error_by_context=errors,

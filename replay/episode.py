@@ -99,8 +99,8 @@ class TaskSpec:
     """Description of a task: all that the learner and the store know about it.
 
     Raises:
-        EpisodeError: the name breaks the rule of `check_name`, the action is not a vector of finite range, or
-            the context lengths do not ascend from 1 or more.
+        EpisodeError: the name breaks the rule of `check_name`, the action is not a vector, or the context
+            lengths do not ascend from 1 or more.
     """
 
     name: str
@@ -108,7 +108,8 @@ class TaskSpec:
     observation: Mapping[str, ArraySpec]
     """Specs of the observations, by key; in an episode each key carries the prefix `observation.`."""
     action: ArraySpec
-    """Spec of the action, shape (A,). Its range is finite, and policies act within it."""
+    """Spec of the action, shape (A,). Policies act within its limits. A task that is made from a data set has
+    none (-inf and inf): a range that was measured in data says what happened, not what is allowed."""
     control_hz: float
     """Control steps per second."""
     max_steps: int
@@ -125,10 +126,8 @@ class TaskSpec:
             check_name(self.name, "name of a task")
         except ValueError as error:
             raise EpisodeError(str(error)) from None
-        if len(self.action.shape) != 1 or not np.isfinite([self.action.low, self.action.high]).all():
-            raise EpisodeError(
-                f"task {self.name}: action must be a vector of finite range, not {self.action}"
-            )
+        if len(self.action.shape) != 1:
+            raise EpisodeError(f"task {self.name}: action must be a vector, not {self.action}")
         if not self.context_lengths or list(self.context_lengths) != sorted(set(self.context_lengths)):
             raise EpisodeError(f"task {self.name}: context_lengths must ascend, not {self.context_lengths}")
         if self.context_lengths[0] < 1:

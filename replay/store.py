@@ -151,6 +151,27 @@ class EpisodeStore:
         """Return the names of all registered tasks, sorted."""
         return self._namespace.tasks()
 
+    def forget(self, task: str, with_episodes: bool = False) -> int:
+        """Remove a task's registration, so that its name is free, and return how many episodes went with it.
+
+        Episodes of the task that are being written meanwhile are not found.
+
+        Args:
+            task: name of the task.
+            with_episodes: whether to delete the task's episodes for good. They may be added again.
+
+        Raises:
+            StoreError: the task is not registered, or has episodes and they must stay.
+        """
+        self.spec(task)
+        records = list(self.records(task=task))
+        if records and not with_episodes:
+            raise StoreError(f"the store holds {len(records)} episodes of task {task}")
+        deleted = sum(self._namespace.forget(record) for record in records)
+        self._namespace.forget_task(task)
+        del self._specs[task]
+        return deleted
+
     # Writing
 
     def writer(
@@ -184,15 +205,15 @@ class EpisodeStore:
         writer.extend(episode.arrays)
         return writer.commit(episode.outcome)
 
-    def stored_bytes(self, task: str, rows: Mapping[str, Array], lossy: Collection[str] = ()) -> int:
-        """Return the bytes that steps of a registered task would take in this store.
+    def stored_bytes(self, spec: TaskSpec, rows: Mapping[str, Array], lossy: Collection[str] = ()) -> int:
+        """Return the bytes that steps of a task would take in this store.
 
         Args:
-            task: the task.
+            spec: the task; it need not be registered.
             rows: rows (steps, ...) of every array of the task, by name; few enough for one chunk.
             lossy: as for `writer`.
         """
-        as_jpeg = stored_as_jpeg(self.spec(task), lossy, self._config.pictures)
+        as_jpeg = stored_as_jpeg(spec, lossy, self._config.pictures)
         return len(encode_chunk(rows, self._config.compression, as_jpeg))
 
     def rooms(self) -> dict[str, int]:

@@ -126,7 +126,7 @@ def list_(
 @explained
 def import_(
     path: Annotated[
-        Path, typer.Argument(help="robomimic's HDF5 file, a LeRobotDataset (v3), or a zarr replay buffer.")
+        Path, typer.Argument(help="robomimic's HDF5 file, a LeRobotDataset, or a zarr replay buffer.")
     ],
     task: Annotated[str, typer.Option(help="Task of the episodes; a new name makes a new task.")],
     run: RunName = None,
@@ -135,11 +135,27 @@ def import_(
     hz: Annotated[
         float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")
     ] = None,
+    keys: Annotated[
+        str | None, typer.Option(metavar="KEY,KEY", help="Only these observations, such as `state,front`.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Leave out this array; may be repeated.")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="THEIRS=OURS", help="Take an array under another name; may be repeated."),
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Resize all pictures, such as to `96x96`.")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add a data set's episodes to the store of a run, which may be new. No episode is ever added twice.
+
+    The summary lists every array of the data set: taken, left out by a rule, or not readable.
 
     Examples:
 
@@ -148,8 +164,10 @@ def import_(
         longview store import lift/ph/low_dim.hdf5 --task lift lift_ph --filter train
 
         longview store import aloha_mobile_cabinet --task cabinet demos --url redis://store:6379 --skip-bad
+
+        longview store import kitchen --task kitchen lab --url redis://store:6379 --drop depth --resize 96x96
     """
-    from longview.cluster.commands.transfer import import_path
+    from longview.cluster.commands.transfer import choice_of, import_path
     from longview.cluster.run.config import ConfigError
     from longview.replay.names import check_name
 
@@ -157,7 +175,8 @@ def import_(
         check_name(task, "--task")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    import_path(path, task, run, url, filter, hz, skip_bad)
+    choice = choice_of(keys, drop or (), map or (), resize, skip_bad)
+    import_path(path, task, run, url, filter, hz, choice, as_json)
 
 
 @app.command()
@@ -186,3 +205,27 @@ def export(
 
     chosen = {"source": source, "task": task, "outcome": outcome}
     export_path(path, format, run, url, chosen, lossless)
+
+
+@app.command()
+@explained
+def forget(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task whose name shall be free again.")],
+    run: RunName = None,
+    url: Url = None,
+    with_episodes: Annotated[
+        bool, typer.Option("--with-episodes", help="Delete the task's episodes for good, too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before episodes are deleted.")] = False,
+) -> None:
+    """Remove what a store knows of a task, so that data of another shape may be imported under its name.
+
+    Examples:
+
+        longview store forget pick my_run
+
+        longview store forget pick my_run --with-episodes --yes
+    """
+    from longview.cluster.commands.transfer import forget_task
+
+    forget_task(task, run, url, with_episodes, confirm=lambda what: yes or typer.confirm(what))

@@ -1,8 +1,10 @@
-"""Episodes into a store and out of it: `longview store import`, `export` and `list`."""
+"""Episodes into a store and out of it: `longview store import`, `export`, `list` and `forget`."""
 
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,40 @@ from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import ROOT, RunError, any_store, create_run, find_run, open_run
 from longview.cluster.views.terminal import console
 from longview.replay.codec import Record
-from longview.replay.datasets.formats import WRITERS, open_source, recognise
+from longview.replay.datasets.formats import open_source, recognise, writers
 from longview.replay.datasets.intake import bring_in
-from longview.replay.datasets.source import Columns
+from longview.replay.datasets.plan import Choice
+from longview.replay.datasets.source import Account, Columns
 from longview.replay.episode import EXPERT_ACTION, OUTCOMES, SOURCES, Episode, TaskSpec, unknown_sources
 from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
 from longview.replay.store import EpisodeStore
 
 LISTED = 100
 """Most episodes that the table shows; JSON has all."""
+
+
+def choice_of(
+    keys: str | None, drop: Sequence[str], map: Sequence[str], resize: str | None, skip_bad: bool
+) -> Choice:
+    """Make a choice from what a person typed.
+
+    Raises:
+        ConfigError: a name or a size is not written as it should be.
+    """
+    names = [pair.partition("=") for pair in map]
+    for pair, (theirs, _, ours) in zip(map, names, strict=True):
+        if not theirs or not ours:
+            raise ConfigError(f"--map takes THEIRS=OURS, such as qpos=state, not {pair}")
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", resize or "1x1")
+    if sides is None:
+        raise ConfigError(f"--resize takes WIDTHxHEIGHT, such as 96x96, not {resize}")
+    return Choice(
+        keys=[key for key in (keys or "").split(",") if key],
+        drop=drop,
+        map={theirs: ours for theirs, _, ours in names},
+        size=None if resize is None else (int(sides[1]), int(sides[2])),
+        skip_bad=skip_bad,
+    )
 
 
 def import_path(
@@ -34,9 +61,10 @@ def import_path(
     url: str | None,
     mask: str | None,
     hz: float | None,
-    skip_bad: bool,
+    choice: Choice,
+    as_json: bool,
 ) -> None:
-    """Add a data set's episodes to a store, and print how many are new.
+    """Add a data set's episodes to a store, and print how many are new and what became of each part.
 
     Args:
         path: a data set of a format that `recognise` knows.
@@ -45,7 +73,8 @@ def import_path(
         url: the store's Redis; by default the run's own.
         mask: name of a subset of the episodes; by default all.
         hz: control steps per second, where the data does not say.
-        skip_bad: leave out episodes that cannot be read; else the first one raises DatasetError.
+        choice: what to take of the data set.
+        as_json: print JSON.
 
     Raises:
         DatasetError: the data set cannot be read, or does not fit the task.
@@ -54,20 +83,25 @@ def import_path(
     format = recognise(path)
     if url is None and run is not None and find_run(run) is None:
         _new_run(run, task)
-    left_out: list[str] = []
     with any_store(run, url) as store:
         spec, columns = _known(task, run, store)
-        source = open_source(path, task, spec, columns, hz=hz, mask=mask)
-        store.register(source.spec)
-        brought = bring_in(source, source.indices, store, left_out if skip_bad else None)
+        source = open_source(path, task, spec, columns, hz=hz, mask=mask, choice=choice)
+        parts = len(source.account.bad)
+        brought: Iterable[bool] = bring_in(source, source.indices, store, choice.skip_bad)
         total = len(source.indices)
-        new = sum(track(brought, "importing", total=total, console=console, transient=True))
-    there = total - new - len(left_out)
-    console.print(f"{format} data set, task {task}: {new} new episodes, {there} were there", soft_wrap=True)
-    if left_out:
-        console.print(f"left out {len(left_out)}:")
-        for problem in left_out:
-            console.print(f"  {problem}", soft_wrap=True, markup=False)
+        if not as_json:
+            brought = track(brought, "importing", total=total, console=console, transient=True)
+        new = sum(brought)
+    account = source.account
+    unreadable = len(account.bad) - parts
+    counts = {"new": new, "there": total - new - unreadable, "unreadable": unreadable}
+    if as_json:
+        notes = {"notes": list(source.reader.notes)}
+        print(json.dumps({"format": format, "task": task, "episodes": counts, **asdict(account), **notes}))
+        return
+    said = f"{format} data set, task {task}: {new} new episodes, {counts['there']} were there"
+    console.print(said, soft_wrap=True, markup=False)
+    _show_account(account, source.reader.notes)
 
 
 def export_path(
@@ -82,7 +116,7 @@ def export_path(
 
     Args:
         path: the data set to make; must not exist.
-        format: one of `WRITERS`.
+        format: one of `writers`.
         run, url: as for `import_path`.
         chosen: source, task and outcome of the episodes; None means any.
         lossless: keep pictures exactly, where the format would compress them as video.
@@ -91,8 +125,9 @@ def export_path(
         ConfigError: the format, source or outcome is unknown.
         DatasetError: the path exists, or the episodes do not fit into one data set.
     """
-    if format not in WRITERS:
-        raise ConfigError(f"--format is one of {', '.join(WRITERS)}, not {format}")
+    known = writers()
+    if format not in known:
+        raise ConfigError(f"--format is one of {', '.join(known)}, not {format}")
     _check_chosen(chosen)
     if path.exists():
         raise DatasetError(f"{path} exists: choose another path, or remove it")
@@ -104,7 +139,7 @@ def export_path(
         episodes = _read(store, [record.meta.id for record in records])
         with ending(lambda: _remove(draft)):
             shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
-            WRITERS[format](draft, spec, shown, lossless)
+            known[format](draft, spec, shown, lossless)
             draft.rename(path)
     console.print(f"{path}: {len(records)} episodes of {spec.name}", soft_wrap=True)
 
@@ -123,8 +158,6 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
         chosen: as for `export_path`.
         as_json: print JSON.
     """
-    import json
-
     _check_chosen(chosen)
     with any_store(run, url) as store:
         if as_json:
@@ -143,6 +176,53 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
     console.print(table)
     if len(records) > LISTED:
         console.print(f"and {len(records) - LISTED:,} more; --json shows all")
+
+
+def forget_task(
+    task: str, run: str | None, url: str | None, with_episodes: bool, confirm: Callable[[str], bool]
+) -> None:
+    """Remove a task's registration from a store, and say what was removed.
+
+    Args:
+        task: name of the task.
+        run, url: as for `import_path`.
+        with_episodes: whether to delete the task's episodes for good.
+        confirm: asked before episodes are deleted, with what it is about; False: nothing is removed.
+
+    Raises:
+        StoreError: the task is not registered, or has episodes and they must stay.
+    """
+    with any_store(run, url) as store:
+        store.spec(task)
+        count = sum(1 for _ in store.records(task=task))
+        if count and not with_episodes:
+            raise StoreError(
+                f"the store holds {count} episodes of task {task}: --with-episodes deletes them, too"
+            )
+        if count and not confirm(f"delete {count} episodes of task {task} for good?"):
+            console.print("nothing was removed")
+            return
+        deleted = store.forget(task, with_episodes)
+    console.print(
+        f"removed the registration of task {task}, and {deleted} episodes", soft_wrap=True, markup=False
+    )
+
+
+def _show_account(account: Account, notes: Sequence[str]) -> None:
+    """Print what became of each part of a data set."""
+    taken = {
+        name: f"{said}, off by up to {account.rounded[name]:.1g}" if name in account.rounded else said
+        for name, said in account.taken.items()
+    }
+    lists = {
+        "taken:": [f"{name} from {said}" for name, said in taken.items()],
+        "left out by rule:": [f"{place}: {rule}" for place, rule in account.left_out.items()],
+        f"could not be read, left out {len(account.bad)}:": account.bad,
+        "notes:": notes,
+    }
+    for title, lines in lists.items():
+        for line in [title, *(f"  {line}" for line in lines)] if lines else ():
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _new_run(name: str, task: str) -> None:

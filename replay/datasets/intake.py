@@ -6,7 +6,7 @@ from typing import Final
 
 from longview.replay.datasets.source import OpenEpisode, Source
 from longview.replay.episode import ACTION
-from longview.replay.errors import DatasetError, ReplayError, StoreFull
+from longview.replay.errors import DatasetError, StoreFull
 from longview.replay.store import EpisodeStore
 
 SAMPLED: Final = 4
@@ -14,18 +14,18 @@ SAMPLED: Final = 4
 
 
 def bring_in(
-    source: Source, indices: Sequence[int], store: EpisodeStore, left_out: list[str] | None = None
+    source: Source, indices: Sequence[int], store: EpisodeStore, skip_bad: bool = False
 ) -> Iterator[bool]:
     """Add a data set's episodes to a store, and yield after each whether it is new.
 
-    Episodes that the store holds already are skipped, so an import may be repeated.
+    Episodes that the store holds already are skipped, so an import may be repeated. The task is registered
+    with the first episode, so that an import that brings nothing does not fix what the task is.
 
     Args:
         source: the data set.
         indices: indices of the episodes to add.
-        store: the store, in which the source's task is registered.
-        left_out: list that receives a message for each unreadable episode, which is then skipped; None: the
-            first unreadable episode raises.
+        store: the store.
+        skip_bad: whether an unreadable episode is skipped and noted in the source's account; else it raises.
 
     Raises:
         DatasetError: an episode cannot be read; the message names it and the field.
@@ -33,15 +33,32 @@ def bring_in(
         StoreError: an episode cannot be stored.
     """
     refuse_oversized(source, indices, store)
+    registered = False
     for index in indices:
+        new = False
         try:
-            new = source.id(index) not in store and _add(source.open(index), store)
+            if source.id(index) not in store:
+                opening = source.open(index)
+                new = _add(opening, store) if registered else _add_first(source, opening, store)
+                registered = True
         except DatasetError as error:
-            if left_out is None:
+            if not skip_bad:
                 raise
-            left_out.append(str(error))
-            new = False
+            source.account.bad.append(str(error))
         yield new
+
+
+def _add_first(source: Source, opening: OpenEpisode, store: EpisodeStore) -> bool:
+    """Add an episode, and register its task if it is new. If the episode cannot be stored, neither is the
+    task."""
+    fresh = source.spec.name not in store.tasks()
+    store.register(source.spec)
+    try:
+        return _add(opening, store)
+    except BaseException:  # also if a person stops the import
+        if fresh:
+            store.forget(source.spec.name)
+        raise
 
 
 def refuse_oversized(source: Source, indices: Sequence[int], store: EpisodeStore) -> None:
@@ -50,7 +67,7 @@ def refuse_oversized(source: Source, indices: Sequence[int], store: EpisodeStore
     Args:
         source: the data set.
         indices: indices of the episodes to add; those that the store holds already take no room.
-        store: the store, in which the source's task is registered.
+        store: the store.
 
     Raises:
         StoreFull: the message says how much the episodes need, what limits them, and what to do.
@@ -83,7 +100,7 @@ def _step_bytes(source: Source, indices: Sequence[int], store: EpisodeStore) -> 
         with suppress(DatasetError):  # the import reports it
             opening = source.open(index)
             block = next(opening.blocks)
-            size += store.stored_bytes(source.spec.name, block, opening.lossy)
+            size += store.stored_bytes(source.spec, block, opening.lossy)
             steps += len(block[ACTION])
     return size / max(1, steps)
 
@@ -94,7 +111,7 @@ def _add(opening: OpenEpisode, store: EpisodeStore) -> bool:
     try:
         for block in opening.blocks:
             writer.extend(block)
-    except ReplayError:
+    except BaseException:
         writer.abort()
         raise
     return writer.commit(opening.outcome)

@@ -1,10 +1,13 @@
-"""Reader of LeRobotDatasets of version 3, which keep many episodes in each table and each video.
+"""Reader of LeRobotDatasets of version 3, which keep many episodes in each table and each video, and of
+version 2, which has a table and a video for each.
 
 meta/info.json                         codebase_version, fps, features (dtype, shape, names), paths of the
 files meta/episodes/chunk-*/file-*.parquet   one row per episode: its length, its tasks, the files that hold
 it meta/tasks.parquet, meta/stats.json    the text of every task; statistics
 data/chunk-*/file-*.parquet            one row per step
 videos/<feature>/chunk-*/file-*.mp4    pictures as video; without them, the tables hold the pictures as bytes
+
+Version 2 has meta/episodes.jsonl with a line for each episode, and info.json says where its files are.
 """
 
 import io
@@ -15,13 +18,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from longview.replay.datasets.source import EVERY, DatasetReader, EpisodeInfo, decode_info, decode_spec_json
+from longview.replay.datasets.convert import layout_of
+from longview.replay.datasets.source import (
+    EVERY,
+    Column,
+    DatasetReader,
+    EpisodeInfo,
+    decode_info,
+    decode_spec_json,
+)
 from longview.replay.datasets.video import VideoReader
 from longview.replay.episode import ACTION, CONTROLLER, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
 from longview.replay.errors import DatasetError
 
 VERSION: Final = "v3.0"
-"""Version of the format that is written; any v3 is read."""
+"""Version of the format that is written; any v3 and v2 are read."""
 INFO: Final = "meta/info.json"
 """File with the version, the rate and the features."""
 STATS: Final = "meta/stats.json"
@@ -30,6 +41,8 @@ TASKS: Final = "meta/tasks.parquet"
 """Table of the tasks' texts."""
 EPISODES: Final = "meta/episodes"
 """Folder with the tables of episodes."""
+LINES: Final = "meta/episodes.jsonl"
+"""File with the episodes of a data set of version 2."""
 SPEC: Final = "meta/longview.json"
 """File that Longview adds: the task's spec."""
 LONGVIEW: Final = "longview"
@@ -44,11 +57,19 @@ CELLS: Final = 16
 pictures as they are stored."""
 
 _PICTURES: Final = ("image", "video")
-_FEATURES: Final = {
+_NAMES: Final = {
     ACTION: ACTION,
-    REWARD: NEXT_REWARD,
+    NEXT_REWARD: REWARD,
     CONTROLLER: CONTROLLER,
     EXPERT_ACTION: EXPERT_ACTION,
+}
+_UNUSED: Final = {
+    **dict.fromkeys(
+        ("timestamp", "frame_index", "episode_index", "index", "task_index"),
+        "says which step and task a row is",
+    ),
+    NEXT_SUCCESS: "gives the episode's outcome",
+    "next.done": "an episode ends with its last step",
 }
 
 
@@ -66,17 +87,13 @@ class LerobotReader(DatasetReader):
             DatasetError: the data set is damaged, or of another version.
         """
         self.path = path
+        self.problems: list[str] = []
         self._info = self._read_info()
+        self._old = str(self._info["codebase_version"]).startswith("v2.")
         self._features: dict[str, Any] = self._info["features"]
         self.hz = self._hz = float(self._info["fps"])
-        self._episodes = self._read_episodes()
+        self._episodes = self._read_lines() if self._old else self._read_episodes()
         self.count = len(self._episodes)
-        self.columns = {
-            column: _shape_and_dtype(feature)
-            for name, feature in self._features.items()
-            if (column := _column(name)) is not None and feature["dtype"] != "string"
-        }
-        self.lossy = {name for name, feature in self._features.items() if feature["dtype"] == "video"}
         spec = path / SPEC
         self.spec = decode_spec_json(str(spec), spec.read_text()) if spec.exists() else None
         self._table: tuple[Path, Any, Any, Array] | None = None
@@ -85,17 +102,20 @@ class LerobotReader(DatasetReader):
         """Pictures that follow the last one that was read from a table, by feature."""
         self._next_cell: dict[str, tuple[Any, int]] = {}
         """Opened file and row of the first of these pictures."""
+        self.columns = self._columns()
 
     def location(self, index: int, column: str) -> str:
-        return f"episode {self._episodes[index]['episode_index']}: {_feature(column)}"
+        return f"episode {self._episodes[index]['episode_index']}: {self._feature(column)}"
 
     def length(self, index: int) -> int:
         return int(self._episodes[index]["length"])
 
     def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
-        name = _feature(column)
+        name = self._feature(column)
         steps = range(self.length(index))[span]
         try:
+            if problem := self.columns[column].problem:
+                raise DatasetError(problem)
             self._check_times(index)
             if self._features[name]["dtype"] == "video":
                 return self._video_rows(index, name, steps)
@@ -127,20 +147,18 @@ class LerobotReader(DatasetReader):
         try:
             info = json.loads(file.read_text())
             version = info["codebase_version"]
-            if not str(version).startswith("v3."):
+            if not str(version).startswith(("v2.", "v3.")):
                 raise DatasetError(
-                    f"{file}: codebase_version is {version}, expected {VERSION}: LeRobot has a converter"
+                    f"{file}: codebase_version is {version}, but v2 and v3 are read; of LeRobot 0.3.3, "
+                    f"convert_dataset_v1_to_v2.py converts v1"
                 )
-            for name, feature in info["features"].items():
-                _shape_and_dtype(feature)
-                if "/" in name:
-                    raise ValueError(f"a feature must not have a / in its name: {name!r}")
-            float(info["fps"]), str(info["data_path"])
+            float(info["fps"]), str(info["data_path"]), info["features"].items()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{file} is damaged: {error!r}") from None
         return dict(info)
 
     def _read_episodes(self) -> list[dict[str, Any]]:
+        """Read the tables of episodes, without the statistics."""
         from pyarrow import parquet
 
         rows: list[dict[str, Any]] = []
@@ -151,13 +169,85 @@ class LerobotReader(DatasetReader):
                 wanted = [name for name in names if not name.startswith("stats/")]
                 rows += parquet.read_table(file, columns=wanted).to_pylist()
             except (OSError, ValueError) as error:
-                raise DatasetError(f"{file} is damaged or cut short: {error}") from None
+                self.problems.append(f"{file.relative_to(self.path)} is damaged or cut short: {error}")
         if not rows:
-            raise DatasetError(f"{self.path}: there are no episodes in {EPISODES}")
+            raise DatasetError(f"{self.path}: " + (*self.problems, f"there are no episodes in {EPISODES}")[0])
         needed = {"episode_index", "length", "data/chunk_index", "data/file_index"}
         if missing := needed - rows[0].keys():
             raise DatasetError(f"{files[0]}: there is no column {sorted(missing)[0]}")
         return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+    def _read_lines(self) -> list[dict[str, Any]]:
+        """Read the episodes of a data set of version 2."""
+        file, rows = self.path / LINES, []
+        try:
+            lines = file.read_text().splitlines()
+        except OSError as error:
+            raise DatasetError(f"{file} cannot be read: {error}") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "episode_index": int(row["episode_index"]), "length": int(row["length"])})
+            except (ValueError, TypeError, KeyError) as error:
+                self.problems.append(f"{LINES}, line {number} is damaged: {error!r}")
+        if not rows:
+            raise DatasetError(f"{self.path}: " + (*self.problems, f"there are no episodes in {LINES}")[0])
+        return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+    def _columns(self) -> dict[str, Column]:
+        """Describe all features. What is wrong with one feature leaves the others as they are."""
+        # Data sets for openpi call the actions `actions`, and their observations have no prefix.
+        plain = not any(name.startswith(OBSERVATION_PREFIX) for name in self._features)
+        names = dict(_NAMES) if ACTION in self._features else {**_NAMES, "actions": ACTION}
+        slashed = [OBSERVATION_PREFIX + key for key in (self.spec.observation if self.spec else ())]
+        names |= {feature_name(name): name for name in slashed}
+        columns = {}
+        for place, feature in self._features.items():
+            name, rule = names.get(place, place), _UNUSED.get(place, "")
+            if plain and name == place and not rule and place not in names:
+                name = OBSERVATION_PREFIX + place.removeprefix("observation/")
+            elif place not in names and not place.startswith(OBSERVATION_PREFIX) and not rule:
+                rule = "not an observation, action or reward by LeRobot's rules"
+            try:
+                shape, dtype = self._shape_and_dtype(place, feature)
+                problem = "is a depth map, of which 8 bits cannot hold enough" if _is_depth(feature) else ""
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                shape, dtype, problem = (), np.dtype(object), f"is damaged in {INFO}: {error!r}"
+            if dtype.kind in "OSU" and not problem:
+                rule = "text"
+            lossy = not problem and feature["dtype"] == "video"
+            columns[name] = Column(place, shape, dtype, rule, problem, lossy)
+        return columns
+
+    def _shape_and_dtype(
+        self, name: str, feature: Mapping[str, Any]
+    ) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of one step. Pictures are (H, W, C), whatever the feature's order of axes.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: the feature's description is damaged.
+        """
+        if feature["dtype"] in _PICTURES:
+            sides = _sides(feature)
+            picture = self._first_picture(name) if feature["dtype"] == "image" else None
+            return ((*sides, 3), np.dtype(np.uint8)) if picture is None else (picture.shape, picture.dtype)
+        shape = tuple(int(size) for size in feature["shape"])
+        return shape, np.dtype(object if feature["dtype"] == "string" else feature["dtype"])
+
+    def _first_picture(self, name: str) -> Array | None:
+        """Read the first picture of a feature that the tables hold; None if it cannot be read."""
+        import pyarrow as arrow
+        from pyarrow import parquet
+
+        try:
+            file = parquet.ParquetFile(self._file("data_path", self._episodes[0], "data"))
+            batch = next(file.iter_batches(batch_size=1, columns=[name]))
+            return _picture(batch.column(0)[0].as_py()["bytes"])
+        except (arrow.ArrowException, OSError, ValueError, TypeError, KeyError, StopIteration):
+            return None  # reading the episode tells what is wrong
+
+    def _feature(self, column: str) -> str:
+        return self.columns[column].place if column in self.columns else column
 
     def _check_times(self, index: int) -> None:
         """Check that all steps of an episode take the time that the data set's rate says.
@@ -165,6 +255,8 @@ class LerobotReader(DatasetReader):
         Raises:
             DatasetError: a step takes another time.
         """
+        if "timestamp" not in self._features:
+            return
         times = self._table_rows(index, "timestamp", range(self.length(index)))
         wrong = np.flatnonzero(np.abs(np.diff(times) * self._hz - 1) > 0.1)
         if wrong.size:
@@ -178,7 +270,8 @@ class LerobotReader(DatasetReader):
         row = self._episodes[index]
         try:
             file = self._file("video_path", row, f"videos/{name}", video_key=name)
-            start = float(row[f"videos/{name}/from_timestamp"]) + steps.start / self._hz
+            start = 0.0 if self._old else float(row[f"videos/{name}/from_timestamp"])
+            start += steps.start / self._hz
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"its row in {EPISODES} does not say where its video is: {error!r}") from None
         if name not in self._videos or self._videos[name].file != file:
@@ -209,7 +302,7 @@ class LerobotReader(DatasetReader):
             while arrow.types.is_list(column.type) or arrow.types.is_fixed_size_list(column.type):
                 column, depth = column.flatten(), depth + 1
             values: Array = column.to_numpy(zero_copy_only=False)
-            shape, _ = _shape_and_dtype(self._features[name])
+            shape = [int(size) for size in self._features[name]["shape"]]
             return values.reshape((len(steps), *shape) if depth else (len(steps),))
         except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
             raise DatasetError(f"{file} cannot be read: {error}") from None
@@ -223,8 +316,6 @@ class LerobotReader(DatasetReader):
             steps: number of pictures.
             name: the feature.
         """
-        from PIL import Image
-
         if self._next_cell.get(name) != (parquet, first):
             self._cells[name] = _cells_from(parquet, name, first)
         pictures: list[Array] = []
@@ -232,12 +323,10 @@ class LerobotReader(DatasetReader):
             self._next_cell[name] = parquet, row + 1
             if not cell or cell.get("bytes") is None:
                 raise DatasetError(f"there are no bytes of picture {len(pictures)} in its table")
-            with Image.open(io.BytesIO(cell["bytes"])) as picture:
-                pictures.append(np.asarray(picture))
+            pictures.append(_picture(cell["bytes"]))
         if any(picture.shape != pictures[0].shape for picture in pictures):
             raise DatasetError("its pictures differ in size")
-        stacked = np.stack(pictures)
-        return _checked(stacked if stacked.ndim == 4 else stacked[..., None], self._features[name])
+        return _checked(np.stack(pictures), self._features[name])
 
     def _open(self, file: Path) -> tuple[Any, Any, Array]:
         """Open a data file; return it, its columns without pictures, and the episode index of each row."""
@@ -261,6 +350,11 @@ class LerobotReader(DatasetReader):
         return self._table[1:]
 
     def _file(self, template: str, row: Mapping[str, Any], prefix: str, **names: str) -> Path:
+        if self._old:
+            index = int(row["episode_index"])
+            chunk = index // int(self._info.get("chunks_size") or 1000)
+            template = str(self._info[template])
+            return self.path / template.format(episode_chunk=chunk, episode_index=index, **names)
         numbers = {kind: int(row[f"{prefix}/{kind}"]) for kind in ("chunk_index", "file_index")}
         return self.path / str(self._info[template]).format(**numbers, **names)
 
@@ -277,34 +371,53 @@ def _cells_from(parquet: Any, name: str, first: int) -> Iterator[Any]:
         at = end
 
 
-def _column(name: str) -> str | None:
-    if name.startswith(OBSERVATION_PREFIX):
-        return name
-    return next((column for column, feature in _FEATURES.items() if feature == name), None)
+def recognises(path: Path) -> bool:
+    """Tell whether a path is the folder of a LeRobotDataset."""
+    return (path / INFO).is_file()
 
 
-def _feature(column: str) -> str:
-    return _FEATURES.get(column, column)
+def feature_name(name: str) -> str:
+    """Return the name that an export gives to an episode's array: LeRobot allows no / in it."""
+    return name.replace("/", ".")
 
 
-def _shape_and_dtype(feature: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of one step. Pictures are (H, W, C), whatever the feature's order of axes."""
-    shape = tuple(int(size) for size in feature["shape"])
-    if feature["dtype"] not in _PICTURES:
-        return shape, np.dtype(object if feature["dtype"] == "string" else feature["dtype"])
-    if len(shape) != 3:
-        raise ValueError(f"pictures must have three dimensions, not {list(shape)}")
-    return ((*shape[1:], shape[0]) if _channels_first(feature) else shape), np.dtype(np.uint8)
+def _sides(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of a feature's pictures, by the names of its axes, else by its shape."""
+    shape, names = [int(size) for size in feature["shape"]], feature.get("names") or []
+    if isinstance(names, Mapping):
+        names = names.get("axes") or []
+    axes = [str(name) for name in names]
+    if "height" in axes and "width" in axes:
+        return shape[axes.index("height")], shape[axes.index("width")]
+    if len(shape) not in (2, 3):
+        raise ValueError(f"pictures must have two or three dimensions, not {shape}")
+    height, width = shape[1:] if layout_of(shape, np.dtype(np.uint8)) == "CHW" else shape[:2]
+    return height, width
 
 
-def _channels_first(feature: Mapping[str, Any]) -> bool:
-    names = feature.get("names") or [""]
-    return str(names[0]).startswith("c")
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    info = feature.get("info") or feature.get("video_info") or {}
+    return bool(info.get("video.is_depth_map"))
+
+
+def _picture(encoded: bytes) -> Array:
+    """Decode a picture, (H, W, C), in the bits that its file has.
+
+    Raises:
+        OSError, ValueError, TypeError: these are not the bytes of a picture.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as picture:
+        pixels = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _checked(pictures: Array, feature: Mapping[str, Any]) -> Array:
-    """Return pictures (T, H, W, C) unchanged if they have the shape that the feature says."""
-    shape, _ = _shape_and_dtype(feature)
-    if pictures.shape[1:] != shape:
-        raise DatasetError(f"its pictures are {list(pictures.shape[1:])}, {INFO} has {list(shape)}")
+    """Return pictures (T, H, W, ...) unchanged if they have the size that the feature says."""
+    sides = _sides(feature)
+    if pictures.shape[1:3] != sides:
+        raise DatasetError(
+            f"its pictures are {list(pictures.shape[1:])}, {INFO} has {[*sides, *pictures.shape[3:]]}"
+        )
     return pictures

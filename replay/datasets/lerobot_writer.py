@@ -22,6 +22,7 @@ from longview.replay.datasets.lerobot import (
     TASKS,
     TEXTS,
     VERSION,
+    feature_name,
 )
 from longview.replay.datasets.source import encode_info
 from longview.replay.datasets.video import VideoWriter
@@ -231,7 +232,7 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
     if EXPERT_ACTION in episode.arrays:
         specs[EXPERT_ACTION] = spec.action
     features: dict[str, Feature] = {}
-    for name, array in specs.items():
+    for name, array in ((feature_name(name), array) for name, array in specs.items()):
         if array.is_image:
             features[name] = {
                 "dtype": "image" if lossless else "video",
@@ -248,7 +249,7 @@ def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Fea
 def _columns(episode: Episode, hz: float, index: int, first: int, task: int) -> dict[str, Array]:
     """Make the columns (T, ...) of an episode, whose first step is the data set's step `first`."""
     steps = np.arange(episode.length)
-    columns = dict(episode.arrays)
+    columns = {feature_name(name): array for name, array in episode.arrays.items()}
     columns[NEXT_REWARD] = columns.pop(REWARD)
     columns[NEXT_SUCCESS] = (steps == episode.length - 1) & (episode.outcome == "success")
     columns["timestamp"] = (steps / hz).astype(np.float32)

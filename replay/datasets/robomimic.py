@@ -6,12 +6,14 @@
     data/demo_<i>/obs   an array (T, ...) for every observation; next_obs: the observations after each action
     mask/<filter>       names of demonstrations
 
-An import drops `states`, `model_file` and `next_obs`, because an episode has no field for them.
+An array in a group below obs, `obs/a/b`, becomes the observation `a/b`. An import leaves out `states`,
+`dones`, `model_file` and `next_obs`, because an episode has no field for them.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from longview.replay.datasets.source import (
     EVERY,
+    Column,
     DatasetReader,
     EpisodeInfo,
     decode_info,
@@ -37,6 +40,8 @@ from longview.replay.episode import (
 )
 from longview.replay.errors import DatasetError
 
+HDF5: Final = b"\x89HDF\r\n\x1a\n"
+"""First bytes of every HDF5 file."""
 GYMNASIUM: Final = 2
 """robomimic's type number of Gymnasium environments; robosuite's is 1."""
 LONGVIEW: Final = "longview"
@@ -50,13 +55,16 @@ _ARRAYS: Final = {
     CONTROLLER: CONTROLLER,
     EXPERT_ACTION: "expert_actions",
 }
+_UNUSED: Final = {
+    "next_obs": "repeats the observations of the next step",
+    "states": "an episode has no field for the simulator's state",
+    "dones": "an episode ends with its last step",
+}
 _DEMO: Final = re.compile(r"demo_(\d+)")
 
 
 class RobomimicReader(DatasetReader):
     """Reader of a robomimic file, which stays open; see `DatasetReader`."""
-
-    action_range = (-1.0, 1.0)
 
     def __init__(self, path: Path) -> None:
         """Open a file.
@@ -71,37 +79,46 @@ class RobomimicReader(DatasetReader):
             self._file = h5py.File(path, "r")
             self._data = self._file["data"]
             self._names = sorted(filter(_DEMO.fullmatch, self._data), key=lambda name: int(name[5:]))
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is not a robomimic file: {error}") from None
         self.count = len(self._names)
-        self.columns: dict[str, Any] = {}
-        for name in self._names:
-            for column, array in self._arrays_of(name).items():
-                self.columns.setdefault(column, (array.shape[1:], array.dtype))
-        if not any(column.startswith(OBSERVATION_PREFIX) for column in self.columns):
+        if not any("obs" in self._data[name] for name in self._names):
             raise DatasetError(
                 f"{path}: no demonstration has obs; robomimic's dataset_states_to_obs.py adds them"
             )
-        self._env_args = _text(self._data.attrs.get("env_args", "{}"))
+        self.columns = self._columns()
+        self.left_out = {
+            **{name: "not `data` or `mask`" for name in self._file if name not in ("data", "mask")},
+            **{f"data/{name}": "not named demo_<number>" for name in self._data if name not in self._names},
+            **{f"data/demo_*/{name}": rule for name, rule in _UNUSED.items() if self._has(name)},
+        }
+        # An attribute may be null, in HDF5 or in JSON.
+        env_args = self._data.attrs.get(ENV_ARGS)
+        self._env_args = _text(env_args) if isinstance(env_args, str | bytes) else "{}"
         self.hz = self._control_freq()
-        self.masks = self._masks()
+        self.masks, self.mask_problems = self._masks()
         text = self._data.attrs.get(LONGVIEW)
         self.spec = None if text is None else decode_spec_json(f"{path}: data, attribute {LONGVIEW}", text)
         self._rewarded = any(self._succeeds(name) for name in self._names)
 
     def location(self, index: int, column: str) -> str:
-        return f"{self._names[index]}: {_name(column)}"
+        return f"{self._names[index]}: {self._place(column)}"
 
     def length(self, index: int) -> int:
-        return int(self._data[self._names[index]].attrs.get("num_samples", -1))
+        demo = self._data[self._names[index]]
+        if (said := _samples(demo)) is not None:
+            return said
+        counts = Counter(array.shape[0] for _, array in _tree(demo) if array.shape)
+        return int(counts.most_common(1)[0][0]) if counts else 0
 
     def rows(self, index: int, column: str, span: slice = EVERY) -> Array:
         demo, where = self._data[self._names[index]], f"{self.path}, {self.location(index, column)}"
         try:
-            array = demo[_name(column)]
-            found, expected = array.shape, (self.length(index), *self.columns[column][0])
-            if found != expected:
-                raise DatasetError(f"{where} is {list(found)}, expected {list(expected)} (by num_samples)")
+            array, said = demo[self._place(column)], _samples(demo)
+            steps, shape = self.length(index), self.columns[column].shape
+            if array.shape[:1] != (steps,) or (said is not None and array.shape[1:] != shape):
+                by = "most of its arrays" if said is None else "num_samples"
+                raise DatasetError(f"{where} is {list(array.shape)}, expected {[steps, *shape]} (by {by})")
             rows: Array = array[span]
         except (KeyError, TypeError, AttributeError):
             raise DatasetError(f"{where} is missing") from None
@@ -121,34 +138,79 @@ class RobomimicReader(DatasetReader):
         extras = {ENV_ARGS: self._env_args, **({MASKS: masks} if masks else {})}
         return EpisodeInfo(seed=index, outcome="success" if succeeded else "failure", extras=extras)
 
-    def _arrays_of(self, name: str) -> dict[str, Any]:
-        demo = self._data[name]
-        found = {column: demo.get(place) for column, place in _ARRAYS.items()}
-        found |= {OBSERVATION_PREFIX + key: array for key, array in (demo.get("obs") or {}).items()}
-        return {column: array for column, array in found.items() if getattr(array, "shape", ())}
+    def _place(self, column: str) -> str:
+        return self.columns[column].place if column in self.columns else _name(column)
+
+    def _columns(self) -> dict[str, Column]:
+        """Find all arrays; shape and dtype of each are those of most demonstrations."""
+        kinds: dict[str, Counter[Any]] = {}
+        for name in self._names:
+            for place, array in _tree(self._data[name]):
+                kinds.setdefault(place, Counter())[array.shape, array.dtype] += 1
+        columns = {}
+        names = {place: name for name, place in _ARRAYS.items()}
+        for place, counts in kinds.items():
+            (shape, dtype), _ = counts.most_common(1)[0]
+            name, rule, problem = names.get(place, place), "", ""
+            if place.startswith("obs/"):
+                name = OBSERVATION_PREFIX + place.removeprefix("obs/")
+            elif place not in names:
+                rule = "not an observation, action or reward by robomimic's rules"
+            if dtype.kind in "OSU":
+                rule = "text"
+            elif len(shape) < 1:
+                problem = "is a single value, not one row a step"
+            elif (total := counts.total()) * 2 < self.count:
+                problem = f"is in {total} of {self.count} demonstrations only"
+            columns[name] = Column(place, tuple(shape[1:]), dtype, rule, problem)
+        return columns
+
+    def _has(self, name: str) -> bool:
+        return any(name in self._data[demo] for demo in self._names)
 
     def _control_freq(self) -> float | None:
         try:
-            found = json.loads(self._env_args).get("env_kwargs", {}).get("control_freq")
+            found = ((json.loads(self._env_args) or {}).get("env_kwargs") or {}).get("control_freq")
             return None if found is None else float(found)
         except (ValueError, TypeError, AttributeError) as error:
-            raise DatasetError(f"{self.path}: data, attribute env_args is damaged: {error}") from None
+            self.problems = [f"data, attribute {ENV_ARGS} is damaged: {error}"]
+            return None
 
-    def _masks(self) -> dict[str, list[int]]:
+    def _masks(self) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+        """Read the filters: demonstrations by name or number, or one truth value for each demonstration."""
         indices = {name: index for index, name in enumerate(self._names)}
-        masks = {}
-        for mask, names in (self._file.get("mask") or {}).items():
-            named = [_text(name) for name in names[()]]
-            if unknown := sorted(set(named) - indices.keys()):
-                raise DatasetError(f"{self.path}: mask/{mask} names {unknown[0]}, which is not in the file")
-            masks[mask] = sorted(indices[name] for name in named)
-        return masks
+        masks: dict[str, list[int]] = {}
+        problems: dict[str, list[str]] = {}
+        for mask, array in _tree(self._file.get("mask") or {}):
+            try:
+                values = np.ravel(array[()])
+            except (OSError, RuntimeError) as error:
+                masks[mask], problems[mask] = [], [f"mask/{mask} cannot be read: {error}"]
+                continue
+            if values.dtype.kind == "b":
+                names = [name for name, chosen in zip(self._names, values, strict=False) if chosen]
+            elif values.dtype.kind in "iu":
+                names = [f"demo_{value}" for value in values]
+            else:
+                names = [_text(value) for value in values]
+            masks[mask] = sorted({indices[name] for name in names if name in indices})
+            unknown = [name for name in names if name not in indices]
+            problems[mask] = [f"mask/{mask} names {name}, which is not in the file" for name in unknown]
+        return masks, problems
 
     def _succeeds(self, name: str) -> bool:
         try:
             return bool(np.any(self._data[name]["rewards"][()] > 0))
         except (KeyError, OSError, RuntimeError, TypeError):
             return False
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether a path is an HDF5 file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
 
 
 def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: bool) -> None:
@@ -235,6 +297,24 @@ def _controller(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(column: str) -> str:
     return _ARRAYS.get(column) or "obs/" + column.removeprefix(OBSERVATION_PREFIX)
+
+
+def _tree(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a group and of all groups below it, by path; those of `_UNUSED` are passed over."""
+    for name, item in group.items():
+        if prefix or name not in _UNUSED:
+            if hasattr(item, "items"):
+                yield from _tree(item, f"{prefix}{name}/")
+            elif item is not None:  # a link to nothing
+                yield prefix + name, item
+
+
+def _samples(demo: Any) -> int | None:
+    """Return the number of steps that a demonstration's attribute says; None if it says none."""
+    try:
+        return int(demo.attrs["num_samples"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _text(value: Any) -> str:

@@ -2,23 +2,23 @@
 episodes."""
 
 import json
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from longview.replay.datasets.convert import as_float32, as_rgb, layout_of
 from longview.replay.episode import (
     ACTION,
     BY_PERSON,
     CONTROLLER,
     EXPERT_ACTION,
-    OBSERVATION_PREFIX,
     REWARD,
     Array,
     ArraySpec,
@@ -40,8 +40,6 @@ BLOCK_BYTES: Final = 8 << 20
 """Bytes of an episode's arrays that are read at once, as far as a single step does not exceed it."""
 RATE_TOLERANCE: Final = 0.01
 """Largest relative difference of two rates that count as equal."""
-LONGEST_CONTEXT: Final = 16
-"""Longest context length of a task that is made from a data set; the others are the powers of two below."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +59,54 @@ class EpisodeInfo:
     """Further facts, plain values by name, which an export writes back."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """One array of a data set, over all episodes."""
+
+    place: str
+    """Name of the array in the data set, such as `obs/joints`."""
+    shape: tuple[int, ...]
+    """Shape of one step."""
+    dtype: np.dtype[Any]
+    """Dtype of the values."""
+    rule: str = ""
+    """Rule of the format that leaves the array out; empty: an import takes it."""
+    problem: str = ""
+    """Reason why it cannot be read in most episodes; empty if nothing is known to be wrong with it."""
+    lossy: bool = False
+    """Whether the data set holds it as video, which is not exact."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of one step."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class DatasetReader(ABC):
     """Reader of one data set, episode by episode.
 
     The arrays have the names that they get in an episode, and any numeric dtype; `Source` checks and converts
-    them.
+    them. What a format's rules leave out has the name that it has in the data set.
     """
 
     path: Path
     """File or folder of the data set."""
-    columns: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    """Shape of one step and dtype of each array, by name."""
+    columns: Mapping[str, Column]
+    """All arrays, by name."""
     count: int
     """Number of episodes, unreadable ones included."""
     hz: float | None = None
     """Control steps per second; None if the data set does not say."""
-    action_range: tuple[float, float] | None = None
-    """Smallest and largest value of actions by the format's rules; None if it has no rule."""
     masks: Mapping[str, Sequence[int]] = MappingProxyType({})
     """Named subsets of the episodes, as indices."""
-    lossy: Collection[str] = ()
-    """Names of the pictures that the data set holds as video, which is not exact."""
+    mask_problems: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """What is wrong with a named subset, by its name."""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """Other parts of the data set that an import leaves out, each with the rule."""
+    problems: Sequence[str] = ()
+    """Parts of the data set that cannot be read and belong to no episode or array."""
+    notes: Sequence[str] = ()
+    """What a person should know of what was read so far."""
     spec: TaskSpec | None = None
     """Task spec that Longview wrote into the data set; None in data sets from elsewhere."""
 
@@ -115,6 +140,20 @@ class DatasetReader(ABC):
         """
 
 
+@dataclass
+class Account:
+    """Account of a data set: what becomes of each of its parts."""
+
+    taken: dict[str, str] = field(default_factory=dict)
+    """Arrays that the episodes hold, by name in the episode: where each comes from, and what is converted."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Parts that were left out by a rule, by their name in the data set: the rule."""
+    bad: list[str] = field(default_factory=list)
+    """Parts that could not be read, and what is wrong with each."""
+    rounded: dict[str, float] = field(default_factory=dict)
+    """Largest error of the conversion to float32, by name in the episode, where it is not exact."""
+
+
 @dataclass(frozen=True)
 class OpenEpisode:
     """Episode of a data set that is read block by block, so that it never has to fit into memory."""
@@ -143,16 +182,19 @@ class Source:
     """Origin of the episodes' arrays in the data set."""
     indices: Sequence[int]
     """Indices of the episodes to import. A filter skips the other indices and does not renumber them."""
+    account: Account = field(default_factory=Account)
+    """What becomes of each part of the data set; reading episodes adds to it."""
+    size: tuple[int, int] | None = None
+    """Width and height that pictures are resized to; None: they keep their size."""
 
     def id(self, index: int) -> str:
         """Return the id of an episode. It follows from the task, the index and the actions, so that importing
         again gives the same id and another data set gives other ids.
 
         Raises:
-            DatasetError: the actions cannot be read.
+            DatasetError: the episode has no steps, or its actions cannot be read.
         """
-        digest = zlib.crc32(self._array(index, ACTION).tobytes())
-        return f"{episode_id('import', self.spec.name, index)}.{digest:08x}"
+        return self._id(index, self._array(index, ACTION))
 
     def read(self, index: int) -> Episode:
         """Read one episode, all of it into memory.
@@ -172,57 +214,84 @@ class Source:
             DatasetError: the episode is damaged or does not fit the task; the message names it and the field.
                 The blocks raise it too.
         """
-        info = self.reader.info(index)
-        meta = EpisodeMeta(
-            self.id(index), self.spec.name, info.seed, "import", info.policy_versions, info.context_length
-        )
-        lossy = {name for name, (column, _) in self.columns.items() if column in self.reader.lossy}
-        blocks = self._blocks(index, info.outcome, implied_controller(meta))
+        info, action = self.reader.info(index), self._array(index, ACTION)
+        id = self._id(index, action)
+        meta = EpisodeMeta(id, self.spec.name, info.seed, "import", info.policy_versions, info.context_length)
+        lossy = {name for name, (column, _) in self.columns.items() if self.reader.columns[column].lossy}
+        blocks = self._blocks(index, action, info.outcome, implied_controller(meta))
         return OpenEpisode(meta, info.outcome, info.extras, lossy, blocks)
 
-    def _blocks(self, index: int, outcome: str, controller: Array | None) -> Iterator[Mapping[str, Array]]:
+    def _id(self, index: int, action: Array) -> str:
+        return f"{episode_id('import', self.spec.name, index)}.{zlib.crc32(action.tobytes()):08x}"
+
+    def _blocks(
+        self, index: int, action: Array, outcome: str, controller: Array | None
+    ) -> Iterator[Mapping[str, Array]]:
         """Yield the arrays of an episode in blocks of at most `BLOCK_BYTES`, or of one step."""
-        steps, specs = self.reader.length(index), self._specs()
-        if not steps:
-            raise DatasetError(f"{self._location(index, ACTION)} has no steps")
+        steps = len(action)
+        bytes_per_step = {name: self._bytes_per_step(name) for name in self.columns}
         # Opening a column costs more than reading it, so the small ones are read once.
-        small = {
-            name: self._array(index, name)
-            for name in self.columns
-            if specs[name].bytes * steps <= BLOCK_BYTES
+        small = {ACTION: action} | {
+            name: self._rows(index, name, steps)
+            for name, size in bytes_per_step.items()
+            if name != ACTION and size * steps <= BLOCK_BYTES
         }
         if REWARD not in self.columns:
             small[REWARD] = np.zeros(steps, np.float32)
             small[REWARD][-1] = float(outcome == "success")
         if CONTROLLER not in self.columns and controller is not None:
             small[CONTROLLER] = np.full(steps, controller)
-        size = max(1, BLOCK_BYTES // sum(specs[name].bytes for name in {*self.columns, *small}))
+        for name in small.keys() - self.columns.keys():
+            bytes_per_step[name] = small[name].itemsize
+        size = max(1, BLOCK_BYTES // sum(bytes_per_step.values()))
         for start in range(0, steps, size):
             span = slice(start, min(start + size, steps))
-            large = {name: self._array(index, name, span) for name in self.columns if name not in small}
+            large = {name: self._rows(index, name, steps, span) for name in self.columns if name not in small}
             yield {name: rows[span] for name, rows in small.items()} | large
+
+    def _bytes_per_step(self, name: str) -> int:
+        """Return the bytes that one step of an array takes, in the data set or in the episode, whichever are
+        more."""
+        column, _ = self.columns[name]
+        return max(self.reader.columns[column].bytes, self._specs()[name].bytes)
 
     def _specs(self) -> dict[str, ArraySpec]:
         return self.spec.arrays() | {EXPERT_ACTION: self.spec.action}
+
+    def _rows(self, index: int, name: str, steps: int, span: slice = EVERY) -> Array:
+        """Read some of the steps of one array of one episode, and check their number."""
+        array, expected = self._array(index, name, span), len(range(steps)[span])
+        if len(array) != expected:
+            raise DatasetError(
+                f"{self._location(index, name)} has {len(array)} of {expected} steps, "
+                f"unlike {self._location(index, ACTION)}"
+            )
+        return array
 
     def _array(self, index: int, name: str, span: slice = EVERY) -> Array:
         """Read steps of one array of one episode, and convert them to the task's shape and dtype."""
         column, rows_of = self.columns[name]
         where = self._location(index, name)
-        found = _finite(where, self.reader.rows(index, column, span), span.start or 0)
+        found = finite(where, self.reader.rows(index, column, span), span.start or 0)
+        if not len(found):
+            raise DatasetError(f"{where} has no steps")
         spec = self._specs()[name]
-        shape = (len(found), *spec.shape)
-        rows = found
-        with suppress(IndexError, ValueError):
+        layout = layout_of(found.shape[1:], found.dtype)
+        if spec.is_image and layout and rows_of is as_it_is:
+            array = as_rgb(where, found, layout, self.size)
+            self._check_shape(where, name, array, array, spec)
+            return array
+        try:
             rows = rows_of(found)
-        if _squeezed(rows.shape) != _squeezed(shape):
-            raise DatasetError(f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}")
-        array = _converted(where, rows.reshape(shape), spec)
+        except (IndexError, ValueError):
+            rows = found
+        self._check_shape(where, name, rows, found, spec)
+        array = self._numbers(where, name, rows.reshape(len(found), *spec.shape), spec)
         if name == CONTROLLER and (array > BY_PERSON).any():
             raise DatasetError(
                 f"{where} must be 0 (a policy), 1 (an expert) or 2 (a person), not {array.max()}"
             )
-        if name == ACTION and len(array):
+        if name == ACTION:
             low, high = array.min(), array.max()
             if low < np.float32(spec.low) or high > np.float32(spec.high):
                 raise DatasetError(
@@ -230,103 +299,32 @@ class Source:
                 )
         return array
 
+    def _numbers(self, where: str, name: str, rows: Array, spec: ArraySpec) -> Array:
+        """Convert rows to a spec's dtype. float32 may round them, which is noted; uint8 may not."""
+        if spec.dtype == "uint8":
+            with np.errstate(invalid="ignore"):
+                array = np.ascontiguousarray(rows, np.uint8)
+            if not np.array_equal(array, rows):
+                raise DatasetError(
+                    f"{where} holds values that uint8 cannot hold, {rows.min()} to {rows.max()}"
+                )
+            return array
+        array, error = as_float32(where, rows)
+        if error.any():
+            self.account.rounded[name] = max(self.account.rounded.get(name, 0.0), float(error.max()))
+        return array
+
+    def _check_shape(self, where: str, name: str, rows: Array, found: Array, spec: ArraySpec) -> None:
+        """Check that rows made of what was found have a spec's shape, but for axes of size 1."""
+        shape = (len(found), *spec.shape)
+        if _squeezed(rows.shape) != _squeezed(shape):
+            message = f"{where} is {list(found.shape)}, which gives no {name} of {list(shape)}"
+            if spec.is_image and layout_of(rows.shape[1:], rows.dtype):
+                message += f": --resize {spec.shape[1]}x{spec.shape[0]} converts its pictures"
+            raise DatasetError(message)
+
     def _location(self, index: int, name: str) -> str:
         return f"{self.reader.path}, {self.reader.location(index, self.columns[name][0])}"
-
-
-def source_of(
-    reader: DatasetReader,
-    task: str,
-    known: TaskSpec | None = None,
-    columns: Columns | None = None,
-    hz: float | None = None,
-    mask: str | None = None,
-) -> Source:
-    """Make a source of a task's episodes from a data set.
-
-    Args:
-        reader: reader of the data set.
-        task: name of the task.
-        known: spec of the task; None: make it from the data.
-        columns: origin of the arrays that the data set holds under another name or in another form.
-        hz: control steps per second, for a data set that does not say.
-        mask: named subset of the episodes to use; None: all episodes.
-
-    Raises:
-        DatasetError: the data set lacks an array or the subset, or has another rate than the task.
-    """
-    if mask is not None and mask not in reader.masks:
-        raise DatasetError(
-            f"{reader.path} has no filter {mask!r}; it has {', '.join(reader.masks) or 'none'}"
-        )
-    indices = range(reader.count) if mask is None else reader.masks[mask]
-    if known is None:
-        known = implied_spec(reader, task, hz)
-    elif reader.hz is not None and abs(reader.hz / known.control_hz - 1) > RATE_TOLERANCE:
-        raise DatasetError(
-            f"{reader.path} was recorded at {reader.hz:g} Hz, but {task} has {known.control_hz:g} control "
-            "steps per second"
-        )
-    names = [*known.arrays(), EXPERT_ACTION]
-    optional = [name for name in (REWARD, CONTROLLER, EXPERT_ACTION) if name not in reader.columns]
-    found = {name: (name, _as_it_is) for name in names if name not in optional} | dict(columns or {})
-    for name, (column, _) in found.items():
-        if column not in reader.columns:
-            raise DatasetError(
-                f"{reader.path}: there is no {column}, from which {task} has its {name}; "
-                f"there are {', '.join(sorted(reader.columns))}"
-            )
-    return Source(reader, known, found, indices)
-
-
-def implied_spec(reader: DatasetReader, task: str, hz: float | None = None) -> TaskSpec:
-    """Make a task spec from a data set: its arrays, rate, range of actions, longest episode and number of
-    episodes.
-
-    Args:
-        reader: reader of the data set.
-        task: name of the task.
-        hz: control steps per second, for a data set that does not say.
-
-    Raises:
-        DatasetError: the rate is unknown, or no episode has readable actions.
-    """
-    if reader.spec is not None:
-        return replace(reader.spec, name=task)
-    rate = hz if reader.hz is None else reader.hz
-    if rate is None:
-        raise DatasetError(f"{reader.path} does not say how many steps a second has: give it by --hz")
-    if ACTION not in reader.columns or len(reader.columns[ACTION][0]) != 1:
-        raise DatasetError(
-            f"{reader.path}: there is no {ACTION} that is a vector; there are "
-            + ", ".join(f"{name} {list(shape)}" for name, (shape, _) in sorted(reader.columns.items()))
-        )
-    longest, limits = 0, list(reader.action_range or ())
-    for index in range(reader.count):
-        with suppress(DatasetError):  # the import reports it
-            rows = reader.rows(index, ACTION).astype(np.float32)
-            finite = rows[np.isfinite(rows)]
-            longest = max(longest, len(rows))
-            limits += [float(finite.min()), float(finite.max())] if finite.size else []
-    if not longest or not limits:
-        raise DatasetError(f"{reader.path}: there is no episode whose actions can be read")
-    return TaskSpec(
-        name=task,
-        observation={
-            name.removeprefix(OBSERVATION_PREFIX): ArraySpec(shape, "uint8", 0.0, 255.0)
-            if dtype == np.uint8
-            else ArraySpec(shape)
-            for name, (shape, dtype) in reader.columns.items()
-            if name.startswith(OBSERVATION_PREFIX)
-        },
-        action=ArraySpec(reader.columns[ACTION][0], low=min(limits), high=max(limits)),
-        control_hz=float(rate),
-        max_steps=longest,
-        context_lengths=tuple(
-            length for length in (1, 2, 4, 8, LONGEST_CONTEXT) if length <= max(1, longest)
-        ),
-        demonstrations=max(1, reader.count),
-    )
 
 
 def encode_info(episode: Episode) -> str:
@@ -376,16 +374,12 @@ def decode_spec_json(where: str, text: Any) -> TaskSpec:
         raise DatasetError(f"{where} is damaged: {error}") from None
 
 
-def _as_it_is(rows: Array) -> Array:
+def as_it_is(rows: Array) -> Array:
+    """Return rows unchanged: an episode's array that the data set holds under the same name."""
     return rows
 
 
-def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
-    return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []
-
-
-def _finite(where: str, rows: Array, first: int) -> Array:
+def finite(where: str, rows: Array, first: int = 0) -> Array:
     """Return rows of finite numbers unchanged. The first row is the episode's step `first`.
 
     Raises:
@@ -399,18 +393,6 @@ def _finite(where: str, rows: Array, first: int) -> Array:
     return rows
 
 
-def _converted(where: str, rows: Array, spec: ArraySpec) -> Array:
-    """Convert rows to the dtype of a spec.
-
-    Raises:
-        DatasetError: the dtype cannot hold a value.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        array = np.ascontiguousarray(rows, spec.dtype)
-    # Wider floats may be rounded to float32; whole numbers may not.
-    exact = rows.dtype.kind != "f" or spec.dtype == "uint8"
-    if not np.isfinite(array).all() or (exact and not np.array_equal(array, rows)):
-        raise DatasetError(
-            f"{where} holds values that {spec.dtype} cannot hold, {rows.min()} to {rows.max()}"
-        )
-    return array
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    """Drop axes of size 1 behind the time axis: some formats do not tell a number from a vector of one."""
+    return [shape[0], *(size for size in shape[1:] if size != 1)] if shape else []

@@ -101,6 +101,8 @@ class Migration:
         """Bring one episode over, unless it has the present format already."""
         try:
             old, source = _decode(packed)
+            if old.meta.id != id:
+                raise CodecError(f"record is of {old.meta.id}")
             if source is None:
                 return
             new = self._write_chunks(tag, old)
@@ -124,8 +126,8 @@ class Migration:
     def _write_chunks(self, tag: str, old: Record) -> Record:
         """Write an episode's chunks again, with `controller`, and return their record.
 
-        Format 2 did not say who was in control in a correction. A policy stands there; every step of it has
-        an `expert_action`.
+        Format 2 did not say who was in control in a correction, so a policy stands there. Its labelled steps,
+        which are all steps that an actor of 0.1 wrote, are learnable either way.
 
         Raises:
             CodecError: a chunk is missing or damaged, or the chunks do not match the record.
@@ -136,7 +138,8 @@ class Migration:
         for number, (key, target) in enumerate(
             zip(chunk_keys(tag, old), chunk_keys(tag, new), strict=True), start=1
         ):
-            if (stored := self._ask(("GET", key))) is None:
+            (stored,) = self._ask(("MGET", key))
+            if stored is None:
                 raise CodecError(f"chunk {number} of {old.chunks} is missing")
             arrays = decode_chunk(stored)
             rows = len(next(iter(arrays.values())))

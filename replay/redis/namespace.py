@@ -14,7 +14,7 @@ from longview.replay.names import check_name
 from longview.replay.owner import Owner
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
-from longview.replay.redis.index import PAGE, Index
+from longview.replay.redis.index import PAGE, Index, index_entry
 from longview.replay.redis.quarantine import move_to_quarantine, read_episode
 from longview.replay.redis.totals import stats_of
 from longview.replay.stats import StoreStats
@@ -82,7 +82,25 @@ class Namespace:
         names = self._call("listing tasks", lambda: self.client.redis.hkeys(keys.tasks(self.name)))
         return sorted(name.decode() for name in names)
 
+    def forget_task(self, name: str) -> None:
+        """Remove a task's spec."""
+        key = keys.tasks(self.name)
+        self._call(f"forgetting task {name}", lambda: self.client.redis.hdel(key, name))
+
     # Episodes
+
+    def forget(self, record: Record) -> bool:
+        """Delete an episode for good, and return whether it was there. Its id may be used again."""
+        id, tag, doing = record.meta.id, self.tag_of(record.meta.id), f"deleting episode {record.meta.id}"
+        packed = self._call(doing, lambda: self.client.redis.hget(keys.episodes(tag), id))
+        if packed is None:
+            return False
+        names = [keys.episodes(tag), keys.totals(tag), keys.priorities(tag), keys.prioritized(tag)]
+        names += [keys.index(tag, record.meta.source), keys.writer_prefix(tag, id, record.token)]
+        args = [id, packed, index_entry(record), record.meta.source]
+        args += [record.length, record.learnable, record.bytes, record.chunks]
+        run = self.client.script(scripts.FORGET, replicated=True)
+        return bool(self._call(doing, lambda: run(names, args)))
 
     def read(self, id: str) -> Episode:
         """Read a committed episode; errors are those of `quarantine.read_episode`."""

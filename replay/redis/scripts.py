@@ -66,7 +66,7 @@ local function tick()
 end
 """
 
-_REMOVE: Final = """
+_COUNT: Final = """
 -- Add an episode to the counters of a label (sign 1), or subtract it (sign -1).
 local function count(label, sign, steps, learnable, bytes)
   redis.call('HINCRBY', totals, label .. ':episodes', sign)
@@ -74,7 +74,11 @@ local function count(label, sign, steps, learnable, bytes)
   redis.call('HINCRBY', totals, label .. ':learnable', sign * learnable + 0) -- -0 is no integer to Redis
   redis.call('HINCRBY', totals, label .. ':bytes', sign * bytes)
 end
+"""
 
+_REMOVE: Final = (
+    _COUNT
+    + """
 -- Remove an episode, and list the removal for readers; at most `listed` removals stay listed.
 local function remove(id, listed)
   redis.call('HDEL', episodes, id)
@@ -82,10 +86,12 @@ local function remove(id, listed)
   redis.call('ZREM', prioritized, id)
   redis.call('ZADD', removed, tick(), id)
   if redis.call('ZCARD', removed) > tonumber(listed) then
-    redis.call('HSET', totals, 'floor', redis.call('ZPOPMIN', removed)[2])
+    local floor = math.max(number('floor'), redis.call('ZPOPMIN', removed)[2])
+    redis.call('HSET', totals, 'floor', string.format('%.0f', floor))
   end
 end
 """
+)
 
 COMMIT: Final = (
     """
@@ -218,6 +224,33 @@ if not behind then
 end
 return found
 """
+
+FORGET: Final = (
+    """
+-- Delete an episode for good, unless its record has changed. All readers start afresh. Unlike the id of an
+-- evicted episode, its id may be used again.
+-- KEYS 1 episodes  2 totals  3 priorities  4 prioritized  5 index of its source  6 prefix of its chunks
+-- ARGV 1 id  2 its record  3 its entry of the index  4 its source  5 length  6 number of learnable steps
+--      7 bytes  8 number of chunks
+-- Returns 0 if this record is not stored under the id (any more), else 1.
+local totals = KEYS[2]
+"""
+    + _CLOCK
+    + _COUNT
+    + _UNLINK
+    + """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[5], ARGV[3])
+unlink(KEYS[6], ARGV[8])
+count('live:' .. ARGV[4], -1, ARGV[5], ARGV[6], ARGV[7])
+redis.call('HINCRBY', totals, 'bytes', -ARGV[7])
+redis.call('HSET', totals, 'floor', tick())
+return 1
+"""
+)
 
 QUARANTINE: Final = (
     """

@@ -125,6 +125,7 @@ class Case:
 CASES = (
     Case("spec", "wrong", "max_steps is 0", spec=replace(SPEC, max_steps=0)),
     Case("spec", "wrong", "nothing is observed", spec=replace(SPEC, observation={})),
+    Case("spec", "wrong", "the action has no limits", spec=replace(SPEC, action=ArraySpec((1,)))),
     Case("spec", "warning", "context length is 64", spec=replace(SPEC, context_lengths=(1, 64))),
     Case(
         "simulator", "wrong", "task line: its simulator cannot be made: TypeError", having(__init__=lambda: 0)

@@ -1,15 +1,17 @@
 """Rollouts on the counting task, where any gap, repeat or swap shows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from longview.actors.environment import SimulatedTask
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
 from longview.actors.task import Task, load_task
-from longview.replay.episode import EpisodeMeta
+from longview.replay.episode import ArraySpec, EpisodeMeta
 
 TASK = load_task("counting")
 EXECUTE = 8
@@ -158,6 +160,13 @@ def test_the_expert_alone_needs_no_policy_and_its_noise_is_not_in_the_label() ->
         counts = note.column("observation.count")
         assert note.column("expert_action").tolist() == counts.tolist()
         assert not np.allclose(note.column("action"), counts, rtol=0, atol=1e-3)
+
+
+def test_noise_needs_a_range_of_actions() -> None:
+    spec = replace(TASK.spec, action=ArraySpec((1,)))
+    task = SimulatedTask(spec, lambda spec, render_mode: TASK.make(render_mode), TASK.expert)
+    with pytest.raises(ValueError, match="task counting: noise is a share of the action range, which has no"):
+        play(assignments(1, beta=1.0, noise=0.1, label=True), None, task=task)
 
 
 def test_beta_mixes_expert_and_policy_by_decision() -> None:

@@ -14,7 +14,7 @@ from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.session import PolicySession
 from longview.learner.train import train
-from longview.replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
+from longview.replay.episode import OBSERVATION_PREFIX, ArraySpec, Episode, TaskSpec
 
 Array = NDArray[Any]
 
@@ -224,6 +224,24 @@ def test_actions_are_those_of_the_generator_and_within_the_range(
     assert (one == same).all()
     assert (one != other).any()
     assert np.abs(one).max() == 1
+
+
+def test_without_limits_actions_stay_within_the_measured_range_and_a_margin(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    free = DiffusionPolicy(policy.config, replace(policy.spec, action=ArraySpec((2,))))
+    free.load_state_dict(policy.state_dict())
+    low, high = np.array([1, 10], np.float32), np.array([3, 30], np.float32)
+    free.actions.fit([(Statistics(low, high, low, high), "min_max")])
+    np.testing.assert_allclose(free.action_bounds(), ([0.8, 8], [3.2, 32]), rtol=1e-6)
+    np.testing.assert_allclose(free.action_bounds(margin=0.0), (low, high), rtol=1e-6)
+    back = policy_from_bytes(policy_to_bytes(free))
+    np.testing.assert_array_equal(back.action_bounds(), free.action_bounds())
+    session, (low_A, high_A) = PolicySession(free, 1), free.action_bounds()
+    free.actions.centre += 100  # every sample leaves the range that the session knows
+    actions = Play(session, returning).act([0], [4], [True], 8)
+    np.testing.assert_array_equal(actions, np.broadcast_to(high_A, actions.shape))
+    assert (low_A < high_A).all()
 
 
 def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.validation import validate
-from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, Episode
+from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode
 
 
 def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returning: list[Episode]) -> None:
@@ -71,3 +71,17 @@ def test_a_shorter_policy_and_many_short_episodes(policy: DiffusionPolicy, retur
     assert list(found["validation_loss_by_context"]) == [1, 8]
     assert np.isfinite([*found["validation_loss_by_context"].values()]).all()
     assert found["validation_loss_by_context"][1] != found["validation_loss_by_context"][8]
+
+
+def test_without_limits_the_error_is_a_share_of_the_measured_range(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    free = DiffusionPolicy(policy.config, replace(policy.spec, action=ArraySpec((2,)))).eval()
+    free.load_state_dict(policy.state_dict())
+    # Half of the task's range is measured, and all samples lie in it: only the share differs.
+    for each in (free, policy):
+        each.actions.scale.fill_(0.5)
+        each.actions.centre.fill_(0.0)
+    found, expected = (validate(each, returning[:2], seed=5) for each in (free, policy))
+    for length, error in expected["action_error_by_context"].items():
+        assert found["action_error_by_context"][length] == pytest.approx(2 * error, rel=1e-5)

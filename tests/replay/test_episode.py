@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from longview.replay.episode import difference
+from longview.replay.codec import decode_spec, encode_spec
+from longview.replay.episode import ArraySpec, TaskSpec, difference
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,9 @@ from longview.replay.episode import difference
 )
 def test_the_first_difference_is_named(old: Any, new: Any, found: Any) -> None:
     assert difference(old, new) == found
+
+
+def test_actions_without_limits_are_allowed_and_stored() -> None:
+    spec = TaskSpec("pick", {"q": ArraySpec((6,))}, ArraySpec((6,)), 10.0, 15, (1, 2), 4)
+    assert (spec.action.low, spec.action.high) == (float("-inf"), float("inf"))
+    assert decode_spec(encode_spec(spec)) == spec

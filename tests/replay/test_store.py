@@ -96,6 +96,30 @@ def test_an_unknown_task_is_named(connect: Connect) -> None:
         connect().writer(EpisodeMeta("x", "run", 0, "demo"))
 
 
+@everywhere
+def test_a_task_is_forgotten_with_its_episodes_and_may_come_back_otherwise(
+    connect: Connect, spec: TaskSpec, write: Any
+) -> None:
+    store, reader = connect(), connect()
+    ids = [write(store, number) for number in range(5)]
+    assert reader.ids() == ids
+    with pytest.raises(StoreError, match="the store holds 5 episodes of task walk"):
+        store.forget("walk")
+    assert store.forget("walk", with_episodes=True) == 5
+    assert (reader.ids(), len(reader), store.tasks()) == ([], 0, [])
+    with pytest.raises(StoreError, match="task walk is not registered"):
+        store.forget("walk")
+    total = reader.stats().total
+    assert (total.episodes, total.steps, total.learnable, total.bytes) == (0, 0, 0, 0)
+    # The same ids may be used again, unlike those of evicted episodes.
+    changed = replace(spec, max_steps=spec.max_steps + 1)
+    store.register(changed)
+    store.forget("walk")
+    store.register(spec)
+    assert [write(store, number) for number in range(5)] == ids == reader.ids()
+    assert not store.verify().findings
+
+
 # Writing and reading
 
 

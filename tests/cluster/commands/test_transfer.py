@@ -90,7 +90,7 @@ def test_a_robot_that_nobody_simulates_and_what_is_said_when_something_is_wrong(
     assert "task arm: 5 new episodes" in done(*arguments, "--hz", "30")
     with closing(EpisodeStore.connect(url, "arms", StoreConfig())) as store:
         spec = store.spec("arm")
-        assert (spec.control_hz, spec.max_steps, spec.action.high) == (30.0, 4, 19.0)
+        assert (spec.control_hz, spec.max_steps, spec.action.high) == (30.0, 4, float("inf"))
         third = store.read(store.ids()[2])
         np.testing.assert_array_equal(third.arrays["action"], [[8], [9], [10], [11]])
         np.testing.assert_array_equal(third.arrays["observation.state"][0], [8, -8])
@@ -168,3 +168,62 @@ def test_an_export_that_fails_leaves_nothing(folder: Path, url: str) -> None:
     with h5py.File(folder / "b.hdf5") as file:
         assert list(file["data"]) == ["demo_0"]
         assert file["data/demo_0/expert_actions"].shape == (4, 1)
+
+
+def test_the_summary_accounts_for_every_part(folder: Path, url: str) -> None:
+    path = buffer(folder / "arm.zarr", episodes=3)
+    group = zarr.open_group(path, mode="r+")
+    group.create_array("data/clock", data=1.7e9 + 0.1 * np.arange(12), chunks=(4,))
+    group.create_array("data/force", data=np.linspace(0, 1, 12), chunks=(4,))
+    group.create_array("camera/matrix", data=np.eye(3))
+    arguments = ("import", "arm.zarr", "--task", "arm", "told", "--url", url, "--hz", "10")
+    refused = done(*arguments, code=1)
+    assert "longview: arm.zarr, episode 0 (steps 0 to 3): data/clock: float32 would round" in refused
+    assert "leave it out by --drop clock" in refused
+    output = done(*arguments, "--drop", "clock")
+    assert "task arm: 3 new episodes, 0 were there" in output
+    assert "  action from data/action [1] float32\n" in output
+    assert "  observation.force from data/force [] float64, as float32, off by up to 3e-08\n" in output
+    assert "left out by rule:\n  camera/matrix: not in data\n  data/clock: --drop\n" in output
+
+    told = json.loads(done(*arguments, "--skip-bad", "--json"))
+    assert told["episodes"] == {"new": 0, "there": 3, "unreadable": 0}
+    assert told["left_out"] == {"camera/matrix": "not in data", "data/clock": "arm has no such array"}
+    assert told["taken"].keys() == {"action", "observation.state", "observation.force"}
+
+    other = ("import", "arm.zarr", "--task", "other", "told", "--url", url, "--hz", "10", "--skip-bad")
+    told = json.loads(done(*other, "--keys", "clock,q", "--map", "state=q", "--json"))
+    assert told["taken"].keys() == {"action", "observation.q"}
+    assert told["left_out"]["data/force"] == "not among --keys"
+    assert ["data/clock: float32 would round" in problem for problem in told["bad"]] == [True]
+    assert "--resize takes WIDTHxHEIGHT, such as 96x96, not 96" in done(*other, "--resize", "96", code=2)
+    assert "--map takes THEIRS=OURS, such as qpos=state, not q" in done(*other, "--map", "q", code=2)
+
+
+def test_more_episodes_of_the_same_robot_come_in_whatever_their_range(folder: Path, url: str) -> None:
+    buffer(folder / "monday.zarr", episodes=2)
+    buffer(folder / "tuesday.zarr", episodes=6)  # actions go on, beyond those of Monday
+    at = ("--task", "pick", "robot", "--url", url, "--hz", "10")
+    assert "2 new episodes, 0 were there" in done("import", "monday.zarr", *at)
+    assert "4 new episodes, 2 were there" in done("import", "tuesday.zarr", *at)
+
+
+def test_a_task_is_forgotten_and_its_name_free_again(folder: Path, url: str) -> None:
+    path, at = buffer(folder / "arm.zarr", episodes=2), ("again", "--url", url)
+    done("import", "arm.zarr", "--task", "pick", *at, "--hz", "10")
+    zarr.open_group(path, mode="r+").create_array("data/force", data=np.ones(8, "f4"), chunks=(4,))
+    assert "the store holds 2 episodes of task pick: --with-episodes deletes them, too" in done(
+        "forget", "pick", *at, code=1
+    )
+    assert "task place is not registered in this store; registered: pick" in done(
+        "forget", "place", *at, code=1
+    )
+    refused = CliRunner().invoke(app, ["forget", "pick", *at, "--with-episodes"], input="n\n")
+    assert "nothing was removed" in refused.output
+    assert len(listed(*at)) == 2
+    said = done("forget", "pick", *at, "--with-episodes", "--yes")
+    assert "removed the registration of task pick, and 2 episodes" in said
+    assert listed(*at) == []
+    output = done("import", "arm.zarr", "--task", "pick", *at, "--hz", "10")
+    assert "2 new episodes, 0 were there" in output
+    assert "observation.force from data/force" in output

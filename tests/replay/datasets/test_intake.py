@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from longview.replay.config import StoreConfig
 from longview.replay.datasets import lerobot_writer, source
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
+from longview.replay.datasets.plan import Choice
+from longview.replay.datasets.source import OpenEpisode, Source
 from longview.replay.episode import Array, ArraySpec, Episode, EpisodeMeta, TaskSpec
 from longview.replay.errors import DatasetError, StoreFull
 from longview.replay.store import EpisodeStore
@@ -126,6 +129,79 @@ def test_an_episode_is_read_in_blocks(
         np.testing.assert_array_equal(stored.arrays[name], array)
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_pictures_are_resized_block_by_block(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[kind](tmp_path / "data", long_episode(20, 32, 48))
+    small = Choice(size=(24, 16))
+    whole = open_source(tmp_path / "data", "pour", hz=HZ, choice=small).read(0)
+    monkeypatch.setattr(source, "BLOCK_BYTES", 70_000)
+    opened = open_source(tmp_path / "data", "pour", hz=HZ, choice=small)
+    blocks = list(opened.open(0).blocks)
+    # The pictures of a block are as large as in the data set when they are read.
+    assert [len(block["action"]) for block in blocks] == [7, 7, 6]
+    assert whole.arrays["observation.wrist"].shape == (20, 16, 24, 3)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(np.concatenate([block[name] for block in blocks]), array)
+
+
+def test_pictures_with_channels_first_are_converted_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episode = long_episode(20, 32, 48)
+    turned = {
+        name: np.moveaxis(rows, -1, 1).astype(np.float32) if rows.ndim == 4 else rows
+        for name, rows in episode.arrays.items()
+    }
+    as_zarr(tmp_path / "data", replace(episode, arrays=turned))
+    monkeypatch.setattr(source, "BLOCK_BYTES", 70_000)
+    opened = open_source(tmp_path / "data", "pour", hz=HZ)
+    blocks = list(opened.open(0).blocks)
+    assert [len(block["action"]) for block in blocks] == [1] * 20  # floats take four times the bytes
+    for camera in CAMERAS:
+        found = np.concatenate([block[f"observation.{camera}"] for block in blocks])
+        np.testing.assert_array_equal(found, episode.arrays[f"observation.{camera}"])
+
+
+def test_an_array_with_more_steps_than_the_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_robomimic(tmp_path / "data", long_episode(20, 32, 48))
+    with h5py.File(tmp_path / "data", "a") as file:
+        demo = file["data/demo_0"]
+        del demo.attrs["num_samples"]
+        pictures = demo[f"obs/{CAMERAS[0]}"][()]
+        del demo[f"obs/{CAMERAS[0]}"]
+        demo[f"obs/{CAMERAS[0]}"] = np.concatenate([pictures, pictures[-1:]])
+    monkeypatch.setattr(source, "BLOCK_BYTES", 70_000)
+    opened = open_source(tmp_path / "data", "pour", hz=HZ)
+    with pytest.raises(DatasetError, match=rf"{CAMERAS[0]} is \[21, .* expected \[20, .*most of its arrays"):
+        opened.read(0)
+
+
+def test_an_import_that_is_stopped_leaves_no_task(tmp_path: Path, connect: Any) -> None:
+    as_zarr(tmp_path / "data", long_episode(20, 32, 48))
+    opened, store = open_source(tmp_path / "data", "pour", hz=HZ), connect()
+
+    class Stopped(Source):
+        def open(self, index: int) -> OpenEpisode:
+            opening = super().open(index)
+            return replace(opening, blocks=self.stopped(opening.blocks))
+
+        def stopped(self, blocks: Iterator[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+            yield next(blocks)
+            raise KeyboardInterrupt
+
+    stopped = Stopped(opened.reader, opened.spec, opened.columns, opened.indices)
+    with pytest.raises(KeyboardInterrupt):
+        list(bring_in(stopped, [0], store))
+    store.flush()
+    assert "pour" not in store.tasks()
+    assert store.ids() == []
+    assert list(bring_in(opened, [0], store)) == [True]
+
+
 @pytest.mark.parametrize("kind", ["video", "images"])
 def test_pictures_lose_something_only_if_they_come_from_a_video(
     kind: str, tmp_path: Path, connect: Any
@@ -153,9 +229,8 @@ def test_an_episode_that_breaks_off_leaves_nothing(
     store.register(task(32, 48))
     with pytest.raises(DatasetError, match=r"data/wrist: there is no chunk 4\.0\.0\.0"):
         list(bring_in(opened, [0], store))
-    left_out: list[str] = []
-    assert list(bring_in(opened, [0], store, left_out)) == [False]
-    assert len(left_out) == 1
+    assert list(bring_in(opened, [0], store, skip_bad=True)) == [False]
+    assert len(opened.account.bad) == 1
     store.flush()
     assert store.ids() == []
     assert list(redis.scan_iter(f"{{{namespace}:*:chunks:*", count=10_000)) == []

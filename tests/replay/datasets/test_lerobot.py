@@ -16,6 +16,8 @@ from pyarrow import parquet
 
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.lerobot_writer import write
+from longview.replay.datasets.plan import Choice
+from longview.replay.datasets.video import VideoWriter
 from longview.replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
 from longview.replay.errors import DatasetError
 
@@ -213,6 +215,135 @@ def test_pictures_with_channels_first_and_one_row_group_for_all(damaged: Path) -
         np.testing.assert_array_equal(source.read(index).arrays["observation.images.top"], expected)
 
 
+def foreign(path: Path) -> dict[str, Any]:
+    """Take away what Longview adds to a data set, and return its info."""
+    (path / "meta/longview.json").unlink(missing_ok=True)
+    rewrite(path, EPISODES, lambda table: table.drop_columns(["longview"]))
+    return dict(json.loads((path / "meta/info.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "names", [None, ["rgb", "height", "width"], {"axes": ["channels", "height", "width"]}]
+)
+def test_axes_are_known_by_their_names_or_sizes(damaged: Path, kind: str, names: Any) -> None:
+    info = foreign(damaged)
+    info["features"]["observation.images.top"].update(shape=[3, 32, 48], names=names)
+    info["features"]["action"]["names"] = {"motors": ["left", "right"]}
+    (damaged / "meta/info.json").write_text(json.dumps(info))
+    source = open_source(damaged, "tidy")
+    assert source.spec.observation["images.top"] == ArraySpec((32, 48, 3), "uint8", 0.0, 255.0)
+    found = source.read(2)
+    away = found.arrays["observation.images.top"] - episode(2).arrays["observation.images.top"].astype(int)
+    assert np.abs(away).max() <= 2 * (kind == "video")
+    assert found.extras["names"]["action"] == {"motors": ["left", "right"]}
+
+
+@pytest.mark.parametrize("kind", ["image"], indirect=True)
+def test_the_names_of_openpi_are_known(damaged: Path) -> None:
+    info = foreign(damaged)
+    theirs = {"observation.images.top": "image", "observation.state": "state", "action": "actions"}
+    info["features"] = {theirs.get(name, name): feature for name, feature in info["features"].items()}
+    del info["features"]["observation.points"]
+    (damaged / "meta/info.json").write_text(json.dumps(info))
+    rewrite(damaged, DATA, lambda table: table.rename_columns([theirs.get(n, n) for n in table.column_names]))
+    source = open_source(damaged, "tidy")
+    assert source.spec.observation.keys() == {"image", "state"}
+    arrays = source.read(2).arrays
+    for name, place in {"observation.state": "observation.state", "action": "action"}.items():
+        np.testing.assert_array_equal(arrays[name], episode(2).arrays[place])
+    assert source.account.left_out == {
+        **dict.fromkeys(COUNTED, "says which step and task a row is"),
+        "next.success": "gives the episode's outcome",
+    }
+
+
+def test_version_2_is_read(damaged: Path, kind: str) -> None:
+    """A table, a video and a line for each episode."""
+    info = foreign(damaged)
+    info["codebase_version"] = "v2.1"
+    info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+    video = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    info["video_path"] = video if kind == "video" else None
+    (damaged / "meta/info.json").write_text(json.dumps(info))
+    (whole,) = damaged.glob(DATA)
+    table = parquet.read_table(whole)
+    lines = []
+    for index, steps in enumerate(LENGTHS):
+        rows = table.filter(arrow.compute.equal(table["episode_index"], index))
+        parquet.write_table(rows, whole.with_name(f"episode_{index:06d}.parquet"))
+        lines.append(json.dumps({"episode_index": index, "tasks": [TEXTS[index]], "length": steps}))
+        if kind == "video":
+            file = damaged / video.format(
+                episode_chunk=0, video_key="observation.images.top", episode_index=index
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writer = VideoWriter(file, 32, 48, 12.0)
+            writer.add(episode(index).arrays["observation.images.top"])
+            writer.close()
+    whole.unlink()
+    shutil.rmtree(damaged / "meta/episodes")
+    (damaged / "meta/episodes.jsonl").write_text("\n".join([*lines, "{"]))
+    with pytest.raises(DatasetError, match=r"meta/episodes\.jsonl, line 5 is damaged"):
+        open_source(damaged, "tidy")
+    source = open_source(damaged, "tidy", choice=Choice(skip_bad=True))
+    assert len(source.account.bad) == 1
+    for index in range(4):
+        found, expected = source.read(index), episode(index)
+        np.testing.assert_array_equal(found.arrays["action"], expected.arrays["action"])
+        away = found.arrays["observation.images.top"].astype(int) - expected.arrays["observation.images.top"]
+        assert np.abs(away).max() <= 2 * (kind == "video")
+        assert (found.extras["tasks"], found.outcome) == ([TEXTS[index]], expected.outcome)
+
+
+@pytest.mark.parametrize("kind", ["image"], indirect=True)
+@pytest.mark.parametrize("mode", ["I;16", "L", "P", "RGBA"])
+def test_pictures_are_taken_in_the_bits_that_their_files_have(damaged: Path, mode: str) -> None:
+    foreign(damaged)
+
+    def recoded(cells: list[Any]) -> None:
+        for number, cell in enumerate(cells):
+            picture, file = Image.open(io.BytesIO(cell["bytes"])), io.BytesIO()
+            if mode == "I;16":
+                picture = Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 100)
+            else:
+                picture = picture.quantize() if mode == "P" else picture.convert(mode)
+            picture.save(file, "PNG")
+            cells[number] = {"bytes": file.getvalue(), "path": None}
+
+    column(DATA, "observation.images.top", recoded)(damaged)
+    if mode == "I;16":
+        with pytest.raises(DatasetError, match=r"images\.top holds pictures of 16 bits .*--drop images\.top"):
+            open_source(damaged, "tidy")
+        return
+    source = open_source(damaged, "tidy")
+    expected = episode(2).arrays["observation.images.top"]
+    np.testing.assert_array_equal(source.read(2).arrays["observation.images.top"], expected)
+
+
+@pytest.mark.parametrize("kind", ["image"], indirect=True)
+@pytest.mark.parametrize(
+    ("feature", "problem"),
+    [
+        ({"dtype": "audio", "shape": [1]}, "sound is damaged in meta/info.json"),
+        ({"dtype": "float32"}, "sound is damaged in meta/info.json: KeyError"),
+        ({"dtype": "float32", "shape": [1]}, "episode 0: observation.sound: .* has no such column"),
+        ({"dtype": "video", "shape": [32, 48, 1], "info": {"video.is_depth_map": True}}, "is a depth map"),
+    ],
+    ids=["dtype", "shape", "column", "depth"],
+)
+def test_one_bad_feature_leaves_the_others(damaged: Path, feature: Any, problem: str) -> None:
+    info = foreign(damaged)
+    info["features"] |= {"observation.sound": feature, "observation.text": {"dtype": "string", "shape": [1]}}
+    (damaged / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match=f"{problem}.*--drop sound"):
+        open_source(damaged, "tidy")
+    source = open_source(damaged, "tidy", choice=Choice(skip_bad=True))
+    assert source.spec.observation.keys() == SPEC.observation.keys()
+    assert source.account.left_out["observation.text"] == "text"
+    assert len(source.account.bad) == 1
+    validate_episode(source.read(2), source.spec)
+
+
 EPISODES, DATA, VIDEO = "meta/episodes/*/*.parquet", "data/*/*.parquet", "videos/*/*/*.mp4"
 OF_2 = sum(LENGTHS[:2])
 """First row of episode 2."""
@@ -365,20 +496,20 @@ def test_a_bad_video_is_named(damaged: Path, case: str) -> None:
 UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "info": (lambda path: (path / "meta/info.json").write_text("{") and None, "meta/info.json is damaged"),
     "version": (
-        info(lambda known: known.update(codebase_version="v2.1")),
-        r"meta/info.json: codebase_version is v2.1, expected v3.0: LeRobot has a converter",
+        info(lambda known: known.update(codebase_version="v1.6")),
+        r"meta/info.json: codebase_version is v1.6, but v2 and v3 are read; .*convert_dataset_v1_to_v2.py",
     ),
     "feature": (
         info(lambda known: known["features"]["action"].pop("shape")),
-        "meta/info.json is damaged: .*shape",
+        "action is damaged in meta/info.json: .*shape",
     ),
     "rate": (info(lambda known: known.pop("fps")), "meta/info.json is damaged: .*fps"),
     "no episodes": (delete(EPISODES), "there are no episodes in meta/episodes"),
     "episodes": (cut(EPISODES), r"episodes/chunk-000/file-000.parquet is damaged or cut short"),
     "length": (drop(EPISODES, "length"), r"file-000.parquet: there is no column length"),
-    "no data": (delete(DATA), "there is no episode whose actions can be read"),
-    "data": (cut(DATA), "there is no episode whose actions can be read"),
-    "no action": (drop(DATA, "action"), "there is no episode whose actions can be read"),
+    "no data": (delete(DATA), r"episode 0: action: there is no file .*data/chunk-000/file-000.parquet"),
+    "data": (cut(DATA), r"episode 0: action: .*file-000.parquet is damaged or cut short"),
+    "no action": (drop(DATA, "action"), "episode 0: action: .* has no such column"),
 }
 
 

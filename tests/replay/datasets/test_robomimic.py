@@ -11,6 +11,7 @@ import pytest
 
 from longview.actors.tasks import lift
 from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.robomimic import RobomimicReader, simulator_arguments, write
 from longview.replay.episode import validate_episode
 from longview.replay.errors import DatasetError
@@ -104,11 +105,102 @@ def test_the_spec_of_a_file_follows_from_it(file: Path) -> None:
     assert {key: array.shape for key, array in spec.observation.items()} == {
         key: array.shape for key, array in lift.spec.observation.items()
     }
-    # By the format's rules actions lie in [-1, 1], whatever range the data use; absolute ones go beyond.
-    assert (spec.action.low, spec.action.high) == (-1.0, 1.0)
+    # What was measured is no limit: another file of this task may go beyond.
+    assert (spec.action.low, spec.action.high) == (float("-inf"), float("inf"))
+
+
+def test_arrays_in_groups_below_obs_are_observations(file: Path) -> None:
     with h5py.File(file, "a") as raw:
-        raw["data/demo_2/actions"][1, 3] = 2.5
-    assert open_source(file, "cube").spec.action.high == 2.5
+        for name, steps in LENGTHS.items():
+            raw[f"data/{name}/obs/arm/joint_pos"] = np.full((steps, 7), steps)
+            raw[f"data/{name}/actions_abs"] = np.full((steps, 7), -steps)
+            raw[f"data/{name}/obs/text"] = np.array(["lift"] * steps, "S")
+        raw["extra"] = np.zeros(3)
+        raw.create_group("data/take_1")
+    source = open_source(file, "cube")
+    np.testing.assert_array_equal(source.read(1).arrays["observation.arm/joint_pos"], np.full((3, 7), 3))
+    assert source.account.left_out == {
+        "extra": "not `data` or `mask`",
+        "data/take_1": "not named demo_<number>",
+        "data/demo_*/next_obs": "repeats the observations of the next step",
+        "data/demo_*/states": "an episode has no field for the simulator's state",
+        "data/demo_*/dones": "an episode ends with its last step",
+        "actions_abs": "not an observation, action or reward by robomimic's rules",
+        "obs/text": "text",
+    }
+    absolute = open_source(file, "cube", choice=Choice(map={"actions_abs": "action"}))
+    np.testing.assert_array_equal(absolute.read(1).arrays["action"], np.full((3, 7), -3))
+    assert absolute.account.left_out["actions"] == "--map gives the name action to actions_abs"
+
+
+def test_null_attributes_are_none(file: Path) -> None:
+    with h5py.File(file, "a") as raw:
+        raw["data"].attrs["env_args"] = h5py.Empty("S1")
+        del raw["data/demo_0"].attrs["num_samples"]
+        raw["data/demo_2"].attrs["num_samples"] = h5py.Empty("i8")
+    source = open_source(file, "cube", hz=30)
+    assert (source.spec.control_hz, source.spec.max_steps) == (30.0, 8)
+    assert [source.read(index).length for index in source.indices] == list(LENGTHS.values())
+
+
+@pytest.mark.parametrize("text", ["null", '{"env_name": null, "env_kwargs": null}'])
+def test_null_in_env_args_is_none(file: Path, text: str) -> None:
+    with h5py.File(file, "a") as raw:
+        raw["data"].attrs["env_args"] = text
+    assert open_source(file, "cube", hz=30).spec.control_hz == 30.0
+
+
+def test_a_damaged_attribute_is_told_or_skipped(file: Path) -> None:
+    with h5py.File(file, "a") as raw:
+        raw["data"].attrs["env_args"] = "{"
+    with pytest.raises(DatasetError, match=r"low_dim\.hdf5: data, attribute env_args is damaged"):
+        open_source(file, "cube", hz=30)
+    source = open_source(file, "cube", hz=30, choice=Choice(skip_bad=True))
+    assert len(source.account.bad) == 1
+    assert len([source.read(index) for index in source.indices]) == 3
+
+
+@pytest.mark.parametrize(
+    ("mask", "values"),
+    [
+        ("splits/train", np.array(["demo_0", "demo_10"], "S")),
+        ("train", np.array(["demo_0", "demo_10"], h5py.string_dtype())),
+        ("train", np.array([0, 10])),
+        ("train", np.array([True, False, True])),
+    ],
+    ids=["in a group", "variable text", "numbers", "truth values"],
+)
+def test_masks_of_all_kinds_choose(file: Path, mask: str, values: Any) -> None:
+    with h5py.File(file, "a") as raw:
+        del raw["mask"]
+        raw[f"mask/{mask}"] = values
+    source = open_source(file, "cube", mask=mask)
+    assert list(source.indices) == [0, 2]
+    assert source.read(2).extras["masks"] == [mask]
+
+
+def test_a_mask_that_names_a_missing_demonstration_matters_only_if_it_is_asked_for(file: Path) -> None:
+    with h5py.File(file, "a") as raw:
+        raw["mask/20_percent"] = np.array(["demo_10", "demo_17"], "S")
+    source = open_source(file, "cube")
+    assert source.read(2).extras["masks"] == ["20_percent", "train"]
+    expected = "mask/20_percent names demo_17, which is not in the file"
+    with pytest.raises(DatasetError, match=expected):
+        open_source(file, "cube", mask="20_percent")
+    some = open_source(file, "cube", mask="20_percent", choice=Choice(skip_bad=True))
+    assert list(some.indices) == [2]
+    assert some.account.bad == [f"{file}: {expected}"]
+
+
+def test_an_array_of_few_demonstrations_does_not_condemn_the_others(file: Path) -> None:
+    with h5py.File(file, "a") as raw:
+        raw["data/demo_0/obs/debug"] = np.zeros((5, 2))
+    with pytest.raises(
+        DatasetError, match="obs/debug is in 1 of 3 demonstrations only: leave it out by --drop"
+    ):
+        open_source(file, "cube")
+    source = open_source(file, "cube", choice=Choice(drop=["debug"]))
+    assert len([source.read(index) for index in source.indices]) == 3
 
 
 def test_filters_choose_and_keep_ids(file: Path) -> None:
@@ -257,11 +349,6 @@ UNREADABLE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no observations": (
         lambda file: [remove(f"data/{name}/obs")(file) for name in LENGTHS] and None,
         "no demonstration has obs; robomimic's dataset_states_to_obs.py adds them",
-    ),
-    "arguments": (attribute("data", "env_args", "{"), "data, attribute env_args is damaged"),
-    "mask": (
-        put("mask/valid", lambda names: np.array(["demo_7"], "S")),
-        "mask/valid names demo_7, which is not",
     ),
     "ours": (attribute("data", "longview", "{}"), "data, attribute longview is damaged"),
 }

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from longview.actors.tasks import push_t
 from longview.learner.config import Horizon
 from longview.learner.windows import build
 from longview.replay.datasets.formats import open_source
+from longview.replay.datasets.plan import Choice
 from longview.replay.episode import ArraySpec, Episode, validate_episode
 from longview.replay.errors import DatasetError
 from longview.replay.store import EpisodeStore
@@ -98,6 +100,85 @@ def test_one_bad_episode_leaves_the_others(damaged: Path) -> None:
         source.read(2)
 
 
+def free(path: Path, **arrays: Any) -> Path:
+    """Write a buffer of a robot of its own: episodes of 8 steps, chunks of 4; keys have `__` for `/`."""
+    buffer = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, rows in {"data__action": np.arange(24.0).reshape(24, 1), **arrays}.items():
+        buffer.create_array(name.replace("__", "/"), data=rows, chunks=(4, *rows.shape[1:]))
+    buffer.create_array("meta/episode_ends", data=np.array([8, 16, 24]))
+    return path
+
+
+ROWS = np.arange(48.0).reshape(24, 2)
+
+
+def test_arrays_in_groups_are_observations_and_others_are_accounted_for(tmp_path: Path) -> None:
+    path = free(tmp_path / "b.zarr", data__obs__joints=ROWS, data__hand__force=-ROWS, notes__x=np.ones(3))
+    source = open_source(path, "pick", hz=10)
+    arrays = source.read(1).arrays
+    np.testing.assert_array_equal(arrays["observation.joints"], ROWS[8:16])
+    np.testing.assert_array_equal(arrays["observation.hand/force"], -ROWS[8:16])
+    assert source.account.left_out == {"notes/x": "not in data"}
+
+
+def test_a_zip_file_is_read_like_its_folder(tmp_path: Path) -> None:
+    folder = free(tmp_path / "b.zarr", data__q=ROWS)
+    path = Path(shutil.make_archive(str(tmp_path / "b.zarr"), "zip", folder))
+    unpacked, zipped = (open_source(each, "pick", hz=10) for each in (folder, path))
+    assert zipped.spec == unpacked.spec
+    for index in range(3):
+        assert zipped.id(index) == unpacked.id(index)
+        np.testing.assert_array_equal(
+            zipped.read(index).arrays["observation.q"], unpacked.read(index).arrays["observation.q"]
+        )
+
+
+def test_format_3_is_named(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "b.zarr", mode="w", zarr_format=3)
+    with pytest.raises(DatasetError, match=r"b.zarr is zarr of format 3: write it again with zarr_format=2"):
+        open_source(tmp_path / "b.zarr", "pick", hz=10)
+
+
+def test_a_compressor_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    path = free(tmp_path / "b.zarr", data__q=ROWS, data__front=ROWS)
+    file = path / "data/front/.zarray"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "compressor": {"id": "imagecodecs_jpegxl"}}))
+    expected = "data/front is compressed by imagecodecs_jpegxl, which is not known here: .*--drop front"
+    with pytest.raises(DatasetError, match=expected):
+        open_source(path, "pick", hz=10)
+    source = open_source(path, "pick", hz=10, choice=Choice(skip_bad=True))
+    assert source.read(0).arrays.keys() == {"observation.q", "action", "reward", "controller"}
+
+
+def test_chunks_that_zarr_left_out_are_read_as_their_fill_value(tmp_path: Path) -> None:
+    contact = np.zeros(24)
+    contact[[5, 9]] = 1
+    path = free(tmp_path / "b.zarr", data__q=ROWS + 1, data__contact=contact, data__never=np.zeros((24, 2)))
+    assert not (path / "data/contact/3").exists()
+    source = open_source(path, "pick", hz=10)
+    found = [source.read(index).arrays["observation.contact"] for index in source.indices]
+    np.testing.assert_array_equal(np.concatenate(found), contact)
+    notes = "chunks are not there, and were read as the fill value 0.0, as zarr leaves out such chunks"
+    assert source.reader.notes == [f"data/contact: 4 {notes}", f"data/never: 6 {notes}"]
+
+    (path / "data/q/2.0").unlink()  # a signal that never rests at the fill value: the chunk was lost
+    with pytest.raises(DatasetError, match=r"episode 1 .*data/q: there is no chunk 2\.0"):
+        open_source(path, "pick", hz=10).read(1)
+
+
+def test_an_empty_episode_and_an_unfinished_one_leave_the_others(tmp_path: Path) -> None:
+    path = free(tmp_path / "b.zarr", data__q=ROWS)
+    put("meta/episode_ends", lambda ends: np.array([8, 8, 16]))(path)
+    unfinished = f"{path}: steps 16 to 23 belong to no episode: meta/episode_ends end at 16"
+    with pytest.raises(DatasetError, match=unfinished):
+        open_source(path, "pick", hz=10)
+    source = open_source(path, "pick", hz=10, choice=Choice(skip_bad=True))
+    assert source.account.bad == [unfinished]
+    assert [source.read(index).length for index in (0, 2)] == [8, 8]
+    with pytest.raises(DatasetError, match=r"episode 1 .*: data/\w+ has no steps"):
+        source.read(1)
+
+
 def test_actions_stay_with_their_observations_in_store_and_windows(
     push_t_buffer: Path, connect: Callable[..., EpisodeStore]
 ) -> None:
@@ -168,7 +249,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no array": (lambda path: shutil.rmtree(path / "data/action"), "there is no action, from which push_t"),
     "no ends": (lambda path: shutil.rmtree(path / "meta"), "there is no array meta/episode_ends"),
     "not an array": (group, "there is no action, from which push_t"),
-    "metadata": (cut("data/action/.zarray", 40), "is no zarr group of format 2 with data in it"),
+    "metadata": (cut("data/action/.zarray", 40), "data/action has a damaged .zarray"),
     "missing chunk": (lambda path: (path / "data/state/3.0").unlink(), r"data/state: there is no chunk 3\.0"),
     "short chunk": (cut("data/action/2.0", 60), "data/action: chunk 2.0 is damaged or cut short, 60 bytes"),
     "empty chunk": (cut("data/action/2.0", 0), "data/action: chunk 2.0 is damaged or cut short, 0 bytes"),
@@ -185,7 +266,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flat state": (put("data/state", lambda rows: rows[:, 0]), r"data/state is \[30\], which gives no"),
     "too few rows": (
         put("data/state", lambda rows: rows[:100]),
-        r"data/state is \[100, 5\], but meta/episode_ends end at 120",
+        r"episode 5 .* data/state is \[100, 5\], it ends before the episode",
     ),
     "not a number": (
         put("data/action", with_value(np.nan)),

@@ -16,9 +16,11 @@ from longview.replay.config import StoreConfig
 from longview.replay.episode import EpisodeMeta, TaskSpec
 from longview.replay.errors import StoreUnavailable
 from longview.replay.redis import client, keys
+from longview.replay.redis.migrate import Migration
 from longview.replay.redis.quarantine import chunk_keys
 from longview.replay.store import EpisodeStore
 from tests.replay.conftest import redis_cluster
+from tests.replay.redis.test_migrate import load_old_namespace
 
 SECRET = "hunter2-S3CRET"
 GUIDE = Path(__file__).parents[3] / "docs" / "store.md"
@@ -155,6 +157,14 @@ def server(start_redis: StartRedis, tmp_path: Path, free_port: int) -> str:
 
 def test_a_user_who_may_do_what_the_store_needs(server: str, spec: TaskSpec, write: Any) -> None:
     everything(f"redis://lab:{SECRET}@{server}", spec, write)
+
+
+def test_that_user_may_migrate(server: str) -> None:
+    url = f"redis://lab:{SECRET}@{server}"
+    connected = client.Client(url, StoreConfig())
+    load_old_namespace(connected.redis, "lab")
+    assert Migration(connected, "lab", StoreConfig()).run().episodes == 14
+    connected.redis.close()
 
 
 def test_that_user_on_a_cluster(cluster: Any, spec: TaskSpec, write: Any) -> None:
