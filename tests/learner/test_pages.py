@@ -39,7 +39,7 @@ def test_the_loop_on_the_robots_page_runs(
 def test_the_policies_page_counts_the_weights() -> None:
     """The table has the weights in millions for push_and_return, one column for each size."""
     page = (DOCS / "policies.md").read_text()
-    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert {name.strip("`"): counts for name, *counts in rows} == {
         **{
             name: [millions(made(size, name).denoiser) for size in SHARED]
