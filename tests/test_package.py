@@ -134,7 +134,7 @@ def test_without_extras_the_command_line_explains_itself(arguments: list[str], s
         (["demo", "--task", "counting"], "ray", "cluster"),
         (["demo", "--task", "lift"], "mujoco", "sim"),
         (["demo", "--task", "push_t", "demonstrations=."], "gym_pusht", "sim"),
-        (["dashboards", "build"], "prometheus_client", "monitoring"),
+        (["dashboards", "build"], "grafana_foundation_sdk", "monitoring"),
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(
