@@ -53,7 +53,7 @@ def test_a_jpeg_loses_little_and_is_small() -> None:
 
 def test_only_pictures_that_are_asked_for_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pictures(10)
-    record = Record(EpisodeMeta("a", "walk", 0, "import"), "success", 10, 3, 99, "ab", 4)
+    record = Record(EpisodeMeta("a", "walk", 0, "import"), "success", 10, 10, 3, 99, "ab", 4)
     episode = PartialEpisode(record)
     for number in (1, 2):
         episode.fill(number, open_chunk(chunk_of(rows[4 * number : 4 * number + 4])))
@@ -68,7 +68,7 @@ def test_only_pictures_that_are_asked_for_are_decoded(monkeypatch: pytest.Monkey
 
 
 def test_chunks_of_both_forms_do_not_fit_together() -> None:
-    record = Record(EpisodeMeta("a", "walk", 0, "import"), "success", 8, 2, 99, "ab", 4)
+    record = Record(EpisodeMeta("a", "walk", 0, "import"), "success", 8, 8, 2, 99, "ab", 4)
     for first, second in ((True, False), (False, True)):
         episode = PartialEpisode(record)
         episode.fill(0, open_chunk(chunk_of(pictures(4), as_jpeg=first)))
@@ -164,7 +164,11 @@ def look(step: int) -> dict[str, Array]:
     arrays = {
         name: rng.integers(0, 256, spec.shape).astype(spec.dtype) for name, spec in LARGE.arrays().items()
     }
-    return arrays | {"action": np.zeros(1, np.float32), "reward": np.asarray(step, np.float32)}
+    return arrays | {
+        "action": np.zeros(1, np.float32),
+        "reward": np.asarray(step, np.float32),
+        "controller": np.asarray(1, np.uint8),
+    }
 
 
 @pytest.mark.parametrize(
