@@ -96,6 +96,20 @@ class Job:
         return self.sender.wait(self)
 
 
+class InterruptibleCondition(threading.Condition):
+    """Condition that passes on a Ctrl-C which arrives in the instant in which `wait` releases the lock.
+
+    Python's own condition then releases a lock that it no longer holds, and raises RuntimeError instead.
+    """
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            super().__exit__(*raised)
+        except RuntimeError:
+            if raised[0] is not KeyboardInterrupt:
+                raise
+
+
 class Sender:
     """Background thread with a queue of jobs, bounded in bytes. Any number of threads may use it.
 
@@ -115,7 +129,7 @@ class Sender:
     def _reset(self) -> None:
         """Start with an empty queue and no thread. A forked process does so too, since it inherits no
         thread."""
-        self._changed = threading.Condition()
+        self._changed = InterruptibleCondition()
         self._jobs: dict[Job, None] = {}
         """Jobs that are not done, the oldest first."""
         self._bytes = 0

@@ -18,7 +18,7 @@ from redis import Redis
 
 from longview.replay.errors import StoreError, StoreFull, StoreUnavailable
 from longview.replay.redis import keys
-from longview.replay.redis.sender import JOB_BYTES
+from longview.replay.redis.sender import JOB_BYTES, InterruptibleCondition
 from longview.replay.store import EpisodeStore
 from tests.replay.redis.proxy import MOMENTS, Proxy
 
@@ -430,3 +430,14 @@ print(os.waitpid(child, 0)[1], all(receipt.result() for receipt in mine))
     assert process.communicate(timeout=60) == ("0 True\n", "")
     assert len(store.ids()) == 40
     assert store.verify().findings == []
+
+
+def test_a_ctrl_c_that_comes_while_a_wait_begins_is_not_replaced() -> None:
+    """The lock is released already, and the wait has not begun."""
+    condition = InterruptibleCondition()
+    with pytest.raises(KeyboardInterrupt), condition:
+        condition.release()
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), condition:
+        condition.release()
+        raise ValueError
