@@ -303,6 +303,8 @@ class Sender:
                         self._succeed(job, value)
                     pauses = retry_delays()
             except TemporaryFailure as failure:
+                if self._failure is None:
+                    log.warning("%s; trying again for %g s", failure, self._patience)
                 self._failure = failure.with_traceback(None)
                 time.sleep(next(pauses))
                 self._client.reconnect()

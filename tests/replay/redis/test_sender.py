@@ -310,8 +310,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_makes_writers_wait(
-    connect: Connect, begin: Any, step: Any, start_redis: StartRedis, socket_path: Path, small_disk: Path
+def test_a_full_disk_is_said_at_once_and_makes_writers_wait(
+    connect: Connect,
+    begin: Any,
+    step: Any,
+    start_redis: StartRedis,
+    socket_path: Path,
+    small_disk: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = ["--port", "0", "--unixsocket", str(socket_path), "--appendonly", "yes"]
     options += ["--dir", str(small_disk), "--auto-aof-rewrite-percentage", "0"]
@@ -334,6 +340,8 @@ def test_a_full_disk_makes_writers_wait(
 
     with pytest.raises(StoreUnavailable, match=r"could not write to its disk for 1 s: .*MISCONF"):
         write_until_it_fails()
+    said = [text for text in caplog.messages if "trying again for 1 s" in text]
+    assert ["could not write to its disk" in text for text in said] == [True], "once, before it fails"
     assert 5 < len(acknowledged) < 100
     assert store.stats().total.episodes >= len(acknowledged), "reading goes on"
     filler.unlink()
