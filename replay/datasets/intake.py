@@ -6,7 +6,7 @@ from typing import Final
 
 from longview.replay.datasets.source import OpenEpisode, Source
 from longview.replay.episode import ACTION
-from longview.replay.errors import DatasetError, StoreFull
+from longview.replay.errors import DatasetError, ReplayError, StoreFull
 from longview.replay.store import EpisodeStore
 
 SAMPLED: Final = 4
@@ -57,7 +57,8 @@ def _add_first(source: Source, opening: OpenEpisode, store: EpisodeStore) -> boo
         return _add(opening, store)
     except BaseException:  # also if a person stops the import
         if fresh:
-            store.forget(source.spec.name)
+            with suppress(ReplayError):  # it would hide why the import ends
+                store.forget(source.spec.name)
         raise
 
 
@@ -111,7 +112,8 @@ def _add(opening: OpenEpisode, store: EpisodeStore) -> bool:
     try:
         for block in opening.blocks:
             writer.extend(block)
-    except BaseException:
-        writer.abort()
+    except BaseException:  # also if a person stops the import
+        with suppress(ReplayError):  # it would hide why the import ends
+            writer.abort()
         raise
     return writer.commit(opening.outcome)
