@@ -53,8 +53,10 @@ TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
 """Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
 
 CELLS: Final = 16
-"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table, up to 1024
-pictures as they are stored."""
+"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table twice, compressed
+and not; a page has as many pictures as its row group, but no more than 1024."""
+READ_BYTES: Final = 1 << 20
+"""Bytes of a table that are read at once. Without a limit pyarrow reads the whole column of a row group."""
 
 _PICTURES: Final = ("image", "video")
 _NAMES: Final = {
@@ -335,7 +337,7 @@ class LerobotReader(DatasetReader):
 
         if self._table is None or self._table[0] != file:
             try:
-                opened = parquet.ParquetFile(file)
+                opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
                 plain = [
                     name
                     for name in opened.schema_arrow.names

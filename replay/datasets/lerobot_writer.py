@@ -37,6 +37,8 @@ FILES_PER_CHUNK: Final = 1000
 """Number of files per folder."""
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200
 """Sizes in MiB above which a file gets no further episode."""
+GROUP_STEPS: Final = 100
+"""Steps of a row group, as Hugging Face's own writer takes for pictures: a reader holds a whole group of them."""
 AXES: Final = ["height", "width", "channels"]
 """Names of a picture's axes."""
 
@@ -162,7 +164,8 @@ class _Files:
             arrow.Table.from_arrays(
                 [arrow.array(cell, type) for cell, type in zip(cells, schema.types, strict=True)],
                 schema=schema,
-            )
+            ),
+            row_group_size=GROUP_STEPS,
         )
         steps = len(columns[ACTION])
         where = self._where("data") | {

@@ -279,7 +279,7 @@ print(int(peak.split()[1]) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["video", "robomimic", "zarr"])
+@pytest.mark.parametrize("kind", ["video", "images", "robomimic", "zarr"])
 def test_thirty_seconds_of_two_cameras_are_imported_in_300_mib(
     kind: str, tmp_path: Path, url: str, namespace: str
 ) -> None:
