@@ -14,7 +14,7 @@ from longview.replay.episode import (
     ACTION,
     BY_PERSON,
     CONTROLLER,
-    EXPERT_ACTION,
+    OPTIONAL,
     OUTCOMES,
     Array,
     EpisodeMeta,
@@ -73,6 +73,8 @@ class EpisodeWriter:
         self._jobs = JobGroup()
         self._buffers: Buffers = {}
         """Arrays of the current chunk; empty before its first step."""
+        self._held: Collection[str] = ()
+        """Names of the arrays that every step holds; empty before the first step."""
         self._rows = 0
         """Steps in the current chunk."""
         self._queued = 0
@@ -87,7 +89,7 @@ class EpisodeWriter:
         """Add one step. The arrays are copied.
 
         Args:
-            step: one row of every array of the task, by name; `expert_action` in all steps or in none.
+            step: one row of every array of the task, by name; one of `OPTIONAL` in all steps or in none.
                 `controller` may be left out, except in a correction: then it follows from the episode's
                 source.
 
@@ -113,7 +115,7 @@ class EpisodeWriter:
             if not isinstance(array, _ARRAYS) or array.dtype != dtype or array.shape != shape:
                 self._refuse(step)
             buffer[row] = array
-        self._buffers = buffers
+        self._buffers, self._held = buffers, buffers.keys()
         self._rows += 1
 
     def extend(self, steps: Mapping[str, Array]) -> None:
@@ -260,10 +262,8 @@ class EpisodeWriter:
         return committed
 
     def _new_chunk(self, step: Mapping[str, Array]) -> Buffers:
-        """Allocate the arrays of a chunk, with `expert_action` if the step has it."""
-        specs = self._spec.arrays()
-        if EXPERT_ACTION in step:
-            specs[EXPERT_ACTION] = self._spec.action
+        """Allocate the arrays of a chunk, with those of `OPTIONAL` that the episode's first step has."""
+        specs = self._spec.arrays(self._held or step)
         shapes = [(name, spec.dtype, (self._chunk_steps, *spec.shape)) for name, spec in specs.items()]
         self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
@@ -275,4 +275,5 @@ class EpisodeWriter:
             validate_step({name: np.asarray(array) for name, array in step.items()}, self._spec)
         except EpisodeError as error:
             raise EpisodeError(f"{where}: {error}") from None
-        raise EpisodeError(f"{where}: {EXPERT_ACTION} must be in all steps of an episode or in none")
+        differing = " and ".join(name for name in OPTIONAL if (name in step) != (name in self._held))
+        raise EpisodeError(f"{where}: {differing} must be in all steps of an episode or in none")
