@@ -57,9 +57,9 @@ class Counter:
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
         T_o: int,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
-        assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset)
+        assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset) == len(rngs)
         self.calls.append(len(slots))
         for slot, frames, actions, fresh in zip(slots, new_frames, executed, reset, strict=True):
             counts = frames["count"][:, 0]
@@ -97,7 +97,6 @@ def play(
         policy=policy,
         context_length=4,
         record=record,
-        rng=np.random.default_rng(0),
         clock=clock or Clock(),
     )
     return list(ends), notes
@@ -195,7 +194,6 @@ def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
         policy=Counter(),
         context_length=1,
         record=record,
-        rng=np.random.default_rng(0),
         clock=Clock(),
     )
     first = next(ends)
