@@ -1,7 +1,12 @@
-"""Settings of actors and evaluation. Importing them needs no simulator."""
+"""Settings of actors, collection and evaluation. Importing them needs no simulator."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+CollectKind = Literal["off", "rollout", "takeover", "labels", "human"]
+Gate = Literal["random", "distance", "progress"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ NO_CAMERAS = CamerasConfig()
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """Number of actors and simulators, and what they collect."""
+    """Number of actors and simulators, and the demonstrations to start with."""
 
     count: int = 2
     """Number of actor processes."""
@@ -39,17 +44,11 @@ class ActorsConfig:
     noise: float = 0.1
     """Standard deviation of noise on an expert's executed actions, as a share of half the action range.
     Demonstrations then show how to recover. The label stays the expert's own action."""
-    episodes_per_version: int = 32
-    """Episodes to collect with a published version; an expert labels them where there is one (DAgger). A
-    version published while those of an earlier one are still being collected gets none. 0 collects none."""
     cameras: CamerasConfig = NO_CAMERAS
     """Cameras whose pictures the policy sees."""
     recycle: int = 500
     """Episodes after which a new process replaces an actor that renders, since OpenGL has aborted old
     processes. An actor that renders nothing lives as long as the run."""
-    beta_until: float = 0.5
-    """Share of training after which the expert no longer acts in collected episodes. Before, the probability
-    beta that the expert makes a decision falls linearly from 1 (Ross et al. 2011, arXiv 1011.0686)."""
 
     def __post_init__(self) -> None:
         for name in ("count", "simulators", "recycle"):
@@ -57,12 +56,72 @@ class ActorsConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.demonstrations is not None and self.demonstrations < 1:
             raise ValueError(f"demonstrations must be at least 1, not {self.demonstrations}")
-        if self.episodes_per_version < 0:
-            raise ValueError(f"episodes_per_version must not be negative: {self.episodes_per_version}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise must lie in [0, 1], not {self.noise}")
-        if not 0 < self.beta_until <= 1:
-            raise ValueError(f"beta_until must lie in (0, 1], not {self.beta_until}")
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What the actors collect with the policy while it is trained, and how much. docs/collect.md compares the
+    kinds."""
+
+    kind: CollectKind = "off"
+    """Kind of episodes. `off`: none, actors only evaluate. `rollout`: the policy's own, of which a learner
+    can imitate the successes. `takeover`: the expert takes over where `gate` opens. `labels`: the policy acts
+    and the expert says at every decision what it would do. `human`: episodes come from persons, through the
+    store; actors only evaluate."""
+    share: float = 0.5
+    """Share of the actors, in (0, 1], that collect while there are episodes to evaluate; the others evaluate.
+    An actor that finds nothing to do of its own kind does the other."""
+    context_lengths: Mapping[int, float] = field(default_factory=dict)
+    """Weight of each context length T_o that episodes are collected with, in any unit. Empty: every evaluated
+    length in turn."""
+    steps_per_training_step: float = 4.0
+    """Environment steps that actors may collect per training step; they wait once they are further ahead, so
+    that a learner on the same machine is not starved. They never wait while the learner waits for them."""
+    max_staleness: int | None = None
+    """Training steps since the newest version was published after which actors wait for the next version; at
+    least `learner.publish_every`. None: no limit."""
+    expert_steps: int | None = None
+    """Steps of the expert after which collection ends. None: no limit."""
+    gate: Gate = "random"
+    """Rule by which the expert takes over. `random`: at a random step of a demonstration's length.
+    `distance`: where the policy's and the expert's plans differ by more than `distance`. `progress`: where
+    nothing has moved for `patience` steps."""
+    distance: float = 0.2
+    """Mean distance of two plans at which `distance` opens, as a share of the action range; above 0."""
+    patience: int = 20
+    """Steps without a change of the observation by 1 % of its range, after which `progress` opens."""
+    hand_back: bool = False
+    """Whether the policy goes on once its plan is closer to the expert's than half of `distance`. Otherwise
+    the expert goes on to the end of the episode."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("kind", CollectKind), ("gate", Gate)):
+            if getattr(self, name) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], not {self.share}")
+        weights = self.context_lengths.values()
+        if any(length < 1 for length in self.context_lengths) or not all(0 <= w < math.inf for w in weights):
+            raise ValueError(
+                "context_lengths must be lengths of 1 or more with weights of 0 or more, "
+                f"not {dict(self.context_lengths)}"
+            )
+        if self.context_lengths and sum(weights) == 0:
+            raise ValueError(f"context_lengths have no weight above 0: {dict(self.context_lengths)}")
+        for name in ("steps_per_training_step", "distance"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("patience", "max_staleness", "expert_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def source(self) -> str | None:
+        """Source of the episodes that actors collect; None if they collect none."""
+        return {"rollout": "rollout", "takeover": "correction", "labels": "correction"}.get(self.kind)
 
 
 @dataclass(frozen=True)

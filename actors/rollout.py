@@ -126,10 +126,16 @@ class Clock:
     """Seconds in simulators."""
     policy: float = 0.0
     """Seconds in the policy."""
+    expert: float = 0.0
+    """Seconds in experts."""
     store: float = 0.0
     """Seconds of recording and of waiting for the store."""
+    weights: float = 0.0
+    """Seconds of loading policies."""
+    limited: float = 0.0
+    """Seconds without an order because the limiter allowed none."""
     waiting: float = 0.0
-    """Seconds without an order."""
+    """Other seconds without an order."""
     steps: int = 0
     """Control steps simulated."""
 
@@ -219,7 +225,9 @@ def _start(
     clock: Clock,
 ) -> EpisodeEnd | None:
     """Begin an episode; returns its end if the simulator diverges at once."""
+    started = time.perf_counter()
     observation, _ = lane.env.reset(seed=assignment.meta.seed)
+    clock.simulator += time.perf_counter() - started
     lane.assignment, lane.steps = assignment, 0
     if not _is_finite(observation):
         return _end(lane, "invalid", clock)
@@ -278,9 +286,11 @@ def _noise(lane: _Lane, context_length: int) -> np.random.Generator:
 def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | None:
     """Make one step; returns the episode's end if that was its last."""
     assert lane.assignment is not None
+    asked = time.perf_counter()
     label = lane.expert() if lane.expert is not None else None
     action = _choose(lane, offset, label, task)
     started = time.perf_counter()
+    clock.expert += started - asked
     try:
         observation, reward, terminated, truncated, info = lane.env.step(action)
     except ActionError as error:

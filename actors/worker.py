@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from longview.actors.config import ActorsConfig
+from longview.actors.config import ActorsConfig, CollectConfig
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
 from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
@@ -50,10 +50,10 @@ class Order:
     """Number of episodes."""
     context_length: int = 0
     """T_o that the policy acts with; 0 for the expert alone."""
-    beta: float = 0.0
-    """Probability that the expert makes a decision."""
     version: int | None = None
     """Policy version to act with; None for the expert alone."""
+    typical_steps: float = 0.0
+    """Mean length of a demonstration in steps: the expert takes over before, where a random step decides."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Result:
     """Episodes by outcome: all of an evaluation, otherwise the ones that are new in the store."""
     steps: int
     """Control steps simulated."""
+    expert_steps: int = 0
+    """Steps of the expert among them, and in plans that only label."""
     worn: bool = False
     """Whether the actor has rendered so much that a new process should replace it."""
 
@@ -92,6 +94,8 @@ class Worker:
     """Store for collected episodes; None where nothing is collected."""
     report: Callable[[bytes], None]
     """Sends a report to the hub."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """What is collected with a policy."""
     incarnation: int = field(default_factory=time.time_ns)
     """Number of this start of the actor; higher after a restart."""
     totals: Totals = field(default_factory=Totals)
@@ -105,18 +109,20 @@ class Worker:
             self.totals.add(name, 0, task=self.task.spec.name)  # so that Prometheus sees the first one
         self._send()
 
-    def work(self, order: Order, policy: Policy | None, newest_version: int = 0) -> Result:
+    def work(self, order: Order, policy: Policy | None, newest_version: int = 0, held: float = 0.0) -> Result:
         """Do an order: return once all its episodes are in the store.
 
         Args:
             order: the order.
             policy: acts, at `order.version`; None for the expert alone.
             newest_version: the newest published version; its distance to the order's is the staleness.
+            held: seconds for which the limiter has made the actor wait for this order.
         """
         if order.version is not None:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
                 self.totals.set(name, newest_version - order.version)
-        self._clock.waiting += time.perf_counter() - self._idle_since
+        self._clock.limited += held
+        self._clock.waiting += time.perf_counter() - self._idle_since - held
         before = self._clock.steps
         outcomes: Counter[str] = Counter()
         refusals: list[str] = []
@@ -146,7 +152,12 @@ class Worker:
         if refusals:
             log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
         worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
-        return Result(outcomes, self._clock.steps - before, worn)
+        return Result(outcomes, self._clock.steps - before, worn=worn)
+
+    def loaded(self, seconds: float) -> None:
+        """Count seconds since the last order that loading a policy took: they were not spent waiting."""
+        self._clock.weights += seconds
+        self._idle_since += seconds
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
         expert = order.purpose in ("demo", "correction")
@@ -167,7 +178,12 @@ class Worker:
                 policy_versions=() if order.version is None else (order.version,),
                 context_length=order.context_length,
             )
-            yield Assignment(meta, beta=order.beta, noise=self.config.noise if expert else 0.0, label=expert)
+            yield Assignment(
+                meta,
+                beta=1.0 if order.version is None else 0.0,
+                noise=self.config.noise if expert else 0.0,
+                label=expert,
+            )
 
     def _count(self, end: EpisodeEnd) -> None:
         task = self.task.spec.name
@@ -188,7 +204,7 @@ class Worker:
         spec, steps = self.task.spec, now.steps - sent.steps
         self.totals.add("longview_env_steps_total", steps, task=spec.name)
         self.totals.add("longview_simulated_seconds_total", steps / spec.control_hz, task=spec.name)
-        for part in ("simulator", "policy", "store", "waiting"):
+        for part in ("simulator", "policy", "expert", "store", "weights", "limited", "waiting"):
             spent = getattr(now, part) - getattr(sent, part)
             self.totals.add("longview_actor_seconds_total", spent, part=part)
         if self.store is not None:

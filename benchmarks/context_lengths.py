@@ -161,7 +161,7 @@ def demonstrated(task: Task, actors: ActorsConfig, episodes: int, seed: int) -> 
         store = EpisodeStore.connect(url, task.spec.name, StoreConfig())
         store.register(task.spec)
         worker = Worker(task, actors, seed, "actor-0", store, Hub().report)
-        worker.work(Order("demo", 0, episodes, beta=1.0), None)
+        worker.work(Order("demo", 0, episodes), None)
         yield store
 
 

@@ -19,13 +19,13 @@ def actor_report() -> bytes:
     reports: list[bytes] = []
     actors = ActorsConfig(simulators=4, noise=0)
     worker = Worker(load_task("counting"), actors, 0, "actor-0", None, reports.append)
-    worker.work(Order("evaluation", 0, 8, 1, beta=1.0), None)
+    worker.work(Order("evaluation", 0, 8, 1), None)
     for source in ("demo", "correction"):
         for outcome in ("success", "wrong", "failure"):
             labels = {"task": "counting", "source": source, "outcome": outcome}
             worker.totals.add("longview_episodes_total", 1, **labels)
     worker.totals.observe("longview_publish_to_use_seconds", 3.0)
-    worker.work(Order("evaluation", 8, 8, 1, beta=1.0), None)
+    worker.work(Order("evaluation", 8, 8, 1), None)
     return reports[-1]
 
 

@@ -178,7 +178,7 @@ def demonstrations(url: str) -> EpisodeStore:
     """Fill a store with the task's N demonstrations, which soon lie decoded in its memory."""
     store = open_store(url, RETURN_POINT.spec)
     worker = make_worker(RETURN_POINT, SIMULATORS, store, Hub())
-    worker.work(Order("demo", 0, RETURN_POINT.spec.demonstrations, beta=1.0), None)
+    worker.work(Order("demo", 0, RETURN_POINT.spec.demonstrations), None)
     return store
 
 

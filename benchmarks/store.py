@@ -29,7 +29,16 @@ from longview.actors.task import load_task
 from longview.cluster.run.services import redis_server
 from longview.replay.codec import Record, decode_chunk, encode_chunk
 from longview.replay.config import StoreConfig
-from longview.replay.episode import SOURCES, ArraySpec, EpisodeMeta, Selection, TaskSpec, episode_id
+from longview.replay.episode import (
+    BY_EXPERT,
+    CONTROLLER,
+    SOURCES,
+    ArraySpec,
+    EpisodeMeta,
+    Selection,
+    TaskSpec,
+    episode_id,
+)
 from longview.replay.redis import keys
 from longview.replay.redis.client import Client, Script
 from longview.replay.redis.index import Index
@@ -143,8 +152,10 @@ def recording(spec: TaskSpec, length: int) -> Steps:
     pictures = iter(array for array in lift_steps(CHUNK).values() if array.dtype == np.uint8)
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in spec.arrays().items():
-        if array.dtype == "uint8":
+        if array.is_image:
             arrays[name] = next(pictures)
+        elif name == CONTROLLER:
+            arrays[name] = np.full(length, BY_EXPERT)
         else:
             walk = 0.01 * rng.standard_normal((length, *array.shape)).cumsum(axis=0)
             arrays[name] = walk.astype(np.float32)
@@ -494,7 +505,7 @@ def conversation(name: str, size: int) -> tuple[bytes, bytes]:
     tag = keys.tag(name, 0)
     sink = Sink(cast(Client, Recorder()), lambda id: tag, 1, StoreConfig(byte_budget=BUDGET))
     meta = EpisodeMeta(SOME_ID, name, 0, "rollout")
-    record = Record(meta, "success", 0, chunks=0, bytes=0, token="0" * 16, chunk_steps=CHUNK)
+    record = Record(meta, "success", 0, learnable=0, chunks=0, bytes=0, token="0" * 16, chunk_steps=CHUNK)
     chunk = np.random.default_rng(0).bytes(size)
     for _ in range(CHUNKS):
         commands += sink.chunk(record, chunk)

@@ -50,6 +50,8 @@ POLICIES: Final = "longview.policies"
 
 The entry point `<kind>` names the config class of a kind, with its default architecture. The entry point
 `<kind>.<architecture>` names the config class of one architecture."""
+AHEAD = 3
+"""Number of batches that training prepares in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)

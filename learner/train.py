@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longview.learner import checkpoint, ranks
 from longview.learner.compiled import compile_trunk
-from longview.learner.config import LearnerConfig
+from longview.learner.config import AHEAD, LearnerConfig
 from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
 from longview.learner.policy import Policy, mean_loss, policy_from_bytes, policy_to_bytes
@@ -26,9 +26,6 @@ from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.validation import validate
 from longview.learner.windows import Batch
 from longview.replay.episode import Episode, TaskSpec, difference
-
-AHEAD = 3
-"""Number of batches that are prepared in advance."""
 
 
 def train(

@@ -1,4 +1,5 @@
-"""Limits on how much a sampler may draw. They live in the sampler's process; the store does not keep them."""
+"""Limits on how much may be drawn from a store and written to it. They live in the process that they limit;
+the store does not keep them."""
 
 import logging
 import time
@@ -22,10 +23,12 @@ def _never() -> bool:
 
 @dataclass
 class Limiter:
-    """Bound on the ratio of drawn steps to committed steps, and on the first draw.
+    """Two bounds that keep drawing and writing in step: on the steps drawn, and on the steps written.
 
     A draw waits while fewer than `minimum_steps` steps are stored, or while it would bring the drawn steps
-    above `samples_per_insert` times the committed steps. All fields may be changed while a draw waits.
+    above `samples_per_insert` times the committed steps. Writers wait while they have written more than
+    `inserts_per_sample` times the drawn steps, unless the next draw waits for them. Therefore drawing and
+    writing never wait for each other, whatever the bounds are. All fields may be changed while a draw waits.
     """
 
     samples_per_insert: float | None = None
@@ -33,6 +36,8 @@ class Limiter:
     None: no limit."""
     minimum_steps: int = 0
     """Steps that must be stored in the selected strata before the first draw."""
+    inserts_per_sample: float | None = None
+    """Steps that may be written per drawn step, above 0; None: no limit."""
     timeout_seconds: float = 600.0
     """Seconds that a draw may wait before it fails."""
     cancelled: Callable[[], bool] = _never
@@ -64,6 +69,24 @@ class Limiter:
             f"{self.drawn} steps were drawn and {count} are wanted for {committed} committed ones: "
             f"{(self.drawn + count) / max(1, committed):.3g} for each, "
             f"samples_per_insert is {self.samples_per_insert:g}"
+        )
+
+    def hold(self, written: float, count: int, committed: int, stored: int) -> str:
+        """Say why writers have to wait now; return an empty string if they may write.
+
+        Args:
+            written: steps that were written, those under way included.
+            count: steps of the draws that the sampler may be at.
+            committed, stored: as for `refusal`.
+        """
+        if self.inserts_per_sample is None or written <= self.inserts_per_sample * self.drawn:
+            return ""
+        if self.refusal(count, committed, stored):
+            return ""
+        return (
+            f"{written:.0f} steps are written for {self.drawn} drawn ones: "
+            f"{written / max(1, self.drawn):.3g} for each, "
+            f"inserts_per_sample is {self.inserts_per_sample:.3g}"
         )
 
 

@@ -320,7 +320,7 @@ class EpisodeStore:
             ValueError: the mapping is not a valid mix.
         """
         selected = selection if isinstance(selection, Selection) else Selection(selection)
-        limiter.wait(lambda: self.limiter, count, lambda: self._sizes(selected))
+        limiter.wait(lambda: self.limiter, count, lambda: self.sizes(selected))
         with self._lock:
             self._refresh_if_due()
             segments: list[Segment] = []
@@ -359,7 +359,7 @@ class EpisodeStore:
         with self._lock:
             self._index.hold_out(ids)
 
-    def _sizes(self, selection: Selection) -> tuple[int, int]:
+    def sizes(self, selection: Selection) -> tuple[int, int]:
         """Return the steps that were ever committed to the selection, and the steps stored in it now."""
         with self._lock:
             self._refresh_if_due()

@@ -12,7 +12,7 @@ from longview.actors.checks import check_task
 
 ROOT = Path(__file__).parents[1]
 TINY = (
-    *("actors.count=1", "actors.simulators=2", "actors.demonstrations=3", "actors.episodes_per_version=2"),
+    *("actors.count=1", "actors.simulators=2", "actors.demonstrations=3"),
     *("learner.steps=4", "learner.publish_every=4", "learner.checkpoint_every=4", "learner.batch_size=8"),
     *("learner.warmup=1", "learner.validation_episodes=0"),
     *("evaluation.final_episodes=2", "learner.policy.widths=[16,32]"),

@@ -50,7 +50,7 @@ def test_every_window_holds_the_steps_it_should(tmp_path: Path, past: int | str)
         store = EpisodeStore.connect(url, "test", StoreConfig(chunk_steps=7, shards=3, refresh_seconds=0))
         store.register(TASK.spec)
         worker = Worker(TASK, ActorsConfig(simulators=5, noise=0), 0, "actor-0", store, Hub().report)
-        worker.work(Order("demo", 0, 40, beta=1.0), None)
+        worker.work(Order("demo", 0, 40), None)
         first = {id: store.read(id).arrays["observation.count"][0, 0] for id in store.ids()}
 
         learner, rng = CheckingLearner(horizon.past, horizon.future), np.random.default_rng(0)

@@ -79,7 +79,7 @@ def _demonstrate(progress: RunProgress, task: Task, store: EpisodeStore) -> None
     progress.enter("collect")
     try:
         for index in track(range(wanted), "collecting", console=console, transient=True):
-            outcomes.update(worker.work(Order("demo", index, 1, beta=1.0), None).outcomes)
+            outcomes.update(worker.work(Order("demo", index, 1), None).outcomes)
     finally:
         with suppress(StoreError):  # the error that ended it matters more
             progress.stats = store.stats()

@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import ray_cluster, start_actor
 from longview.cluster.driver.orders import Orders
@@ -73,7 +74,7 @@ def evaluate_checkpoint(
 
 
 def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> Success:
-    orders = Orders(config, spec, purpose="rollout", collected=0)
+    orders = Orders(config, spec, Collection(config, spec))
     orders.conclude(version)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
@@ -84,7 +85,7 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
         total = sum(evaluation.wanted for evaluation in orders.evaluations.values())
         shown = bar.add_task("", total=total)
         while not orders.idle:
-            dispatcher.dispatch(version, lambda _: ([reference], 0.0))
+            dispatcher.dispatch(version, 0, lambda _: ([reference], 0.0))
             for order, result in dispatcher.collect(timeout=0.25):
                 orders.finish(order, result)
                 bar.advance(shown, order.count)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,8 @@ class Actor:
     """The order that the actor is working on."""
     failures: int = 0
     """Failures in a row."""
+    held: float = 0.0
+    """Seconds for which the limiter has made the actor wait since its last order."""
     leaves_by: float | None = None
     """Monotonic time by which the actor has to be gone; None if it stays."""
 
@@ -53,6 +55,7 @@ class Dispatcher:
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         self._actors: list[Actor] = []
+        self._looked = time.monotonic()
         self._asked: dict[Any, Actor] = {}
         """Actors that owe an answer, by Ray's reference to it: a result, or the node that the actor is on."""
         self.restarts = Counter[str]()
@@ -103,23 +106,29 @@ class Dispatcher:
             if actor.order is None:
                 self._end(actor)
 
-    def dispatch(self, newest: int | None, weights: Callable[[int], tuple[list[Any], float]]) -> None:
+    def dispatch(
+        self, newest: int | None, trained: int, weights: Callable[[int], tuple[list[Any], float]]
+    ) -> None:
         """Give orders to all idle actors.
 
         Args:
             newest: the newest policy version.
+            trained: training steps done, as last reported.
             weights: returns a version's bytes as a list of one Ray reference, and the seconds since the
                 version was published.
         """
         busy = set(self._asked.values())
-        for actor in self._actors:
-            if actor in busy:
-                continue
-            if (order := self._orders.take(newest)) is None:
-                return
-            held, age = ([], 0.0) if order.version is None else weights(order.version)
-            actor.order = order
-            self._asked[actor.handle.work.remote(order, newest, held, age)] = actor
+        since, self._looked = self._looked, time.monotonic()
+        idle = deque(actor for actor in self._actors if actor not in busy)
+        while idle and (order := self._orders.take(newest, trained)) is not None:
+            actor = idle.popleft()
+            published, age = ([], 0.0) if order.version is None else weights(order.version)
+            work = actor.handle.work.remote(order, newest, published, age, actor.held)
+            actor.order, actor.held = order, 0.0
+            self._asked[work] = actor
+        if self._orders.held:
+            for actor in idle:
+                actor.held += self._looked - since
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:
         """Yield results that have come, waiting up to `timeout` seconds for the first.

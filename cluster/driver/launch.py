@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from longview.actors.task import Task, columns_of
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher, RunFailed
 from longview.cluster.driver.orders import Orders
 from longview.cluster.driver.places import LearnerPlaces
@@ -39,8 +40,9 @@ from longview.cluster.views.episodes import show_newest
 from longview.cluster.views.terminal import watching
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
-from longview.replay.episode import episode_id
+from longview.replay.episode import TaskSpec, episode_id
 from longview.replay.errors import DatasetError, StoreError
+from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
@@ -241,8 +243,8 @@ def _supervise(
     show: Callable[[RunProgress], None],
 ) -> None:
     """Collect, train and evaluate, until the last version has been evaluated."""
-    config, purpose = progress.config, "rollout" if task.expert is None else "correction"
-    orders = Orders(config, task.spec, purpose=purpose, collected=_next_index(store, purpose))
+    config = progress.config
+    orders = Orders(config, task.spec, _collection(config, task.spec, store))
     if config.demonstrations is None:
         missing = _missing_demonstrations(store, task, progress.wanted)
         orders.demonstrate(missing)
@@ -255,7 +257,8 @@ def _supervise(
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
         scaling.adjust()
-        dispatcher.dispatch(weights.newest, weights.of)
+        trained = int(progress.metrics.total("longview_learner_step"))
+        dispatcher.dispatch(weights.newest, trained, weights.of)
         for order, result in dispatcher.collect(TICK_SECONDS):
             reporter.arrived(order, result, weights.newest)
             progress.demonstrations += order.count if order.purpose == "demo" else 0
@@ -284,6 +287,28 @@ def _supervise(
         progress.update(reporter.report())
         show(progress)
     reporter.close()
+
+
+def _collection(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Collection:
+    """Make the collection of a run, which goes on after the episodes of earlier launches."""
+    source, selection = config.collect.source, config.learner.selection(spec.name)
+    if source is None:
+        return Collection(config, spec)
+    found = [count for (name, _), count in store.stats().committed.items() if name == source]
+
+    def typical() -> float:
+        stored = store.stats().stored
+        shown = [stored[source] for source in ("demo", "import") if source in stored]
+        return sum(count.steps for count in shown) / max(1, sum(count.episodes for count in shown))
+
+    return Collection(
+        config,
+        spec,
+        first=_next_index(store, source),
+        before=sum(found, Count()),
+        sizes=lambda: store.sizes(selection),
+        typical=typical,
+    )
 
 
 def _next_index(store: EpisodeStore, source: str) -> int:

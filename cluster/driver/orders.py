@@ -1,16 +1,18 @@
 """Decides which orders the actors get, and in which sequence. Knows nothing of Ray.
 
 First come the demonstrations. Then every version that the learner publishes gets a round of evaluation, which
-is each context length in turn with that one version, and beside it a batch of collected episodes. After the
-last version comes the final evaluation alone.
+is each context length in turn with that one version. Meanwhile a share of the actors collects. After the last
+version comes the final evaluation alone.
 """
 
-import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection as Container
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from longview.actors.worker import Order, Result
+from longview.cluster.driver.collection import Collection
 from longview.cluster.run.config import RunConfig
 from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
@@ -19,49 +21,32 @@ from longview.replay.episode import TaskSpec
 class Orders:
     """Orders of a run. Each order taken is later either finished or given back."""
 
-    def __init__(self, config: RunConfig, spec: TaskSpec, *, purpose: str, collected: int) -> None:
+    def __init__(self, config: RunConfig, spec: TaskSpec, collection: Collection) -> None:
         """
         Args:
             config: the run's config.
             spec: spec of the run's task.
-            purpose: purpose of collected episodes: `correction` where an expert can label them, else
-                `rollout`.
-            collected: index of the next collected episode: one after those of earlier launches of the run.
+            collection: orders the episodes that are collected with the policy.
         """
         self._config = config
         self._lengths = config.context_lengths(spec)
-        self._purpose = purpose
-        self._next_collected = collected
-        self._batch = 2 * config.actors.simulators
-        self._waiting: dict[str, deque[Order]] = {"demo": deque(), "evaluation": deque(), "collect": deque()}
-        self._given: dict[str, int] = dict.fromkeys(self._waiting, 0)
+        self._collection = collection
+        self._waiting: dict[str, deque[Order]] = {"demo": deque(), "evaluation": deque()}
+        self._given: dict[str, int] = {"demo": 0, "evaluation": 0, "collect": 0}
         self._concluded = False
         self.evaluations: dict[tuple[int, int], Evaluation] = {}
         """Evaluations of the newest round, by version and context length."""
 
     def demonstrate(self, missing: Iterable[int]) -> None:
         """Order the demonstrations with these indices."""
-        share = max(1, math.ceil(len(missing := list(missing)) / self._config.actors.count))
-        for first, count in _runs(missing, min(share, self._batch)):
-            self._waiting["demo"].append(Order("demo", first, count, beta=1.0))
+        self._waiting["demo"].extend(Order("demo", first, count) for first, count in _runs(missing))
 
     def published(self, version: int) -> None:
-        """Order evaluation of and collection with a new version, each only if that of an earlier version is
-        done."""
+        """Order the evaluation of a new version, if that of an earlier version is done."""
         if self._config.evaluation.episodes and not self._open("evaluation"):
             self._evaluate(version, self._lengths, self._config.evaluation.episodes)
-        if self._config.actors.episodes_per_version and not self._open("collect"):
-            count = self._config.actors.episodes_per_version
-            # Each version collects at the next context length in turn.
-            length = self._lengths[self._next_collected // count % len(self._lengths)]
-            indices = range(self._next_collected, self._next_collected + count)
-            self._next_collected += count
-            for first, size in _runs(indices, self._batch):
-                self._waiting["collect"].append(
-                    Order(self._purpose, first, size, length, self._beta(version), version)
-                )
 
-    def conclude(self, version: int, done: Collection[int] = ()) -> None:
+    def conclude(self, version: int, done: Container[int] = ()) -> None:
         """Replace all waiting orders by the final evaluation.
 
         Args:
@@ -74,27 +59,37 @@ class Orders:
         lengths = [length for length in self._lengths if length not in done]
         self._evaluate(version, lengths, self._config.evaluation.final_episodes)
 
-    def take(self, newest: int | None) -> Order | None:
-        """Take the next order for an idle actor; None if none waits. Collecting uses the newest version."""
-        kinds = [kind for kind, queue in self._waiting.items() if queue]
-        if not kinds:
-            return None
-        kind = min(kinds, key=lambda kind: self._given[kind])
-        self._given[kind] += 1
-        order = self._waiting[kind].popleft()
-        if kind == "collect" and newest is not None:
-            order = replace(order, version=newest, beta=self._beta(newest))
-        return order
+    def take(self, newest: int | None, trained: int = 0) -> Order | None:
+        """Take the next order for an idle actor; None if there is none.
+
+        Args:
+            newest: the newest policy version, which collects.
+            trained: training steps done, as last reported.
+        """
+        if self._waiting["demo"]:
+            return self._cut("demo")
+        collecting, evaluating = self._given["collect"], self._given["evaluation"]
+        due = collecting < self._config.collect.share * (collecting + evaluating + 1)
+        collects = not self._concluded and (due or not self._waiting["evaluation"])
+        if collects and (order := self._collection.take(newest, trained)) is not None:
+            self._given["collect"] += 1
+            return order
+        return self._cut("evaluation") if self._waiting["evaluation"] else None
 
     def give_back(self, order: Order) -> None:
         """An actor died or failed over it: it is the next to be given again."""
-        self._given[_kind(order)] -= 1
-        if not self._concluded or (order.version, order.context_length) in self.evaluations:
-            self._waiting[_kind(order)].appendleft(order)
+        kind = _kind(order)
+        self._given[kind] -= 1
+        if kind == "collect":
+            self._collection.give_back(order)
+        elif not self._concluded or (order.version, order.context_length) in self.evaluations:
+            self._waiting[kind].appendleft(order)
 
     def finish(self, order: Order, result: Result) -> Evaluation | None:
         """Take in an order's result; returns the evaluation that the order completed, if any."""
         self._given[_kind(order)] -= 1
+        if _kind(order) == "collect":
+            self._collection.finish(order, result)
         if order.purpose != "evaluation" or order.version is None:
             return None
         key = order.version, order.context_length
@@ -104,40 +99,43 @@ class Orders:
         return evaluation if evaluation.finished else None
 
     @property
+    def held(self) -> str:
+        """Reason for which the limiter makes actors wait; empty if it does not."""
+        return "" if self._concluded else self._collection.held
+
+    @property
     def idle(self) -> bool:
         """Whether all orders are finished."""
         return not any(self._open(kind) for kind in self._waiting)
 
     def _open(self, kind: str) -> int:
-        return len(self._waiting[kind]) + self._given[kind]
-
-    def _beta(self, version: int) -> float:
-        if self._purpose != "correction":
-            return 0.0
-        return max(0.0, 1.0 - version / (self._config.actors.beta_until * self._config.learner.steps))
+        return len(self._waiting.get(kind, ())) + self._given[kind]
 
     def _evaluate(self, version: int, lengths: Sequence[int], episodes: int) -> None:
         self.evaluations = {(version, length): Evaluation(version, length, episodes) for length in lengths}
         self._waiting["evaluation"].extend(
-            Order("evaluation", first, count, length, version=version)
-            for length in lengths
-            for first, count in _runs(range(episodes), self._batch)
+            Order("evaluation", 0, episodes, length, version=version) for length in lengths
         )
+
+    def _cut(self, kind: str) -> Order:
+        """Take episodes off the first waiting order: fewer when few are left, so that all actors work to the
+        end."""
+        left, actors = sum(order.count for order in self._waiting[kind]), self._config.actors
+        order = self._waiting[kind].popleft()
+        count = min(order.count, 2 * actors.simulators, max(1, left // (2 * actors.count)))
+        if count < order.count:
+            rest = replace(order, first=order.first + count, count=order.count - count)
+            self._waiting[kind].appendleft(rest)
+        self._given[kind] += 1
+        return replace(order, count=count)
 
 
 def _kind(order: Order) -> str:
     return order.purpose if order.purpose in ("demo", "evaluation") else "collect"
 
 
-def _runs(indices: Iterable[int], longest: int) -> Iterator[tuple[int, int]]:
-    """Split ascending indices into consecutive runs of at most `longest`, each as (first, count)."""
-    first = count = 0
-    for index in indices:
-        if count and index == first + count and count < longest:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = index, 1
-    if count:
-        yield first, count
+def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Join ascending indices into runs of consecutive ones, each as (first, count)."""
+    for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0]):
+        (_, first), *rest = run
+        yield first, 1 + len(rest)

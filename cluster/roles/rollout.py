@@ -29,6 +29,7 @@ class RolloutActor:
         self._worker = Worker(
             task=task_of(config),
             config=config.actors,
+            collect=config.collect,
             run_seed=config.seed,
             name=name,
             store=None if store is None else store.connect(config.replay),
@@ -42,7 +43,7 @@ class RolloutActor:
         restart."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def work(self, order: Order, newest: int | None, weights: list[Any], age: float) -> Result:
+    def work(self, order: Order, newest: int | None, weights: list[Any], age: float, held: float) -> Result:
         """Do an order, after loading the weights of its version if the actor does not hold them yet.
 
         Args:
@@ -50,15 +51,18 @@ class RolloutActor:
             newest: the newest published version.
             weights: a list of one reference to the version's weights; empty where the expert acts alone.
             age: seconds since the version was published.
+            held: seconds for which the limiter has made the actor wait for this order.
         """
         started = time.perf_counter()
         if order.version is not None and order.version != self._version:
             self._load(order.version, ray.get(weights[0]))
+            seconds = time.perf_counter() - started
+            self._worker.loaded(seconds)
             if order.version > self._newest_used:
-                age += time.perf_counter() - started
+                age += seconds
                 self._worker.totals.observe("longview_publish_to_use_seconds", age)
                 self._newest_used = order.version
-        return self._worker.work(order, self._session, newest or 0)
+        return self._worker.work(order, self._session, newest or 0, held)
 
     def _load(self, version: int, weights: bytes) -> None:
         # Imported here because an actor that only demonstrates does not need torch.

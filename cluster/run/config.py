@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from longview.actors.config import ActorsConfig, EvaluationConfig
+from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.task import Task, load_task, task_file
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
@@ -69,6 +69,14 @@ class PlacementConfig:
             raise ValueError(f"learner_gpus must not be negative, not {self.learner_gpus}")
 
 
+MOVED = {
+    "actors.episodes_per_version": "collect.kind says what is collected, collect.steps_per_training_step how "
+    "much; without it nothing is, as with 0",
+    "actors.beta_until": "the expert no longer acts at random; collect.kind=takeover has it take over",
+}
+"""Keys of earlier versions, and what takes their place."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made of. A laptop and a cluster take the same file."""
@@ -85,7 +93,9 @@ class RunConfig:
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
-    """Simulators and what they collect."""
+    """Simulators, and the demonstrations to start with."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """What actors collect with the policy while it is trained."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Policy and training."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -256,6 +266,8 @@ def _refuse_unknown_keys(
     keys = _keys(kind)
     for key, value in tree.items():
         if key not in keys:
+            if f"{prefix}{key}" in MOVED:
+                raise ConfigError(f"{prefix}{key} is no longer a key: {MOVED[prefix + key]}")
             known = [name for name, _ in _every_key(RunConfig, policy_kind)]
             near = get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(keys)}"
@@ -340,11 +352,18 @@ def _check(config: RunConfig) -> None:
         config.learner.curriculum.check(longest)
     with _within("learner"):
         config.learner.windows(spec, config.learners)
-    too_long = [length for length in config.context_lengths(spec) if length > longest]
-    if too_long:
+    lengths = {"evaluation": config.context_lengths(spec), "collect": config.collect.context_lengths}
+    for section, wanted in lengths.items():
+        if too_long := [length for length in wanted if length > longest]:
+            raise ConfigError(
+                f"{section}.context_lengths {too_long} are longer than the longest that is trained, "
+                f"learner.policy.context_length {longest}"
+            )
+    staleness, publish_every = config.collect.max_staleness, config.learner.publish_every
+    if staleness is not None and staleness < publish_every:
         raise ConfigError(
-            f"evaluation.context_lengths {too_long} are longer than the longest that is trained, "
-            f"learner.policy.context_length {longest}"
+            f"collect.max_staleness {staleness} is less than learner.publish_every {publish_every}: actors "
+            "would wait for versions that do not come"
         )
 
 

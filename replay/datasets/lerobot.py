@@ -53,8 +53,8 @@ TEXTS, NAMES, ROBOT = "tasks", "names", "robot_type"
 """Extras of an episode: the texts of its tasks, the names of the features' dimensions, the robot."""
 
 CELLS: Final = 16
-"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table twice, compressed
-and not; a page has as many pictures as its row group, but no more than 1024."""
+"""Pictures of a table that are taken from it at once. pyarrow itself holds a page of the table twice,
+compressed and not; a page has as many pictures as its row group, but no more than 1024."""
 READ_BYTES: Final = 1 << 20
 """Bytes of a table that are read at once. Without a limit pyarrow reads the whole column of a row group."""
 

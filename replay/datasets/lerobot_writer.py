@@ -38,7 +38,7 @@ FILES_PER_CHUNK: Final = 1000
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200
 """Sizes in MiB above which a file gets no further episode."""
 GROUP_STEPS: Final = 100
-"""Steps of a row group, as Hugging Face's own writer takes for pictures: a reader holds a whole group of them."""
+"""Steps of a row group, as in Hugging Face's own writer of pictures: a reader holds a whole group of them."""
 AXES: Final = ["height", "width", "channels"]
 """Names of a picture's axes."""
 

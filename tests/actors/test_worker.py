@@ -46,7 +46,7 @@ def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK) -> Worker:
 
 def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
     hub = Hub()
-    order = Order("demo", first=5, count=10, beta=1.0)
+    order = Order("demo", first=5, count=10)
     first = make_worker(store, hub).work(order, None)
     assert first.outcomes == {"success": 10}
     again = make_worker(store, hub).work(order, None)
@@ -63,9 +63,9 @@ def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
 def test_the_time_between_orders_is_waiting(store: EpisodeStore) -> None:
     hub = Hub()
     worker = make_worker(store, hub)
-    worker.work(Order("demo", 0, 1, beta=1.0), None)
+    worker.work(Order("demo", 0, 1), None)
     time.sleep(0.2)
-    worker.work(Order("demo", 1, 1, beta=1.0), None)
+    worker.work(Order("demo", 1, 1), None)
     spent = hub.snapshot()["longview_actor_seconds_total"]
     assert spent["waiting",] >= 0.2
     assert spent["simulator",] > 0
@@ -79,7 +79,7 @@ def test_an_order_is_done_when_all_of_it_is_stored(tmp_path: Path, queue_bytes: 
         hub = Hub()
         worker = make_worker(store, hub)
         redis.client_pause(1000, all=False)  # nothing is written meanwhile
-        result = worker.work(Order("demo", first=0, count=10, beta=1.0), None)
+        result = worker.work(Order("demo", first=0, count=10), None)
         assert result.outcomes == {"success": 10}
         assert len(store.ids()) == 10
         totals = hub.snapshot()
@@ -90,7 +90,7 @@ def test_an_order_is_done_when_all_of_it_is_stored(tmp_path: Path, queue_bytes: 
 
 
 def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
-    make_worker(store, Hub()).work(Order("demo", 0, 2, beta=1.0), None)
+    make_worker(store, Hub()).work(Order("demo", 0, 2), None)
     episode = store.read(store.ids("demo")[0])
     noise = episode.arrays["action"] - episode.arrays["expert_action"]
     inside = (abs(episode.arrays["expert_action"]) < 0.5).any(axis=1)
@@ -98,7 +98,7 @@ def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
 
 
 def test_corrections_say_who_acted_and_are_learnable_throughout(store: EpisodeStore) -> None:
-    make_worker(store, Hub()).work(Order("correction", 0, 4, 1, beta=0.5, version=300), Still())
+    make_worker(store, Hub()).work(Order("correction", 0, 4, 1, version=300), Still())
     acted = [store.read(id).arrays for id in store.ids("correction")]
     assert len(acted) == 4
     for arrays in acted:
@@ -124,7 +124,7 @@ def test_bad_ends_are_counted_and_kept_out_of_training(
     store: EpisodeStore, fragile: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.register(fragile.spec)
-    hub, order = Hub(), Order("demo", first=0, count=40, beta=1.0)
+    hub, order = Hub(), Order("demo", first=0, count=40)
     worker = make_worker(store, hub, fragile)
     assert hub.snapshot()["longview_invalid_episodes_total"] == {("fragile",): 0}
     cases = [fragile.case(episode_seed(7, "demo", index)) for index in range(40)]
@@ -150,7 +150,7 @@ def test_bad_ends_are_counted_and_kept_out_of_training(
 
 
 def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any) -> None:
-    result = make_worker(store, Hub(), fragile).work(Order("evaluation", 0, 40, 1, beta=1.0), None)
+    result = make_worker(store, Hub(), fragile).work(Order("evaluation", 0, 40, 1), None)
     cases = [fragile.case(episode_seed(7, "evaluation", index)) for index in range(40)]
     assert result.outcomes == Counter(case.outcome for case in cases)
     assert store.ids() == []
@@ -160,4 +160,4 @@ def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any
 def test_only_an_actor_that_renders_wears_out(cameras: tuple[str, ...], worn: list[bool]) -> None:
     config = ActorsConfig(simulators=1, cameras=CamerasConfig(cameras, size=16), recycle=2)
     worker = Worker(load_task("lift", config.cameras), config, 0, "actor-0", None, lambda _: None)
-    assert [worker.work(Order("demo", index, 1, beta=1.0), None).worn for index in range(2)] == worn
+    assert [worker.work(Order("demo", index, 1), None).worn for index in range(2)] == worn

@@ -11,7 +11,7 @@ from longview.cluster.run.folder import Run, open_store
 
 SMALL = """
 task: push_t
-actors: {count: 1, simulators: 2, episodes_per_version: 0}
+actors: {count: 1, simulators: 2}
 learner:
   steps: 6
   warmup: 2

@@ -31,7 +31,7 @@ needs_prometheus = pytest.mark.skipif(
 WATCHED = """
 task: return_point
 seed: 5
-actors: {count: 2, simulators: 8, demonstrations: 12, episodes_per_version: 16}
+actors: {count: 2, simulators: 8, demonstrations: 12}
 learner:
   steps: 100000
   warmup: 5

@@ -16,7 +16,7 @@ from longview.monitoring.snapshot import read_metrics
 SMALL = """
 task: return_point
 seed: 5
-actors: {count: 2, simulators: 8, demonstrations: 26, episodes_per_version: 16}
+actors: {count: 2, simulators: 8, demonstrations: 26}
 learner:
   steps: 60
   warmup: 5
@@ -78,7 +78,7 @@ def assert_nothing_is_left(longview: Any) -> None:
 SEEING = """
 task: lift
 actors:
-  {count: 1, simulators: 2, demonstrations: 4, episodes_per_version: 0, recycle: 2,
+  {count: 1, simulators: 2, demonstrations: 4, recycle: 2,
    cameras: {names: [agentview], size: 40}}
 learner:
   {steps: 4, warmup: 1, batch_size: 8, publish_every: 4, checkpoint_every: 4, validation_episodes: 0}

@@ -13,7 +13,7 @@ import pytest
 
 TINY = (
     "name=shadow",
-    *("actors.count=1", "actors.simulators=2", "actors.demonstrations=3", "actors.episodes_per_version=0"),
+    *("actors.count=1", "actors.simulators=2", "actors.demonstrations=3"),
     *("learner.steps=4", "learner.batch_size=8", "learner.warmup=1", "learner.validation_episodes=0"),
     *("learner.publish_every=4", "learner.checkpoint_every=4", "learner.policy.widths=[16,32]"),
     *("evaluation.episodes=0", "evaluation.final_episodes=2", "evaluation.context_lengths=[1]"),

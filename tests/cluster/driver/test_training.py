@@ -50,9 +50,7 @@ class Ranks:
         task, config = load_task("return_point"), read_config(None, CONFIG)
         store = self.store.connect(config.replay)
         store.register(task.spec)
-        Worker(task, config.actors, 0, "actor-0", store, Hub().report).work(
-            Order("demo", 0, 8, beta=1.0), None
-        )
+        Worker(task, config.actors, 0, "actor-0", store, Hub().report).work(Order("demo", 0, 8), None)
         self.task, self.episodes = task, store
 
     def train(self, steps: int, *settings: str, late_seconds: float = LATE_SECONDS) -> Training:

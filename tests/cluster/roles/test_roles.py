@@ -31,7 +31,7 @@ def test_the_last_demonstrations_are_held_out(tmp_path: Path) -> None:
         assert held_out(store, 4) == []
         worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", store, Hub().report)
         for purpose in ("demo", "rollout"):
-            worker.work(Order(purpose, 0, 12, beta=1.0), None)
+            worker.work(Order(purpose, 0, 12), None)
         demos = [episode_id("demo", "counting", index) for index in range(12)]
         assert held_out(store, 4) == demos[8:]
         assert held_out(store, 0) == []
@@ -66,7 +66,7 @@ def test_demonstrations_are_for_validation_or_for_statistics(tmp_path: Path) -> 
         store.register(task.spec)
         worker = Worker(task, ActorsConfig(simulators=4, noise=0), 0, "actor-0", store, Hub().report)
         for purpose in ("demo", "rollout"):
-            worker.work(Order(purpose, 0, 12, beta=1.0), None)
+            worker.work(Order(purpose, 0, 12), None)
         demos = [episode_id("demo", "counting", index) for index in range(12)]
         assert share_out(store, task.spec, 4) == Demonstrations(demos[8:], 8, demos[:8])
         store.close()
@@ -79,7 +79,7 @@ def test_what_is_damaged_or_of_another_task_is_left_out(tmp_path: Path, caplog: 
         for task in tasks:
             store.register(task.spec)
             Worker(task, ActorsConfig(simulators=2, noise=0), 0, "actor-0", store, Hub().report).work(
-                Order("demo", 0, 2, beta=1.0), None
+                Order("demo", 0, 2), None
             )
         counting = [episode_id("demo", "counting", index) for index in range(2)]
         with Redis(unix_socket_path=url.removeprefix("unix://")) as redis:

@@ -20,7 +20,7 @@ def test_an_episode_is_shown_from_its_first_moment_to_its_outcome(tmp_path: Path
         store = EpisodeStore.connect(url, "films", StoreConfig())
         store.register(task.spec)
         worker = Worker(task, ActorsConfig(simulators=1), 3, "films", store, lambda _: None)
-        worker.work(Order("demo", 0, 2, beta=1.0), None)
+        worker.work(Order("demo", 0, 2), None)
         episodes = [store.read(id) for id in store.ids("demo")]
         store.close()
     assert len(episodes) == 2
