@@ -51,7 +51,7 @@ class Policy(Protocol):
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
         T_o: int,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Decide for B simulators.
 
@@ -62,7 +62,7 @@ class Policy(Protocol):
             executed: for each slot, (n - 1 or n, A): actions executed since its last decision.
             reset: (B,), true where an episode starts; the slot's history is forgotten first.
             T_o: context length to decide with.
-            rng: source of the policy's noise.
+            rngs: for each slot, the source of the policy's noise.
 
         Returns:
             (B, T_a, A), within the task's action range.
@@ -161,8 +161,8 @@ class _Lane:
     observation: Observation = field(default_factory=dict)
     """The present observation, which the next action responds to."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
-    fresh: bool = True
-    """Whether the policy has made no decision in this episode yet."""
+    decisions: int = 0
+    """Number of decisions that the policy has made in this episode."""
     frames: list[Observation] = field(default_factory=list)
     """Observations since the policy's last decision."""
     executed: list[Action] = field(default_factory=list)
@@ -183,13 +183,15 @@ def rollout(
     policy: Policy | None,
     context_length: int,
     record: Callable[[EpisodeMeta], Recorder] | None,
-    rng: np.random.Generator,
     clock: Clock,
 ) -> Iterator[EpisodeEnd]:
     """Roll out every assignment, as many at a time as there are simulators.
 
     An action that the task refuses ends its episode as `failure`. An observation or reward that is not finite
     ends it as `invalid`. The steps before are recorded, and the other simulators go on.
+
+    What happens in an episode follows from its assignment, the policy and T_o, and not from the episodes that
+    are rolled out beside it. Only rounding in a policy's batches differs.
 
     Args:
         task: the task that all simulators simulate.
@@ -198,7 +200,6 @@ def rollout(
         policy: decides where the expert does not; None if the expert always decides.
         context_length: T_o given to the policy.
         record: opens the recorder of an episode; None records nothing.
-        rng: source of the policy's noise.
         clock: gets the time spent added.
 
     Yields:
@@ -216,7 +217,7 @@ def rollout(
             running = [lane for lane in lanes if lane.assignment is not None]
             if not running:
                 return
-            _decide(running, task, policy, context_length, rng, clock)
+            _decide(running, task, policy, context_length, clock)
             for offset in range(1 if policy is None else policy.execute):
                 for lane in running:
                     if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
@@ -254,7 +255,7 @@ def _start(
         random_step = int(lane.rng.uniform(0, assignment.typical_steps))
         lane.takeover = Takeover(assignment.collect, task.spec, random_step)
     lane.recorder = record(assignment.meta) if record is not None else None
-    lane.observation, lane.fresh, lane.frames, lane.executed = observation, True, [observation], []
+    lane.observation, lane.decisions, lane.frames, lane.executed = observation, 0, [observation], []
     return None
 
 
@@ -263,7 +264,6 @@ def _decide(
     task: Task,
     policy: Policy | None,
     context_length: int,
-    rng: np.random.Generator,
     clock: Clock,
 ) -> None:
     asking = []
@@ -283,13 +283,14 @@ def _decide(
         [lane.slot for lane in asking],
         [{key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]} for lane in asking],
         [np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape)) for lane in asking],
-        np.array([lane.fresh for lane in asking]),
+        np.array([lane.decisions == 0 for lane in asking]),
         context_length,
-        rng,
+        [_noise(lane, context_length) for lane in asking],
     )
     clock.policy += time.perf_counter() - started
     for lane, chunk in zip(asking, actions_BTA, strict=True):
-        lane.chunk, lane.fresh, lane.frames, lane.executed = chunk, False, [], []
+        lane.chunk, lane.frames, lane.executed = chunk, [], []
+        lane.decisions += 1
         _plan(lane, chunk, clock)
 
 
@@ -305,6 +306,14 @@ def _plan(lane: _Lane, chunk: NDArray[np.float32], clock: Clock) -> None:
         lane.takeover.compare(lane.steps, chunk, experts)
     else:
         lane.plan = experts
+
+
+def _noise(lane: _Lane, context_length: int) -> np.random.Generator:
+    """Make the source of a decision's noise. It follows from the episode, the policy's version, T_o and the
+    number of decisions before, so that a repeated evaluation gives the same result."""
+    assert lane.assignment is not None
+    meta = lane.assignment.meta
+    return np.random.default_rng((meta.seed, 3, *meta.policy_versions, context_length, lane.decisions))
 
 
 def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | None:

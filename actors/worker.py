@@ -128,8 +128,6 @@ class Worker:
         outcomes: Counter[str] = Counter()
         refusals: list[str] = []
         under_way: deque[EpisodeEnd] = deque()
-        # Decisions depend on the order alone, so a repeated evaluation gives the same result.
-        rng = np.random.default_rng((self.run_seed, order.version or 0, order.context_length, order.first))
         for end in rollout(
             self.task,
             self.envs,
@@ -137,7 +135,6 @@ class Worker:
             policy=policy,
             context_length=order.context_length,
             record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
-            rng=rng,
             clock=self._clock,
         ):
             self._count(end)

@@ -172,7 +172,7 @@ def by_policy(policy: Any, rng: np.random.Generator) -> Callable[[Any], Any]:
         if not queue:
             new = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
             past = np.reshape(executed, (len(executed), *policy.spec.action.shape)).astype(np.float32)
-            queue.extend(session.act([0], [new], [past], np.array(fresh), policy.horizon.context, rng)[0])
+            queue.extend(session.act([0], [new], [past], np.array(fresh), policy.horizon.context, [rng])[0])
             frames.clear()
             executed.clear()
             fresh[0] = False

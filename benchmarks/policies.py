@@ -169,7 +169,7 @@ class Acting:
         self.session, self.robots = PolicySession(policy, robots), robots
         self.frames = recorded(policy.spec, execute)
         self.executed = np.zeros((execute, *policy.spec.action.shape), np.float32)
-        self.rng = np.random.default_rng(0)
+        self.rngs = np.random.default_rng(0).spawn(robots)
         self.act(1, self.executed[1:], begin=True)
         for _ in range(LONGEST // execute):
             self.decide(1)
@@ -181,7 +181,7 @@ class Acting:
     def act(self, T_o: int, executed: NDArray[np.float32], begin: bool) -> None:
         robots = self.robots
         frames, past, reset = [self.frames] * robots, [executed] * robots, np.full(robots, begin)
-        self.session.act(range(robots), frames, past, reset, T_o, self.rng)
+        self.session.act(range(robots), frames, past, reset, T_o, self.rngs)
 
 
 # Training

@@ -6,7 +6,7 @@ all slots.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Memory(ABC):
         stored: Stored,
         seen: Seen,
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Take in the newest frames, then choose actions (B, T, A) as `Policy.sample` does.
 
@@ -63,7 +63,7 @@ class Memory(ABC):
             stored: looks up frames of the session.
             seen: looks up which steps have a frame; the others are skipped steps.
             executed_BPA: past actions as executed; NaN where they are unknown.
-            rng: source of the decision's randomness.
+            rngs: B sources of randomness, as in `Policy.sample`.
         """
 
 
@@ -100,7 +100,7 @@ class Tokens(Memory):
         stored: Stored,
         seen: Seen,
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         slot_B1, steps_B1 = slot_B[:, None], steps_B[:, None]
         known_B1 = np.minimum(steps_B1, T_o)
@@ -109,7 +109,7 @@ class Tokens(Memory):
         # Steps without a frame are masked, whatever token lies in their places; before an episode's first
         # step it is the token of that step.
         token_BSE = self._tokens[slot_B1, step_BS.clip(0) % self._longest]
-        return self._policy.sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rng)
+        return self._policy.sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rngs)
 
     def _encode(
         self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen
@@ -154,7 +154,7 @@ class States(Memory):
         stored: Stored,
         seen: Seen,
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         first_B = np.where(self._T_o[slot_B] == T_o, self._taken_in[slot_B], 0)
         first_B = np.maximum(first_B, steps_B - T_o)
@@ -172,7 +172,7 @@ class States(Memory):
             masks = self._policy.tensor(begins_FY[at]), self._policy.tensor(seen_F[at])
             self._advance(slot_B[row_F[at]], token_FE[at], *masks)
         self._taken_in[slot_B], self._T_o[slot_B] = steps_B, T_o
-        return self._policy.decide(self._states[slot_B, self._oldest(steps_B, T_o)], rng)
+        return self._policy.decide(self._states[slot_B, self._oldest(steps_B, T_o)], rngs)
 
     def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BY: Tensor, seen_B: Tensor) -> None:
         """Advance the states of slots by one step each, if it was seen. Chains that begin with this step

@@ -8,7 +8,7 @@ U units of a recurrent state.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Policy(nn.Module, ABC):
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Choose actions (B, T, A) in the data's units: past actions, oldest first, then actions from now on.
 
@@ -79,7 +79,8 @@ class Policy(nn.Module, ABC):
             token_BSE: tokens of the observed steps, oldest first; the last step is now.
             seen_BS: mask of the steps that the episode has. Now is always seen.
             executed_BPA: past actions as executed, oldest first; NaN where they are unknown.
-            rng: source of the randomness. The actions are a function of it and the other arguments.
+            rngs: B sources of randomness. A row's actions are a function of its own one and the row's other
+                arguments, whatever rows are beside it.
         """
 
     @property
@@ -171,20 +172,25 @@ class RecurrentPolicy(Policy):
         """Advance states by one frame each, and return the states after it: (B, U)."""
 
     @abstractmethod
-    def decide(self, state_BU: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Choose actions (B, T, A) in the data's units, from the states after the present frame."""
+    def decide(self, state_BU: Tensor, rngs: Sequence[np.random.Generator]) -> NDArray[np.float32]:
+        """Choose actions (B, T, A) in the data's units, from the states after the present frame.
+
+        Args:
+            state_BU: the states.
+            rngs: B sources of randomness, as in `sample`.
+        """
 
     def sample(
         self,
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         state_BU = self.initial_state(len(token_BSE))
         for token_BE, seen_B1 in zip(token_BSE.unbind(1), self.tensor(seen_BS).T.unsqueeze(2), strict=True):
             state_BU = torch.where(seen_B1, self.advance(state_BU, token_BE), state_BU)
-        return self.decide(state_BU, rng)
+        return self.decide(state_BU, rngs)
 
 
 def mean_loss(error_BT: Tensor, target_BT: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PolicySession:
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
         T_o: int,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
         skipped: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
         """Choose actions (B, T_a, A) within `Policy.action_bounds`, to be executed from each newest frame on.
@@ -85,20 +85,25 @@ class PolicySession:
                 skipped steps, the actions up to the first new frame may be left out.
             reset: (B,); true where a new episode began, before which the slot's history is forgotten.
             T_o: context length, at most the policy's longest.
-            rng: source of the decision's randomness. The actions are a function of it and the histories.
+            rngs: source of randomness for each slot. A slot's actions are a function of it and the slot's
+                history. They differ by rounding, at most about 1e-6, with the slots that decide beside it.
             skipped: for each slot, the number of steps whose frames were lost between its last decision and
                 its first new frame; by default 0. The policy sees them masked, as missing.
 
         Raises:
             ValueError: T_o is out of range; a slot does not exist or is repeated; the arguments have
-                different lengths; or a slot has no new frame, something else than arrays, a frame that does
-                not fit the task, or frames that do not fit its actions. The histories then stay as they were.
+                different lengths; or a slot has no generator, no new frame, something else than arrays, a
+                frame that does not fit the task, or frames that do not fit its actions. The histories then
+                stay as they were.
         """
         horizon = self._policy.horizon
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
         skipped = [0] * len(slots) if skipped is None else skipped
-        self._check(slots, new_frames=new_frames, executed=executed, reset=reset, skipped=skipped)
+        self._check(slots, new_frames=new_frames, executed=executed, reset=reset, rngs=rngs, skipped=skipped)
+        for slot, rng in zip(slots, rngs, strict=True):
+            if not isinstance(rng, np.random.Generator):
+                raise ValueError(f"slot {slot}: rng is {_shown(rng)}, expected a generator")
         inputs = list(zip(slots, new_frames, executed, reset, skipped, strict=True))
         new_B = [self._count(*each) for each in inputs]
         for each, count in zip(inputs, new_B, strict=True):
@@ -108,7 +113,7 @@ class PolicySession:
         past_BPA = self._past(slot_B, np.minimum(steps_B, T_o))
         with torch.inference_mode():
             action_BTA = self._memory.sample(
-                slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, past_BPA, rng
+                slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, past_BPA, rngs
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
         return action_BTA[:, now].clip(*self._bounds)

@@ -59,7 +59,7 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
             losses[context_length] = float(mean_loss(error_BT, policy.tensor(batch.target_BT)))
             token_BSE = policy.batch_tokens(batch, generator)
             action_BTA = policy.sample(
-                token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed)
+                token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed).spawn(batch.size)
             )
         away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / range_A
         error = away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]].mean()

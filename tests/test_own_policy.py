@@ -25,7 +25,7 @@ policy.fit({name: Statistics(-one, one, 0 * one, one) for name in ("observation.
 Path("policy.safetensors").write_bytes(policy_to_bytes(policy))
 session = PolicySession(load_policy("policy.safetensors"), slots=1)
 frames, none = {"position": np.zeros((3, 2), np.float32)}, np.zeros((0, 2), np.float32)
-actions = session.act([0], [frames], [none], np.array([True]), 8, np.random.default_rng(0))
+actions = session.act([0], [frames], [none], np.array([True]), 8, [np.random.default_rng(0)])
 print(json.dumps([type(policy).__name__, *actions.shape]))
 """
 

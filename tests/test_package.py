@@ -93,8 +93,8 @@ policy = longview.load_policy(sys.argv[1])
 session = longview.PolicySession(policy, slots=1)
 frame = {key: np.zeros((1, *array.shape), array.dtype) for key, array in policy.spec.observation.items()}
 nothing = np.empty((0, *policy.spec.action.shape), np.float32)
-rng = np.random.default_rng(0)
-(actions,) = session.act([0], [frame], [nothing], np.array([True]), policy.horizon.context, rng)
+rngs = [np.random.default_rng(0)]
+(actions,) = session.act([0], [frame], [nothing], np.array([True]), policy.horizon.context, rngs)
 print("acts:", actions.shape)
 """
 

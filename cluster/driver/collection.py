@@ -64,11 +64,12 @@ class Collection:
             trained: training steps done, as last reported.
         """
         self.held = ""
-        if self._settings.source is None or newest is None or self._spent:
+        if self._settings.source is None or self._spent:
             return None
         self.held = self._reason(newest, trained)
         if self.held:
             return None
+        assert newest is not None
         order = self._again.popleft() if self._again else self._make()
         self._under_way += order.count * order.typical_steps
         return replace(order, version=newest)
@@ -89,7 +90,9 @@ class Collection:
         limit = self._settings.expert_steps
         return limit is not None and self._expert_steps >= limit
 
-    def _reason(self, newest: int, trained: int) -> str:
+    def _reason(self, newest: int | None, trained: int) -> str:
+        if newest is None:
+            return "the learner has published no version yet"
         behind, limit = trained - newest, self._settings.max_staleness
         if limit is not None and behind > limit:
             return f"the newest version is {behind} training steps old, collect.max_staleness is {limit}"

@@ -143,6 +143,9 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     given = dict(_policy_of(tree))
     for override in overrides:
         _apply(tree, override)
+    match tree:
+        case {"collect": {"kind": False} as collect}:  # YAML reads an unquoted off as false
+            collect["kind"] = "off"
     with _within("learner.policy"):
         policy_kind = _kind_of(_policy_of(tree), given)
     _refuse_unknown_keys(tree, RunConfig, policy_kind)

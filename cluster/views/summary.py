@@ -32,9 +32,19 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "policy_version": newest[0].version if newest else None,
         "environment_steps": collected + sum(found.steps for found in progress.history),
         "episodes": [
-            {"source": source, "outcome": outcome, "episodes": count.episodes, "steps": count.steps}
+            {
+                "source": source,
+                "outcome": outcome,
+                "episodes": count.episodes,
+                "steps": count.steps,
+                "learnable": count.learnable,
+            }
             for (source, outcome), count in committed.items()
         ],
+        "actor_seconds": {
+            part: round(spent, 1)
+            for part, spent in progress.metrics.by("longview_actor_seconds_total", "part").items()
+        },
         "restarts": {role: causes.total() - causes["worn"] for role, causes in progress.restarts.items()},
         "phases": {phase: round(seconds, 2) for phase, seconds in progress.seconds.items()},
         "history": [found.to_dict() for found in progress.history],

@@ -5,7 +5,7 @@ Installed, it is trained and evaluated like any other:
     longview demo --task return_point learner.policy.kind=mean_pool
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,7 +63,7 @@ class MeanPoolPolicy(Policy):
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         return self.actions.invert(self.predict(token_BSE, self.tensor(seen_BS))).cpu().numpy()
 

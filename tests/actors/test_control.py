@@ -115,7 +115,6 @@ def play(
         policy=policy,
         context_length=4,
         record=record,
-        rng=np.random.default_rng(0),
         clock=clock,
     )
     return list(ends), notes, clock

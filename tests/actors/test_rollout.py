@@ -58,9 +58,9 @@ class Counter:
         executed: Sequence[NDArray[np.float32]],
         reset: NDArray[np.bool_],
         T_o: int,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
-        assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset)
+        assert len(set(slots)) == len(slots) == len(new_frames) == len(executed) == len(reset) == len(rngs)
         self.calls.append(len(slots))
         for slot, frames, actions, fresh in zip(slots, new_frames, executed, reset, strict=True):
             counts = frames["count"][:, 0]
@@ -84,6 +84,7 @@ def play(
     simulators: int = 4,
     clock: Clock | None = None,
     task: Task = TASK,
+    context_length: int = 4,
 ) -> tuple[list[EpisodeEnd], list[Notes]]:
     notes: list[Notes] = []
 
@@ -96,9 +97,8 @@ def play(
         [task.make() for _ in range(simulators)],
         todo,
         policy=policy,
-        context_length=4,
+        context_length=context_length,
         record=record,
-        rng=np.random.default_rng(0),
         clock=clock or Clock(),
     )
     return list(ends), notes
@@ -145,6 +145,39 @@ def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:
         assert one.column("action").tolist() == other.column("action").tolist()
 
 
+class Noise:
+    """A policy whose actions are its noise."""
+
+    execute = EXECUTE
+
+    def act(
+        self,
+        slots: Sequence[int],
+        new_frames: Sequence[Any],
+        executed: Sequence[Any],
+        reset: Any,
+        T_o: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.float32]:
+        return np.array([rng.random((EXECUTE, 1), np.float32) for rng in rngs])
+
+
+def test_noise_follows_from_episode_version_context_length_and_decision() -> None:
+    def noise(simulators: int, version: int, context_length: int) -> dict[int, list[float]]:
+        todo = [replace(each, meta=replace(each.meta, policy_versions=(version,))) for each in assignments(9)]
+        _, notes = play(todo, Noise(), simulators, context_length=context_length)
+        return {note.meta.seed: note.column("action").tolist() for note in notes}
+
+    found = noise(simulators=4, version=100, context_length=4)
+    assert found == noise(simulators=9, version=100, context_length=4)
+    values = [*found.values()]
+    for other in (noise(4, version=200, context_length=4), noise(4, version=100, context_length=8)):
+        assert other.keys() == found.keys()
+        values += other.values()
+    drawn = [value for episode in values for value in episode]
+    assert len(set(drawn)) > 0.99 * len(drawn)
+
+
 class Zero:
     """Always answers zero, whatever happens."""
 
@@ -184,7 +217,6 @@ def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
         policy=Counter(),
         context_length=1,
         record=record,
-        rng=np.random.default_rng(0),
         clock=Clock(),
     )
     first = next(ends)

@@ -96,7 +96,7 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
         (policy_config, {"execute": 20, "future_actions": 14}, "execute 20 exceeds future_actions 14"),
         (policy_config, {"widths": (30, 64)}, r"\[30, 64\] must be multiples of groups 8"),
         (policy_config, {"kernel": 4}, "kernel must be odd, not 4"),
-        (policy_config, {"sampling_steps": 7}, "100 is not a multiple of sampling_steps 7"),
+        (policy_config, {"sampling_steps": 101}, "sampling_steps 101 exceeds diffusion_steps 100"),
         (policy_config, {"past_actions": "some"}, "past_actions .* not 'some'"),
         (policy_config, {"context_length": 0}, "context_length .* not 0"),
         (policy_config, {"dropout": 1.0}, r"dropout .* not 1\.0"),

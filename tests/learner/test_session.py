@@ -19,6 +19,11 @@ from longview.replay.episode import OBSERVATION_PREFIX, ArraySpec, Episode, Task
 Array = NDArray[Any]
 
 
+def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
+    """Return a generator for each of the slots of one call."""
+    return np.random.default_rng(seed).spawn(count)
+
+
 class Play:
     """Player of recorded episodes that feeds them to a session, some steps at a time, as an actor does."""
 
@@ -33,8 +38,7 @@ class Play:
             self.step[slot] = start + count
             frames.append(self.frames(slot, start, start + count))
             executed.append(self.episodes[slot].arrays["action"][max(start - 1, 0) : start + count - 1])
-        rng = np.random.default_rng(seed)
-        return self.session.act(slots, frames, executed, np.array(fresh), T_o, rng)
+        return self.session.act(slots, frames, executed, np.array(fresh), T_o, rngs(len(slots), seed))
 
     def frames(self, slot: int, start: int, end: int) -> dict[str, Array]:
         arrays = self.episodes[slot].arrays
@@ -69,7 +73,7 @@ def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int
 def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
     """Decide without a session."""
     horizon = policy.horizon
-    noise = np.random.default_rng(seed).standard_normal((len(histories), horizon.positions, 2))
+    noise = np.array([rng.standard_normal((horizon.positions, 2)) for rng in rngs(len(histories), seed)])
     now = slice(horizon.past, horizon.past + horizon.execute)
     clipped: Array = np.clip(samples(policy, histories, T_o, noise)[:, now], -1, 1)
     return clipped
@@ -145,10 +149,10 @@ def test_decisions_are_those_of_encoding_all_that_was_seen(
 
 def test_histories_of_different_length_decide_as_each_alone(play: Play, policy: DiffusionPolicy) -> None:
     play.act([0, 1, 2], [1, 1, 20], [True] * 3, 64)
-    noise_BTA = np.random.default_rng(0).standard_normal((3, policy.horizon.positions, 2))
     actions = play.act([2, 0, 1], [8, 2, 1], [False, False, True], 64)
-    for slot, noise, action in zip([2, 0, 1], noise_BTA, actions, strict=True):
-        alone = samples(policy, [play.history(slot)], 64, noise[None])[0, 2:10].clip(-1, 1)
+    for slot, rng, action in zip([2, 0, 1], rngs(3), actions, strict=True):
+        noise = rng.standard_normal((1, policy.horizon.positions, 2))
+        alone = samples(policy, [play.history(slot)], 64, noise)[0, 2:10].clip(-1, 1)
         np.testing.assert_allclose(action, alone, rtol=0, atol=1e-4)
 
 
@@ -245,14 +249,13 @@ def test_without_limits_actions_stay_within_the_measured_range_and_a_margin(
 
 
 def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> None:
-    frames, rng = {"position": np.zeros((3, 2), np.float32)}, np.random.default_rng()
-    act = play.session.act
+    frames, act = {"position": np.zeros((3, 2), np.float32)}, play.session.act
     with pytest.raises(ValueError, match=r"T_o must be in 1\.\.64 for this policy, not 65"):
-        act([0], [frames], [np.zeros((0, 2), np.float32)], np.array([True]), 65, rng)
+        act([0], [frames], [np.zeros((0, 2), np.float32)], np.array([True]), 65, rngs(1))
     with pytest.raises(ValueError, match="slot 1: 5 executed actions do not fit 3 new frames"):
-        act([1], [frames], [np.zeros((5, 2), np.float32)], np.array([False]), 8, rng)
+        act([1], [frames], [np.zeros((5, 2), np.float32)], np.array([False]), 8, rngs(1))
     with pytest.raises(ValueError, match=r"slot 1: executed actions are \[3\], expected \[2\]"):
-        act([1], [frames], [np.zeros((3, 3), np.float32)], np.array([False]), 8, rng)
+        act([1], [frames], [np.zeros((3, 3), np.float32)], np.array([False]), 8, rngs(1))
     shorter = DiffusionPolicy(type(policy.config)(context_length=8), policy.spec)
     with pytest.raises(ValueError, match=r"version 7 does not fit the session: .*context=8"):
         play.session.load(7, shorter)
@@ -267,6 +270,9 @@ def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> No
         ({"slots": []}, r"slots must be some of 0\.\.2, not \[\]"),
         ({"new_frames": {"position": np.zeros((1, 2), "f4")}}, "new_frames must have an entry .* not a dict"),
         ({"reset": np.array(True)}, r"reset must have an entry for each of 2 slots, not bool\[\]"),
+        ({"rngs": np.random.default_rng(0)}, "rngs must have an entry for each of 2 slots, not a Generator"),
+        ({"rngs": rngs(1)}, "rngs must have an entry for each of 2 slots, not 1 entries"),
+        ({"rngs": [*rngs(1), 0]}, "slot 1: rng is a int, expected a generator"),
         ({"skipped": [1]}, "skipped must have an entry for each of 2 slots, not 1 entries"),
         ({"new_frames": [{"position": [[0.0, 0.0]]}] * 2}, r"slot 0: position is a list, expected float32\["),
         ({"new_frames": [[0.0]] * 2}, "slot 0: new frames are a list, expected arrays by key"),
@@ -287,7 +293,7 @@ def test_arguments_of_the_wrong_kind_are_refused_and_nothing_remembered(
         "executed": [np.zeros((1, 2), np.float32)] * 2,
         "reset": np.zeros(2, np.bool_),
         "T_o": 8,
-        "rng": np.random.default_rng(0),
+        "rngs": rngs(2),
     }
     with pytest.raises(ValueError, match=message):
         play.session.act(**arguments | change)
@@ -320,15 +326,13 @@ def test_skipped_steps_are_masked(
         seen = np.concatenate((seen, np.zeros(skipped, np.bool_), np.ones(count, np.bool_)))
         frames = {"position": rows["observation.position"][start:step]}
         executed = rows["action"][max(0, start - skipped - 1) : step - 1] if count > 1 else rows["action"][:0]
-        fresh, rng = np.array([step == skipped + count]), np.random.default_rng(0)
-        (action,) = session.act([1], [frames], [executed], fresh, T_o, rng, skipped=[skipped])
+        fresh = np.array([step == skipped + count])
+        (action,) = session.act([1], [frames], [executed], fresh, T_o, rngs(1), skipped=[skipped])
         window = slice(max(0, step - T_o), step)
         with torch.inference_mode():
             token_FE = policies[acting].tokens({"position": rows["observation.position"][window]})
             past_BPA = np.full((1, policies[acting].horizon.past, 2), np.nan, np.float32)
-            (whole,) = policies[acting].sample(
-                token_FE[None], seen[None, window], past_BPA, np.random.default_rng(0)
-            )
+            (whole,) = policies[acting].sample(token_FE[None], seen[None, window], past_BPA, rngs(1))
         np.testing.assert_allclose(action, whole[2:10].clip(-1, 1), rtol=0, atol=1e-5)
     assert seen.sum() == 25
 
@@ -340,9 +344,8 @@ def test_what_was_executed_at_skipped_steps_does_not_count(policy: DiffusionPoli
     def act(executed: Array) -> Array:
         session = PolicySession(policy, 1)
         for skipped in (0, 3):
-            fresh, rng = np.array([skipped == 0]), np.random.default_rng(0)
-            told = executed if skipped else executed[:0]
-            actions = session.act([0], [frames], [told], fresh, 8, rng, skipped=[skipped])
+            fresh, told = np.array([skipped == 0]), executed if skipped else executed[:0]
+            actions = session.act([0], [frames], [told], fresh, 8, rngs(1), skipped=[skipped])
         return actions
 
     unknown = act(np.zeros((0, 2), np.float32))
@@ -377,7 +380,7 @@ def test_a_frame_that_is_not_as_the_task_says_is_refused_and_nothing_remembered(
     bad = {key: array for key, array in {**good[1], **change}.items() if array is not None}
     executed = [episode.arrays["action"][2:6] for episode in play.episodes]
     with pytest.raises(ValueError, match=f"^slot 1: {message}"):
-        play.session.act([0, 1], [good[0], bad], executed, np.zeros(2, np.bool_), 8, np.random.default_rng(0))
+        play.session.act([0, 1], [good[0], bad], executed, np.zeros(2, np.bool_), 8, rngs(2))
     actions = play.act([0, 1], [4, 4], [False, False], 8)
     histories = [play.history(0), play.history(1)]
     np.testing.assert_allclose(actions, expected(seeing, histories, 8), rtol=0, atol=1e-5)
@@ -413,7 +416,9 @@ def test_the_candidate_whose_past_is_closest_to_the_executed_actions_is_chosen(
     play, chosen = Play(PolicySession(policy, 2), returning[:2]), set()
     for number in range(6):
         actions = play.act([0, 1], [6, 1] if number == 0 else [4, 3], [number == 0] * 2, T_o, seed=number)
-        noise = np.random.default_rng(number).standard_normal((10, policy.horizon.positions, 2))
+        noise = np.concatenate(
+            [rng.standard_normal((5, policy.horizon.positions, 2)) for rng in rngs(2, seed=number)]
+        )
         histories = [play.history(0), play.history(1)]
         candidates = samples(policy, histories, T_o, noise).reshape(2, 5, -1, 2)
         for slot in (0, 1):
@@ -439,9 +444,9 @@ def test_actions_that_the_caller_does_not_pass_do_not_count(policy: DiffusionPol
 
     def act(executed: Array) -> Array:
         session = PolicySession(policy, 1)
-        return session.act([0], [frames], [executed], np.array([True]), 8, np.random.default_rng(0))
+        return session.act([0], [frames], [executed], np.array([True]), 8, rngs(1))
 
-    noise = np.random.default_rng(0).standard_normal((5, policy.horizon.positions, 2))
+    noise = rngs(1)[0].standard_normal((5, policy.horizon.positions, 2))
     candidates = samples(policy, [frames] * 5, 8, noise)
     for executed, closest in ((candidates[3, :2], 3), (candidates[4, :2], 4), (candidates[4, :0], 0)):
         np.testing.assert_allclose(act(executed)[0], candidates[closest, 2:10].clip(-1, 1), rtol=0, atol=1e-5)

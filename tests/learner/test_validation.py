@@ -20,7 +20,8 @@ def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returnin
     assert found["validation_s"] > 0
     assert list(found["action_error_by_context"]) == [1, 8, 16, 24, 32, 48, 64]
 
-    noise_BTA = np.random.default_rng(5).standard_normal((64, horizon.positions, 2))
+    rngs = np.random.default_rng(5).spawn(64)
+    noise_BTA = np.array([rng.standard_normal((horizon.positions, 2)) for rng in rngs])
     for context_length in (1, 8, 64):
         errors: list[float] = []
         for number, noise_TA in enumerate(noise_BTA):

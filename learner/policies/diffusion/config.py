@@ -61,7 +61,8 @@ class DiffusionConfig(PolicyConfig):
     diffusion_steps: int = 100
     """Diffusion steps in training."""
     sampling_steps: int = 10
-    """Diffusion steps in acting. `diffusion_steps` must be a multiple of it."""
+    """Diffusion steps in acting, at most `diffusion_steps`. A decision takes about as long as there are
+    steps."""
     candidates: int = 1
     """Samples per decision. The sample whose past actions are closest to the executed ones is executed:
     self-verification, arXiv 2505.09561."""
@@ -73,9 +74,8 @@ class DiffusionConfig(PolicyConfig):
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
         require(self.token_size % 2 == 0, f"token_size must be even, not {self.token_size}")
         require(
-            self.diffusion_steps % self.sampling_steps == 0,
-            f"diffusion_steps {self.diffusion_steps} is not a multiple of "
-            f"sampling_steps {self.sampling_steps}",
+            self.sampling_steps <= self.diffusion_steps,
+            f"sampling_steps {self.sampling_steps} exceeds diffusion_steps {self.diffusion_steps}",
         )
         require(
             self.candidates == 1 or self.past_actions != 0,

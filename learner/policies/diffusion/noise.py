@@ -37,14 +37,16 @@ def add_noise(clean: Tensor, noise: Tensor, noise_step_B: Tensor, signal: Tensor
 
 
 def strides(diffusion_steps: int, sampling_steps: int) -> list[int]:
-    """Return the diffusion steps at which a sampler predicts, evenly spaced and descending to 0.
+    """Return the diffusion steps at which a sampler predicts, descending to 0.
+
+    They are evenly spaced, rounded down. This is the `leading` spacing of diffusers where `sampling_steps`
+    divides `diffusion_steps`.
 
     Args:
-        diffusion_steps: number of diffusion steps in training, a multiple of `sampling_steps`.
-        sampling_steps: number of diffusion steps in acting.
+        diffusion_steps: number of diffusion steps in training.
+        sampling_steps: number of diffusion steps in acting, in 1..diffusion_steps.
     """
-    stride = diffusion_steps // sampling_steps
-    return list(range(diffusion_steps - stride, -1, -stride))
+    return [place * diffusion_steps // sampling_steps for place in reversed(range(sampling_steps))]
 
 
 def ddim(

@@ -4,6 +4,7 @@ Legend (docs/notation.md): B windows or robots, N candidates of each, R rows: ca
 S observed steps (T_o), T action positions (T_p), P past positions, A action dimensions, E token features.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,14 @@ class DiffusionPolicy(Policy):
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
         executed_BPA: NDArray[np.float32],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
-        rows, candidates = len(token_BSE), self.config.candidates
-        shape = (self.horizon.positions, self.action_size)
-        action_RTA = self.denoise(token_BSE, seen_BS, rng.standard_normal((rows * candidates, *shape)))
-        action_BNTA: NDArray[np.float32] = action_RTA.reshape(rows, candidates, *shape)
+        shape = (self.config.candidates, self.horizon.positions, self.action_size)
+        noise_RTA = np.concatenate([rng.standard_normal(shape) for rng in rngs])
+        action_RTA = self.denoise(token_BSE, seen_BS, noise_RTA)
+        action_BNTA: NDArray[np.float32] = action_RTA.reshape(len(rngs), *shape)
         chosen_BTA: NDArray[np.float32] = action_BNTA[
-            np.arange(rows), self.closest(action_BNTA, executed_BPA)
+            np.arange(len(rngs)), self.closest(action_BNTA, executed_BPA)
         ]
         return chosen_BTA
 

@@ -4,6 +4,8 @@ Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action
 dimensions, E token features, U units of the GRU's state, M mixture components.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -67,10 +69,11 @@ class GRUPolicy(RecurrentPolicy):
         after_BU: Tensor = state_1BU.squeeze(0)
         return after_BU
 
-    def decide(self, state_BU: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
+    def decide(self, state_BU: Tensor, rngs: Sequence[np.random.Generator]) -> NDArray[np.float32]:
         action_BMTA, logit_BM = self.mixture(state_BU)
         # The largest logit plus Gumbel noise draws a component by its share.
-        noise_BM = self.tensor(rng.gumbel(size=logit_BM.shape).astype(np.float32))
+        noise = [rng.gumbel(size=self.config.components) for rng in rngs]
+        noise_BM = self.tensor(np.array(noise, np.float32))
         chosen_B = (logit_BM + noise_BM).argmax(dim=1)
         action_BTA = action_BMTA[torch.arange(len(state_BU), device=self.device), chosen_B]
         bounded_BTA = action_BTA.clamp(self.actions.low, self.actions.high)

@@ -2,6 +2,7 @@
 
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Result
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.orders import Orders
 from longview.cluster.run.config import read_config
 from longview.monitoring.success import Counts, Evaluation
@@ -13,13 +14,12 @@ LENGTHS = [1, 8, 64]
 def make(**settings: object) -> Orders:
     base = {
         "actors.simulators": 4,
-        "actors.episodes_per_version": 8,
         "evaluation.episodes": 10,
         "evaluation.final_episodes": 20,
         "evaluation.context_lengths": LENGTHS,
     }
     config = read_config(None, [f"{key}={value}" for key, value in (base | settings).items()])
-    return Orders(config, SPEC, purpose="correction", collected=0)
+    return Orders(config, SPEC, Collection(config, SPEC, sizes=lambda: (10**9, 10**9)))
 
 
 def drain(orders: Orders, newest: int | None = None) -> list[Order]:
@@ -38,7 +38,7 @@ def test_only_missing_demonstrations_are_asked_for() -> None:
     orders.demonstrate([0, 1, 2, 5, 6, 9])
     given = drain(orders)
     assert [index for o in given for index in range(o.first, o.first + o.count)] == [0, 1, 2, 5, 6, 9]
-    assert all((o.purpose, o.beta, o.version) == ("demo", 1.0, None) for o in given)
+    assert all((o.purpose, o.version) == ("demo", None) for o in given)
 
 
 def test_a_round_evaluates_every_context_length_on_one_version() -> None:
@@ -50,41 +50,47 @@ def test_a_round_evaluates_every_context_length_on_one_version() -> None:
     assert episodes == dict.fromkeys(LENGTHS, 10)
 
 
-def test_collecting_takes_the_newest_version_and_beta_decays() -> None:
-    orders = make(**{"learner.steps": 1000, "actors.beta_until": 0.5, "evaluation.episodes": 0})
+def test_a_share_of_the_actors_collects_while_the_others_evaluate() -> None:
+    orders = make(**{"collect.kind": "takeover", "collect.share": 0.25, "evaluation.episodes": 100})
     orders.published(100)
-    (order,) = drain(orders, newest=250)
-    assert (order.purpose, order.version, order.beta) == ("correction", 250, 0.5)
-    orders.finish(order, result(order))
-    orders.published(600)
-    (order,) = drain(orders, newest=600)
-    assert order.beta == 0.0
-    assert order.first == 8
+    given = [orders.take(100) for _ in range(8)]
+    kinds = [order.purpose for order in given if order is not None]
+    assert kinds.count("correction") == 2
+    assert kinds.count("evaluation") == 6
 
 
-def test_without_an_expert_the_policy_alone_collects() -> None:
-    config = read_config(None, ["evaluation.episodes=0"])
-    orders = Orders(config, SPEC, purpose="rollout", collected=0)
-    orders.published(1)
-    assert {(o.purpose, o.beta) for o in drain(orders, newest=1)} == {("rollout", 0.0)}
-
-
-def test_evaluating_and_collecting_go_on_side_by_side() -> None:
-    orders = make()
+def test_all_actors_collect_while_nothing_is_evaluated() -> None:
+    orders = make(**{"collect.kind": "takeover", "evaluation.episodes": 0})
     orders.published(100)
-    first, second = orders.take(100), orders.take(100)
-    assert first is not None
-    assert second is not None
-    assert {first.purpose, second.purpose} == {"evaluation", "correction"}
+    assert {order.purpose for _ in range(5) if (order := orders.take(100)) is not None} == {"correction"}
+
+
+def test_nothing_is_collected_once_the_last_evaluation_has_begun() -> None:
+    orders = make(**{"collect.kind": "takeover"})
+    orders.conclude(200)
+    assert {order.purpose for order in drain(orders, newest=200)} == {"evaluation"}
+    assert orders.held == ""
 
 
 def test_a_new_round_waits_for_the_last_one() -> None:
-    orders = make(**{"actors.episodes_per_version": 0})
+    orders = make()
     orders.published(100)
     order = orders.take(100)
     assert order is not None
     orders.published(200)
     assert {o.version for o in drain(orders)} == {100}
+
+
+def test_the_last_orders_are_small_so_that_all_actors_work_to_the_end() -> None:
+    orders = make(**{"actors.count": 4, "evaluation.final_episodes": 100})
+    orders.conclude(300)
+    given = drain(orders)
+    counts = [order.count for order in given]
+    assert sum(counts) == 300
+    assert max(counts) == 8
+    assert counts[-8:] == [1] * 8
+    indices = [(o.context_length, i) for o in given for i in range(o.first, o.first + o.count)]
+    assert indices == [(length, index) for length in LENGTHS for index in range(100)]
 
 
 def test_an_order_given_back_is_given_again() -> None:
@@ -115,12 +121,14 @@ def test_the_last_evaluation_replaces_all_other_work() -> None:
 
 
 def test_an_evaluation_tells_completion_from_memory_and_leaves_out_the_invalid() -> None:
-    orders = make(**{"actors.episodes_per_version": 0, "evaluation.context_lengths": [8]})
+    orders = make(**{"evaluation.context_lengths": [8]})
     orders.published(100)
     given = drain(orders)
-    assert [order.count for order in given] == [8, 2]
-    assert orders.finish(given[0], Result({"success": 3, "wrong": 2, "invalid": 3}, 80)) is None
-    evaluation = orders.finish(given[1], Result({"failure": 1, "invalid": 1}, 20))
+    assert [order.first for order in given] == [0, 2, 4, 5, 6, 7, 8, 9]
+    for order in given[:-2]:
+        assert orders.finish(order, Result({}, 0)) is None
+    assert orders.finish(given[-2], Result({"success": 3, "wrong": 2, "invalid": 3}, 80)) is None
+    evaluation = orders.finish(given[-1], Result({"failure": 1, "invalid": 1}, 20))
     assert evaluation is not None
     outcomes = {"success": 3, "wrong": 2, "invalid": 4, "failure": 1}
     assert evaluation == Evaluation(100, 8, 10, outcomes, steps=100)
@@ -128,7 +136,7 @@ def test_an_evaluation_tells_completion_from_memory_and_leaves_out_the_invalid()
 
 
 def test_results_of_a_replaced_round_are_ignored() -> None:
-    orders = make(**{"actors.episodes_per_version": 0})
+    orders = make()
     orders.published(100)
     order = orders.take(100)
     assert order is not None

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from longview.actors.worker import Order, Result
 from longview.cluster.driver import dispatch
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.orders import Orders
 from longview.cluster.driver.scaling import REQUEST, Scaling, ask, parse, scaled_settings, still_scaled
@@ -88,7 +89,7 @@ class Driver:
         address = StoreAddress(url, "scaled")
         self.store = address.connect(config.replay)
         self.store.register(task_of(config).spec)
-        self.orders = Orders(config, task_of(config).spec, purpose="correction", collected=0)
+        self.orders = Orders(config, task_of(config).spec, Collection(config, task_of(config).spec))
         self.dispatcher = Dispatcher(self.orders)
         self.hub = start(MetricsHub, "scaled", "127.0.0.1", 0, name=HUB, **ALWAYS_BACK)
         self.scaling = Scaling(
@@ -104,7 +105,7 @@ class Driver:
 
     def turn(self) -> None:
         self.scaling.adjust()
-        self.dispatcher.dispatch(VERSION, lambda _: ([self._weights], 0.0))
+        self.dispatcher.dispatch(VERSION, 0, lambda _: ([self._weights], 0.0))
         for order, result in self.dispatcher.collect(0.05):
             self.orders.finish(order, result)
             self.results.append((order, result))
@@ -281,7 +282,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
 def test_a_request_that_is_none_is_ignored(tmp_path: Path) -> None:
     config = read_config(None, CONFIG)
     run = create_run(config, tmp_path)
-    orders = Orders(config, task_of(config).spec, purpose="correction", collected=0)
+    orders = Orders(config, task_of(config).spec, Collection(config, task_of(config).spec))
     scaling = Scaling(run, config, Dispatcher(orders), Nobody, lambda _: None, cpus=2)
     for text in ("", "[]", "{", '{"actors": 3}', '{"actors": "3", "id": 1}', '{"actors": 0, "id": 1}'):
         (run.path / REQUEST).write_text(text)
@@ -310,7 +311,7 @@ def test_a_run_that_goes_on_keeps_its_actors(tmp_path: Path) -> None:
 
     def launched(actors: int) -> Scaling:
         config = configured(actors)
-        orders = Orders(config, task_of(config).spec, purpose="correction", collected=0)
+        orders = Orders(config, task_of(config).spec, Collection(config, task_of(config).spec))
         return Scaling(run, config, Dispatcher(orders), Nobody, lambda _: None, cpus=None)
 
     def scaled(scaling: Scaling, actors: int) -> None:

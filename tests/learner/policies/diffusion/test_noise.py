@@ -1,8 +1,11 @@
 import warnings
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from longview.learner.policies.diffusion.config import Prediction
@@ -52,10 +55,22 @@ def test_sampler_is_that_of_diffusers(steps: int, count: int, prediction: Predic
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
+@given(st.integers(1, 1000).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
+def test_sampling_steps_are_spaced_evenly_for_any_number(pair: tuple[int, int]) -> None:
+    steps, count = pair
+    at = strides(steps, count)
+    assert (len(at), at[-1]) == (count, 0)
+    gaps = {before - after for before, after in pairwise([steps, *at])}
+    assert gaps <= {steps // count, -(-steps // count)}
+    if steps % count == 0:
+        assert at == list(range(steps - steps // count, -1, -steps // count))
+
+
 @pytest.mark.parametrize("prediction", get_args(Prediction))
-def test_sampler_recovers_what_a_perfect_predictor_knows(prediction: Prediction) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 99, 100])
+def test_sampler_recovers_what_a_perfect_predictor_knows(prediction: Prediction, count: int) -> None:
     """A sample beyond the bounds of a dimension ends at the bound."""
-    signal, clean, at = squared_cosine(100), torch.rand(3, 4, 2) * 6 - 3, strides(100, 10)
+    signal, clean, at = squared_cosine(100), torch.rand(3, 4, 2) * 6 - 3, strides(100, count)
 
     def predict(x: Tensor, index: int) -> Tensor:
         power = signal[at[index]]

@@ -33,6 +33,11 @@ def made(returning: list[Episode], **settings: Any) -> GRUPolicy:
     return policy.eval()
 
 
+def rngs(count: int) -> list[np.random.Generator]:
+    """Return a generator for each row."""
+    return np.random.default_rng(1).spawn(count)
+
+
 @pytest.fixture
 def policy(returning: list[Episode]) -> GRUPolicy:
     return made(returning, components=4)
@@ -58,10 +63,10 @@ def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episod
                 state_1U = policy.advance(state_1U, token_E[None])
             torch.testing.assert_close(together[row], state_1U[0], rtol=0, atol=1e-6)
         one, other = (
-            policy.sample(token_BSE, batch.seen_BS, np.zeros((3, 2, 2), np.float32), np.random.default_rng(1))
+            policy.sample(token_BSE, batch.seen_BS, np.zeros((3, 2, 2), np.float32), rngs(3))
             for _ in range(2)
         )
-        direct = policy.decide(together, np.random.default_rng(1))
+        direct = policy.decide(together, rngs(3))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(one, direct, rtol=0, atol=1e-5)
 
@@ -108,13 +113,24 @@ def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
     state_BU = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
         action_BMTA, logit_BM = policy.mixture(state_BU[:1])
-        chosen = policy.decide(state_BU, np.random.default_rng(0))
+        chosen = policy.decide(state_BU, rngs(2000))
     bounded = action_BMTA[0].clamp(policy.actions.low, policy.actions.high)
     plans = policy.actions.invert(bounded).numpy()
     distance_BM = np.abs(chosen[:, None] - plans[None]).max(axis=(2, 3))
     assert (distance_BM.min(axis=1) < 1e-5).all()
     share_M = np.bincount(distance_BM.argmin(axis=1), minlength=4) / len(chosen)
     np.testing.assert_allclose(share_M, logit_BM[0].softmax(dim=0).numpy(), atol=0.05)
+
+
+def test_a_row_depends_on_its_own_generator_alone(policy: GRUPolicy) -> None:
+    state_BU = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
+    order = [7, 2, 5]
+    with torch.inference_mode():
+        chosen = policy.decide(state_BU, rngs(9))
+        some = policy.decide(state_BU[order], [rngs(9)[row] for row in order])
+        others = policy.decide(state_BU, rngs(18)[9:])
+    np.testing.assert_allclose(some, chosen[order], rtol=0, atol=1e-5)
+    assert np.abs(others - chosen).max() > 1e-2
 
 
 # Acting
@@ -133,7 +149,7 @@ def expected(
         token_1SE = policy.tokens({"position": frames[oldest:]})[None]
         seen_1S = np.ones((1, now + 1 - oldest), np.bool_) if seen is None else seen[None, oldest:]
         past = np.zeros((1, 2, 2), np.float32)
-        (action_TA,) = policy.sample(token_1SE, seen_1S, past, np.random.default_rng(seed))
+        (action_TA,) = policy.sample(token_1SE, seen_1S, past, [np.random.default_rng(seed)])
     return action_TA[policy.horizon.past :][:8].clip(-1, 1)
 
 
@@ -150,7 +166,7 @@ def test_skipped_steps_advance_no_state(policy: GRUPolicy, returning: list[Episo
             [np.zeros((count - 1, 2), np.float32)],
             np.array([step == skipped + count]),
             T_o,
-            np.random.default_rng(step),
+            [np.random.default_rng(step)],
             skipped=[skipped],
         )
         whole = expected(policy, frames[:step], T_o, step, seen)
@@ -168,7 +184,7 @@ def test_a_session_decides_by_what_a_state_saw_of_the_last_steps(
         new = 1 if step == 0 else int(rng.integers(1, 9))
         fresh = np.array([step == 0])
         news, executed = {"position": frames[step : step + new]}, actions[max(step - 1, 0) : step + new - 1]
-        (action,) = session.act([1], [news], [executed], fresh, T_o, np.random.default_rng(step))
+        (action,) = session.act([1], [news], [executed], fresh, T_o, [np.random.default_rng(step)])
         step += new
         np.testing.assert_allclose(
             action, expected(policy, frames[:step], T_o, step - new), rtol=0, atol=1e-5
@@ -184,8 +200,8 @@ def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
 
     def act(start: int, end: int, T_o: int) -> NDArray[np.float32]:
         executed = actions[max(start - 1, 0) : end - 1]
-        fresh, rng = np.array([start == 0]), np.random.default_rng(end)
-        return session.act([0], [{"position": frames[start:end]}], [executed], fresh, T_o, rng)[0]
+        fresh, rngs = np.array([start == 0]), [np.random.default_rng(end)]
+        return session.act([0], [{"position": frames[start:end]}], [executed], fresh, T_o, rngs)[0]
 
     act(0, 30, 16)
     np.testing.assert_allclose(act(30, 33, 64), expected(policy, frames[:33], 64, 33), rtol=0, atol=1e-5)
@@ -212,8 +228,7 @@ def test_acting_takes_in_as_many_frames_at_every_context_length(
         session = PolicySession(policy, 1)
         for start in range(0, 40, 8):
             fresh, executed = np.array([start == 0]), actions[max(start - 1, 0) : start + 7]
-            rng = np.random.default_rng(0)
-            session.act([0], [{"position": frames[start : start + 8]}], [executed], fresh, T_o, rng)
+            session.act([0], [{"position": frames[start : start + 8]}], [executed], fresh, T_o, rngs(1))
         counts[T_o], advanced[:] = list(advanced), []
     hook.remove()
     assert counts[8] == counts[16] == counts[64] == [memory.CHAINS] * 40

@@ -1,0 +1,156 @@
+"""Evaluations with real simulators: outcomes do not depend on how the episodes are split."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, repeat
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from longview.actors.config import ActorsConfig
+from longview.actors.environment import SimulatedTask
+from longview.actors.rollout import Policy
+from longview.actors.task import Action, Observation, Task, load_task
+from longview.actors.worker import Order, Worker, episode_seed
+from longview.cluster.run.services import redis_server
+from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
+from longview.learner.normalize import measure
+from longview.learner.policy import policy_from_bytes, policy_to_bytes
+from longview.learner.session import PolicySession
+from longview.learner.train import train
+from longview.monitoring.hub import Hub
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
+
+WHOLE = [[(0, 40)]]
+SPLITS = {
+    "fewer simulators": (3, WHOLE),
+    "four orders": (8, [[(0, 3), (23, 1), (24, 16), (3, 20)]]),
+    "four actors": (8, [[(24, 16)], [(3, 20)], [(23, 1), (0, 2)], [(2, 1)]]),
+}
+"""Ways to split an evaluation of 40 episodes: simulators of an actor; for each actor, its orders as (first
+episode, number of episodes)."""
+
+Played = Mapping[int, tuple[str, NDArray[np.float32]]]
+"""Outcome and actions (steps, A) of each episode, by its seed."""
+
+
+class Miscounting:
+    """A policy for counting that is sometimes wrong, as its generators have it."""
+
+    execute = 4
+
+    def act(
+        self,
+        slots: Sequence[int],
+        new_frames: Sequence[Mapping[str, NDArray[Any]]],
+        executed: Sequence[NDArray[np.float32]],
+        reset: NDArray[np.bool_],
+        T_o: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.float32]:
+        now = np.array([frames["count"][-1] for frames in new_frames])
+        wrong = np.array([rng.random(self.execute) < 0.03 for rng in rngs])
+        return (now + np.arange(self.execute) + wrong).astype(np.float32)[..., None]
+
+
+def evaluated(
+    task: Task,
+    policies: Iterator[Policy],
+    simulators: int,
+    split: Sequence[Sequence[tuple[int, int]]],
+    T_o: int,
+) -> Played:
+    """Evaluate as actors do, one after the other, each with a policy of its own."""
+    played: dict[int, tuple[str, NDArray[np.float32]]] = {}
+
+    class Noting(gymnasium.Wrapper[Observation, Action, Observation, Action]):
+        """A simulator that notes what happens in its episodes."""
+
+        def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple[Observation, dict[str, Any]]:
+            assert seed is not None
+            self.seed, self.actions = seed, list[Action]()
+            return self.env.reset(seed=seed, **kwargs)
+
+        def step(self, action: Action) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
+            self.actions.append(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                assert self.seed not in played
+                played[self.seed] = info["outcome"], np.array(self.actions)
+            return observation, reward, terminated, truncated, info
+
+    noting = SimulatedTask(task.spec, lambda spec, render_mode: Noting(task.make(render_mode)))
+    for number, orders in enumerate(split):
+        worker = Worker(noting, ActorsConfig(simulators=simulators), 5, f"actor-{number}", None, Hub().report)
+        policy = next(policies)
+        for first, episodes in orders:
+            result = worker.work(Order("evaluation", first, episodes, T_o, version=0), policy)
+            assert sum(result.outcomes.values()) == episodes
+    return played
+
+
+def check_splits(task: Task, policies: Iterator[Policy], T_o: int) -> None:
+    """Compare outcomes and actions of every split with those of one order of one actor."""
+    whole = evaluated(task, policies, 8, WHOLE, T_o)
+    assert whole.keys() == {episode_seed(5, "evaluation", index) for index in range(40)}
+    often = Counter(outcome for outcome, _ in whole.values()).most_common(2)
+    assert often[-1][1] >= 8, "outcomes must differ between episodes, or a mix-up would not show"
+    for simulators, split in SPLITS.values():
+        other = evaluated(task, policies, simulators, split, T_o)
+        assert {seed: outcome for seed, (outcome, _) in other.items()} == {
+            seed: outcome for seed, (outcome, _) in whole.items()
+        }
+        for seed, (_, actions) in whole.items():
+            np.testing.assert_allclose(other[seed][1], actions, rtol=0, atol=1e-5)
+
+
+def test_counting_ends_the_same_however_it_is_split() -> None:
+    check_splits(load_task("counting"), repeat(Miscounting()), T_o=4)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    """Train a policy that arrives, but guesses the side: its noise decides."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    task = load_task("return_point")
+    policy = policy_config(widths=(16,), groups=4, heads=2, token_size=16, context_length=8, sampling_steps=5)
+    config = LearnerConfig(
+        policy=policy,
+        curriculum=CurriculumConfig("fixed"),
+        learning_rate=1e-3,
+        steps=150,
+        warmup=10,
+        batch_size=32,
+    )
+    with redis_server(folder := tmp_path_factory.mktemp("store")) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig(refresh_seconds=0))
+        store.register(task.spec)
+        Worker(task, ActorsConfig(), 0, "actor-0", store, Hub().report).work(Order("demo", 0, 20), None)
+        trained = train(
+            config,
+            task.spec,
+            seed=0,
+            draw=lambda step, before, after, count: store.sample(
+                {"demo": 1.0}, count, before, after, np.random.default_rng(step)
+            ),
+            statistics=lambda: measure(map(store.read, store.ids()), task.spec),
+            publish=lambda version, data: None,
+            report=lambda progress: None,
+            should_stop=lambda: False,
+            checkpoints=folder,
+        )
+        store.close()
+    yield policy_to_bytes(trained)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("T_o", [1, 8])
+def test_return_point_ends_the_same_however_it_is_split(weights: bytes, T_o: int) -> None:
+    policies = (PolicySession(policy_from_bytes(weights), 8) for _ in count())
+    check_splits(load_task("return_point"), policies, T_o)
