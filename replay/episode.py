@@ -280,8 +280,8 @@ class Segment:
 class Selection:
     """Rule that says which steps are drawn from a store, and how often each.
 
-    A draw picks a stratum by its share of the mix, then an episode of the stratum, then a step of the episode
-    uniformly.
+    A draw picks a stratum by its share of the mix, then an episode of the stratum, then one of the episode's
+    learnable steps uniformly; one of all its steps if the stratum is to be imitated, as `imitates` tells.
 
     Raises:
         ValueError: a name is unknown, a share is negative or not finite, no share is above 0, or the
@@ -291,7 +291,7 @@ class Selection:
     mix: Mapping[str, float]
     """Share of the draws by stratum, in any unit: shares are divided by their sum. A stratum is `source`,
     `source/outcome` or `source/outcome/task`, with `*` for any: `demo`, `rollout/success`, `*/*/lift`. The
-    share of a stratum without episodes goes to the other strata."""
+    share of a stratum without steps to learn from goes to the other strata."""
     by: str = "steps"
     """Rule within a stratum, one of `DRAW_BY`. `steps`: every step has the same chance. `episodes`: every
     episode has the same chance. `recency`: newer episodes have a higher chance, see `half_life`. `priority`:
@@ -366,6 +366,13 @@ def learnable(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
     labelled = arrays[PLAN_STEP] == 0 if PLAN_STEP in arrays else EXPERT_ACTION in arrays
     found: NDArray[np.bool_] = (arrays[CONTROLLER] != BY_POLICY) | labelled
     return found
+
+
+def runs_of(learnable: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the runs of true entries (T,): the first step of each run and the step after its last one, as
+    (start, stop, start, stop, ...)."""
+    edges = np.flatnonzero(np.diff(learnable, prepend=False, append=False))
+    return tuple(edges.tolist())
 
 
 def imitates(stratum: str) -> bool:

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
+from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, longer, new_chunk, seal
 from longview.replay.config import StoreConfig
 from longview.replay.episode import (
     ACTION,
@@ -216,17 +217,16 @@ class EpisodeWriter:
         encode: Callable[[], bytes | memoryview] = partial(encode_chunk, arrays, level, self._as_jpeg)
         if self._rows == self._chunk_steps and not self._as_jpeg:
             encode = partial(seal, self._chunk, level)
-        work = partial(self._store, self._rows, int(learnable(arrays).sum()), encode)
+        work = partial(self._store, learnable(arrays), encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._queued += self._rows
         self._buffers, self._rows = {}, 0
 
-    def _store(self, rows: int, learnable: int, encode: Callable[[], bytes | memoryview]) -> Commands:
+    def _store(self, learnable: NDArray[np.bool_], encode: Callable[[], bytes | memoryview]) -> Commands:
         """Encode the next chunk and return the commands that store it; called in the background, in order.
 
         Args:
-            rows: steps in the chunk.
-            learnable: how many of them there is something to learn from.
+            learnable: tells which of the chunk's steps (K,) there is something to learn from.
             encode: encodes the chunk.
         """
         chunk, record = encode(), self._record
@@ -234,13 +234,7 @@ class EpisodeWriter:
         if time.monotonic() - self._renewed > self._config.orphan_seconds / 2:
             self._renewed = time.monotonic()
             commands = [*self._sink.renew(record), *commands]
-        self._record = replace(
-            record,
-            length=record.length + rows,
-            learnable=record.learnable + learnable,
-            chunks=record.chunks + 1,
-            bytes=record.bytes + len(chunk),
-        )
+        self._record = longer(record, learnable, len(chunk))
         if self._record.bytes > self._config.queue_bytes:
             self._sent = None
         if self._sent is not None:
