@@ -189,11 +189,13 @@ def saving_fault(task: Task, env: Environment) -> str:
     actions = rng.uniform(low, high, (2 * PLAYED, *task.spec.action.shape)).astype(np.float32)
     try:
         env.reset(seed=0)
-        _observed(env, actions[:PLAYED])
+        _, ended = _observed(env, actions[:PLAYED])
+        if ended:
+            env.reset(seed=0)
         state = env.save()
-        first = _observed(env, actions[PLAYED:])
+        first, _ = _observed(env, actions[PLAYED:])
         env.restore(state)
-        again = _observed(env, actions[PLAYED:])
+        again, _ = _observed(env, actions[PLAYED:])
     except Exception as error:  # a task of others may raise anything
         return cause(error)
     if len(first) != len(again) or any(
@@ -210,12 +212,12 @@ def _compares(collect: CollectConfig) -> bool:
     return collect.gate == "distance" or collect.hand_back
 
 
-def _observed(env: Environment, actions: NDArray[np.float32]) -> list[Observation]:
-    """Return copies of what is observed after each of these actions, up to the end of the episode."""
+def _observed(env: Environment, actions: NDArray[np.float32]) -> tuple[list[Observation], bool]:
+    """Return copies of what is observed after each of these actions, and whether the episode has ended."""
     seen = list[Observation]()
     for action in actions:
         observation, _, terminated, truncated, _ = env.step(action)
         seen.append({key: np.array(row) for key, row in observation.items()})
         if terminated or truncated:
-            break
-    return seen
+            return seen, True
+    return seen, False

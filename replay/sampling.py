@@ -104,13 +104,13 @@ class Plan:
     share: NDArray[np.float64]
     """Shares of the strata in the draws, (strata,), with sum 1."""
     chance: NDArray[np.float64]
-    """Probability that one draw picks a given step of the row's episode, (rows, 2): any step, and what a
-    learnable one has besides."""
+    """Probability that one draw picks a given step of the row's episode, (2, rows): that of any step, and
+    what is added to it for a learnable one."""
 
     @cached_property
     def steps(self) -> int:
         """Number of steps that can be drawn."""
-        any_step, learnable = (self.chance > 0).T
+        any_step, learnable = self.chance > 0
         drawable = np.where(any_step, self.table.length, np.where(learnable, self.table.learnable, 0))
         return int(drawable.sum())
 
@@ -124,8 +124,10 @@ class Draw(NamedTuple):
     """Number of the drawn step among those that were drawn from, counted from 0."""
     imitated: bool
     """Whether every step of the episode was drawn from; else its learnable ones."""
-    chance: tuple[float, float]
-    """Probability that one draw picks this step, and what is added to it if the step is learnable."""
+    chance: float
+    """Probability that one draw picks any one step of the episode."""
+    added: float
+    """What is added to that probability if the step is learnable."""
     stratum: str
     """Name of the stratum that the step was drawn for."""
 
@@ -155,10 +157,10 @@ def plan(table: Table, selection: Selection) -> Plan:
             f"episodes stored are {dict(zip(SOURCES, stored, strict=True))}"
         )
     normalised = np.array(shares) / sum(shares)
-    chance = np.zeros((len(table.length), 2))
+    chance = np.zeros((2, len(table.length)))
     for stratum, share, weight in zip(strata, normalised, weights, strict=True):
         steps = _drawable(table, stratum.name)[stratum.row]
-        chance[stratum.row, 0 if stratum.imitated else 1] += share / stratum.end[-1] * weight / steps
+        chance[0 if stratum.imitated else 1, stratum.row] += share / stratum.end[-1] * weight / steps
     return Plan(table, selection, strata, normalised, chance)
 
 
@@ -180,10 +182,10 @@ def draw(plan: Plan, count: int, rng: np.random.Generator) -> list[Draw]:
         row[drawn] = prepared.rows(point[drawn])
     imitated = np.array([prepared.imitated for prepared in plan.strata])[stratum]
     steps = np.where(imitated, plan.table.length[row], plan.table.learnable[row])
-    columns = ((place * steps).astype(np.int64), imitated, plan.chance[row], stratum)
+    columns = ((place * steps).astype(np.int64), imitated, *plan.chance[:, row], stratum)
     return [
-        Draw(id.decode(), number, imitated, tuple(chance), plan.strata[stratum].name)
-        for id, number, imitated, chance, stratum in zip(
+        Draw(id.decode(), number, imitated, chance, added, plan.strata[stratum].name)
+        for id, number, imitated, chance, added, stratum in zip(
             plan.table.id[row].tolist(), *(column.tolist() for column in columns), strict=True
         )
     ]

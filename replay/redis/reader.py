@@ -183,13 +183,13 @@ def _segment(episode: Found, drawn: Draw, by: str, span: range) -> Segment:
     """
     if not isinstance(episode, PartialEpisode):
         raise episode
-    now, (chance, added) = _now(episode, drawn), drawn.chance
+    now = _now(episode, drawn)
     return Segment(
         meta=episode.record.meta,
         episode_length=episode.record.length,
         start=span.start,
         now=now,
-        probability=chance + added * episode.is_learnable(now),
+        probability=drawn.chance + drawn.added * episode.is_learnable(now),
         arrays=episode.arrays(span),
         stratum=drawn.stratum,
         by=by,

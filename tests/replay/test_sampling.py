@@ -77,7 +77,7 @@ def test_every_step_is_drawn_as_often_as_its_probability_says(
     assert sum(steps.values()) == pytest.approx(1)
     assert seen.keys() == steps.keys()
     for drawn in draws:
-        assert sum(drawn.chance) == pytest.approx(expected[drawn.id])
+        assert drawn.chance + drawn.added == pytest.approx(expected[drawn.id])
     for step, probability in steps.items():
         deviation = (count * probability * (1 - probability)) ** 0.5
         assert abs(seen[step] - count * probability) < 5 * deviation
@@ -100,7 +100,7 @@ def test_a_success_to_imitate_is_drawn_from_whole() -> None:
     assert planned.steps == 10 + 2 + 9
     whole = [drawn for drawn in draws if drawn.imitated]
     assert {(drawn.id, drawn.stratum) for drawn in whole} == {("e", "rollout/success/run")}
-    assert {drawn.chance for drawn in whole} == {(3 / 4 / 9, 1 / 4 / 16)}
+    assert {(drawn.chance, drawn.added) for drawn in whole} == {(3 / 4 / 9, 1 / 4 / 16)}
     numbers = Counter(drawn.number for drawn in whole)
     assert numbers.keys() == set(range(9))
     assert max(numbers.values()) - min(numbers.values()) < 5 * (15_000 / 9) ** 0.5
