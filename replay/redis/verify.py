@@ -237,7 +237,10 @@ class Verifier:
             right = SOURCES.index(record.meta.source), index_entry(record)
         candidates = sorted(suspected | ({right} if right else set()))
         names = [keys.index(tag, source) for source in SOURCES]
-        scores = self._ask([("ZSCORE", names[number], entry) for number, entry in candidates])
+        questions = [("ZSCORE", names[number], entry) for number, entry in candidates]
+        *scores, again = self._ask([*questions, ("HGET", keys.episodes(tag), id)])
+        if again != packed:
+            return  # it was committed or evicted meanwhile
         present = {entry for entry, score in zip(candidates, scores, strict=True) if score is not None}
         wrong = sorted(present - {right})
         missing = right is not None and right not in present
