@@ -17,7 +17,7 @@ from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.robomimic import write
 from longview.replay.datasets.source import Source
-from longview.replay.episode import ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
+from longview.replay.episode import OPTIONAL, ArraySpec, Episode, EpisodeMeta, TaskSpec, validate_episode
 from longview.replay.errors import DatasetError, StoreFull
 from longview.replay.store import EpisodeStore
 
@@ -51,7 +51,7 @@ def episodes() -> Iterator[Episode]:
     rng = np.random.default_rng(0)
     for index, (outcome, steps) in enumerate(LENGTHS.items()):
         arrays: dict[str, Any] = {}
-        for name, spec in (SPEC.arrays() | {"expert_action": SPEC.action}).items():
+        for name, spec in SPEC.arrays(OPTIONAL).items():
             if len(spec.shape) == 3:
                 height, width, _ = spec.shape
                 rows, columns = np.mgrid[:height, :width]
@@ -61,6 +61,7 @@ def episodes() -> Iterator[Episode]:
                 arrays[name] = rng.uniform(0 if spec.dtype == "uint8" else -2, 2, (steps, *spec.shape))
             arrays[name] = arrays[name].astype(spec.dtype)
         arrays["controller"] = rng.integers(0, 3, steps, np.uint8)
+        arrays["plan_step"] = rng.integers(0, 256, steps, np.uint8)
         meta = EpisodeMeta(f"rollout.stack.{index:09d}", "stack", 100 + index, "rollout", (3, 7), 4)
         yield Episode(meta, outcome, arrays, EXTRAS[outcome])
 
@@ -382,7 +383,7 @@ def test_a_known_task_takes_what_it_needs_and_refuses_what_does_not_fit(
     exported(stored, path, "robomimic")
     needed = replace(SPEC, observation={"joints": SPEC.observation["joints"]})
     assert open_source(path, "stack", needed).read(0).arrays.keys() == {
-        *("observation.joints", "action", "reward", "controller", "expert_action")
+        *("observation.joints", "action", "reward", "controller", *OPTIONAL)
     }
 
     def refused(message: str, **changes: Any) -> None:

@@ -118,6 +118,24 @@ def test_expert_actions_are_optional(store: EpisodeStore, writer: EpisodeWriter,
     assert store.read(store.ids()[0]).arrays["expert_action"].tolist() == [[1, 1, 1]]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_optional_arrays_are_in_all_chunks_or_in_none(
+    connect: Any, begin: Any, step: Any, steps: int
+) -> None:
+    label, place = {"expert_action": np.ones(3, np.float32)}, {"plan_step": np.uint8(7)}
+    writer = begin(store := connect(chunk_steps=4), 1)
+    with pytest.raises(EpisodeError, match=r"step 0: .* unknown arrays \['plan_step'\]"):
+        writer.append(step(0) | place)
+    for number in range(steps):
+        writer.append(step(number) | label | place)
+    with pytest.raises(EpisodeError, match=f"step {steps}: plan_step must be in all steps of an episode"):
+        writer.append(step(steps) | label)
+    with pytest.raises(EpisodeError, match="expert_action and plan_step must be in all steps"):
+        writer.append(step(steps))
+    writer.commit("success")
+    assert store.read(store.ids()[0]).arrays["plan_step"].tolist() == [7] * steps
+
+
 def test_values_that_are_not_finite_are_refused(
     store: EpisodeStore, writer: EpisodeWriter, step: Any
 ) -> None:
