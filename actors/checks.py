@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
+from longview.actors.control import saving_fault
 from longview.actors.environment import checked_action
 from longview.actors.task import Action, ActionError, Environment, SimulatorError, Task, cause, make_simulator
 from longview.actors.trial import (
@@ -273,6 +274,18 @@ def _labels(trial: Trial) -> Judgement:
     return "ok", f"{len(labels):,} states that random actions led to have labels within the range", ""
 
 
+def _plans(trial: Trial) -> Judgement:
+    """A state that was saved is restored to the last bit, so that the expert can make plans."""
+    if trial.task.expert is None:
+        return "ok", "no expert: nobody makes plans", ""
+    with closing(make_simulator(trial.task)) as simulator:
+        wrong = saving_fault(trial.task, simulator)
+    if wrong:
+        found = f"collect.kind=labels, collect.gate=distance and collect.hand_back are refused: {wrong}"
+        return "warning", found, "write `save` and `restore` that bring back the whole state"
+    return "ok", "a state that was saved is restored to the last bit", ""
+
+
 def _rendering(trial: Trial) -> Judgement:
     """`render` returns a picture (H, W, 3) uint8 that changes during an episode; or none is offered."""
     if "rgb_array" not in trial.simulator.metadata.get("render_modes", []):
@@ -317,6 +330,7 @@ CHECKS: dict[str, Callable[[Trial], Judgement]] = {
     "seeds": _seeds,
     "expert": _expert,
     "labels": _labels,
+    "plans": _plans,
     "rendering": _rendering,
     "speed": _speed,
 }

@@ -124,6 +124,10 @@ class CollectConfig:
         return {"rollout": "rollout", "takeover": "correction", "labels": "correction"}.get(self.kind)
 
 
+NO_COLLECTION = CollectConfig()
+"""Settings of a run that collects nothing with its policy."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Extent of evaluation. Its seeds are those of no training episode."""

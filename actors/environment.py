@@ -8,11 +8,13 @@ A task writes four methods, and `render` if it draws pictures:
     outcome()        how the episode has ended; None while it goes on
 
 `TaskEnv` keeps the time limit, refuses bad actions, builds observations that fit the spec, and derives spaces
-and metadata from it.
+and metadata from it. It also saves an episode's state and returns to it, by copying attributes. A task with
+attributes that cannot be copied names the others in `changing`, and extends `save` and `restore`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -23,6 +25,11 @@ from numpy.typing import ArrayLike
 from longview.actors.task import Action, ActionError, Environment, Expert, Observation
 from longview.replay.datasets.source import Columns
 from longview.replay.episode import OUTCOMES, ArraySpec, TaskSpec
+
+FIXED = frozenset(
+    ("task_spec", "render_mode", "observation_space", "action_space", "metadata", "_arrays"),
+)
+"""Attributes of every `TaskEnv` that never change."""
 
 
 class Diverged(Exception):
@@ -75,6 +82,18 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
     def reward(self, outcome: str | None) -> float:
         """Return the reward of the last step: 1 for a success that it brought, else 0."""
         return float(outcome == "success")
+
+    def changing(self) -> Iterable[str]:
+        """Return the names of the attributes that an episode changes; by default all but `FIXED`."""
+        return vars(self).keys() - FIXED
+
+    def save(self) -> Any:
+        """Return the present state of the episode. See `longview.actors.control.Restorable`."""
+        return deepcopy({name: vars(self)[name] for name in self.changing()})
+
+    def restore(self, state: Any) -> None:
+        """Return to a state that `save` gave since the last reset."""
+        vars(self).update(deepcopy(state))
 
     @property
     def memory_rng(self) -> np.random.Generator:

@@ -7,7 +7,7 @@ x = executed step, | = the episode ends, . = waits):
                                 ^ a new episode, reset on its own; it joins at the next decision
 
 Simulators of one process are stepped one after the other, so one that waits costs no time. T_a is the
-policy's. Where the expert acts alone, every step is a decision.
+policy's. Where the expert acts alone, every step is a decision. actors/control.py says who acts.
 """
 
 import math
@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from longview.actors.config import NO_COLLECTION, CollectConfig
+from longview.actors.control import Control, Restorable, Takeover, needs_saving, plan
 from longview.actors.task import Action, ActionError, Environment, Expert, Observation, Task
 from longview.replay.episode import (
     ACTION,
@@ -26,7 +28,9 @@ from longview.replay.episode import (
     BY_POLICY,
     CONTROLLER,
     EXPERT_ACTION,
+    NO_PLAN,
     OBSERVATION_PREFIX,
+    PLAN_STEP,
     REWARD,
     Array,
     EpisodeMeta,
@@ -94,12 +98,14 @@ class Assignment:
 
     meta: EpisodeMeta
     """Id, seed and source of the episode."""
-    beta: float = 0.0
-    """Probability that the expert makes a decision, and so controls the next T_a steps."""
+    control: Control = "policy"
+    """Who acts. Steps of the expert are recorded with the action before noise, its label."""
     noise: float = 0.0
     """Standard deviation of noise on the expert's executed actions, as a share of half the action range."""
-    label: bool = False
-    """Whether to record the expert's action at every step, whoever acts."""
+    collect: CollectConfig = NO_COLLECTION
+    """Gate of a take-over, and its thresholds."""
+    typical_steps: float = 0.0
+    """Steps before which the gate `random` opens."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ class Clock:
     """Other seconds without an order."""
     steps: int = 0
     """Control steps simulated."""
+    expert_steps: int = 0
+    """Steps of experts: those among `steps`, and those of plans."""
 
 
 @dataclass
@@ -149,6 +157,7 @@ class _Lane:
     assignment: Assignment | None = None
     recorder: Recorder | None = None
     expert: Expert | None = None
+    takeover: Takeover | None = None
     observation: Observation = field(default_factory=dict)
     """The present observation, which the next action responds to."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
@@ -159,7 +168,9 @@ class _Lane:
     executed: list[Action] = field(default_factory=list)
     """Actions executed since the policy's last decision."""
     chunk: NDArray[np.float32] | None = None
-    """Actions of the last decision (T_a, A); None while the expert is in control."""
+    """Actions of the policy's last decision (T_a, A); None while the expert is in control."""
+    plan: Sequence[Action] | NDArray[np.float32] = ()
+    """Actions of the expert's last plan, if its steps are labels."""
     steps: int = 0
     """Control steps of the present episode."""
 
@@ -233,11 +244,16 @@ def _start(
         return _end(lane, "invalid", clock)
     # A stream of its own, so that the episode does not depend on the episodes rolled out beside it.
     lane.rng = np.random.default_rng((assignment.meta.seed, 2))
-    lane.expert = None
-    if assignment.label or assignment.beta > 0:
+    lane.expert, lane.takeover, lane.plan = None, None, ()
+    if assignment.control != "policy":
         if task.expert is None:
             raise ValueError(f"task {task.spec.name} has no expert, which episode {assignment.meta.id} needs")
         lane.expert = task.expert(lane.env, lane.rng)
+    if needs_saving(assignment.control, assignment.collect) and not isinstance(lane.env, Restorable):
+        raise ValueError(f"task {task.spec.name} cannot save its state, which the expert's plans need")
+    if assignment.control == "takeover":
+        random_step = int(lane.rng.uniform(0, assignment.typical_steps))
+        lane.takeover = Takeover(assignment.collect, task.spec, random_step)
     lane.recorder = record(assignment.meta) if record is not None else None
     lane.observation, lane.decisions, lane.frames, lane.executed = observation, 0, [observation], []
     return None
@@ -254,12 +270,14 @@ def _decide(
     for lane in lanes:
         assert lane.assignment is not None
         lane.chunk = None
-        if lane.assignment.beta == 0 or lane.rng.random() >= lane.assignment.beta:
+        if lane.assignment.control == "expert":
+            continue
+        if policy is None:
+            raise ValueError("an episode that is not the expert's alone needs a policy")
+        if lane.takeover is None or lane.takeover.asks(lane.steps, policy.execute):
             asking.append(lane)
-    if not asking:
+    if policy is None or not asking:
         return
-    if policy is None:
-        raise ValueError("an episode that is not the expert's alone needs a policy")
     started = time.perf_counter()
     actions_BTA = policy.act(
         [lane.slot for lane in asking],
@@ -273,6 +291,21 @@ def _decide(
     for lane, chunk in zip(asking, actions_BTA, strict=True):
         lane.chunk, lane.frames, lane.executed = chunk, [], []
         lane.decisions += 1
+        _plan(lane, chunk, clock)
+
+
+def _plan(lane: _Lane, chunk: NDArray[np.float32], clock: Clock) -> None:
+    """Ask the expert for its plan at a decision of the policy's, if it labels or is compared."""
+    if lane.expert is None or (lane.takeover is not None and not lane.takeover.compares):
+        return
+    started = time.perf_counter()
+    experts = plan(lane.env, lane.expert, len(chunk))
+    clock.expert += time.perf_counter() - started
+    clock.expert_steps += len(experts)
+    if lane.takeover is not None:
+        lane.takeover.compare(lane.steps, chunk, experts)
+    else:
+        lane.plan = experts
 
 
 def _noise(lane: _Lane, context_length: int) -> np.random.Generator:
@@ -286,9 +319,11 @@ def _noise(lane: _Lane, context_length: int) -> np.random.Generator:
 def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | None:
     """Make one step; returns the episode's end if that was its last."""
     assert lane.assignment is not None
+    if lane.takeover is not None and lane.takeover.expert_acts(lane.steps, lane.observation):
+        lane.chunk = None
     asked = time.perf_counter()
-    label = lane.expert() if lane.expert is not None else None
-    action = _choose(lane, offset, label, task)
+    wanted = lane.expert() if lane.chunk is None and lane.expert is not None else None
+    action = _choose(lane, offset, wanted, task)
     started = time.perf_counter()
     clock.expert += started - asked
     try:
@@ -298,15 +333,14 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
     stepped = time.perf_counter()
     clock.simulator += stepped - started
     clock.steps += 1
+    clock.expert_steps += wanted is not None
     if not (math.isfinite(reward) and _is_finite(observation)):
         return _end(lane, "invalid", clock)
     if lane.recorder is not None:
         step: dict[str, Array] = {OBSERVATION_PREFIX + key: row for key, row in lane.observation.items()}
         controller = BY_EXPERT if lane.chunk is None else BY_POLICY
         step |= {ACTION: action, REWARD: np.asarray(reward, np.float32), CONTROLLER: controller}
-        if lane.assignment.label and label is not None:
-            step[EXPERT_ACTION] = label
-        lane.recorder.append(step)
+        lane.recorder.append(step | _label(lane, offset, action, wanted))
     clock.store += time.perf_counter() - stepped
     lane.steps += 1
     lane.observation = observation
@@ -315,20 +349,36 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
     return _end(lane, info["outcome"], clock) if terminated or truncated else None
 
 
-def _choose(lane: _Lane, offset: int, label: Action | None, task: Task) -> Action:
+def _label(lane: _Lane, offset: int, action: Action, wanted: Action | None) -> dict[str, Array]:
+    """Return the arrays that say what the expert wanted in the last step, as `EXPERT_ACTION` explains."""
+    assert lane.assignment is not None
+    if lane.assignment.control == "policy":
+        return {}
+    if wanted is not None:
+        place = 0
+    elif offset < len(lane.plan):
+        wanted, place = lane.plan[offset], offset
+    else:
+        wanted, place = action, NO_PLAN
+    # Demonstrations need no places: an expert controls every step.
+    alone = lane.assignment.control == "expert"
+    return {EXPERT_ACTION: wanted} | ({} if alone else {PLAN_STEP: np.array(place, np.uint8)})
+
+
+def _choose(lane: _Lane, offset: int, wanted: Action | None, task: Task) -> Action:
     if lane.chunk is not None:
         action: Action = lane.chunk[offset]
         return action
     assert lane.assignment is not None
-    assert label is not None
+    assert wanted is not None
     if lane.assignment.noise == 0:
-        return label
+        return wanted
     low, high = task.spec.action.low, task.spec.action.high
     if not np.isfinite(high - low):
         raise ValueError(f"task {task.spec.name}: noise is a share of the action range, which has no limits")
     spread = lane.assignment.noise * (high - low) / 2
-    noise = lane.rng.standard_normal(label.shape, np.float32)
-    return np.clip(label + np.float32(spread) * noise, low, high).astype(np.float32)
+    noise = lane.rng.standard_normal(wanted.shape, np.float32)
+    return np.clip(wanted + np.float32(spread) * noise, low, high).astype(np.float32)
 
 
 def _is_finite(observation: Observation) -> bool:

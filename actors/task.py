@@ -33,8 +33,10 @@ Action = NDArray[np.float32]
 Environment = gymnasium.Env[Observation, Action]
 
 Expert = Callable[[], Action]
-"""Function that is called before every step. It returns the action (A,), without noise, that solves the task
-from the simulator's present state. It may use all of that state, whoever brought the simulator there."""
+"""Function that returns the action (A,), without noise, that solves the task from the simulator's present
+state. It may use all of that state, whoever brought the simulator there. It is called before each step that
+the expert makes. In between it may be asked for a plan, after which the simulator returns to an earlier
+state, so it must keep nothing from call to call."""
 
 ENTRY_POINTS = "longview.tasks"
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from longview.actors.config import ActorsConfig, CollectConfig
+from longview.actors.control import Control
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
 from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
@@ -123,7 +124,7 @@ class Worker:
                 self.totals.set(name, newest_version - order.version)
         self._clock.limited += held
         self._clock.waiting += time.perf_counter() - self._idle_since - held
-        before = self._clock.steps
+        before = replace(self._clock)
         outcomes: Counter[str] = Counter()
         refusals: list[str] = []
         under_way: deque[EpisodeEnd] = deque()
@@ -152,7 +153,8 @@ class Worker:
         if refusals:
             log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
         worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
-        return Result(outcomes, self._clock.steps - before, worn=worn)
+        steps = self._clock.steps - before.steps
+        return Result(outcomes, steps, self._clock.expert_steps - before.expert_steps, worn)
 
     def loaded(self, seconds: float) -> None:
         """Count seconds since the last order that loading a policy took: they were not spent waiting."""
@@ -160,7 +162,7 @@ class Worker:
         self._idle_since += seconds
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
-        expert = order.purpose in ("demo", "correction")
+        control = self._control(order)
         indices = range(order.first, order.first + order.count)
         ids = {index: episode_id(order.purpose, self.task.spec.name, index) for index in indices}
         wanted = set(ids.values())
@@ -180,10 +182,27 @@ class Worker:
             )
             yield Assignment(
                 meta,
-                beta=1.0 if order.version is None else 0.0,
-                noise=self.config.noise if expert else 0.0,
-                label=expert,
+                control,
+                # An evaluation of the expert shows it as it is.
+                noise=0.0 if order.purpose == "evaluation" else self.config.noise,
+                collect=self.collect,
+                typical_steps=order.typical_steps,
             )
+
+    def _control(self, order: Order) -> Control:
+        """Return who acts in the episodes of an order.
+
+        Raises:
+            ValueError: corrections are ordered, and `collect.kind` does not say how they are made.
+        """
+        if order.version is None:
+            return "expert"
+        if order.purpose != "correction":
+            return "policy"
+        match self.collect.kind:
+            case "takeover" | "labels":
+                return self.collect.kind
+        raise ValueError(f"collect.kind={self.collect.kind} makes no corrections, which {order} asks for")
 
     def _count(self, end: EpisodeEnd) -> None:
         task = self.task.spec.name

@@ -31,7 +31,16 @@ from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.session import PolicySession
 from longview.learner.train import flatten
 from longview.learner.windows import Batch
-from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, EpisodeMeta, Segment, TaskSpec
+from longview.replay.episode import (
+    ACTION,
+    BY_EXPERT,
+    CONTROLLER,
+    OBSERVATION_PREFIX,
+    ArraySpec,
+    EpisodeMeta,
+    Segment,
+    TaskSpec,
+)
 
 LENGTHS = (1, 2, 8, 20, 48, 80)
 """Context lengths T_o that are measured."""
@@ -438,6 +447,7 @@ def drawer(spec: TaskSpec, length: int) -> DrawSegments:
     meta = EpisodeMeta("demo.0", spec.name, seed=0, source="demo")
     arrays = {OBSERVATION_PREFIX + key: rows for key, rows in recorded(spec, length).items()}
     arrays[ACTION] = np.random.default_rng(1).uniform(-1, 1, (length, *spec.action.shape)).astype(np.float32)
+    arrays[CONTROLLER] = np.full(length, BY_EXPERT)
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
         segments = []

@@ -326,7 +326,7 @@ def windows_of(url: str, quick: bool) -> dict[str, list[float]]:
     horizon = Horizon(context=WINDOW, past=2, future=10, execute=4)
 
     def batch(store: EpisodeStore, rng: np.random.Generator) -> object:
-        segments = store.sample({"rollout": 1.0}, WINDOWS, WINDOW - 1, horizon.after, rng)
+        segments = store.sample({"rollout/success": 1.0}, WINDOWS, WINDOW - 1, horizon.after, rng)
         return build(segments, spec, horizon, WINDOW, nows(segments, 1, rng))
 
     store = open_store(url, spec)
@@ -381,7 +381,7 @@ def torchrl_batch(buffer: Any, names: Sequence[str]) -> object:
 
 def draws(quick: bool) -> dict[str, list[float]]:
     """Measure the microseconds of a draw: the choice of episodes and of their steps, from the index alone."""
-    selection = Selection({"rollout": 1.0, "rollout/success": 1.0})
+    selection = Selection({"demo": 1.0, "demo/success": 1.0})
     sides = {}
     for episodes in (1_000, 1_000_000):
         rng, index = np.random.default_rng(0), Index(1)
@@ -389,11 +389,11 @@ def draws(quick: bool) -> dict[str, list[float]]:
         for number, steps in enumerate(rng.integers(50, 500, episodes).tolist()):
             outcome = "success" if steps % 2 else "failure"
             entries += [
-                f"{episode_id('rollout', 't', number)}:{steps}:0:{outcome}:t".encode(),
+                f"{episode_id('demo', 't', number)}:{steps}:{steps}:{outcome}:t".encode(),
                 b"%d" % (number + 1),
             ]
-        rollouts = list(SOURCES).index("rollout")
-        lists = [entries if source == rollouts else [] for source in range(len(SOURCES))]
+        demos = list(SOURCES).index("demo")
+        lists = [entries if source == demos else [] for source in range(len(SOURCES))]
         index.apply(0, [1, [b"clock", b"%d" % episodes], [], [], *lists])
         index.plan(selection)
 

@@ -284,11 +284,15 @@ class LearnerConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Context length of each training step."""
     mix: Mapping[str, float] = field(
-        default_factory=lambda: {"demo": 0.75, "import": 0.75, "human": 0.75, "correction": 0.25}
+        default_factory=lambda: {
+            **{"demo": 0.75, "import": 0.75, "human": 0.75},
+            **{"correction": 0.25, "rollout/success": 0.25},
+        }
     )
     """Weight of each stratum in the draws, in any unit. A stratum is a source such as `demo`, or a source and
-    an outcome such as `rollout/success`, with `*` for any. A stratum without episodes gives its share to the
-    others."""
+    an outcome such as `rollout/success`, with `*` for any. A stratum without steps to learn from gives its
+    share to the others. Steps of an expert or a person and labelled steps are learnt from; where a stratum
+    names the outcome `success`, all steps are."""
     outcomes: tuple[str, ...] = ()
     """Outcomes of the episodes to learn from, such as [success]. Empty: all but `invalid`."""
     draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"

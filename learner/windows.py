@@ -14,10 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longview.learner.config import Horizon
-from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
+from longview.replay.episode import (
+    ACTION,
+    BY_POLICY,
+    CONTROLLER,
+    EXPERT_ACTION,
+    NO_PLAN,
+    OBSERVATION_PREFIX,
+    PLAN_STEP,
+    ArraySpec,
+    Segment,
+    TaskSpec,
+    imitates,
+    learnable,
+)
 
 SPREAD = 8
 """Consecutive steps per window of a segment, from which the steps of its windows are drawn."""
+ANY_WINDOW, NO_WINDOW = -1, -2
+"""Instead of the step at which a label's plan was made: the label is valid for every window, or for none."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,9 @@ class Batch:
     action_BTA: NDArray[np.float32]
     """Target actions: executed actions in the past; from now on the expert's actions, where there are any."""
     target_BT: NDArray[np.bool_]
-    """Mask of the positions that count in the loss: within the context and before the episode's end."""
+    """Mask of the positions that count in the loss: within the context, before the episode's end, and with
+    something to learn from. An expert or a person was in control, or the step has a label for this window, or
+    the episode was drawn to be imitated."""
     episodes: tuple[str, ...]
     """Ids of the episodes, one per segment."""
 
@@ -60,13 +77,19 @@ def nows(segments: Sequence[Segment], windows: int, rng: np.random.Generator) ->
 
     The first window decides at the step that the store drew. The other windows decide at different steps,
     drawn from `SPREAD * windows` consecutive steps around the first one and folded back at the episode's
-    ends. If the first step is uniform over the episode, every other one is uniform too.
+    ends. If the first step is uniform over the episode, every other one is uniform too. A window that would
+    decide where there is nothing to learn from decides at the drawn step instead.
     """
     span_GJ = np.tile(np.arange(SPREAD * windows), (len(segments), 1))
     place_GJ = rng.permuted(span_GJ, axis=1)[:, :windows]
     now_G1 = np.array([[segment.now] for segment in segments])
     length_G1 = np.array([[segment.episode_length] for segment in segments])
-    return folded(now_G1 + place_GJ - place_GJ[:, :1], length_G1)
+    now_GJ = folded(now_G1 + place_GJ - place_GJ[:, :1], length_G1)
+    for segment, now_J in zip(segments, now_GJ, strict=True):
+        useful = learnable(segment.arrays) | imitates(segment.stratum)
+        if not useful.all():
+            now_J[~useful[now_J - segment.start]] = segment.now
+    return now_GJ
 
 
 def folded(step: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -114,7 +137,14 @@ def build(
     segment_F = np.repeat(np.arange(len(segments)), rows_G)[row_F]
     executed_RA = np.concatenate([s.arrays[ACTION] for s in segments])
     wanted_RA = np.concatenate([s.arrays.get(EXPERT_ACTION, s.arrays[ACTION]) for s in segments])
+    led_BT = np.concatenate([s.arrays[CONTROLLER] for s in segments])[row_BT] != BY_POLICY
+    imitated_B1 = np.repeat([imitates(s.stratum) for s in segments], now_GJ.shape[1])[:, None]
+    # A label of a plan is valid for the window that decides where the plan was made.
+    plan_BT = np.concatenate([_plans(s) for s in segments])[row_BT]
+    labelled_BT = (plan_BT == ANY_WINDOW) | (plan_BT == now_B1)
+    action_BTA = np.where((led_BT | labelled_BT)[..., None], wanted_RA[row_BT], executed_RA[row_BT])
     past = horizon.past
+    action_BTA[:, :past] = executed_RA[row_BT[:, :past]]
     return Batch(
         observation={
             key: _gather(segments, key, array, segment_F, row_F - base_G[segment_F])
@@ -123,10 +153,26 @@ def build(
         segment_F=segment_F,
         frame_BS=(np.cumsum(observed_R) - 1)[row_BS],
         seen_BS=step_BS >= 0,
-        action_BTA=np.concatenate((executed_RA[row_BT[:, :past]], wanted_RA[row_BT[:, past:]]), axis=1),
-        target_BT=(step_BT >= 0) & (step_BT < length_B1) & (target_T > -context_length),
+        action_BTA=action_BTA,
+        target_BT=(led_BT | labelled_BT | imitated_B1)
+        & (step_BT >= 0)
+        & (step_BT < length_B1)
+        & (target_T > -context_length),
         episodes=tuple(segment.meta.id for segment in segments),
     )
+
+
+def _plans(segment: Segment) -> NDArray[np.int64]:
+    """Return the step at which the plan of each row's label was made, (steps,).
+
+    It is `ANY_WINDOW` where a label stands for itself, and `NO_WINDOW` without a label.
+    """
+    arrays = segment.arrays
+    steps = np.arange(len(arrays[ACTION]))
+    if PLAN_STEP in arrays:
+        place = arrays[PLAN_STEP]
+        return np.where(place == NO_PLAN, NO_WINDOW, segment.start + steps - place)
+    return np.full_like(steps, ANY_WINDOW if EXPERT_ACTION in arrays else NO_WINDOW)
 
 
 def _gather(
@@ -163,7 +209,7 @@ def _check(
 ) -> None:
     """Require that segments fit the task and hold the steps first_G to last_G, as far as the episodes go."""
     expected = {OBSERVATION_PREFIX + key: array for key, array in spec.observation.items()}
-    expected |= {ACTION: spec.action}
+    expected |= {ACTION: spec.action, CONTROLLER: ArraySpec((), "uint8")}
     shapes = [(name, array.shape, np.dtype(array.dtype)) for name, array in expected.items()]
     for segment, first, last in zip(segments, first_G.tolist(), last_G.tolist(), strict=True):
         where = f"episode {segment.meta.id}"

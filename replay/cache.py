@@ -1,13 +1,13 @@
 """Cache of decoded chunks in a reader's own memory."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from longview.replay.codec import Record
-from longview.replay.episode import Array
+from longview.replay.episode import Array, learnable, runs_of
 from longview.replay.errors import CodecError
 from longview.replay.pictures import Pictures, decode_pictures
 
@@ -29,6 +29,37 @@ class PartialEpisode:
         pictures would soon fill the cache if they were decoded."""
         self._kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any], type]] = {}
         """Shape of one step, dtype and class of each array; empty before the first chunk."""
+        self.unclear = not record.runs and 0 < record.learnable < record.length
+        """Whether the record leaves open which steps are learnable, as in early versions."""
+        self._set_runs(record.runs or (0, record.learnable))
+
+    def look_up_runs(self) -> None:
+        """Find the learnable steps in the arrays. All chunks must be loaded.
+
+        Raises:
+            CodecError: a picture is damaged, or the record counts other learnable steps.
+        """
+        found = learnable(self.arrays(range(self.record.length)))
+        if found.sum() != self.record.learnable:
+            raise CodecError(f"{found.sum()} steps are learnable, the record says {self.record.learnable}")
+        self._set_runs(runs_of(found))
+        self.unclear = False
+
+    def learnable_step(self, number: int) -> int:
+        """Return the learnable step of this number, counted from 0."""
+        run = np.searchsorted(self._before, number, side="right") - 1
+        return int(self._first[run] + number - self._before[run])
+
+    def is_learnable(self, step: int) -> bool:
+        """Tell whether there is something to learn from a step."""
+        run = np.searchsorted(self._first, step, side="right") - 1
+        return bool(run >= 0 and step < self._stop[run])
+
+    def _set_runs(self, runs: Sequence[int]) -> None:
+        self._first, self._stop = np.array(runs, np.int64).reshape(-1, 2).T
+        lengths = self._stop - self._first
+        self._before = np.cumsum(lengths) - lengths
+        """Learnable steps before each run."""
 
     def missing(self, rows: range) -> list[int]:
         """Return the numbers of the chunks that hold these rows and are not loaded."""

@@ -22,7 +22,7 @@ below bound the time and memory: no memory is allocated for sizes that the bytes
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from reprlib import repr as shown
 from typing import Any, Final
@@ -30,9 +30,10 @@ from typing import Any, Final
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 from xxhash import xxh3_64
 
-from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec
+from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec, runs_of
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 from longview.replay.pictures import SMALLEST, Pictures, decode_pictures, encode_pictures
 
@@ -88,6 +89,30 @@ class Record:
     """Steps per chunk K: chunk k holds the steps from k * K to (k + 1) * K - 1, or to the episode's end."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Further facts from the data set that the episode was imported from."""
+    runs: tuple[int, ...] = ()
+    """Runs of the learnable steps, as `episode.runs_of` returns them. Empty if all steps or none are
+    learnable, and in episodes of early versions."""
+
+
+def longer(record: Record, learnable: NDArray[np.bool_], chunk_bytes: int) -> Record:
+    """Return the record of an episode once a chunk is added.
+
+    Args:
+        record: the record before.
+        learnable: tells which of the chunk's steps (K,) there is something to learn from.
+        chunk_bytes: size of the chunk, as stored.
+    """
+    runs, more = record.runs, tuple(record.length + step for step in runs_of(learnable))
+    if runs and more and runs[-1] == more[0]:  # one run goes on in the next chunk
+        runs, more = runs[:-1], more[1:]
+    return replace(
+        record,
+        length=record.length + len(learnable),
+        learnable=record.learnable + int(learnable.sum()),
+        chunks=record.chunks + 1,
+        bytes=record.bytes + chunk_bytes,
+        runs=runs + more,
+    )
 
 
 def new_chunk(
@@ -239,7 +264,10 @@ def encode_record(record: Record) -> bytes:
         EpisodeError: the record holds values that are not plain or do not fit 64 bits, or is too large.
     """
     try:
-        return _pack({**vars(record), "meta": vars(record.meta)})
+        plain = {**vars(record), "meta": vars(record.meta)}
+        if record.learnable in (0, record.length):
+            del plain["runs"]
+        return _pack(plain)
     except (ValueError, TypeError, OverflowError) as error:
         raise EpisodeError(f"episode {record.meta.id}: {error}") from error
 
@@ -256,8 +284,9 @@ def decode_record(data: bytes) -> Record:
         _require(plain, meta=dict, outcome=str, length=int, chunks=int, bytes=int, token=str, extras=dict)
         _require(plain, learnable=int, chunk_steps=int)
         _require(meta, id=str, task=str, seed=int, source=str, policy_versions=list, context_length=int)
-        versions = tuple(meta["policy_versions"])
-        record = Record(**{**plain, "meta": EpisodeMeta(**{**meta, "policy_versions": versions})})
+        versions, runs = tuple(meta["policy_versions"]), tuple(plain.get("runs", ()))
+        described = EpisodeMeta(**{**meta, "policy_versions": versions})
+        record = Record(**{**plain, "meta": described, "runs": runs})
         if record.outcome not in OUTCOMES:
             raise CodecError(f"outcome is {shown(record.outcome)}, expected {', '.join(OUTCOMES)}")
         if min(record.length, record.chunks, record.bytes, record.chunk_steps) < 1:
@@ -266,6 +295,10 @@ def decode_record(data: bytes) -> Record:
             )
         if not 0 <= record.learnable <= record.length:
             raise CodecError(f"{record.learnable} learnable steps of {record.length}")
+        if runs and not _are_runs(runs, record):
+            raise CodecError(
+                f"runs {shown(runs)} of {record.learnable} learnable steps among {record.length}"
+            )
         if record.chunks > min(MAX_CHUNKS, -(-record.length // record.chunk_steps)):
             raise CodecError(f"{record.chunks} chunks of {record.chunk_steps} for {record.length} steps")
         if any(type(version) is not int for version in versions):
@@ -273,6 +306,14 @@ def decode_record(data: bytes) -> Record:
         return record
     except _DAMAGED as error:
         raise CodecError(f"record of an episode is malformed: {error}") from None
+
+
+def _are_runs(runs: tuple[Any, ...], record: Record) -> bool:
+    """Tell whether runs ascend, lie within the episode, and are of as many steps as are learnable."""
+    if len(runs) % 2 or any(type(step) is not int for step in runs):
+        return False
+    ascending = all(before < after for before, after in pairwise((-1, *runs, record.length + 1)))
+    return ascending and sum(runs[1::2]) - sum(runs[::2]) == record.learnable
 
 
 def encode_spec(spec: TaskSpec) -> bytes:

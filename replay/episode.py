@@ -6,7 +6,7 @@ before the action, the action that was executed, and the reward that followed.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -46,6 +46,14 @@ REWARD: Final = "reward"
 """Name of the rewards in an episode, (T,) float32."""
 EXPERT_ACTION: Final = "expert_action"
 """Name of the optional expert labels in an episode, (T, A) float32: what the expert would have done."""
+PLAN_STEP: Final = "plan_step"
+"""Name of the optional places of the labels in the expert's plans, (T,) uint8: 0 where a plan was made, 1 at
+the plan's next step, and so on; `NO_PLAN` where a row has no label. It comes with `expert_action`. Without it
+every label stands for itself."""
+NO_PLAN: Final = 255
+"""Value of `PLAN_STEP` at a step without a label: its `expert_action` repeats the executed action."""
+OPTIONAL: Final = (EXPERT_ACTION, PLAN_STEP)
+"""Names of the arrays that an episode holds at all of its steps or at none."""
 
 CONTROLLER: Final = "controller"
 """Name of who was in control at each step of an episode, (T,) uint8: `BY_POLICY`, `BY_EXPERT` or
@@ -133,11 +141,22 @@ class TaskSpec:
         if self.context_lengths[0] < 1:
             raise EpisodeError(f"task {self.name}: context lengths start at 1, not {self.context_lengths[0]}")
 
-    def arrays(self) -> dict[str, ArraySpec]:
-        """Return the specs of the arrays that every episode of this task holds, by their name in it."""
+    def arrays(self, held: Container[str] = ()) -> dict[str, ArraySpec]:
+        """Return the specs of an episode's arrays, by their name in it.
+
+        Args:
+            held: names of arrays that the episode holds; those of `OPTIONAL` among them count. By default the
+                arrays are those that every episode of this task holds.
+        """
         observations = {OBSERVATION_PREFIX + key: spec for key, spec in self.observation.items()}
         controller = ArraySpec((), "uint8", float(BY_POLICY), float(BY_PERSON))
-        return observations | {ACTION: self.action, REWARD: ArraySpec(()), CONTROLLER: controller}
+        optional = {EXPERT_ACTION: self.action, PLAN_STEP: ArraySpec((), "uint8", 0.0, float(NO_PLAN))}
+        return {
+            **observations,
+            **{ACTION: self.action, REWARD: ArraySpec(()), CONTROLLER: controller},
+            # A place in a plan says nothing without the plan.
+            **{name: spec for name, spec in optional.items() if name in held and EXPERT_ACTION in held},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain types, for msgpack and JSON."""
@@ -224,7 +243,7 @@ class Episode:
     """Outcome of the episode, one of `OUTCOMES`."""
     arrays: Mapping[str, Array]
     """`observation.<key>` (T, ...), `action` (T, A), `reward` (T,), `controller` (T,), optional
-    `expert_action` (T, A)."""
+    `expert_action` (T, A) and `plan_step` (T,)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Further facts from the data set that the episode was imported from: plain values by name. Longview does
     not interpret them; an export writes them back."""
@@ -261,8 +280,8 @@ class Segment:
 class Selection:
     """Rule that says which steps are drawn from a store, and how often each.
 
-    A draw picks a stratum by its share of the mix, then an episode of the stratum, then a step of the episode
-    uniformly.
+    A draw picks a stratum by its share of the mix, then an episode of the stratum, then one of the episode's
+    learnable steps uniformly; one of all its steps if the stratum is to be imitated, as `imitates` tells.
 
     Raises:
         ValueError: a name is unknown, a share is negative or not finite, no share is above 0, or the
@@ -272,7 +291,7 @@ class Selection:
     mix: Mapping[str, float]
     """Share of the draws by stratum, in any unit: shares are divided by their sum. A stratum is `source`,
     `source/outcome` or `source/outcome/task`, with `*` for any: `demo`, `rollout/success`, `*/*/lift`. The
-    share of a stratum without episodes goes to the other strata."""
+    share of a stratum without steps to learn from goes to the other strata."""
     by: str = "steps"
     """Rule within a stratum, one of `DRAW_BY`. `steps`: every step has the same chance. `episodes`: every
     episode has the same chance. `recency`: newer episodes have a higher chance, see `half_life`. `priority`:
@@ -343,9 +362,23 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
 
 def learnable(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
     """Tell which steps (T,) of an episode there is something to learn from: an expert or a person was in
-    control, or the step carries an `expert_action`."""
-    found: NDArray[np.bool_] = (arrays[CONTROLLER] != BY_POLICY) | (EXPERT_ACTION in arrays)
+    control, or the step carries an `expert_action`. Of a plan with several steps only the first one is."""
+    labelled = arrays[PLAN_STEP] == 0 if PLAN_STEP in arrays else EXPERT_ACTION in arrays
+    found: NDArray[np.bool_] = (arrays[CONTROLLER] != BY_POLICY) | labelled
     return found
+
+
+def runs_of(learnable: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the runs of true entries (T,): the first step of each run and the step after its last one, as
+    (start, stop, start, stop, ...)."""
+    edges = np.flatnonzero(np.diff(learnable, prepend=False, append=False))
+    return tuple(edges.tolist())
+
+
+def imitates(stratum: str) -> bool:
+    """Tell whether every step of a stratum's episodes is to be learnt from, whoever acted: the stratum names
+    the outcome `success`."""
+    return stratum_names(stratum)[1] == "success"
 
 
 def validate_step(step: Mapping[str, Array], spec: TaskSpec) -> None:
@@ -379,9 +412,7 @@ def validate_episode(episode: Episode, spec: TaskSpec) -> None:
 
 
 def _validate(arrays: Mapping[str, Array], spec: TaskSpec, leading: tuple[int, ...]) -> None:
-    expected = spec.arrays()
-    if EXPERT_ACTION in arrays:
-        expected[EXPERT_ACTION] = spec.action
+    expected = spec.arrays(arrays)
     if arrays.keys() != expected.keys():
         missing, unknown = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
         raise EpisodeError(f"task {spec.name}: missing arrays {missing}, unknown arrays {unknown}")

@@ -1,7 +1,8 @@
 """Choice of the steps to draw: pure functions of the stored episodes and a random generator.
 
 A table holds one row per episode. A plan groups the rows into strata, with the share of each stratum and the
-weight of each episode. A draw picks a stratum, an episode of the stratum and a step of the episode.
+weight of each episode. A draw picks a stratum, an episode of the stratum and a step of the episode. Only
+steps that there is something to learn from are drawn; in a stratum to imitate, these are all steps.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from longview.replay.episode import OUTCOMES, SOURCES, Selection, stratum_names
+from longview.replay.episode import OUTCOMES, SOURCES, Selection, imitates, stratum_names
 from longview.replay.errors import StoreError
 
 SCAN_LIMIT: Final = 8
@@ -29,7 +30,7 @@ class Table:
     id: NDArray[np.bytes_]
     """Episode ids, (rows,)."""
     length: NDArray[np.int32]
-    """Steps that may be drawn, (rows,): 0 for unused rows and for invalid or held-out episodes."""
+    """Steps of the episode, (rows,): 0 for unused rows and for invalid or held-out episodes."""
     learnable: NDArray[np.int32]
     """Steps of the episode that there is something to learn from, (rows,); at most its number of steps."""
     source: NDArray[np.int8]
@@ -52,6 +53,8 @@ class Stratum:
 
     name: str
     """Name in the mix, such as `rollout/success`."""
+    imitated: bool
+    """Whether every step may be drawn, as `episode.imitates` tells; else only learnable ones."""
     row: NDArray[np.int32]
     """Rows of the table, (episodes,)."""
     end: NDArray[np.float64]
@@ -67,7 +70,7 @@ class Stratum:
         ends_per_bin = np.bincount((end * (bins / end[-1])).astype(np.int64), minlength=bins + 1)
         guess = np.cumsum(ends_per_bin) - ends_per_bin
         # 32 bits: the smaller the arrays, the more of them the processor's cache holds.
-        return Stratum(name, row.astype(np.int32), end, guess.astype(np.int32))
+        return Stratum(name, imitates(name), row.astype(np.int32), end, guess.astype(np.int32))
 
     def rows(self, point: NDArray[np.float64]) -> NDArray[np.int32]:
         """Return the rows of the episodes at points (draws,) of the total weight, each in [0, 1).
@@ -101,25 +104,30 @@ class Plan:
     share: NDArray[np.float64]
     """Shares of the strata in the draws, (strata,), with sum 1."""
     chance: NDArray[np.float64]
-    """Probability that one draw picks a given step of the row's episode, (rows,)."""
+    """Probability that one draw picks a given step of the row's episode, (2, rows): that of any step, and
+    what is added to it for a learnable one."""
 
     @cached_property
     def steps(self) -> int:
         """Number of steps that can be drawn."""
-        return int(self.table.length[self.chance > 0].sum())
+        any_step, learnable = self.chance > 0
+        drawable = np.where(any_step, self.table.length, np.where(learnable, self.table.learnable, 0))
+        return int(drawable.sum())
 
 
 class Draw(NamedTuple):
-    """Drawn step."""
+    """Drawn step. The episode's record says which one it is, if only learnable steps were drawn from."""
 
     id: str
     """Id of the step's episode."""
-    length: int
-    """Number of steps of the episode."""
-    now: int
-    """Drawn step, counted from the episode's start."""
-    probability: float
-    """Probability that one draw picks this step."""
+    number: int
+    """Number of the drawn step among those that were drawn from, counted from 0."""
+    imitated: bool
+    """Whether every step of the episode was drawn from; else its learnable ones."""
+    chance: float
+    """Probability that one draw picks any one step of the episode."""
+    added: float
+    """What is added to that probability if the step is learnable."""
     stratum: str
     """Name of the stratum that the step was drawn for."""
 
@@ -135,7 +143,7 @@ def plan(table: Table, selection: Selection) -> Plan:
     # Sorted, so that the order of the mapping does not change the draws.
     for name, share in sorted(selection.mix.items()):
         row = table.order[_selected(table, selection, name)[table.order]]
-        weight = share * _weights(table, selection, row)
+        weight = share * _weights(table, selection, row, _drawable(table, name)[row])
         row, weight = row[weight > 0], weight[weight > 0]
         if len(row):
             strata.append(Stratum.of(name, row, weight))
@@ -144,14 +152,15 @@ def plan(table: Table, selection: Selection) -> Plan:
     if not strata:
         stored = np.bincount(table.source[table.order], minlength=len(SOURCES)).tolist()
         raise StoreError(
-            f"no episodes to draw from: mix is {dict(selection.mix)}, outcomes are "
+            f"no steps to learn from: mix is {dict(selection.mix)}, outcomes are "
             f"{', '.join(selection.outcomes) or 'all'}, task is {selection.task or 'any'}; "
             f"episodes stored are {dict(zip(SOURCES, stored, strict=True))}"
         )
     normalised = np.array(shares) / sum(shares)
-    chance = np.zeros(len(table.length))
+    chance = np.zeros((2, len(table.length)))
     for stratum, share, weight in zip(strata, normalised, weights, strict=True):
-        chance[stratum.row] += share / stratum.end[-1] * weight / table.length[stratum.row]
+        steps = _drawable(table, stratum.name)[stratum.row]
+        chance[0 if stratum.imitated else 1, stratum.row] += share / stratum.end[-1] * weight / steps
     return Plan(table, selection, strata, normalised, chance)
 
 
@@ -171,20 +180,26 @@ def draw(plan: Plan, count: int, rng: np.random.Generator) -> list[Draw]:
     for number, prepared in enumerate(plan.strata):
         drawn = stratum == number
         row[drawn] = prepared.rows(point[drawn])
-    length = plan.table.length[row]
-    columns = (length, (place * length).astype(np.int64), plan.chance[row], stratum)
+    imitated = np.array([prepared.imitated for prepared in plan.strata])[stratum]
+    steps = np.where(imitated, plan.table.length[row], plan.table.learnable[row])
+    columns = ((place * steps).astype(np.int64), imitated, *plan.chance[:, row], stratum)
     return [
-        Draw(id.decode(), length, now, probability, plan.strata[stratum].name)
-        for id, length, now, probability, stratum in zip(
+        Draw(id.decode(), number, imitated, chance, added, plan.strata[stratum].name)
+        for id, number, imitated, chance, added, stratum in zip(
             plan.table.id[row].tolist(), *(column.tolist() for column in columns), strict=True
         )
     ]
 
 
+def _drawable(table: Table, stratum: str) -> NDArray[np.int32]:
+    """Return the number of steps of each row's episode that may be drawn for a stratum, (rows,)."""
+    return table.length if imitates(stratum) else np.minimum(table.learnable, table.length)
+
+
 def _selected(table: Table, selection: Selection, stratum: str) -> NDArray[np.bool_]:
     """Tell which rows (rows,) belong to the stratum and match the selection."""
     source, outcome, task = stratum_names(stratum)
-    selected = table.length > 0
+    selected = _drawable(table, stratum) > 0
     if source != "*":
         selected &= table.source == SOURCES.index(source)
     for outcomes in (selection.outcomes, () if outcome == "*" else (outcome,)):
@@ -196,11 +211,18 @@ def _selected(table: Table, selection: Selection, stratum: str) -> NDArray[np.bo
     return selected
 
 
-def _weights(table: Table, selection: Selection, row: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the weights (episodes,) by which the episodes of a stratum are drawn."""
+def _weights(
+    table: Table, selection: Selection, row: NDArray[np.int64], steps: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Return the weights (episodes,) by which the episodes of a stratum are drawn.
+
+    Args:
+        row: rows of the episodes, (episodes,).
+        steps: number of steps of each that may be drawn, (episodes,).
+    """
     match selection.by:
         case "steps":
-            return table.length[row].astype(np.float64)
+            return steps.astype(np.float64)
         case "episodes":
             return np.ones(len(row))
         case "priority":

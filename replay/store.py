@@ -315,7 +315,8 @@ class EpisodeStore:
             rng: only source of randomness.
 
         Raises:
-            StoreError: the selection matches no episode, or Redis was unreachable for `patience_seconds`.
+            StoreError: the selection has no step to learn from, or Redis was unreachable for
+                `patience_seconds`.
             LimiterTimeout: the limiter forbade the draw for `timeout_seconds`.
             ValueError: the mapping is not a valid mix.
         """
@@ -360,7 +361,7 @@ class EpisodeStore:
             self._index.hold_out(ids)
 
     def sizes(self, selection: Selection) -> tuple[int, int]:
-        """Return the steps that were ever committed to the selection, and the steps stored in it now."""
+        """Return the steps to draw that were ever committed to the selection, and those stored in it now."""
         with self._lock:
             self._refresh_if_due()
             return self._index.committed_steps(selection), self._index.steps(selection)

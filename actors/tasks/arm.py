@@ -103,6 +103,8 @@ class ArmEnv(TaskEnv):
         # MuJoCo would write warnings into a file in the working folder; `diverged` asks its counters instead.
         mujoco.set_mju_user_warning(lambda message: None)
         self._renderers: dict[tuple[int, str], Any] = {}
+        self._built = frozenset(vars(self)) - {"steps", "_memory_rng"}
+        """Names of the attributes that no episode changes: simulator, objects, cameras."""
 
     @abstractmethod
     def build(self, robosuite: ModuleType) -> Any:
@@ -131,6 +133,25 @@ class ArmEnv(TaskEnv):
         self.simulator.reset()
         self.arm = Arm(self.simulator, self.posture_kp)
         self.place()
+
+    def changing(self) -> Iterable[str]:
+        return vars(self).keys() - self._built - {"_built", "arm"}
+
+    def save(self) -> Any:
+        import mujoco
+
+        # All of MuJoCo's data: what is observed follows from positions that are one physics step old.
+        data = mujoco.MjData(self.model)
+        mujoco.mj_copyData(data, self.model, self.data)
+        return super().save(), data, self.arm.save()
+
+    def restore(self, state: Any) -> None:
+        import mujoco
+
+        own, data, arm = state
+        super().restore(own)
+        mujoco.mj_copyData(self.data, self.model, data)
+        self.arm.restore(arm)
 
     def advance(self, action: Action) -> None:
         try:

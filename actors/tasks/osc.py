@@ -56,6 +56,14 @@ class Arm:
             posture_kp,
         )
 
+    def save(self) -> tuple[Vector | None, Vector]:
+        """Return what changes from step to step besides MuJoCo's data."""
+        return self._first_mass, self._gripper.current_action
+
+    def restore(self, state: tuple[Vector | None, Vector]) -> None:
+        """Return to a state that `save` gave. Nothing changes these arrays; new ones replace them."""
+        self._first_mass, self._gripper.current_action = state
+
     def step(self, move: Vector, turn: Vector, grip: float) -> None:
         """Make one control step, by deltas as in robosuite.
 

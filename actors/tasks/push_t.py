@@ -88,6 +88,14 @@ class PushT(TaskEnv):
     def outcome(self) -> str | None:
         return "success" if self._covered else None
 
+    def save(self) -> Any:
+        """Refuse: a block that is touched would move otherwise once the state is restored.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("pymunk keeps the forces of the last step's contacts to itself")
+
     def render(self) -> NDArray[np.uint8]:
         """Draw a picture of the scene, (512, 512, 3) uint8."""
         picture: NDArray[np.uint8] = self.simulator.render()

@@ -22,7 +22,7 @@ from longview.replay.datasets.formats import open_source, recognise, writers
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.source import Account, Columns
-from longview.replay.episode import EXPERT_ACTION, OUTCOMES, SOURCES, Episode, TaskSpec, unknown_sources
+from longview.replay.episode import OPTIONAL, OUTCOMES, SOURCES, Episode, TaskSpec, unknown_sources
 from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
 from longview.replay.store import EpisodeStore
 
@@ -266,17 +266,17 @@ def _only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> s
 
 
 def _read(store: EpisodeStore, ids: Sequence[str]) -> Iterator[Episode]:
-    labelled: bool | None = None
+    first: set[str] | None = None
     for id in ids:
         try:
             episode = store.read(id)
         except UnknownEpisode as error:  # it was removed meanwhile, or is damaged
             raise StoreError(f"{error}: start the export again, without it") from None
-        if labelled is None:
-            labelled = EXPERT_ACTION in episode.arrays
-        elif labelled != (EXPERT_ACTION in episode.arrays):
+        held = {name for name in OPTIONAL if name in episode.arrays}
+        first = held if first is None else first
+        for name in sorted(held ^ first):
             raise DatasetError(
-                f"episode {id} {'has no' if labelled else 'has'} {EXPERT_ACTION}, unlike {ids[0]}: export "
+                f"episode {id} {'has' if name in held else 'has no'} {name}, unlike {ids[0]}: export "
                 "one source at a time, by --source"
             )
         yield episode

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
+from longview.actors.control import fault
 from longview.actors.task import Task, load_task, task_file
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
@@ -344,9 +345,10 @@ def _check(config: RunConfig) -> None:
             f"environment as {PASSWORD_VARIABLE}; not as a parameter"
         )
     try:
-        spec = task_of(config).spec
+        task = task_of(config)
     except ValueError as error:  # UnknownTask is one
         raise ConfigError(str(error)) from None
+    spec = task.spec
     with _within("learner.policy"):
         longest = config.learner.policy.horizon(spec).context
         config.learner.policy.normalization(spec)
@@ -362,6 +364,8 @@ def _check(config: RunConfig) -> None:
                 f"{section}.context_lengths {too_long} are longer than the longest that is trained, "
                 f"learner.policy.context_length {longest}"
             )
+    if wrong := fault(task, config.collect):
+        raise ConfigError(wrong)
     staleness, publish_every = config.collect.max_staleness, config.learner.publish_every
     if staleness is not None and staleness < publish_every:
         raise ConfigError(

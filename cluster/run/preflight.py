@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longview.actors.control import needs_saving, saving_fault
 from longview.actors.task import make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 
@@ -30,10 +31,18 @@ def refuse_unsimulated(config: RunConfig) -> None:
 
     Raises:
         SimulatorError: the message says what is missing.
+        ConfigError: the expert is to make plans, and the simulator cannot return to an earlier state.
     """
-    env = make_simulator(task_of(config))
+    task, collect = task_of(config), config.collect
+    env = make_simulator(task)
     env.reset(seed=0)
+    wrong = saving_fault(task, env) if needs_saving(collect.kind, collect) else ""
     env.close()
+    if wrong:
+        raise ConfigError(
+            f"collect.kind={collect.kind}, gate={collect.gate}, hand_back={str(collect.hand_back).lower()} "
+            f"needs plans of the expert, and task {config.task} cannot return to an earlier state: {wrong}"
+        )
 
 
 def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:

@@ -28,7 +28,7 @@ from longview.replay.datasets.source import (
     decode_spec_json,
 )
 from longview.replay.datasets.video import VideoReader
-from longview.replay.episode import ACTION, CONTROLLER, EXPERT_ACTION, OBSERVATION_PREFIX, REWARD, Array
+from longview.replay.episode import ACTION, CONTROLLER, OBSERVATION_PREFIX, OPTIONAL, REWARD, Array
 from longview.replay.errors import DatasetError
 
 VERSION: Final = "v3.0"
@@ -63,7 +63,7 @@ _NAMES: Final = {
     ACTION: ACTION,
     NEXT_REWARD: REWARD,
     CONTROLLER: CONTROLLER,
-    EXPERT_ACTION: EXPERT_ACTION,
+    **{name: name for name in OPTIONAL},
 }
 _UNUSED: Final = {
     **dict.fromkeys(

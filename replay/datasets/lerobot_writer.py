@@ -26,7 +26,7 @@ from longview.replay.datasets.lerobot import (
 )
 from longview.replay.datasets.source import encode_info
 from longview.replay.datasets.video import VideoWriter
-from longview.replay.episode import ACTION, EXPERT_ACTION, REWARD, Array, Episode, TaskSpec
+from longview.replay.episode import ACTION, REWARD, Array, Episode, TaskSpec
 
 CHUNK: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH: Final = f"data/{CHUNK}.parquet"
@@ -63,7 +63,7 @@ def write(path: Path, spec: TaskSpec, episodes: Iterable[Episode], lossless: boo
     Args:
         path: folder to write.
         spec: spec of the episodes' task.
-        episodes: at least one episode. All have `expert_action` or none has.
+        episodes: at least one episode. All hold arrays of the same names.
         lossless: whether to store pictures as PNG, which is exact and large, instead of video.
     """
     import pyarrow as arrow
@@ -230,10 +230,8 @@ class _Files:
 def _features(spec: TaskSpec, episode: Episode, lossless: bool) -> dict[str, Feature]:
     """Describe the features of a data set whose first episode is given."""
     named = episode.extras.get(NAMES) or {}
-    specs = spec.arrays()
+    specs = spec.arrays(episode.arrays)
     specs[NEXT_REWARD] = specs.pop(REWARD)
-    if EXPERT_ACTION in episode.arrays:
-        specs[EXPERT_ACTION] = spec.action
     features: dict[str, Feature] = {}
     for name, array in ((feature_name(name), array) for name, array in specs.items()):
         if array.is_image:

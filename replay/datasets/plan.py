@@ -28,8 +28,8 @@ from longview.replay.datasets.source import (
 from longview.replay.episode import (
     ACTION,
     CONTROLLER,
-    EXPERT_ACTION,
     OBSERVATION_PREFIX,
+    OPTIONAL,
     REWARD,
     ArraySpec,
     TaskSpec,
@@ -40,6 +40,8 @@ LONGEST_CONTEXT: Final = 16
 """Longest context length of a task that is made from a data set; the others are the powers of two below."""
 MENDS: Final = "leave it out by --drop {key}, or all that cannot be read by --skip-bad"
 """What to do about an observation that cannot be taken."""
+ADDED: Final = (REWARD, CONTROLLER, *OPTIONAL)
+"""Arrays of an episode that a data set need not hold."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def source_of(
     for column in arrays.values():
         if column not in used:
             account.left_out[reader.columns[column].place] = f"{task} has no such array"
-    specs = {**known.arrays(), EXPERT_ACTION: known.action}
+    specs = known.arrays(OPTIONAL)
     for name, (column, _) in found.items():
         account.taken[name] = _described(reader.columns[column], specs[name], choice.size)
     return Source(reader, known, found, indices, account, choice.size)
@@ -149,7 +151,7 @@ def _chosen(reader: DatasetReader, choice: Choice, account: Account) -> dict[str
 
     for theirs, ours in choice.map.items():
         column = _find(reader, arrays, theirs)
-        target = ours if ours in (ACTION, REWARD, CONTROLLER, EXPERT_ACTION) else _prefixed(ours)
+        target = ours if ours in (ACTION, *ADDED) else _prefixed(ours)
         arrays = {name: taken for name, taken in arrays.items() if taken != column}
         if target in arrays:
             leave_out(target, f"--map gives the name {ours} to {theirs}")
@@ -314,9 +316,7 @@ def _origins(reader: DatasetReader, spec: TaskSpec, arrays: Mapping[str, str], c
     Raises:
         DatasetError: the data set lacks an array.
     """
-    names = [name for name in spec.arrays() if name in arrays or name not in (REWARD, CONTROLLER)]
-    if EXPERT_ACTION in arrays:
-        names.append(EXPERT_ACTION)
+    names = [name for name in spec.arrays(OPTIONAL) if name in arrays or name not in ADDED]
     found: Columns = {**{name: (arrays.get(name, ""), as_it_is) for name in names}, **columns}
     for name, (column, _) in found.items():
         if column not in reader.columns:

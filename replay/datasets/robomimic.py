@@ -2,7 +2,7 @@
 
     data                attributes total (steps) and env_args (JSON: env_name, env_version, type, env_kwargs)
     data/demo_<i>       attributes num_samples and (robosuite) model_file; actions, rewards, dones, states
-    data/demo_<i>       from Longview also controller and expert_actions
+    data/demo_<i>       from Longview also controller, expert_actions and plan_step
     data/demo_<i>/obs   an array (T, ...) for every observation; next_obs: the observations after each action
     mask/<filter>       names of demonstrations
 
@@ -33,6 +33,7 @@ from longview.replay.episode import (
     CONTROLLER,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
+    PLAN_STEP,
     REWARD,
     Array,
     Episode,
@@ -54,6 +55,7 @@ _ARRAYS: Final = {
     REWARD: "rewards",
     CONTROLLER: CONTROLLER,
     EXPERT_ACTION: "expert_actions",
+    PLAN_STEP: PLAN_STEP,
 }
 _UNUSED: Final = {
     "next_obs": "repeats the observations of the next step",

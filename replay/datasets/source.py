@@ -18,7 +18,7 @@ from longview.replay.episode import (
     ACTION,
     BY_PERSON,
     CONTROLLER,
-    EXPERT_ACTION,
+    OPTIONAL,
     REWARD,
     Array,
     ArraySpec,
@@ -256,7 +256,7 @@ class Source:
         return max(self.reader.columns[column].bytes, self._specs()[name].bytes)
 
     def _specs(self) -> dict[str, ArraySpec]:
-        return self.spec.arrays() | {EXPERT_ACTION: self.spec.action}
+        return self.spec.arrays(OPTIONAL)
 
     def _rows(self, index: int, name: str, steps: int, span: slice = EVERY) -> Array:
         """Read some of the steps of one array of one episode, and check their number."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longview.replay.codec import Record
-from longview.replay.episode import DRAWABLE, OUTCOMES, SOURCES, Selection, stratum_names
+from longview.replay.episode import DRAWABLE, OUTCOMES, SOURCES, Selection, imitates, stratum_names
 from longview.replay.errors import StoreError
 from longview.replay.names import decode_name, encode_name
 from longview.replay.redis.totals import stats_of
@@ -144,21 +144,25 @@ class Index:
         return self._plans[selection]
 
     def steps(self, selection: Selection) -> int:
-        """Return the number of stored steps that match a selection."""
+        """Return the number of stored steps that a selection may draw."""
         try:
             return self.plan(selection).steps
         except StoreError:
             return 0
 
     def committed_steps(self, selection: Selection) -> int:
-        """Return the steps that were ever committed with a selected source and outcome, in all tasks."""
-        names = [stratum_names(stratum) for stratum, share in selection.mix.items() if share]
-        return sum(
-            count.steps
-            for (source, outcome), count in stats_of(self._totals, 0).committed.items()
-            if outcome in (selection.outcomes or DRAWABLE)
-            and any(a in (source, "*") and b in (outcome, "*") for a, b, _ in names)
-        )
+        """Return the steps to draw that were ever committed with a selected source and outcome, in all tasks:
+        learnable steps, or all steps where a stratum is to be imitated."""
+        committed = 0
+        for (source, outcome), count in stats_of(self._totals, 0).committed.items():
+            strata = [
+                imitates(stratum)
+                for stratum, share in selection.mix.items()
+                if share and _covers(stratum, source, outcome)
+            ]
+            if strata and outcome in (selection.outcomes or DRAWABLE):
+                committed += count.steps if any(strata) else count.learnable
+        return committed
 
     def _values(self, entry: str, source: int, time: int, shard: int) -> tuple[Any, ...]:
         """Return the values of an episode's row, in the order of the columns."""
@@ -208,6 +212,12 @@ class Index:
         self._order = np.insert(order, places, added)
         self._free += self._removed
         self._added, self._removed = [], []
+
+
+def _covers(stratum: str, source: str, outcome: str) -> bool:
+    """Tell whether a stratum has episodes of a source and outcome, in one task or all."""
+    wanted_source, wanted_outcome, _ = stratum_names(stratum)
+    return wanted_source in (source, "*") and wanted_outcome in (outcome, "*")
 
 
 def _scored(entries: Sequence[bytes]) -> Iterator[tuple[str, int]]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
-from longview.replay.codec import Record, decode_chunk, decode_record, encode_chunk, encode_record
+from longview.replay.codec import Record, decode_chunk, decode_record, encode_chunk, encode_record, longer
 from longview.replay.config import StoreConfig
 from longview.replay.episode import (
     BY_POLICY,
@@ -133,10 +133,10 @@ class Migration:
             CodecError: a chunk is missing or damaged, or the chunks do not match the record.
         """
         implied = implied_controller(old.meta)
-        new = replace(old, token=secrets.token_hex(8), learnable=0, bytes=0)
-        steps, life = 0, int(1000 * self.config.orphan_seconds)
+        renamed, life = replace(old, token=secrets.token_hex(8)), int(1000 * self.config.orphan_seconds)
+        new = replace(renamed, length=0, learnable=0, chunks=0, bytes=0)
         for number, (key, target) in enumerate(
-            zip(chunk_keys(tag, old), chunk_keys(tag, new), strict=True), start=1
+            zip(chunk_keys(tag, old), chunk_keys(tag, renamed), strict=True), start=1
         ):
             (stored,) = self._ask(("MGET", key))
             if stored is None:
@@ -146,11 +146,9 @@ class Migration:
             arrays[CONTROLLER] = np.full(rows, BY_POLICY if implied is None else implied)
             chunk = encode_chunk(arrays, self.config.compression)
             self._ask(("SET", target, chunk, "PX", life))
-            steps += rows
-            count = int(learnable(arrays).sum())
-            new = replace(new, learnable=new.learnable + count, bytes=new.bytes + len(chunk))
-        if steps != old.length:
-            raise CodecError(f"chunks hold {steps} steps, not {old.length}")
+            new = longer(new, learnable(arrays), len(chunk))
+        if new.length != old.length:
+            raise CodecError(f"chunks hold {new.length} steps, not {old.length}")
         return new
 
     def _sweep(self, tag: str) -> None:

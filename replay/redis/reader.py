@@ -50,8 +50,10 @@ class ChunkReader:
         Raises:
             StoreError, UnknownFormat: as for `fetch`.
         """
-        spans = [range(max(0, d.now - before), min(d.length, d.now + after + 1)) for d in draws]
-        found = self.fetch((drawn.id, span) for drawn, span in zip(draws, spans, strict=True))
+        found = self._records(dict.fromkeys(drawn.id for drawn in draws))
+        self._look_up_runs(found)
+        spans = [_span(found[drawn.id], drawn, before, after) for drawn in draws]
+        self._load(found, [(drawn.id, span) for drawn, span in zip(draws, spans, strict=True)])
         segments, failed = list[Segment](), dict[str, UnknownEpisode | CodecError]()
         for drawn, span in zip(draws, spans, strict=True):
             try:
@@ -76,13 +78,36 @@ class ChunkReader:
             StoreError: Redis was unreachable for `patience_seconds`, or refused.
             UnknownFormat: a chunk was written in another version of the format.
         """
+        pairs = list(wanted)
+        found = self._records(dict.fromkeys(id for id, _ in pairs))
+        self._load(found, pairs)
+        return found
+
+    def _look_up_runs(self, found: dict[str, Found]) -> None:
+        """Read whole episodes whose records leave open which steps are learnable, as early versions did."""
+        unclear = {
+            id: episode
+            for id, episode in found.items()
+            if isinstance(episode, PartialEpisode) and episode.unclear
+        }
+        if unclear:
+            self._load(found, [(id, range(episode.record.length)) for id, episode in unclear.items()])
+        for id, episode in unclear.items():
+            try:
+                if found[id] is episode:
+                    episode.look_up_runs()
+            except CodecError as error:
+                found[id] = error
+
+    def _load(self, found: dict[str, Found], wanted: Sequence[tuple[str, range]]) -> None:
+        """Load rows of episodes whose records were found. An episode that cannot be loaded is replaced by the
+        error."""
         rows: dict[str, list[range]] = {}
         for id, span in wanted:
             rows.setdefault(id, []).append(span)
-        found = self._records(rows)
         whole = {id: episode for id, episode in found.items() if isinstance(episode, PartialEpisode)}
         missing = {
-            id: sorted({number for span in rows[id] for number in episode.missing(span)})
+            id: sorted({number for span in rows.get(id, ()) for number in episode.missing(span)})
             for id, episode in whole.items()
         }
         for group in _groups(whole, missing):
@@ -92,7 +117,6 @@ class ChunkReader:
                 self._cache.put(episode)
             else:
                 self._cache.remove(id)
-        return found
 
     def _records(self, ids: Iterable[str]) -> dict[str, Found]:
         found: dict[str, Found] = {}
@@ -138,6 +162,19 @@ class ChunkReader:
         return found
 
 
+def _span(episode: Found, drawn: Draw, before: int, after: int) -> range:
+    """Return the rows around a drawn step; none if its episode could not be read."""
+    if not isinstance(episode, PartialEpisode):
+        return range(0)
+    now = _now(episode, drawn)
+    return range(max(0, now - before), min(episode.record.length, now + after + 1))
+
+
+def _now(episode: PartialEpisode, drawn: Draw) -> int:
+    """Return the drawn step, counted from the episode's start."""
+    return drawn.number if drawn.imitated else episode.learnable_step(drawn.number)
+
+
 def _segment(episode: Found, drawn: Draw, by: str, span: range) -> Segment:
     """Make the segment of a drawn step from its episode, whose rows are loaded.
 
@@ -146,12 +183,13 @@ def _segment(episode: Found, drawn: Draw, by: str, span: range) -> Segment:
     """
     if not isinstance(episode, PartialEpisode):
         raise episode
+    now = _now(episode, drawn)
     return Segment(
         meta=episode.record.meta,
         episode_length=episode.record.length,
         start=span.start,
-        now=drawn.now,
-        probability=drawn.probability,
+        now=now,
+        probability=drawn.chance + drawn.added * episode.is_learnable(now),
         arrays=episode.arrays(span),
         stratum=drawn.stratum,
         by=by,

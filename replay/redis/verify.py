@@ -8,10 +8,11 @@ use: whatever looks wrong is read a second time, because it may just have change
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from reprlib import repr as shown
 from typing import Any, Final
 
 from longview.replay.codec import Record, decode_spec
-from longview.replay.episode import SOURCES, TaskSpec, learnable, validate_episode
+from longview.replay.episode import SOURCES, TaskSpec, learnable, runs_of, validate_episode
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
 from longview.replay.redis import keys, scripts
 from longview.replay.redis.client import Client
@@ -177,8 +178,13 @@ class Verifier:
             episode = assemble(record, stored)
             if task in specs:
                 validate_episode(episode, specs[task])
-                if (found := int(learnable(episode.arrays).sum())) != record.learnable:
-                    raise CodecError(f"episode {id}: {found} steps are learnable, not {record.learnable}")
+                found = learnable(episode.arrays)
+                if (count := int(found.sum())) != record.learnable:
+                    raise CodecError(f"episode {id}: {count} steps are learnable, not {record.learnable}")
+                if record.runs and (runs := runs_of(found)) != record.runs:
+                    raise CodecError(
+                        f"episode {id}: steps {shown(runs)} are learnable, not {shown(record.runs)}"
+                    )
             elif not any(found.what == task for found in self.verdict.findings if found.kind == "task"):
                 self._found("task", task, "the store holds episodes of it, but it is not registered", False)
         except UnknownFormat as error:

@@ -7,14 +7,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, new_chunk, seal
+from longview.replay.codec import MAX_CHUNKS, Record, encode_chunk, encode_record, longer, new_chunk, seal
 from longview.replay.config import StoreConfig
 from longview.replay.episode import (
     ACTION,
     BY_PERSON,
     CONTROLLER,
-    EXPERT_ACTION,
+    OPTIONAL,
     OUTCOMES,
     Array,
     EpisodeMeta,
@@ -73,6 +74,8 @@ class EpisodeWriter:
         self._jobs = JobGroup()
         self._buffers: Buffers = {}
         """Arrays of the current chunk; empty before its first step."""
+        self._held: Collection[str] = ()
+        """Names of the arrays that every step holds; empty before the first step."""
         self._rows = 0
         """Steps in the current chunk."""
         self._queued = 0
@@ -87,7 +90,7 @@ class EpisodeWriter:
         """Add one step. The arrays are copied.
 
         Args:
-            step: one row of every array of the task, by name; `expert_action` in all steps or in none.
+            step: one row of every array of the task, by name; one of `OPTIONAL` in all steps or in none.
                 `controller` may be left out, except in a correction: then it follows from the episode's
                 source.
 
@@ -113,7 +116,7 @@ class EpisodeWriter:
             if not isinstance(array, _ARRAYS) or array.dtype != dtype or array.shape != shape:
                 self._refuse(step)
             buffer[row] = array
-        self._buffers = buffers
+        self._buffers, self._held = buffers, buffers.keys()
         self._rows += 1
 
     def extend(self, steps: Mapping[str, Array]) -> None:
@@ -214,17 +217,16 @@ class EpisodeWriter:
         encode: Callable[[], bytes | memoryview] = partial(encode_chunk, arrays, level, self._as_jpeg)
         if self._rows == self._chunk_steps and not self._as_jpeg:
             encode = partial(seal, self._chunk, level)
-        work = partial(self._store, self._rows, int(learnable(arrays).sum()), encode)
+        work = partial(self._store, learnable(arrays), encode)
         self._sender.put(self._jobs, f"writing episode {self._id}", size, work)
         self._queued += self._rows
         self._buffers, self._rows = {}, 0
 
-    def _store(self, rows: int, learnable: int, encode: Callable[[], bytes | memoryview]) -> Commands:
+    def _store(self, learnable: NDArray[np.bool_], encode: Callable[[], bytes | memoryview]) -> Commands:
         """Encode the next chunk and return the commands that store it; called in the background, in order.
 
         Args:
-            rows: steps in the chunk.
-            learnable: how many of them there is something to learn from.
+            learnable: tells which of the chunk's steps (K,) there is something to learn from.
             encode: encodes the chunk.
         """
         chunk, record = encode(), self._record
@@ -232,13 +234,7 @@ class EpisodeWriter:
         if time.monotonic() - self._renewed > self._config.orphan_seconds / 2:
             self._renewed = time.monotonic()
             commands = [*self._sink.renew(record), *commands]
-        self._record = replace(
-            record,
-            length=record.length + rows,
-            learnable=record.learnable + learnable,
-            chunks=record.chunks + 1,
-            bytes=record.bytes + len(chunk),
-        )
+        self._record = longer(record, learnable, len(chunk))
         if self._record.bytes > self._config.queue_bytes:
             self._sent = None
         if self._sent is not None:
@@ -260,10 +256,8 @@ class EpisodeWriter:
         return committed
 
     def _new_chunk(self, step: Mapping[str, Array]) -> Buffers:
-        """Allocate the arrays of a chunk, with `expert_action` if the step has it."""
-        specs = self._spec.arrays()
-        if EXPERT_ACTION in step:
-            specs[EXPERT_ACTION] = self._spec.action
+        """Allocate the arrays of a chunk, with those of `OPTIONAL` that the episode's first step has."""
+        specs = self._spec.arrays(self._held or step)
         shapes = [(name, spec.dtype, (self._chunk_steps, *spec.shape)) for name, spec in specs.items()]
         self._chunk, arrays = new_chunk(shapes, self._memory.take)
         return {name: (array, array.dtype, array.shape[1:]) for name, array in arrays.items()}
@@ -275,4 +269,5 @@ class EpisodeWriter:
             validate_step({name: np.asarray(array) for name, array in step.items()}, self._spec)
         except EpisodeError as error:
             raise EpisodeError(f"{where}: {error}") from None
-        raise EpisodeError(f"{where}: {EXPERT_ACTION} must be in all steps of an episode or in none")
+        differing = " and ".join(name for name in OPTIONAL if (name in step) != (name in self._held))
+        raise EpisodeError(f"{where}: {differing} must be in all steps of an episode or in none")

@@ -92,7 +92,7 @@ def accept_anything(line: Any, action: Action) -> Any:
     return Line.step(line, np.clip(np.nan_to_num(action), -1, 1))
 
 
-def fall_over(line: Any, action: Action) -> None:
+def fall_over(line: Any, action: Any) -> None:
     raise KeyError("leg")
 
 
@@ -164,6 +164,10 @@ CASES = (
     Case("expert", "wrong", "succeeds in 0 of 20", expert=acting(lambda _: np.zeros(1, np.float32))),
     Case("expert", "warning", "of 20 episodes", expert=acting(to_the_right_only)),
     Case("labels", "wrong", "AssertionError: assert ", expert=acting(near_home_only)),
+    Case("plans", "warning", "collect.hand_back are refused: the same 10", having(restore=lambda *_: None)),
+    Case(
+        "plans", "warning", "KeyError: 'leg' (test_checks.py", having(save=lambda line: fall_over(line, None))
+    ),
     Case("rendering", "wrong", "float64 (4, 4, 3)", having(render=lambda _: np.zeros((4, 4, 3)))),
     Case("rendering", "wrong", "returns NoneType", having(render=lambda _: None)),
     Case("rendering", "warning", "are equal", having(render=lambda _: np.zeros((4, 4, 3), np.uint8))),
@@ -178,7 +182,7 @@ def found(case: Case) -> list[Finding]:
 def test_nothing_is_wrong_with_a_task_that_is_right() -> None:
     findings = found(Case("", "", ""))
     assert {finding.verdict for finding in findings} == {"ok"}, findings
-    assert len({finding.check for finding in findings}) == 11
+    assert len({finding.check for finding in findings}) == 12
     assert not any(finding.advice for finding in findings)
 
 
@@ -208,5 +212,5 @@ def test_a_task_without_an_expert_is_none_the_worse() -> None:
 )
 def test_nothing_is_wrong_with_the_tasks_that_come_along(name: str) -> None:
     findings = list(check_task(load_task(name)))
-    assert len(findings) == 11
+    assert len(findings) == 12
     assert not [finding for finding in findings if finding.verdict == "wrong"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from longview.actors.control import Control
 from longview.actors.environment import SimulatedTask
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
 from longview.actors.task import Task, load_task
@@ -137,7 +138,7 @@ def test_one_batched_decision_serves_all_simulators_for_t_a_steps(execute: int) 
 
 
 def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:
-    todo = assignments(12, beta=0.5, noise=0.1, label=True)
+    todo = assignments(12, control="takeover", noise=0.1, typical_steps=20.0)
     _, few = play(todo, Zero(), simulators=1)
     _, many = play(todo, Zero(), simulators=5)
     for one, other in zip(few, sorted(many, key=lambda note: note.meta.seed), strict=True):
@@ -187,7 +188,7 @@ class Zero:
 
 
 def test_the_expert_alone_needs_no_policy_and_its_noise_is_not_in_the_label() -> None:
-    _, notes = play(assignments(5, beta=1.0, noise=1e-6, label=True), None)
+    _, notes = play(assignments(5, control="expert", noise=1e-6), None)
     for note in notes:
         assert {int(step["controller"]) for step in note.steps} == {1}
         counts = note.column("observation.count")
@@ -199,19 +200,7 @@ def test_noise_needs_a_range_of_actions() -> None:
     spec = replace(TASK.spec, action=ArraySpec((1,)))
     task = SimulatedTask(spec, lambda spec, render_mode: TASK.make(render_mode), TASK.expert)
     with pytest.raises(ValueError, match="task counting: noise is a share of the action range, which has no"):
-        play(assignments(1, beta=1.0, noise=0.1, label=True), None, task=task)
-
-
-def test_beta_mixes_expert_and_policy_by_decision() -> None:
-    _, notes = play(assignments(60, beta=0.5, label=True), Zero())
-    shares = []
-    for note in notes:
-        by_expert = note.column("action") != 0
-        starts = range(0, len(by_expert), EXECUTE)
-        assert all(len(set(by_expert[start : start + EXECUTE].tolist())) == 1 for start in starts)
-        assert [int(step["controller"]) for step in note.steps] == by_expert.tolist()
-        shares += [bool(by_expert[start]) for start in starts]
-    assert 0.35 < np.mean(shares) < 0.65
+        play(assignments(1, control="expert", noise=0.1), None, task=task)
 
 
 def test_episodes_under_way_are_aborted_when_a_rollout_ends_early() -> None:
@@ -243,12 +232,12 @@ def test_a_policy_is_missed_where_one_is_needed() -> None:
 
 
 @pytest.mark.parametrize("simulators", [1, 3, 50])
-@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("control", ["policy", "expert", "takeover"])
 def test_an_episode_that_ends_badly_is_the_only_one_to_end(
-    fragile: Any, simulators: int, beta: float
+    fragile: Any, simulators: int, control: Control
 ) -> None:
     clock, seeds = Clock(), range(0, 80, 2)
-    todo = [Assignment(EpisodeMeta(f"demo.{seed}", "fragile", seed, "demo"), beta) for seed in seeds]
+    todo = [Assignment(EpisodeMeta(f"demo.{seed}", "fragile", seed, "demo"), control) for seed in seeds]
     ends, notes = play(todo, Zero(), simulators, clock, fragile)
     assert sorted(end.meta.seed for end in ends) == list(seeds)
     for end in ends:

@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from redis import Redis
 
-from longview.actors.config import ActorsConfig, CamerasConfig
+from longview.actors.config import ActorsConfig, CamerasConfig, CollectConfig
 from longview.actors.task import Task, load_task
 from longview.actors.worker import PURPOSES, Order, Worker, episode_seed
 from longview.cluster.run.services import redis_server
 from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
+from longview.replay.episode import NO_PLAN
 from longview.replay.store import EpisodeStore
 
 TASK = load_task("return_point")
@@ -40,8 +41,9 @@ class Still:
         return np.zeros((len(slots), self.execute, *TASK.spec.action.shape), np.float32)
 
 
-def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK) -> Worker:
-    return Worker(task, ActorsConfig(simulators=4), 7, "actor-0", store, hub.report)
+def make_worker(store: EpisodeStore, hub: Hub, task: Task = TASK, **collect: Any) -> Worker:
+    config = ActorsConfig(simulators=4)
+    return Worker(task, config, 7, "actor-0", store, hub.report, CollectConfig(**collect))
 
 
 def test_an_order_done_twice_adds_nothing(store: EpisodeStore) -> None:
@@ -97,18 +99,44 @@ def test_demonstrations_are_labelled_without_noise(store: EpisodeStore) -> None:
     assert 0.05 < noise[inside].std() < 0.2
 
 
-def test_corrections_say_who_acted_and_are_learnable_throughout(store: EpisodeStore) -> None:
-    make_worker(store, Hub()).work(Order("correction", 0, 4, 1, version=300), Still())
-    acted = [store.read(id).arrays for id in store.ids("correction")]
-    assert len(acted) == 4
-    for arrays in acted:
-        assert (arrays["action"][arrays["controller"] == 0] == 0).all()
-        assert (arrays["action"][arrays["controller"] == 1] != 0).any(axis=1).all()
-    assert {0, 1} == {int(value) for arrays in acted for value in arrays["controller"]}
-    make_worker(store, Hub()).work(Order("rollout", 0, 2, 1, version=300), Still())
-    stored = store.stats().stored
-    assert stored["correction"].learnable == stored["correction"].steps > 0
-    assert stored["rollout"].learnable == 0 < stored["rollout"].steps
+def test_take_overs_are_learnable_where_the_expert_acted(store: EpisodeStore) -> None:
+    order = Order("correction", 0, 8, 1, version=300, typical_steps=40.0)
+    result = make_worker(store, Hub(), kind="takeover").work(order, Still())
+    episodes = [store.read(id) for id in store.ids("correction")]
+    by_expert = sum(int((episode.arrays["controller"] == 1).sum()) for episode in episodes)
+    assert len(episodes) == 8
+    for episode in episodes:
+        arrays = episode.arrays
+        before = arrays["controller"] == 0
+        assert (arrays["action"][before] == 0).all()
+        assert (np.diff(arrays["controller"].astype(int)) >= 0).all(), "the expert goes on to the end"
+        assert arrays["plan_step"].tolist() == np.where(before, NO_PLAN, 0).tolist()
+        assert (arrays["expert_action"][before] == arrays["action"][before]).all()
+        assert (arrays["expert_action"][~before] != arrays["action"][~before]).any(), "labels have no noise"
+    stored = store.stats().stored["correction"]
+    assert result.expert_steps == by_expert == stored.learnable < stored.steps == result.steps
+    assert len({int((episode.arrays["controller"] == 0).sum()) for episode in episodes}) > 4
+
+
+def test_labels_are_plans_from_the_decisions_of_the_policy(store: EpisodeStore) -> None:
+    result = make_worker(store, Hub(), kind="labels").work(Order("correction", 0, 3, 1, version=300), Still())
+    episodes = [store.read(id).arrays for id in store.ids("correction")]
+    for arrays in episodes:
+        assert (arrays["controller"] == 0).all()
+        assert (arrays["action"] == 0).all(), "the expert only plans"
+        assert arrays["plan_step"].tolist() == [step % 4 for step in range(len(arrays["action"]))]
+        assert (arrays["expert_action"] != 0).any(axis=1).all()
+    stored = store.stats().stored["correction"]
+    assert stored.steps == result.expert_steps == 4 * stored.learnable
+
+
+def test_corrections_need_a_kind(store: EpisodeStore) -> None:
+    worker = make_worker(store, Hub(), kind="rollout")
+    with pytest.raises(ValueError, match=r"collect\.kind=rollout makes no corrections, which Order\("):
+        worker.work(Order("correction", 0, 1, 1, version=300), Still())
+    worker.work(Order("rollout", 0, 2, 1, version=300), Still())
+    stored = store.stats().stored["rollout"]
+    assert stored.learnable == 0 < stored.steps
 
 
 def test_no_seed_is_both_trained_on_and_evaluated() -> None:

@@ -16,6 +16,8 @@ from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.recipe import DrawSegments
 from longview.replay.episode import (
     ACTION,
+    BY_EXPERT,
+    CONTROLLER,
     EXPERT_ACTION,
     OBSERVATION_PREFIX,
     REWARD,
@@ -74,7 +76,8 @@ def collect(task: Task, seed: int, noise: float) -> Episode:
         action = noisy.clip(task.spec.action.low, task.spec.action.high).astype(np.float32)
         row = {OBSERVATION_PREFIX + key: value for key, value in observation.items()}
         observation, reward, terminated, truncated, info = env.step(action)
-        rows.append(row | {ACTION: action, EXPERT_ACTION: label, REWARD: np.float32(reward)})
+        step = {ACTION: action, EXPERT_ACTION: label, REWARD: np.float32(reward), CONTROLLER: BY_EXPERT}
+        rows.append(row | step)
         ended = terminated or truncated
     arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     meta = EpisodeMeta(f"demo.{task.spec.name}.{seed}", task.spec.name, seed, "demo")

@@ -15,7 +15,7 @@ Connect = Callable[..., EpisodeStore]
 
 
 def sample(store: EpisodeStore, count: int) -> int:
-    return len(store.sample({"rollout": 1}, count, 0, 0, np.random.default_rng(0)))
+    return len(store.sample({"rollout/success": 1}, count, 0, 0, np.random.default_rng(0)))
 
 
 def test_off_at_first(connect: Connect, write: Any) -> None:

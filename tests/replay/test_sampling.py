@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from longview.replay.errors import StoreError
 from longview.replay.sampling import Stratum, Table, draw, plan
 
 EPISODES = [
-    # id, steps, source, outcome, task, committed, priority
+    # id, learnable steps, source, outcome, task, committed, priority
     ("a", 3, "demo", "success", "walk", 10, 1.0),
     ("b", 1, "demo", "failure", "walk", 20, 3.0),
     ("c", 10, "rollout", "success", "walk", 30, 0.0),
@@ -19,13 +20,14 @@ EPISODES = [
 ]
 
 
-def table(episodes: Sequence[tuple[Any, ...]] = EPISODES) -> Table:
+def table(episodes: Sequence[tuple[Any, ...]] = EPISODES, others: int = 0) -> Table:
+    """Return a table of these episodes, each with as many `others`, steps with nothing to learn."""
     ids, lengths, sources, outcomes, tasks, committed, priorities = zip(*episodes, strict=True)
     known = sorted(set(tasks))
     return Table(
         order=np.argsort(np.array(ids, np.bytes_)),
         id=np.array(ids, np.bytes_),
-        length=np.array(lengths, np.int32),
+        length=np.array(lengths, np.int32) + others,
         learnable=np.array(lengths, np.int32),
         source=np.array([SOURCES.index(source) for source in sources], np.int8),
         outcome=np.array([OUTCOMES.index(outcome) for outcome in outcomes], np.int8),
@@ -69,17 +71,50 @@ def test_every_step_is_drawn_as_often_as_its_probability_says(
 ) -> None:
     count = 20_000
     draws = draw(plan(table(), selection), count, np.random.default_rng(0))
-    seen = Counter((drawn.id, drawn.now) for drawn in draws)
+    seen = Counter((drawn.id, drawn.number) for drawn in draws)
     lengths = {id: length for id, length, *_ in EPISODES}
     steps = {(id, now): chance for id, chance in expected.items() for now in range(lengths[id])}
     assert sum(steps.values()) == pytest.approx(1)
     assert seen.keys() == steps.keys()
     for drawn in draws:
-        assert drawn.probability == pytest.approx(expected[drawn.id])
-        assert drawn.length == lengths[drawn.id]
+        assert drawn.chance + drawn.added == pytest.approx(expected[drawn.id])
     for step, probability in steps.items():
         deviation = (count * probability * (1 - probability)) ** 0.5
         assert abs(seen[step] - count * probability) < 5 * deviation
+
+
+@pytest.mark.parametrize("by", ["steps", "episodes", "recency", "priority"])
+def test_steps_with_nothing_to_learn_change_nothing(by: str) -> None:
+    selection = Selection({"demo": 1, "rollout": 2}, by)
+    plain, with_others = plan(table(), selection), plan(table(others=5), selection)
+    assert plain.steps == with_others.steps == 4 + (16 if by != "priority" else 6)
+    draws = [draw(planned, 200, np.random.default_rng(3)) for planned in (plain, with_others)]
+    assert draws[0] == draws[1]
+    assert not any(drawn.imitated for drawn in draws[0])
+
+
+def test_a_success_to_imitate_is_drawn_from_whole() -> None:
+    """Episode e has 4 learnable steps of 9, and is in both strata."""
+    planned = plan(table(others=5), Selection({"rollout": 1, "rollout/success/run": 3}))
+    draws = draw(planned, 20_000, np.random.default_rng(0))
+    assert planned.steps == 10 + 2 + 9
+    whole = [drawn for drawn in draws if drawn.imitated]
+    assert {(drawn.id, drawn.stratum) for drawn in whole} == {("e", "rollout/success/run")}
+    assert {(drawn.chance, drawn.added) for drawn in whole} == {(3 / 4 / 9, 1 / 4 / 16)}
+    numbers = Counter(drawn.number for drawn in whole)
+    assert numbers.keys() == set(range(9))
+    assert max(numbers.values()) - min(numbers.values()) < 5 * (15_000 / 9) ** 0.5
+    rest = [drawn for drawn in draws if not drawn.imitated]
+    assert {drawn.number for drawn in rest if drawn.id == "e"} == set(range(4))
+
+
+@pytest.mark.parametrize("by", ["steps", "episodes", "recency", "priority"])
+def test_an_episode_without_anything_to_learn_is_drawn_only_to_be_imitated(by: str) -> None:
+    nothing = replace(table(), learnable=np.zeros(5, np.int32))
+    with pytest.raises(StoreError, match=r"no steps to learn from: mix is {'rollout': 1}"):
+        plan(nothing, Selection({"rollout": 1}, by))
+    draws = draw(plan(nothing, Selection({"*": 1, "rollout/success": 1}, by)), 50, np.random.default_rng(0))
+    assert {drawn.stratum for drawn in draws} == {"rollout/success"}
 
 
 def test_a_draw_says_what_it_was_drawn_for() -> None:

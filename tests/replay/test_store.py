@@ -530,7 +530,7 @@ def test_the_budget_is_kept_where_redis_has_a_limit_of_its_own(
     assert stats.committed["rollout", "success"].bytes > 2 * limit // 3
     assert stats.evicted["rollout"].episodes == 300 - stats.total.episodes > 0
     assert stats.total.bytes <= limit // 4
-    assert len(store.sample({"rollout": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
+    assert len(store.sample({"rollout/success": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
 
 
 def test_redis_at_its_own_limit_makes_writers_wait(
@@ -542,7 +542,7 @@ def test_redis_at_its_own_limit_makes_writers_wait(
     with Redis(unix_socket_path=str(socket_path)) as redis, ThreadPoolExecutor(1) as pool:
         redis.config_set("maxmemory", 1)
         waiting = pool.submit(write, store, 3)
-        assert len(store.sample({"rollout": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
+        assert len(store.sample({"rollout/success": 1}, 50, 0, 0, np.random.default_rng(0))) == 50
         time.sleep(0.3)
         assert not waiting.done()
         assert store.ids() == ids
@@ -593,7 +593,7 @@ def test_samples_follow_from_contents_and_generator(connect: Connect, write: Any
     for number in (5, 2, 9):
         write(one, number, length=number)
     write(one, 1, source="demo")
-    mix = {"demo": 1.0, "rollout": 3.0}
+    mix = {"demo": 1.0, "rollout/success": 3.0}
     first = one.sample(mix, 64, 2, 3, np.random.default_rng(3))
     again = connect(cache_bytes=0).sample(mix, 64, 2, 3, np.random.default_rng(3))
     assert [(s.meta, s.now, s.start, s.probability) for s in first] == [
@@ -605,10 +605,10 @@ def test_samples_follow_from_contents_and_generator(connect: Connect, write: Any
 
 
 def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any) -> None:
-    store, mix = connect(shards=1), {"rollout": 1.0}
-    ids = [write(store, number, outcome="invalid" if number in (0, 2) else "wrong") for number in range(4)]
+    store, mix = connect(shards=1), {"rollout/success": 1.0}
+    ids = [write(store, number, outcome="invalid" if number in (0, 2) else "success") for number in range(4)]
     assert store.ids() == ids
-    assert [store.read(id).outcome for id in ids] == ["invalid", "wrong", "invalid", "wrong"]
+    assert [store.read(id).outcome for id in ids] == ["invalid", "success", "invalid", "success"]
     segments = store.sample(mix, 200, 0, 0, np.random.default_rng(0))
     assert {(segment.meta.id, segment.now) for segment in segments} == {
         (ids[number], now) for number in (1, 3) for now in range(10)
@@ -621,7 +621,7 @@ def test_an_invalid_episode_is_kept_but_never_drawn(connect: Connect, write: Any
 
 
 def test_an_episode_held_out_is_read_but_never_drawn(connect: Connect, write: Any) -> None:
-    store, mix = connect(), {"rollout": 1.0}
+    store, mix = connect(), {"rollout/success": 1.0}
     ids = [write(store, number) for number in range(3)]
     store.hold_out([ids[1], episode_id("rollout", "walk", 4)])
     ids += [write(store, number) for number in (3, 4)]  # episode 4 was held out before it existed
@@ -634,13 +634,13 @@ def test_an_episode_held_out_is_read_but_never_drawn(connect: Connect, write: An
 
 def test_a_store_of_invalid_episodes_has_nothing_to_draw(connect: Connect, write: Any) -> None:
     write(store := connect(), 0, outcome="invalid")
-    with pytest.raises(StoreError, match="no episodes to draw from"):
-        store.sample({"rollout": 1.0}, 1, 0, 0, np.random.default_rng(0))
+    with pytest.raises(StoreError, match="no steps to learn from"):
+        store.sample({"rollout/success": 1.0}, 1, 0, 0, np.random.default_rng(0))
 
 
 def test_an_empty_store_says_so(connect: Connect) -> None:
     with pytest.raises(
-        StoreError, match=r"no episodes to draw from: mix is {'demo': 1}, .*; episodes stored are {'demo': 0"
+        StoreError, match=r"no steps to learn from: mix is {'demo': 1}, .*; episodes stored are {'demo': 0"
     ):
         connect().sample({"demo": 1}, 1, 0, 0, np.random.default_rng(0))
 
@@ -651,7 +651,7 @@ def test_a_sampler_sees_new_episodes_at_its_next_refresh(connect: Connect, write
     for number in range(2):
         write(writer, number)
         for name, store in (("eager", eager), ("lazy", lazy)):
-            segments = store.sample({"rollout": 1}, 100, 0, 0, np.random.default_rng(0))
+            segments = store.sample({"rollout/success": 1}, 100, 0, 0, np.random.default_rng(0))
             drawn[name] = {segment.meta.seed for segment in segments}
     assert drawn == {"eager": {0, 1}, "lazy": {0}}
 
@@ -679,21 +679,21 @@ def test_segments_say_why_they_were_drawn(connect: Connect, write: Any, by: str)
 def test_only_episodes_of_a_task_and_outcome(connect: Connect, spec: TaskSpec, step: Any, write: Any) -> None:
     store = connect()
     store.register(replace(spec, name="run"))
-    write(store, 0)
-    write(store, 1, outcome="failure")
-    writer = store.writer(EpisodeMeta("other", "run", 7, "rollout"))
+    write(store, 0, source="demo")
+    write(store, 1, source="demo", outcome="failure")
+    writer = store.writer(EpisodeMeta("other", "run", 7, "demo"))
     writer.append(step(0))
     assert writer.commit("success")
     for selection, seeds in [
-        (Selection({"rollout": 1}, task="run"), {7}),
-        (Selection({"rollout": 1}, task="walk", outcomes=("success",)), {0}),
+        (Selection({"demo": 1}, task="run"), {7}),
+        (Selection({"demo": 1}, task="walk", outcomes=("success",)), {0}),
         (Selection({"*/failure": 1}), {1}),
         (Selection({"*/*/run": 1, "*/failure/walk": 1}), {1, 7}),
     ]:
         segments = store.sample(selection, 50, 0, 0, np.random.default_rng(0))
         assert {segment.meta.seed for segment in segments} == seeds
-    with pytest.raises(StoreError, match=r"task is fly; episodes stored are .*'rollout': 3"):
-        store.sample(Selection({"rollout": 1}, task="fly"), 1, 0, 0, np.random.default_rng(0))
+    with pytest.raises(StoreError, match=r"task is fly; episodes stored are .*'demo': 3"):
+        store.sample(Selection({"demo": 1}, task="fly"), 1, 0, 0, np.random.default_rng(0))
 
 
 @everywhere
@@ -702,7 +702,7 @@ def test_priorities_are_seen_by_all_samplers_and_leave_with_their_episode(
 ) -> None:
     store, other = connect(shards=1), connect()
     ids = [write(store, number) for number in range(4)]
-    selection = Selection({"rollout": 1}, by="priority")
+    selection = Selection({"rollout/success": 1}, by="priority")
 
     def chances(store: EpisodeStore) -> dict[str, float]:
         segments = store.sample(selection, 300, 0, 0, np.random.default_rng(0))
@@ -739,7 +739,7 @@ def test_priorities_survive_a_restart(
     server.wait()
     start_redis(*options)
     segments = connect(f"unix://{socket_path}").sample(
-        Selection({"rollout": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0)
+        Selection({"rollout/success": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0)
     )
     assert {segment.meta.id for segment in segments} == {ids[2]}
 
@@ -751,7 +751,7 @@ def test_a_long_index_is_read_in_pages(connect: Connect, write: Any, monkeypatch
     ids = [write(store, number, source=SOURCES[number % 3]) for number in range(30)]
     store.prioritize(dict.fromkeys(ids, 0.0) | {ids[7]: 1.0})
     assert reader.ids() == sorted(ids)
-    segments = reader.sample(Selection({"*": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0))
+    segments = reader.sample(Selection({"*/success": 1}, by="priority"), 50, 0, 0, np.random.default_rng(0))
     assert {segment.meta.id for segment in segments} == {ids[7]}
 
 
@@ -763,7 +763,7 @@ def test_a_damaged_episode_is_quarantined_and_another_drawn(
     chunk = redis.get(key)
     assert isinstance(chunk, bytes)
     redis.set(key, chunk[:-1] + bytes([chunk[-1] ^ 1]))
-    segments = store.sample({"rollout": 1}, 200, 3, 3, np.random.default_rng(0))
+    segments = store.sample({"rollout/success": 1}, 200, 3, 3, np.random.default_rng(0))
     assert len(segments) == 200
     assert {segment.meta.id for segment in segments[100:]} == {ids[0], ids[2]}
     assert store.ids() == connect().ids() == [ids[0], ids[2]]
@@ -777,11 +777,11 @@ def test_a_removal_does_not_break_a_sampler(connect: Connect, write: Any) -> Non
         write(store, number)
     stale = connect(refresh_seconds=1000.0, cache_bytes=0)
     rng = np.random.default_rng(0)
-    assert len(stale.sample({"rollout": 1}, 50, 1, 1, rng)) == 50
+    assert len(stale.sample({"rollout/success": 1}, 50, 1, 1, rng)) == 50
     small = connect(byte_budget=sizes(store))
     for number in range(4, 7):
         write(small, number)
-    segments = stale.sample({"rollout": 1}, 50, 1, 1, rng)
+    segments = stale.sample({"rollout/success": 1}, 50, 1, 1, rng)
     assert [segment.meta.seed for segment in segments] == [3] * 50
 
 

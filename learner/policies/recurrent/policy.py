@@ -57,7 +57,8 @@ class GRUPolicy(RecurrentPolicy):
         log_BM = logit_BM.log_softmax(dim=1)
         share_BM = (log_BM - error_BMT.sum(dim=2) / temperature).softmax(dim=1).detach()
         surprise_B1 = (share_BM * (share_BM.clamp_min(1e-9).log() - log_BM)).sum(dim=1, keepdim=True)
-        spread_BT = target_BT * temperature * surprise_B1 / target_BT.sum(dim=1, keepdim=True)
+        targets_B1 = target_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        spread_BT = target_BT * temperature * surprise_B1 / targets_B1
         error_BT: Tensor = (share_BM.unsqueeze(2) * error_BMT).sum(dim=1) + spread_BT
         return error_BT
 

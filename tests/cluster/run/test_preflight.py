@@ -1,9 +1,13 @@
 """Room of a Ray cluster for a run's actors and learner ranks."""
 
 import re
+from typing import Any
 
 import pytest
 
+from longview.actors.environment import SimulatedTask
+from longview.actors.tasks import return_point
+from longview.actors.tasks.return_point import ReturnPoint
 from longview.cluster.run.config import ConfigError, read_config
 from longview.cluster.run.preflight import (
     Torch,
@@ -11,6 +15,7 @@ from longview.cluster.run.preflight import (
     refuse_torch,
     refuse_unaddable,
     refuse_unplaced,
+    refuse_unsimulated,
     resources_of_rank,
 )
 
@@ -100,3 +105,42 @@ def test_a_pytorch_that_cannot_use_its_gpu_is_refused(cuda: str | None, alone: b
     with pytest.raises(ConfigError, match=words):
         refuse_torch(Torch("10.0.0.1", "2.13", cuda, usable=False), alone=alone)
     refuse_torch(Torch("10.0.0.1", "2.13", cuda, usable=True), alone=alone)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("return_point", ["collect.kind=labels"]),
+        ("return_point", ["collect.kind=takeover", "collect.gate=distance"]),
+        (f"{__name__}:unrestored", ["collect.kind=takeover"]),
+    ],
+)
+def test_plans_are_let_through_where_a_state_can_be_restored(task: str, settings: list[str]) -> None:
+    refuse_unsimulated(read_config(None, [f"task={task}", *settings]))
+
+
+@pytest.mark.parametrize(
+    "settings", [["kind=labels"], ["kind=takeover", "gate=distance"], ["kind=takeover", "hand_back=true"]]
+)
+def test_plans_are_refused_where_a_state_cannot_be_restored(settings: list[str]) -> None:
+    config = read_config(None, [f"task={__name__}:unrestored", *(f"collect.{some}" for some in settings)])
+    words = rf"collect\.{settings[0]}, .* unrestored cannot return to an earlier state: the same 10 actions"
+    with pytest.raises(ConfigError, match=words):
+        refuse_unsimulated(config)
+
+
+@pytest.mark.parametrize("kind", ["takeover", "labels"])
+def test_a_task_without_an_expert_has_no_corrections(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"collect\.kind={kind} needs an expert, which task push_t"):
+        read_config(None, ["task=push_t", f"collect.kind={kind}"])
+    read_config(None, ["task=push_t", "collect.kind=rollout"])
+
+
+class Unrestored(ReturnPoint):
+    """A simulator whose state cannot be restored."""
+
+    def restore(self, state: Any) -> None:
+        pass
+
+
+unrestored = SimulatedTask(return_point.spec, Unrestored, return_point.expert)

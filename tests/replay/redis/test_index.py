@@ -30,6 +30,11 @@ def entries(*ids: str, start: int = 1, length: int = 10) -> tuple[Any, ...]:
     return tuple((f"{id}:{length}:5:success:walk", start + number) for number, id in enumerate(ids))
 
 
+def totals(**counts: int) -> list[bytes]:
+    """Make a shard's totals, as Redis returns them."""
+    return [part for field, count in counts.items() for part in (field.encode(), b"%d" % count)]
+
+
 def drawn(found: Index, selection: Selection = EVERYTHING) -> set[str]:
     return {one.id for one in draw(found.plan(selection), 500, np.random.default_rng(0))}
 
@@ -104,19 +109,28 @@ def test_what_is_held_out_or_invalid_is_never_drawn() -> None:
     found.apply(0, reply(12, demo=entries("later", "d", start=10)))
     found.hold_out(["b"])
     assert drawn(found) == {"d"}
-    assert found.steps(EVERYTHING) == 10
+    assert (found.steps(EVERYTHING), found.steps(Selection({"*/success": 1}))) == (5, 10)
     found.forget("d")
     assert found.steps(EVERYTHING) == 0
 
 
 def test_steps_that_were_ever_committed() -> None:
     found = Index(2)
-    totals = [b"ever:demo:success:steps", b"30", b"ever:demo:failure:steps", b"5", b"live:demo:steps", b"99"]
-    found.apply(0, [1, totals, *([] for _ in range(7))])
-    found.apply(1, [1, [b"ever:rollout:success:steps", b"8", b"ever:demo:invalid:steps", b"70"], *([[]] * 7)])
+    counts = {
+        "ever:demo:success:steps": 30, "ever:demo:success:learnable": 30,
+        "ever:demo:failure:steps": 5, "ever:demo:failure:learnable": 5, "live:demo:steps": 99,
+    }  # fmt: skip
+    found.apply(0, [1, totals(**counts), *([] for _ in range(7))])
+    counts = {
+        "ever:rollout:success:steps": 8, "ever:demo:invalid:steps": 70, "ever:demo:invalid:learnable": 70,
+        "ever:correction:success:steps": 20, "ever:correction:success:learnable": 3,
+    }  # fmt: skip
+    found.apply(1, [1, totals(**counts), *([] for _ in range(7))])
     for selection, steps in [
-        (EVERYTHING, 43), (Selection({"demo": 1}), 35), (Selection({"demo": 1}, outcomes=("success",)), 30),
-        (Selection({"demo/failure": 1, "rollout": 0}), 5), (Selection({"demo": 1, "*/success": 1}), 43),
+        (EVERYTHING, 38), (Selection({"demo": 1}), 35), (Selection({"demo": 1}, outcomes=("success",)), 30),
+        (Selection({"demo/failure": 1, "rollout": 0}), 5), (Selection({"demo": 1, "*/success": 1}), 63),
+        (Selection({"rollout": 1}), 0), (Selection({"rollout/success": 1}), 8),
+        (Selection({"correction": 1}), 3), (Selection({"correction": 1, "correction/success": 1}), 20),
     ]:  # fmt: skip
         assert found.committed_steps(selection) == steps
 

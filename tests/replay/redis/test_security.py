@@ -203,7 +203,7 @@ def everything(url: str, spec: TaskSpec, write: Any) -> None:
     write(evicting, 3)
     assert len(evicting.ids()) == 3
     assert evicting.ids()[0] in evicting
-    assert len(evicting.sample({"rollout": 1.0}, 8, 2, 2, np.random.default_rng(0))) == 8
+    assert len(evicting.sample({"rollout/success": 1.0}, 8, 2, 2, np.random.default_rng(0))) == 8
     assert evicting.read(evicting.ids()[0]).length == 10
     record = next(evicting.records())
     evicting._namespace.client.redis.set(chunk_keys(keys.tag("lab", 0), record)[0], b"damaged")

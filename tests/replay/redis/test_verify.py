@@ -124,7 +124,7 @@ def test_a_reader_moves_a_damaged_episode_to_the_quarantine(
 @on_both
 def test_sampling_goes_on_without_a_damaged_episode(store: EpisodeStore, redis: Redis) -> None:
     flip(redis, chunks_of(store, ROLLOUT)[1])
-    segments = store.sample({"rollout": 1.0}, 300, 9, 9, np.random.default_rng(0))
+    segments = store.sample({"rollout/success": 1.0}, 300, 9, 9, np.random.default_rng(0))
     assert len(segments) == 300
     assert {segment.meta.id for segment in segments} == {f"rollout.walk.{number:09d}" for number in (0, 2, 6)}
     assert store.stats().quarantined == 1

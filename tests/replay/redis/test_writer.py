@@ -73,7 +73,7 @@ def test_a_chunk_is_bounded_in_bytes_too(
     assert store.verify().sound
     for reader in (store, connect(chunk_steps=3)):  # the record decides, not the reader's config
         assert reader.read(record.meta.id).arrays["reward"].tolist() == list(range(11))
-        (segment,) = reader.sample({"rollout": 1.0}, 1, 20, 20, np.random.default_rng(0))
+        (segment,) = reader.sample({"rollout/success": 1.0}, 1, 20, 20, np.random.default_rng(0))
         assert segment.arrays["reward"].tolist() == list(range(11))
 
 
