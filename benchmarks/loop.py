@@ -22,10 +22,11 @@ from common import Row, arguments, finish, interleaved, machine, ratio, results,
 from context_lengths import training
 from numpy.typing import NDArray
 
-from longview.actors.config import ActorsConfig, EvaluationConfig
+from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.rollout import Policy
 from longview.actors.task import Environment, Task, load_task
 from longview.actors.worker import Order, Worker
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import TICK_SECONDS, ray_cluster
 from longview.cluster.driver.orders import Orders
@@ -249,7 +250,9 @@ def success(policy: TrainedPolicy) -> float:
 
 def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
     """Measure a run's own roles: the way of new weights, and the rates of one and of two actors."""
-    config = RunConfig(evaluation=EvaluationConfig(episodes=0))
+    # No learner trains here, so the limiter must never make actors wait for it.
+    collect = CollectConfig("rollout", steps_per_training_step=1e9)
+    config = RunConfig(collect=collect, evaluation=EvaluationConfig(episodes=0))
     weights = policy_to_bytes(untrained(RETURN_POINT.spec))
     open_store(url, RETURN_POINT.spec).close()
     with ray_cluster(config, None):
@@ -294,10 +297,9 @@ def publish_to_use(
     config: RunConfig, board: Handle, actors: Sequence[Handle], weights: bytes, quick: bool
 ) -> list[Row]:
     """Measure the milliseconds from the publication of a version to the first decision with it. Idle actors
-    wait for it; busy ones finish their order first."""
-    rows = []
-    for case, batches in (("idle", 1), ("busy", 4)):
-        driver = Driver(config, board, actors, batches)
+    wait for it; busy ones collect all the time, and finish their order first."""
+    rows, driver = [], Driver(config, board, actors)
+    for case in ("idle", "busy"):
         samples = [driver.publish(weights, busy=case == "busy") for _ in range(5 if quick else 14)]
         # The first ones are the first to import torch in their actors.
         rows.append(Row("publish_to_use", f"return_point, {case} actors", "ms", samples[len(actors) :]))
@@ -307,25 +309,14 @@ def publish_to_use(
 class Driver:
     """The part of a run's driver that brings new weights to the actors."""
 
-    def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle], batches: int) -> None:
-        """
-        Args:
-            config: the run's config.
-            board: the weight board.
-            actors: the rollout actors.
-            batches: orders to collect with each version.
-        """
-        episodes = 2 * config.actors.simulators * batches
-        config = replace(config, actors=replace(config.actors, episodes_per_version=episodes))
+    def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle]) -> None:
         self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
-        # Late in a training: before, the expert would decide in place of the policy.
-        self._version = config.learner.steps * batches
-        self._orders = Orders(config, RETURN_POINT.spec, purpose="correction", collected=self._version)
+        self._version = 0
+        self._orders = Orders(config, RETURN_POINT.spec, Collection(config, RETURN_POINT.spec))
         self._dispatcher = Dispatcher(self._orders)
         for index, actor in enumerate(actors):
             self._dispatcher.add(f"actor-{index}", actor)
         self._held = HeldWeights(board)
-        self._held.refresh(keep=set())
         self._given: set[int] = set()
 
     def publish(self, weights: bytes, busy: bool) -> float:
@@ -346,25 +337,26 @@ class Driver:
         delay = self._rng.uniform(1.0, 2.0) if busy else self._rng.uniform(0, TICK_SECONDS)
         threading.Timer(delay, publish).start()
         while self._version not in self._given:
-            self._tick(more=busy)
-        while not self._orders.idle:
-            self._tick(more=False)
+            self._tick(collects=busy or self._held.newest == self._version)
+        while self._dispatcher.versions:
+            self._tick(collects=False)
         acted = ray.get([actor.first_action.remote() for actor in self._actors])
         return 1000 * (min(float(at) for held, at in acted if held == self._version) - published[0])
 
-    def _tick(self, more: bool) -> None:
-        self._dispatcher.dispatch(self._held.newest, self._held.of)
-        self._given |= self._dispatcher.versions
+    def _tick(self, collects: bool) -> None:
+        """Do what a driver does in each round of its loop; actors get new orders only if `collects`."""
+        if collects:
+            self._dispatcher.dispatch(self._held.newest, self._version, self._held.of)
+            self._given |= self._dispatcher.versions
         for order, result in self._dispatcher.collect(TICK_SECONDS):
             self._orders.finish(order, result)
-        came = self._held.refresh(keep=self._dispatcher.versions) is not None
-        if (came or more) and self._held.newest is not None:
-            self._orders.published(self._held.newest)
+        self._held.refresh(keep=self._dispatcher.versions)
 
 
 def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes, quick: bool) -> list[Row]:
     """Measure the environment steps per second of one actor alone, and of all together."""
-    reference, first = ray.put(weights), count(1000, 2 * config.actors.simulators)
+    # Indices far above those of `publish_to_use`, since an episode that is stored is not rolled out again.
+    reference, first = ray.put(weights), count(1_000_000, 2 * config.actors.simulators)
 
     def steps_per_second(busy: Sequence[Handle]) -> float:
         orders = [
@@ -372,7 +364,8 @@ def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes
         ]
         started = time.perf_counter()
         done = [
-            actor.work.remote(order, 0, [reference], 0.0) for actor, order in zip(busy, orders, strict=True)
+            actor.work.remote(order, 0, [reference], 0.0, 0.0)
+            for actor, order in zip(busy, orders, strict=True)
         ]
         steps = sum(int(result.steps) for result in ray.get(done))
         return steps / (time.perf_counter() - started)

@@ -51,7 +51,7 @@ class Comparison:
     """One task, and how it is compared."""
 
     demonstrations: int
-    """N0."""
+    """Number of demonstrations in arm A, N0."""
     context_lengths: tuple[int, int]
     """Shortest and longest T_o."""
     settings: tuple[str, ...] = ()

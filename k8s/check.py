@@ -1,17 +1,19 @@
 """Checks of a set of Kubernetes objects that go beyond their schemas.
 
-Every name that one object uses for another must exist. The run must fit the cluster that it asks for. Pods
-must be restricted.
+Every name that one object uses for another must exist. The run must fit the cluster that it asks for, and
+have work for all its actors. Pods must be restricted.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import yaml
 
 from k8s.pods import Object, Pod, bytes_of, pods_of, selected, walk
+from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
 
 SECRETS = {"longview-redis": {"password", "ray-password"}}
 """Secrets that the user creates before deploying, with their keys: docs/kubernetes.md says how."""
@@ -251,6 +253,7 @@ def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[s
         yield from _file(head, CONFIG, objects)
     yield from _runs(head, by_name.get("learners"))
     yield from _room(yaml.safe_load(run_config(objects)), pods)
+    yield from _config(objects)
 
 
 def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
@@ -298,6 +301,37 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
     memory = bytes_of(redis.containers[0]["resources"]["limits"]["memory"])
     if memory < 2 * budget:
         yield f"Redis has {memory / (1 << 30):g} GiB, but needs twice replay.byte_budget ({budget} bytes)"
+
+
+def _config(objects: list[Object]) -> Iterator[str]:
+    """Check that `longview launch` takes the run's config, and that the run has work for all its actors."""
+    settings = [word for word in entrypoint(objects) if "=" in word]
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(run_config(objects))
+        file.flush()
+        try:
+            config = read_config(Path(file.name), settings)
+        except ConfigError as error:
+            yield f"run.yaml: {error}"
+            return
+    if config.name is None:
+        yield "run.yaml must name the run (name: ...): a second attempt finds the run by its name"
+    yield from _work(config)
+
+
+def _work(config: RunConfig) -> Iterator[str]:
+    """Check that all actors can work at a time during training. Collection has work for any number of them.
+    An evaluation is cut into orders of one episode or more, each for one actor."""
+    if config.collect.source is not None:
+        return
+    episodes, lengths = config.evaluation.episodes, len(config.context_lengths(task_of(config).spec))
+    if (work := episodes * lengths) < config.actors.count:
+        yield (
+            f"actors.count is {config.actors.count}, but only {work} actors can work at a time during "
+            f"training: with collect.kind {config.collect.kind} they only evaluate, {episodes} episodes at "
+            f"each of {lengths} context lengths; lower actors.count, raise evaluation.episodes, or have the "
+            "actors collect (collect.kind takeover)"
+        )
 
 
 def _fits(group: Object, asked: Mapping[str, float]) -> int:

@@ -7,14 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
 import yaml
 
-from k8s.check import SECRETS, entrypoint, problems, run_config
+from k8s.check import SECRETS, problems
 from k8s.pods import Object
-from longview.cluster.run.config import ConfigError, read_config
 
 OVERLAYS = Path(__file__).parent / "overlays"
 NAMESPACE = "longview"
@@ -32,25 +30,12 @@ def main(overlay: str) -> None:
         _refuse([f"OVERLAY must be one of {', '.join(known)}, not {overlay!r}"])
     text = _kubectl("kustomize", str(OVERLAYS / overlay))
     objects: list[Object] = list(yaml.safe_load_all(text))
-    if found := [*problems(objects), *config_problems(objects)]:
+    if found := problems(objects):
         _refuse(found)
     _kubectl("version")  # exits with kubectl's own message if the cluster does not answer
     if found := list(_missing(objects)):
         _refuse(found)
     print(_kubectl("apply", "--server-side", "--filename", "-", stdin=text), end="")
-
-
-def config_problems(objects: list[Object]) -> Iterator[str]:
-    """Report what `longview launch` would refuse in the run's config."""
-    settings = [word for word in entrypoint(objects) if "=" in word]
-    with NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(run_config(objects))
-        file.flush()
-        try:
-            if read_config(Path(file.name), settings).name is None:
-                yield "run.yaml must name the run (name: ...): a second attempt finds the run by its name"
-        except ConfigError as error:
-            yield f"run.yaml: {error}"
 
 
 def _missing(objects: list[Object]) -> Iterator[str]:

@@ -94,7 +94,9 @@ CATALOGUE = {
             "longview_actor_seconds_total",
             "counter",
             "seconds",
-            "Time that actors spent on each part: `simulator`, `policy`, `store`, `waiting` for orders",
+            "Time that actors spent on each part: `simulator`, `policy`, `expert`, `store`, `weights` "
+            "(loading a policy), `limited` (the limiter allowed no collection), `waiting` (otherwise without "
+            "an order)",
             ("part",),
         ),
         Metric(

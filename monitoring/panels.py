@@ -196,7 +196,8 @@ SUCCESS_BARS = ratio(
 )
 ACTOR_TIME = ratio(
     "What actors do",
-    "Shares of the actors' time: in simulators, in the policy, writing to the store, waiting for orders.",
+    "Shares of the actors' time: in simulators, in the policy, in the expert, writing to the store, loading "
+    "policies, held by the limiter of collection, otherwise waiting for orders.",
     {"{{part}}": f"longview:actor_seconds:share1m{RUN}"},
     "stack",
 )

@@ -51,7 +51,7 @@ def migrate_store(name: str | None, url: str | None) -> None:
 
 
 def _bring_config_over(run: Run) -> None:
-    """Rename what has another name now in a run's config.yaml, and check the rest.
+    """Rename what has another name now in a run's config.yaml, drop what is gone, and check the rest.
 
     Raises:
         ConfigError: the config holds something else that does not fit this version.
@@ -59,7 +59,11 @@ def _bring_config_over(run: Run) -> None:
     file = run.path / "config.yaml"
     if is_old(tree := read_yaml(file)):
         write_atomically(file, yaml.safe_dump(upgraded(tree), sort_keys=False))
-        console.print(f"{file}: sources have their new names", soft_wrap=True)
+        console.print(
+            f"{file}: sources have their new names; the run goes on without collecting, "
+            "collect.kind turns it on",
+            soft_wrap=True,
+        )
     run.configured()
 
 

@@ -5,10 +5,18 @@ from typing import Any
 
 from longview.replay.episode import RENAMED_SOURCES
 
+DROPPED = ("episodes_per_version", "beta_until")
+"""Keys of `actors` by which 0.1 mixed the expert's decisions into the policy's. Nothing succeeds them."""
+
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's tree with the present names of sources in `learner.mix` and `replay.evict`."""
+    """Return a config's tree without `DROPPED`, and with the present names of sources in `learner.mix` and
+    `replay.evict`."""
     tree = deepcopy(tree)
+    match tree:
+        case {"actors": dict(actors)}:
+            for key in DROPPED:
+                actors.pop(key, None)
     match tree:
         case {"learner": {"mix": dict(mix)} as learner}:
             learner["mix"] = {_renamed(stratum): share for stratum, share in mix.items()}

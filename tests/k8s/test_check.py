@@ -162,6 +162,19 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: run(it, actors={"count": 33}),
         "actors.count is 33, but the worker groups have room for 32 with 1 CPU, 1 actor each",
     ),
+    "more actors than evaluation can use": (
+        lambda it: run(it, collect={"kind": "off"}, evaluation={"episodes": 2}),
+        "actors.count is 16, but only 12 actors can work at a time during training: "
+        "with collect.kind off they only evaluate, 2 episodes at each of 6 context lengths",
+    ),
+    "actors without work beside persons": (
+        lambda it: run(it, collect={"kind": "human"}, evaluation={"episodes": 0}),
+        "only 0 actors can work at a time during training: with collect.kind human they only evaluate",
+    ),
+    "a config that is refused": (
+        lambda it: run(it, collect={"kind": "take-over"}),
+        "run.yaml: collect.kind",
+    ),
     "more learners than GPUs": (
         lambda it: run(it, learners=2),
         "learners is 2, but the worker groups have room for 1 with 1 CPU, 1 learner, 1 GPU each",
@@ -229,6 +242,24 @@ def test_a_breach_is_found_and_named(what: str) -> None:
     objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
     change(objects)
     assert message in "\n".join(problems(objects))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"collect": {"kind": "off"}, "evaluation": {"episodes": 3}},
+        {"collect": {"kind": "human"}, "evaluation": {"episodes": 16, "context_lengths": [48]}},
+        *(
+            {"collect": {"kind": kind}, "evaluation": {"episodes": 0}}
+            for kind in ("rollout", "takeover", "labels")
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_with_work_for_all_actors_is_in_order(settings: dict[str, Any]) -> None:
+    objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
+    run(objects, **settings)
+    assert problems(objects) == []
 
 
 @pytest.mark.parametrize(

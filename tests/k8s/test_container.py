@@ -24,7 +24,8 @@ from tests.k8s.conftest import ROOT, build, find
 SMALL = {
     "name": "small",
     "task": "return_point",
-    "actors": {"count": 2, "simulators": 8, "demonstrations": 26, "episodes_per_version": 8},
+    "actors": {"count": 2, "simulators": 8, "demonstrations": 26},
+    "collect": {"kind": "takeover"},
     "learner": {
         "steps": 1000,
         "warmup": 5,

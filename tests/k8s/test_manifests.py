@@ -12,7 +12,6 @@ from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from k8s.check import entrypoint, problems, run_config
-from k8s.deploy import config_problems
 from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
 from k8s.pods import Object, pods_of
 from longview.cluster.run.config import read_config
@@ -99,7 +98,6 @@ def test_every_reference_has_its_target(objects: list[Object]) -> None:
 
 
 def test_the_config_is_valid_and_is_launched_as_one_run(objects: list[Object], tmp_path: Path) -> None:
-    assert list(config_problems(objects)) == []
     command = entrypoint(objects)
     assert command[:3] == ["longview", "launch", "/etc/longview/run.yaml"]
     assert "--or-resume" in command

@@ -55,14 +55,16 @@ def test_a_run_of_0_1_is_refused_until_it_is_brought_over(old_run: str) -> None:
     assert done("store", "stats", old_run, code=2) == line
 
     output = done("store", "migrate", old_run)
-    assert "config.yaml: sources have their new names" in output
+    assert "config.yaml: sources have their new names; the run goes on without collecting" in output
     assert "namespace old_run has format 3: 14 episodes were brought over" in output
     was, now = (yaml.safe_load(file.read_text()) for file in (CONFIG, Path("runs/old_run/config.yaml")))
     assert now["learner"].pop("mix") == {"demo": 0.75, "import": 0.75, "correction": 0.25}
     assert now["replay"].pop("evict") == ["rollout", "correction"]
     del was["learner"]["mix"], was["replay"]["evict"]
+    del was["actors"]["episodes_per_version"], was["actors"]["beta_until"]
     assert now == was
     run = open_run(old_run)
+    assert run.config.collect.kind == "off"
     with redis_server(run.path / "redis") as url, closing(store := connect(url, old_run)):
         assert_all_is_there(store)
         # A resumed run goes on behind the corrections of 0.1, whose ids begin with dagger.

@@ -41,7 +41,7 @@ NODES = {
 CONFIG = """
 task: return_point
 name: grown
-actors: {count: 1, simulators: 8, demonstrations: 26, episodes_per_version: 16}
+actors: {count: 1, simulators: 8, demonstrations: 26}
 learner:
   steps: 100000
   warmup: 5
