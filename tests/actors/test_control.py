@@ -369,3 +369,61 @@ def test_the_distance_of_plans_is_a_share_of_the_action_range() -> None:
     one, other = np.zeros((4, 2), np.float32), np.full((3, 2), 0.5, np.float32)
     assert distance(one, other, POINT.spec) == distance(other, one, POINT.spec) == 0.25
     assert distance(one, other[:0], POINT.spec) == 0.0
+
+
+class Strays:
+    """A policy that goes where the expert would, with an error that lasts for a whole decision."""
+
+    execute = 8
+
+    def __init__(self, task: Task, env: Environment) -> None:
+        self._task, self._env = task, env
+
+    def act(
+        self,
+        slots: Sequence[int],
+        new_frames: Any,
+        executed: Any,
+        reset: NDArray[np.bool_],
+        T_o: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.float32]:
+        assert self._task.expert is not None
+        if reset[0]:
+            self._expert = self._task.expert(self._env, rngs[0])
+        action = self._expert()
+        wrong = action + rngs[0].normal(0, 0.2, action.shape)
+        return np.repeat(wrong[None, None], self.execute, axis=1).clip(-1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lift", "grasp_and_return"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("push_and_return", "count_scoops", "square")
+        ),
+    ],
+)
+def test_experts_go_on_from_where_a_policy_strayed(name: str) -> None:
+    """Whatever stage the task is in, it follows from the simulator, whoever brought it there."""
+    task = load_task(name)
+    env = task.make()
+    todo = [
+        Assignment(
+            EpisodeMeta(f"correction.{seed}", name, seed, "correction"),
+            "takeover",
+            noise=0.02,
+            collect=CollectConfig(kind="takeover"),
+            typical_steps=50.0,
+        )
+        for seed in range(4)
+    ]
+    clock = Clock()
+    ends = list(
+        rollout(task, [env], todo, policy=Strays(task, env), context_length=4, record=None, clock=clock)
+    )
+    assert 0 < clock.expert_steps < clock.steps
+    assert [end.outcome for end in ends].count("success") >= 3
+    env.close()

@@ -144,7 +144,7 @@ def test_wrong_values_are_named(kind: Callable[..., object], values: dict[str, A
 
 def test_what_to_draw_is_one_value() -> None:
     assert LearnerConfig(outcomes=("success",)).selection("walk") == Selection(
-        {"demo": 0.75, "import": 0.75, "human": 0.75, "correction": 0.25},
+        {"demo": 0.75, "import": 0.75, "human": 0.75, "correction": 0.25, "rollout/success": 0.25},
         "steps",
         1000.0,
         ("success",),
