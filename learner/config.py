@@ -298,7 +298,10 @@ class LearnerConfig:
     draw_by: Literal["steps", "episodes", "recency", "priority"] = "steps"
     """Distribution of the draws within a stratum. `steps`: every step is equally likely; `episodes`: every
     episode is, and every step in it; `recency`: newer episodes are likelier; `priority`: episodes are drawn
-    in proportion to priorities set from outside."""
+    in proportion to priorities, set from outside or by `priority_power`."""
+    priority_power: float = 0.0
+    """Power of an episode's recent loss, relative to the mean, that becomes its priority, for `priority`. 0:
+    priorities are set from outside. New episodes have priority 1, that of a mean loss."""
     half_life: float = 1000.0
     """Half-life for `recency`: number of newer episodes in its stratum after which an episode is drawn half
     as often."""
@@ -366,6 +369,12 @@ class LearnerConfig:
         )
         require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
         require(0 <= self.ema_max < 1, f"ema_max must be in [0, 1), not {self.ema_max}")
+        require(self.priority_power >= 0, f"priority_power must not be negative: {self.priority_power}")
+        require(
+            self.priority_power == 0 or self.draw_by == "priority",
+            f"priority_power {self.priority_power:g} has no effect with draw_by {self.draw_by}: set "
+            "draw_by to priority",
+        )
         self.selection(None)
 
     def selection(self, task: str | None) -> Selection:

@@ -1,6 +1,6 @@
 """Progress of a training as its loop reports it, and the error of a training that diverges.
 
-Legend (docs/notation.md): B windows, T action positions.
+Legend (docs/notation.md): B windows, G segments, T action positions.
 """
 
 import json
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longview.learner import ranks
 from longview.learner.config import Horizon
+from longview.learner.policy import window_losses
 from longview.learner.windows import Batch
 
 
@@ -37,6 +38,8 @@ class TrainingProgress:
     """Mean norm of the gradient before clipping, by the same context lengths."""
     loss_by_position: Mapping[int, float]
     """Mean loss by the action's distance from now in steps; below 0 are past actions. Only targets count."""
+    loss_by_episode: Mapping[str, float]
+    """Mean loss by id of the episodes that this rank's windows were cut from."""
     learning_rate: float
     """Learning rate of the newest step."""
     gradient_norm: float
@@ -93,6 +96,7 @@ class Lap:
 
     def _clear(self) -> None:
         self._steps, self._losses, self._norms = list[TakenStep](), list[Tensor](), list[Tensor]()
+        self._losses_G = list[Tensor]()
         self._error_T, self._targets_T = torch.zeros(2, len(self._offsets), device=self._device)
         self._started, self._wait_s = perf_counter(), 0.0
 
@@ -121,6 +125,8 @@ class Lap:
         self._steps.append(taken)
         self._losses.append(loss.detach())
         self._norms.append(norm)
+        loss_B = window_losses(error_BT.detach(), target_BT)
+        self._losses_G.append(loss_B.reshape(len(taken.episodes), -1).mean(dim=1))
         self._error_T += error_BT.detach().sum(dim=0)
         self._targets_T += target_BT.sum(dim=0)
 
@@ -162,6 +168,7 @@ class Lap:
             loss=fmean(losses),
             loss_by_context={length: fmean(some) for length, some in sorted(losses_of.items())},
             gradient_norm_by_context={length: fmean(some) for length, some in sorted(norms_of.items())},
+            loss_by_episode=self._by_episode(),
             loss_by_position={offset: error / targets for offset, error, targets in by_position if targets},
             learning_rate=rate,
             gradient_norm=max(norms),
@@ -172,6 +179,13 @@ class Lap:
         )
         self._clear()
         return progress
+
+    def _by_episode(self) -> dict[str, float]:
+        losses_of = defaultdict[str, list[float]](list)
+        ids = [id for taken in self._steps for id in taken.episodes]
+        for id, loss in zip(ids, torch.cat(self._losses_G).tolist(), strict=True):
+            losses_of[id].append(loss)
+        return {id: fmean(losses) for id, losses in losses_of.items()}
 
     def _diverged(self, taken: TakenStep, loss: float, norm: float, rate: float) -> TrainingDiverged:
         """Write the diverged step's episodes to a file, for later inspection, and return the error."""

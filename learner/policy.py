@@ -194,8 +194,13 @@ class RecurrentPolicy(Policy):
 
 
 def mean_loss(error_BT: Tensor, target_BT: Tensor) -> Tensor:
-    """Average an error over each window's targets, then over windows. A window without targets adds 0."""
-    return (error_BT.sum(dim=1) / target_BT.sum(dim=1).clamp(min=1)).mean()
+    """Average an error over each window's targets, then over windows."""
+    return window_losses(error_BT, target_BT).mean()
+
+
+def window_losses(error_BT: Tensor, target_BT: Tensor) -> Tensor:
+    """Average an error over each window's targets: (B,). It is 0 for a window without targets."""
+    return error_BT.sum(dim=1) / target_BT.sum(dim=1).clamp(min=1)
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:

@@ -3,9 +3,10 @@
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -20,6 +21,9 @@ from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
+
+if TYPE_CHECKING:
+    from longview.learner.laps import TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +113,11 @@ class LearnerRank:
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device, late_seconds)
 
+        def report(progress: "TrainingProgress") -> None:
+            reporter.report(progress, limiter.waited_seconds)
+            if config.learner.priority_power:
+                episodes.prioritize(priorities(progress.loss_by_episode, config.learner.priority_power))
+
         def end() -> None:
             limiter.cancelled = lambda: True  # failed training may leave a draw that still waits for data
             episodes.close()
@@ -130,7 +139,7 @@ class LearnerRank:
                 statistics=lambda: measure(whole(episodes, demonstrations.measured, spec.name), spec),
                 validation=[e for e in whole(episodes, validated, spec.name) if e.outcome != "invalid"],
                 publish=board.publish.remote,
-                report=lambda progress: reporter.report(progress, limiter.waited_seconds),
+                report=report,
                 should_stop=self._stop.is_set,
                 checkpoints=checkpoints,
                 rank=self._rank,
@@ -142,6 +151,17 @@ class LearnerRank:
     def stop(self) -> None:
         """Make `train` save and return."""
         self._stop.set()
+
+
+def priorities(losses: Mapping[str, float], power: float) -> dict[str, float]:
+    """Return the priority of each episode by its recent loss.
+
+    Args:
+        losses: mean loss by id.
+        power: power of the loss relative to the mean of all. Prioritized replay (arXiv 1511.05952) has 0.6.
+    """
+    mean = sum(losses.values()) / len(losses)
+    return {id: (loss / mean) ** power if mean > 0 else 1.0 for id, loss in losses.items()}
 
 
 def torch_here() -> Torch:

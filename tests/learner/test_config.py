@@ -93,6 +93,12 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "named"),
     [
+        (LearnerConfig, {"priority_power": -1.0}, r"priority_power must not be negative: -1\.0"),
+        (
+            LearnerConfig,
+            {"priority_power": 0.6},
+            r"0\.6 has no effect with draw_by steps: set draw_by to pri",
+        ),
         (policy_config, {"execute": 20, "future_actions": 14}, "execute 20 exceeds future_actions 14"),
         (policy_config, {"widths": (30, 64)}, r"\[30, 64\] must be multiples of groups 8"),
         (policy_config, {"kernel": 4}, "kernel must be odd, not 4"),

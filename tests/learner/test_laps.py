@@ -33,10 +33,14 @@ def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> Non
     assert progress.loss_by_context == pytest.approx({1: 2.0, 4: 6.5})
     # A position's loss is the mean over its targets in all windows. The oldest past position has no target.
     assert progress.loss_by_position == pytest.approx({-1: 5.0, 0: 10.0, 1: 5.0})
+    # The mean over a window's targets, then over its episode's windows and steps.
+    assert progress.loss_by_episode == pytest.approx({"a": 5.0, "b": 15.0})
     assert progress.gradient_norm == 8.0
     assert progress.gradient_norm_by_context == pytest.approx({1: 8.0, 4: 3.5})
     add(lap, 8, 8, 1.0, loss=1.0, norm=1.0)
-    assert finish(lap).loss_by_context == {8: 1.0}, "a new lap begins after a report"
+    again = finish(lap)
+    assert again.loss_by_episode == pytest.approx({"a": 1.0, "b": 3.0})
+    assert again.loss_by_context == {8: 1.0}, "a new lap begins after a report"
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.inf, 1.0), (1.0, math.nan)])

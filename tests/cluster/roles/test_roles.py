@@ -10,7 +10,15 @@ from redis import Redis
 from longview.actors.config import ActorsConfig
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
-from longview.cluster.roles.learner import Demonstrations, held_out, limiter_of, sampled, share_out, whole
+from longview.cluster.roles.learner import (
+    Demonstrations,
+    held_out,
+    limiter_of,
+    priorities,
+    sampled,
+    share_out,
+    whole,
+)
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config
 from longview.cluster.run.services import redis_server
@@ -111,3 +119,10 @@ def test_ranks_share_what_may_be_drawn() -> None:
 def test_positions_of_metrics_are_few() -> None:
     series = by_position({-2: 1.0, -1: 2.0, 0: 3.0, 1: 4.0, 63: 5.0, 64: 7.0, 200: 9.0})
     assert series == pytest.approx({"past": 1.5, "0": 3.0, "1": 4.0, "63": 7.0})
+
+
+def test_priorities_follow_the_loss_relative_to_the_mean() -> None:
+    losses = {"a": 1.0, "b": 4.0, "c": 1.0}
+    assert priorities(losses, 1.0) == {"a": 0.5, "b": 2.0, "c": 0.5}
+    assert priorities(losses, 0.5) == pytest.approx({"a": 0.5**0.5, "b": 2**0.5, "c": 0.5**0.5})
+    assert priorities({"a": 0.0}, 1.0) == {"a": 1.0}
