@@ -70,8 +70,11 @@ def test_what_does_not_fit_is_named(
         policy_from_bytes(changed)
 
 
-def test_a_file_of_the_old_format_acts_as_it_did() -> None:
-    """Version 0.1 wrote the file and the action. Its configs had the fields of every architecture."""
+def test_a_file_of_the_old_format_acts_as_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 0.1 wrote the file and the action. Its configs had the fields of every architecture, and its
+    sampler predicted at other diffusion steps."""
+    of_0_1 = list(range(90, -1, -10))
+    monkeypatch.setattr("longview.learner.policies.diffusion.policy.strides", lambda *_: of_0_1)
     policy = load_policy(DATA / "policy-format-2.safetensors")
     known = json.loads((DATA / "policy-format-2.json").read_text())
     assert isinstance(policy, DiffusionPolicy)

@@ -36,17 +36,22 @@ def add_noise(clean: Tensor, noise: Tensor, noise_step_B: Tensor, signal: Tensor
     return power.sqrt() * clean + (1 - power).sqrt() * noise
 
 
-def strides(diffusion_steps: int, sampling_steps: int) -> list[int]:
-    """Return the diffusion steps at which a sampler predicts, descending to 0.
+def strides(diffusion_steps: int, sampling_steps: int, prediction: Prediction) -> list[int]:
+    """Return the diffusion steps at which a sampler predicts, evenly spaced and descending to 0.
 
-    They are evenly spaced, rounded down. This is the `leading` spacing of diffusers where `sampling_steps`
-    divides `diffusion_steps`.
+    A prediction of the sample starts at the last step, where a sampler's input really is pure noise, as
+    arXiv 2305.08891 demands; with few steps this matters most. A prediction of the noise tells nothing about
+    the sample there, and starts one stride below the end: the `leading` spacing of diffusers.
 
     Args:
         diffusion_steps: number of diffusion steps in training.
         sampling_steps: number of diffusion steps in acting, in 1..diffusion_steps.
+        prediction: the quantity that is predicted.
     """
-    return [place * diffusion_steps // sampling_steps for place in reversed(range(sampling_steps))]
+    first = diffusion_steps - (1 if prediction == "sample" else math.ceil(diffusion_steps / sampling_steps))
+    if sampling_steps == 1:
+        return [first]
+    return [first * place // (sampling_steps - 1) for place in reversed(range(sampling_steps))]
 
 
 def ddim(

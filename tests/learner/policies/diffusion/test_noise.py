@@ -41,7 +41,7 @@ def test_sampler_is_that_of_diffusers(steps: int, count: int, prediction: Predic
         steps, beta_schedule="squaredcos_cap_v2", clip_sample=True, prediction_type=prediction
     )
     reference.set_timesteps(count)
-    at = strides(steps, count)
+    at = strides(steps, count, "epsilon")
     assert at == reference.timesteps.tolist()
 
     def predict(x: Tensor, index: int) -> Tensor:
@@ -58,19 +58,22 @@ def test_sampler_is_that_of_diffusers(steps: int, count: int, prediction: Predic
 @given(st.integers(1, 1000).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
 def test_sampling_steps_are_spaced_evenly_for_any_number(pair: tuple[int, int]) -> None:
     steps, count = pair
-    at = strides(steps, count)
-    assert (len(at), at[-1]) == (count, 0)
-    gaps = {before - after for before, after in pairwise([steps, *at])}
-    assert gaps <= {steps // count, -(-steps // count)}
+    at = {prediction: strides(steps, count, prediction) for prediction in get_args(Prediction)}
+    assert at["sample"][0] == steps - 1
+    for steps_taken in at.values():
+        assert len(set(steps_taken)) == count
+        assert steps_taken[-1] == 0 or count == 1
+        gaps = [before - after for before, after in pairwise(steps_taken)]
+        assert max(gaps, default=0) - min(gaps, default=0) <= 1
     if steps % count == 0:
-        assert at == list(range(steps - steps // count, -1, -steps // count))
+        assert at["epsilon"] == list(range(steps - steps // count, -1, -steps // count))
 
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 99, 100])
 def test_sampler_recovers_what_a_perfect_predictor_knows(prediction: Prediction, count: int) -> None:
     """A sample beyond the bounds of a dimension ends at the bound."""
-    signal, clean, at = squared_cosine(100), torch.rand(3, 4, 2) * 6 - 3, strides(100, count)
+    signal, clean, at = squared_cosine(100), torch.rand(3, 4, 2) * 6 - 3, strides(100, count, prediction)
 
     def predict(x: Tensor, index: int) -> Tensor:
         power = signal[at[index]]
