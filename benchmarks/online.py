@@ -68,7 +68,7 @@ COMPARISONS = {
 }
 QUICK = {
     "return_point": Comparison(
-        8, (1, 64), ("learner.steps=500", "learner.publish_every=100", "learner.warmup=20"), seeds=(0,)
+        8, (1, 64), ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"), seeds=(0,)
     )
 }
 
@@ -197,7 +197,8 @@ def taken(summary: Mapping[str, Any]) -> dict[str, Any]:
         "correction_steps": sum(row["learnable"] for row in by_source["correction"]),
         "success": summary["success"][summary["task"]],
         "training_steps": summary["config"]["learner"]["steps"],
-        "busy": 1 - seconds.get("waiting", 0.0) / sum(seconds.values()),
+        # Of the time in which the limiter lets actors work.
+        "busy": 1 - seconds["waiting"] / (sum(seconds.values()) - seconds["limited"]),
         "minutes": round(sum(summary["phases"].values()) / 60, 1),
     }
 
@@ -206,7 +207,7 @@ def told(result: Mapping[str, Any]) -> str:
     """Describe a cell's result in one line."""
     rates = [
         f"T_o {length}: {100 * counts.rates['success'].share:.1f} % "
-        f"(completed {100 * counts.rates['completion'].share:.1f} %)"
+        f"(completed {100 * counts.rates['completed'].share:.1f} %)"
         for length, counts in read_success(result["success"]).items()
     ]
     return f"{'; '.join(rates)}; {expert_steps(result):,} expert steps; {result['minutes']} min"
@@ -245,7 +246,7 @@ def rows(found: Found) -> list[Row]:
     for (task, arm), some in grouped(found).items():
         every = [read_success(result["success"]) for result in some]
         for length in every[0]:
-            for kind in ("success", "completion"):
+            for kind in ("success", "completed"):
                 shares = [100 * success[length].rates[kind].share for success in every]
                 made.append(Row(kind, f"{task} {arm}, T_o {length}", "%", shares))
         made.append(Row("expert_steps", f"{task} {arm}", "steps", [expert_steps(result) for result in some]))
@@ -307,7 +308,7 @@ def table(found: Found) -> str:
         for rate in (count.rates["success"] for count in counts):
             low, high = rate.interval
             shown.append(f"{100 * rate.share:.1f} % ({100 * low:.0f}-{100 * high:.0f})")
-        completed = f"{100 * counts[1].rates['completion'].share:.1f} %"
+        completed = f"{100 * counts[1].rates['completed'].share:.1f} %"
         steps = f"{mean(map(expert_steps, some)):,.0f}"
         lines.append(
             f"| {' | '.join((task, f'{arm}: {ARMS[arm]}', str(len(some)), steps, *shown, completed))} |"

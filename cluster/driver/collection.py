@@ -64,7 +64,7 @@ class Collection:
             trained: training steps done, as last reported.
         """
         self.held = ""
-        if self._settings.source is None or self._spent:
+        if self._settings.source is None:
             return None
         self.held = self._reason(newest, trained)
         if self.held:
@@ -85,14 +85,12 @@ class Collection:
         self._steps += result.steps
         self._expert_steps += result.expert_steps
 
-    @property
-    def _spent(self) -> bool:
-        limit = self._settings.expert_steps
-        return limit is not None and self._expert_steps >= limit
-
     def _reason(self, newest: int | None, trained: int) -> str:
         if newest is None:
             return "the learner has published no version yet"
+        given = self._settings.expert_steps
+        if given is not None and self._expert_steps >= given:
+            return f"the expert has made {self._expert_steps} steps, collect.expert_steps is {given}"
         behind, limit = trained - newest, self._settings.max_staleness
         if limit is not None and behind > limit:
             return f"the newest version is {behind} training steps old, collect.max_staleness is {limit}"

@@ -94,9 +94,7 @@ class DiffusionPolicy(Policy):
         """
         seen = self.tensor(seen_BS)
         candidates = len(noise_RTA) // len(seen)
-        noise_steps = strides(
-            self.config.diffusion_steps, self.config.sampling_steps, self.config.prediction
-        )
+        noise_steps = strides(self.config.diffusion_steps, self.config.sampling_steps, self.config.prediction)
         predict = self.denoiser.sampler(self.denoiser.context(token_BSE, seen), noise_steps, candidates)
         open_RT1 = self.open(seen).repeat_interleave(candidates, dim=0)
         action_RTA = ddim(

@@ -115,7 +115,7 @@ def test_collection_ends_when_the_expert_has_given_enough() -> None:
         order = taken(collection, 0, 10_000)
         collection.finish(order, result(order, expert_steps=60))
     assert collection.take(0, 10_000) is None
-    assert collection.held == ""
+    assert collection.held == "the expert has made 120 steps, collect.expert_steps is 120"
 
 
 CONFIG = configured("learner.batch_size=16")
