@@ -66,7 +66,7 @@ class Result:
     steps: int
     """Control steps simulated."""
     expert_steps: int = 0
-    """Steps of the expert among them, and in plans that only label."""
+    """Steps of the expert: those among `steps`, and those of its plans."""
     worn: bool = False
     """Whether the actor has rendered so much that a new process should replace it."""
 

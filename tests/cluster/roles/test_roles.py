@@ -105,7 +105,7 @@ def test_an_actor_executes_as_many_actions_as_its_policy_decides_on() -> None:
     policy = policy_config(widths=(8,), groups=4, token_size=8, execute=3)
     actor = RolloutActor(config, "actor-0", None)
     actor._load(7, policy_to_bytes(policy.make(load_task("return_point").spec)))
-    result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0)
+    result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0, 0.0)
     assert sum(result.outcomes.values()) == 3
 
 
