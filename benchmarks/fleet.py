@@ -73,6 +73,8 @@ LIMIT = 60.0
 """Steps per training step that simulated actors may collect while the limiter holds them back."""
 SETTLES = 0.2
 """Share of each stage at its start that no figure is taken from."""
+REPORTED_SECONDS = 15.0
+"""Time after which every simulated actor has reported what it did under the limit before."""
 MIB = 1 << 20
 
 TARGETS = {
@@ -82,8 +84,8 @@ TARGETS = {
     "hub_growth": "<= 10",
 }
 """A turn of the driver delays results and weights by its length. Memory that grows by less is flat."""
-GROWTH_MINUTES = 20.0
-"""Shortest stage whose growth of memory says anything."""
+GROWTH_SECONDS = 600.0
+"""Shortest time in which the growth of memory says anything."""
 
 
 def main() -> None:
@@ -104,7 +106,7 @@ def measure(quick: bool, minutes: float | None, file: Path | None) -> None:
     minutes = minutes or (1.0 if quick else 60.0)
     where = machine(quick=quick, minutes=minutes)
     with TemporaryDirectory() as name, redis_server(Path(name) / "redis") as url:
-        real = real_actors(Path(name), url, 5.0 if quick else 60.0)
+        real = real_actors(Path(name), url, 6.0 if quick else 60.0)
         simulated = simulated_actors(Path(name), url, 30 * minutes)
     rows = [row for stage in (*real, *simulated) for row in stage.rows()]
     ratios = {"written_over_allowed": simulated[0].written_over_allowed}
@@ -122,11 +124,11 @@ def real_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
             return actors[-1]
 
         loop.begin(begin, lambda: [actor.uses.remote() for actor in actors])
-        stages = [loop.measure(f"{REAL[0]} actor, the default limit", seconds, seconds)]
+        stages = [loop.measure("real: 1, the default limit", seconds, seconds)]
         loop.lift_limit()
         for number in REAL:
             loop.scale(number)
-            stages.append(loop.measure(f"{number} actors, no limit", seconds, seconds))
+            stages.append(loop.measure(f"real: {number}, no limit", seconds, seconds))
     return stages
 
 
@@ -141,9 +143,10 @@ def simulated_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
         turns = cycle(hosts)
         loop.begin(lambda name: thread_of(next(turns), name), lambda: [host.uses.remote() for host in hosts])
         between = min(60.0, seconds / 6)
-        stages = [loop.measure(f"{SIMULATED:,} actors, limit {LIMIT:g}", seconds, between)]
+        stages = [loop.measure(f"{SIMULATED:,}, limit {LIMIT:g}", seconds, between)]
         loop.lift_limit()
-        stages.append(loop.measure(f"{SIMULATED:,} actors, no limit", seconds, between))
+        loop.go_on(REPORTED_SECONDS)
+        stages.append(loop.measure(f"{SIMULATED:,}, no limit", seconds, between))
     return stages
 
 
@@ -236,15 +239,19 @@ class Loop:
         """Let actors collect as much as they can from now on."""
         self._collection.limiter.inserts_per_sample = None
 
-    def measure(self, case: str, seconds: float, between: float) -> "Stage":
-        """Go on for `seconds`, and look at everything each `between` seconds once the loop has settled."""
-        until = time.monotonic() + SETTLES * seconds
+    def go_on(self, seconds: float) -> None:
+        """Go on without measuring."""
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._turn(Turns())
-        stage = Stage(case, len(self._dispatcher.names))
+
+    def measure(self, case: str, seconds: float, between: float) -> "Stage":
+        """Go on for `seconds`, and look at everything each `between` seconds once the loop has settled."""
+        self.go_on(SETTLES * seconds)
+        stage = Stage(case)
         ray.get([self._hub.exchanges.remote(), *self._uses()])  # of the time before
         began, stage.looks = time.monotonic(), [self._look()]
-        until += (1 - SETTLES) * seconds
+        until = began + (1 - SETTLES) * seconds
         while time.monotonic() < until:
             self._turn(stage.turns)
             if time.monotonic() >= stage.looks[-1].at + between:
@@ -346,8 +353,6 @@ class Stage:
 
     case: str
     """Description of the stage."""
-    actors: int
-    """Number of actors."""
     turns: Turns = field(default_factory=Turns)
     """The driver's turns."""
     looks: list[Look] = field(default_factory=list)
@@ -386,15 +391,16 @@ class Stage:
             Row("driver_work", self.case, "ms/order", [1000 * turns.working / max(1, orders)]),
             *self._quantiles("hub_exchange", "ms", [1000 * seconds for seconds in self.exchanges]),
         ]
-        for role, used in last.usage.items():
-            case, memory = f"{self.case}: {role}", [look.usage.get(role, used).memory for look in self.looks]
-            cores = (used.cpu - first.usage.get(role, used).cpu) / elapsed
-            rows += [Row("cores", case, "", [cores]), Row("memory", case, "MiB", memory)]
-            if role in ("driver", "hub") and elapsed >= 60 * GROWTH_MINUTES * (1 - SETTLES):
+        for role in ("driver", "hub", "store", "learner", "actors"):
+            cores = (last.usage[role].cpu - first.usage[role].cpu) / elapsed
+            rows.append(Row("cores", f"{self.case}: {role}", "", [cores]))
+        for role in ("driver", "hub"):
+            memory = [look.usage[role].memory for look in self.looks]
+            rows.append(Row("memory", f"{self.case}: {role}", "MiB", memory))
+            if elapsed >= GROWTH_SECONDS:
                 hours = [look.at / 3600 for look in self.looks]
-                rows.append(
-                    Row(f"{role}_growth", self.case, "MiB/h", [float(np.polyfit(hours, memory, 1)[0])])
-                )
+                growth = float(np.polyfit(hours, memory, 1)[0])
+                rows.append(Row(f"{role}_growth", self.case, "MiB/h", [growth]))
         return rows
 
     def _rates(self, name: str) -> list[float]:
@@ -420,7 +426,7 @@ ROLES = {
     "redis-server": "store",
     "redis": "store",
 }
-"""Roles by the titles of their processes. All other processes belong to Ray."""
+"""Roles by the titles of their processes. All other processes are Ray's own."""
 
 
 def usage() -> dict[str, Usage]:

@@ -22,10 +22,11 @@ from common import Row, arguments, finish, interleaved, machine, ratio, results,
 from context_lengths import training
 from numpy.typing import NDArray
 
-from longview.actors.config import ActorsConfig, EvaluationConfig
+from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.rollout import Policy
 from longview.actors.task import Environment, Task, load_task
 from longview.actors.worker import Order, Worker
+from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import TICK_SECONDS, ray_cluster
 from longview.cluster.driver.orders import Orders
@@ -296,8 +297,8 @@ def publish_to_use(
     """Measure the milliseconds from the publication of a version to the first decision with it. Idle actors
     wait for it; busy ones finish their order first."""
     rows = []
-    for case, batches in (("idle", 1), ("busy", 4)):
-        driver = Driver(config, board, actors, batches)
+    for case in ("idle", "busy"):
+        driver = Driver(config, board, actors)
         samples = [driver.publish(weights, busy=case == "busy") for _ in range(5 if quick else 14)]
         # The first ones are the first to import torch in their actors.
         rows.append(Row("publish_to_use", f"return_point, {case} actors", "ms", samples[len(actors) :]))
@@ -305,27 +306,27 @@ def publish_to_use(
 
 
 class Driver:
-    """The part of a run's driver that brings new weights to the actors."""
+    """The part of a run's driver that brings new weights to the actors, while they collect."""
 
-    def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle], batches: int) -> None:
+    def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle]) -> None:
         """
         Args:
             config: the run's config.
             board: the weight board.
             actors: the rollout actors.
-            batches: orders to collect with each version.
         """
-        episodes = 2 * config.actors.simulators * batches
-        config = replace(config, actors=replace(config.actors, episodes_per_version=episodes))
+        self._limit = config.learner.publish_every
+        collect = CollectConfig("rollout", steps_per_training_step=1e9, max_staleness=self._limit)
+        config = replace(config, collect=collect)
         self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
-        # Late in a training: before, the expert would decide in place of the policy.
-        self._version = config.learner.steps * batches
-        self._orders = Orders(config, RETURN_POINT.spec, purpose="correction", collected=self._version)
-        self._dispatcher = Dispatcher(self._orders)
+        self._dispatcher = Dispatcher(
+            Orders(config, RETURN_POINT.spec, Collection(config, RETURN_POINT.spec))
+        )
         for index, actor in enumerate(actors):
             self._dispatcher.add(f"actor-{index}", actor)
         self._held = HeldWeights(board)
         self._held.refresh(keep=set())
+        self._version = self._held.newest or 0
         self._given: set[int] = set()
 
     def publish(self, weights: bytes, busy: bool) -> float:
@@ -334,7 +335,7 @@ class Driver:
 
         Args:
             weights: the version's weights.
-            busy: keep the actors at work with older versions until then.
+            busy: keep the actors at work with the version before until then.
         """
         self._version += 1
         published: list[float] = []
@@ -345,21 +346,21 @@ class Driver:
 
         delay = self._rng.uniform(1.0, 2.0) if busy else self._rng.uniform(0, TICK_SECONDS)
         threading.Timer(delay, publish).start()
+        # Idle actors wait because the version before is one step too old.
+        trained = self._version + (0 if busy else self._limit)
         while self._version not in self._given:
-            self._tick(more=busy)
-        while not self._orders.idle:
-            self._tick(more=False)
+            self._tick(trained)
+        while self._dispatcher.versions:
+            self._tick(self._version + self._limit + 1)
         acted = ray.get([actor.first_action.remote() for actor in self._actors])
         return 1000 * (min(float(at) for held, at in acted if held == self._version) - published[0])
 
-    def _tick(self, more: bool) -> None:
-        self._dispatcher.dispatch(self._held.newest, self._held.of)
+    def _tick(self, trained: int) -> None:
+        self._dispatcher.dispatch(self._held.newest, trained, self._held.of)
         self._given |= self._dispatcher.versions
-        for order, result in self._dispatcher.collect(TICK_SECONDS):
-            self._orders.finish(order, result)
-        came = self._held.refresh(keep=self._dispatcher.versions) is not None
-        if (came or more) and self._held.newest is not None:
-            self._orders.published(self._held.newest)
+        for _ in self._dispatcher.collect(TICK_SECONDS):
+            pass
+        self._held.refresh(keep=self._dispatcher.versions)
 
 
 def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes, quick: bool) -> list[Row]:
@@ -372,7 +373,8 @@ def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes
         ]
         started = time.perf_counter()
         done = [
-            actor.work.remote(order, 0, [reference], 0.0) for actor, order in zip(busy, orders, strict=True)
+            actor.work.remote(order, 0, [reference], 0.0, 0.0)
+            for actor, order in zip(busy, orders, strict=True)
         ]
         steps = sum(int(result.steps) for result in ray.get(done))
         return steps / (time.perf_counter() - started)
