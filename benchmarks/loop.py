@@ -250,9 +250,7 @@ def success(policy: TrainedPolicy) -> float:
 
 def across_processes(url: str, checkpoints: Path, quick: bool) -> list[Row]:
     """Measure a run's own roles: the way of new weights, and the rates of one and of two actors."""
-    # No learner trains here, so the limiter must never make actors wait for it.
-    collect = CollectConfig("rollout", steps_per_training_step=1e9)
-    config = RunConfig(collect=collect, evaluation=EvaluationConfig(episodes=0))
+    config = RunConfig(evaluation=EvaluationConfig(episodes=0))
     weights = policy_to_bytes(untrained(RETURN_POINT.spec))
     open_store(url, RETURN_POINT.spec).close()
     with ray_cluster(config, None):
@@ -297,9 +295,10 @@ def publish_to_use(
     config: RunConfig, board: Handle, actors: Sequence[Handle], weights: bytes, quick: bool
 ) -> list[Row]:
     """Measure the milliseconds from the publication of a version to the first decision with it. Idle actors
-    wait for it; busy ones collect all the time, and finish their order first."""
-    rows, driver = [], Driver(config, board, actors)
+    wait for it; busy ones finish their order first."""
+    rows = []
     for case in ("idle", "busy"):
+        driver = Driver(config, board, actors)
         samples = [driver.publish(weights, busy=case == "busy") for _ in range(5 if quick else 14)]
         # The first ones are the first to import torch in their actors.
         rows.append(Row("publish_to_use", f"return_point, {case} actors", "ms", samples[len(actors) :]))
@@ -307,16 +306,27 @@ def publish_to_use(
 
 
 class Driver:
-    """The part of a run's driver that brings new weights to the actors."""
+    """The part of a run's driver that brings new weights to the actors, while they collect."""
 
     def __init__(self, config: RunConfig, board: Handle, actors: Sequence[Handle]) -> None:
+        """
+        Args:
+            config: the run's config.
+            board: the weight board.
+            actors: the rollout actors.
+        """
+        self._limit = config.learner.publish_every
+        collect = CollectConfig("rollout", steps_per_training_step=1e9, max_staleness=self._limit)
+        config = replace(config, collect=collect)
         self._board, self._actors, self._rng = board, actors, np.random.default_rng(0)
-        self._version = 0
-        self._orders = Orders(config, RETURN_POINT.spec, Collection(config, RETURN_POINT.spec))
-        self._dispatcher = Dispatcher(self._orders)
+        self._dispatcher = Dispatcher(
+            Orders(config, RETURN_POINT.spec, Collection(config, RETURN_POINT.spec))
+        )
         for index, actor in enumerate(actors):
             self._dispatcher.add(f"actor-{index}", actor)
         self._held = HeldWeights(board)
+        self._held.refresh(keep=set())
+        self._version = self._held.newest or 0
         self._given: set[int] = set()
 
     def publish(self, weights: bytes, busy: bool) -> float:
@@ -325,7 +335,7 @@ class Driver:
 
         Args:
             weights: the version's weights.
-            busy: keep the actors at work with older versions until then.
+            busy: keep the actors at work with the version before until then.
         """
         self._version += 1
         published: list[float] = []
@@ -336,27 +346,26 @@ class Driver:
 
         delay = self._rng.uniform(1.0, 2.0) if busy else self._rng.uniform(0, TICK_SECONDS)
         threading.Timer(delay, publish).start()
+        # Idle actors wait because the version before is one step too old.
+        trained = self._version + (0 if busy else self._limit)
         while self._version not in self._given:
-            self._tick(collects=busy or self._held.newest == self._version)
+            self._tick(trained)
         while self._dispatcher.versions:
-            self._tick(collects=False)
+            self._tick(self._version + self._limit + 1)
         acted = ray.get([actor.first_action.remote() for actor in self._actors])
         return 1000 * (min(float(at) for held, at in acted if held == self._version) - published[0])
 
-    def _tick(self, collects: bool) -> None:
-        """Do what a driver does in each round of its loop; actors get new orders only if `collects`."""
-        if collects:
-            self._dispatcher.dispatch(self._held.newest, self._version, self._held.of)
-            self._given |= self._dispatcher.versions
-        for order, result in self._dispatcher.collect(TICK_SECONDS):
-            self._orders.finish(order, result)
+    def _tick(self, trained: int) -> None:
+        self._dispatcher.dispatch(self._held.newest, trained, self._held.of)
+        self._given |= self._dispatcher.versions
+        for _ in self._dispatcher.collect(TICK_SECONDS):
+            pass
         self._held.refresh(keep=self._dispatcher.versions)
 
 
 def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes, quick: bool) -> list[Row]:
     """Measure the environment steps per second of one actor alone, and of all together."""
-    # Indices far above those of `publish_to_use`, since an episode that is stored is not rolled out again.
-    reference, first = ray.put(weights), count(1_000_000, 2 * config.actors.simulators)
+    reference, first = ray.put(weights), count(1000, 2 * config.actors.simulators)
 
     def steps_per_second(busy: Sequence[Handle]) -> float:
         orders = [

@@ -9,6 +9,8 @@ Four arms train for equally many steps, and evaluate the same seeds:
 
 A cell is one run. A file keeps finished cells, one per line, and they are not repeated. A run that was
 interrupted is resumed.
+
+With `--actors`, measure instead how many actors the loop can take; see fleet.py.
 """
 
 import json
@@ -99,8 +101,15 @@ def main() -> None:
     arguments.add_argument("--runs", type=Path, default=Path("runs/online"), help="folder of the runs")
     arguments.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of success over expert steps")
     arguments.add_argument("--table", type=Path, metavar="FILE", help="a Markdown table of the cells")
+    arguments.add_argument("--actors", action="store_true", help="measure how many actors the loop can take")
+    arguments.add_argument("--minutes", type=float, help="with --actors, as in fleet.py")
     arguments.add_argument("overrides", nargs="*", metavar="key=value")
     options = arguments.parse_args()
+    if options.actors:
+        import fleet  # imported here because it chooses how this process talks to Ray
+
+        fleet.measure(options.quick, options.minutes, options.json)
+        return
     comparisons = QUICK if options.quick else {task: COMPARISONS[task] for task in options.tasks}
     cells = options.cells or Path("online-quick.jsonl" if options.quick else "online.jsonl")
     if options.quick:

@@ -48,7 +48,7 @@ class Collection:
         self._expert_steps = before.steps if self._settings.kind == "labels" else before.learnable
         self._sizes, self._typical = sizes, typical
         self._draws = config.learner.batch_size // config.learner.windows(spec, config.learners)
-        self._limiter = Limiter(
+        self.limiter = Limiter(
             samples_per_insert=config.replay.samples_per_insert,
             minimum_steps=config.replay.minimum_steps,
             inserts_per_sample=self._settings.steps_per_training_step / self._draws,
@@ -96,8 +96,8 @@ class Collection:
             return f"the newest version is {behind} training steps old, collect.max_staleness is {limit}"
         # The learner draws ahead, and tells its step only now and then. Its next draw may be any of these.
         unknown = self._config.learner.report_every + AHEAD + 1
-        self._limiter.drawn = max(trained, newest) * self._draws
-        return self._limiter.hold(self._steps + self._under_way, unknown * self._draws, *self._sizes())
+        self.limiter.drawn = max(trained, newest) * self._draws
+        return self.limiter.hold(self._steps + self._under_way, unknown * self._draws, *self._sizes())
 
     def _make(self) -> Order:
         """Make the order of the next episodes."""

@@ -5,7 +5,8 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import ray
@@ -42,6 +43,8 @@ class Actor:
     """The order that the actor is working on."""
     failures: int = 0
     """Failures in a row."""
+    idle_since: float = field(default_factory=time.monotonic)
+    """Monotonic time at which the actor's last result came, or at which it began to start."""
     held: float = 0.0
     """Seconds for which the limiter has made the actor wait since its last order."""
     leaves_by: float | None = None
@@ -109,7 +112,7 @@ class Dispatcher:
     def dispatch(
         self, newest: int | None, trained: int, weights: Callable[[int], tuple[list[Any], float]]
     ) -> None:
-        """Give orders to all idle actors.
+        """Give orders to all idle actors, first to those that the limiter has made wait longest.
 
         Args:
             newest: the newest policy version.
@@ -119,7 +122,8 @@ class Dispatcher:
         """
         busy = set(self._asked.values())
         since, self._looked = self._looked, time.monotonic()
-        idle = deque(actor for actor in self._actors if actor not in busy)
+        without_order = [actor for actor in self._actors if actor not in busy]
+        idle = deque(sorted(without_order, key=attrgetter("held"), reverse=True))
         while idle and (order := self._orders.take(newest, trained)) is not None:
             actor = idle.popleft()
             published, age = ([], 0.0) if order.version is None else weights(order.version)
@@ -128,10 +132,11 @@ class Dispatcher:
             self._asked[work] = actor
         if self._orders.held:
             for actor in idle:
-                actor.held += self._looked - since
+                # Not the part of the last turn in which the actor still worked.
+                actor.held += self._looked - max(since, actor.idle_since)
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:
-        """Yield results that have come, waiting up to `timeout` seconds for the first.
+        """Yield all results that have come, waiting up to `timeout` seconds for the first.
 
         Raises:
             RunFailed: an actor has failed `MAX_FAILURES` times in a row.
@@ -140,10 +145,12 @@ class Dispatcher:
         if not self._asked:
             time.sleep(timeout)
             return
-        ready, _ = ray.wait(list(self._asked), timeout=timeout)
+        if not ray.wait(list(self._asked), timeout=timeout)[0]:
+            return
+        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
         for reference in ready:
             actor = self._asked.pop(reference)
-            order, actor.order = actor.order, None
+            order, actor.order, actor.idle_since = actor.order, None, time.monotonic()
             try:
                 answer = ray.get(reference)
             except (RayActorError, RayTaskError) as error:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,9 @@ def start_roles(config: RunConfig, run: Run) -> Roles:
     return Roles(hub, board)
 
 
-def start_actor(config: RunConfig, store: StoreAddress | None, cpus: int, name: str) -> Handle:
+def start_actor(
+    config: RunConfig, store: StoreAddress | None, cpus: int, name: str, role: type = RolloutActor
+) -> Handle:
     """Start a rollout actor.
 
     Args:
@@ -212,9 +214,10 @@ def start_actor(config: RunConfig, store: StoreAddress | None, cpus: int, name: 
         store: the store for its episodes; None if it only evaluates.
         cpus: CPUs that it takes from Ray.
         name: name of the actor.
+        role: the actor's class.
     """
     options = {"num_cpus": cpus, "resources": config.placement.actor, "max_restarts": -1}
-    return start(RolloutActor, config, name, store, **options)
+    return start(role, config, name, store, **options)
 
 
 def _scaling(
@@ -244,7 +247,7 @@ def _supervise(
 ) -> None:
     """Collect, train and evaluate, until the last version has been evaluated."""
     config = progress.config
-    orders = Orders(config, task.spec, _collection(config, task.spec, store))
+    orders = Orders(config, task.spec, collection_of(config, task.spec, store))
     if config.demonstrations is None:
         missing = _missing_demonstrations(store, task, progress.wanted)
         orders.demonstrate(missing)
@@ -289,13 +292,14 @@ def _supervise(
     reporter.close()
 
 
-def _collection(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Collection:
+def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Collection:
     """Make the collection of a run, which goes on after the episodes of earlier launches."""
     source, selection = config.collect.source, config.learner.selection(spec.name)
     if source is None:
         return Collection(config, spec)
     found = [count for (name, _), count in store.stats().committed.items() if name == source]
 
+    @cache  # asked for each order, by when all demonstrations are stored
     def typical() -> float:
         stored = store.stats().stored
         shown = [stored[source] for source in ("demo", "import") if source in stored]

@@ -54,7 +54,10 @@ class DriverReporter:
         self._reply: Any = None
         self._url = ""
         self._snapshot = Snapshot()
-        self._kept: Reporters = {}
+        self._following: Any = None
+        """Ray's reference to the reports to keep after the exchange under way."""
+        self._number, self._kept = 0, ray.put(Reporters())
+        """Number of the reports that the driver keeps for the hub, and Ray's reference to them."""
         self._counted = Totals()
         self._counted.add("longview_errors_total", 0, role="hub")
 
@@ -84,7 +87,9 @@ class DriverReporter:
     def close(self) -> None:
         """Wait until the last numbers are served, and until the run's own Prometheus has scraped them."""
         with suppress(GetTimeoutError):
-            for _ in range(3):  # the exchange under way, one with the last numbers, one that has them served
+            # The exchange under way, one that a restarted hub needs, one with the last numbers, and one that
+            # has them served.
+            for _ in range(4):
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)
@@ -93,18 +98,23 @@ class DriverReporter:
 
     def _ask(self) -> None:
         self._hub.report.remote(encode_report("driver", "driver", self._incarnation, self._totals()))
-        self._reply = self._hub.exchange.remote(self._kept)
+        self._reply, self._following = self._hub.exchange.remote(self._number)
 
     def _take(self, timeout: float | None = None) -> None:
         try:
-            url, self._snapshot, self._kept = ray.get(self._reply, timeout=timeout)
+            answer = ray.get(self._reply, timeout=timeout)
         except GetTimeoutError:
             raise
         except RayError as error:
             log.warning("the metrics hub fails: %s", error)
             self._counted.add("longview_errors_total", 1, role="hub")
         else:
-            self._found(url)
+            if answer is None:  # the hub has restarted, and needs the reports back
+                kept = ray.get(self._kept)
+                self._reply, self._following = self._hub.exchange.remote(self._number, kept)
+                return
+            self._snapshot, self._number, self._kept = answer.snapshot, answer.number, self._following
+            self._found(answer.url)
         self._reply = None
 
     def _found(self, url: str) -> None:

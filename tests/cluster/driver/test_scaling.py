@@ -213,7 +213,8 @@ def test_actors_come_and_go_in_the_middle_of_their_orders(drive: Callable[[float
     done = Counter(order.purpose for order, _ in driver.results for _ in range(order.count))
     assert done == {"demo": 24, "evaluation": 16}
     driver.assert_all_is_there_once(24)
-    counted = ray.get(driver.hub.exchange.remote({}))[1]["longview_episodes_total"]
+    answer, _ = driver.hub.exchange.remote(0, {})
+    counted = ray.get(answer).snapshot["longview_episodes_total"]
     by_purpose: Counter[str] = Counter()
     for (_, source, _), count in counted.items():
         by_purpose[source] += int(count)

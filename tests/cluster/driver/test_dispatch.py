@@ -1,0 +1,113 @@
+"""Orders to Ray actors and results back."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from longview.actors.worker import Order, Result
+from longview.cluster.driver.dispatch import Dispatcher
+from longview.cluster.driver.orders import Orders
+from longview.cluster.roles.ray import Handle, start
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class QuickActor:
+    """A rollout actor that works for a tenth of a second on every order."""
+
+    def __init__(self) -> None:
+        self._done: list[Order] = []
+        self._other: list[float] = []
+        self._idle_since = time.monotonic()
+
+    def node(self) -> str:
+        return "here"
+
+    def work(self, order: Order, newest: int | None, weights: list[Any], age: float, held: float) -> Result:
+        self._other.append(time.monotonic() - self._idle_since - held)
+        time.sleep(0.1)
+        self._done.append(order)
+        self._idle_since = time.monotonic()
+        return Result({"success": order.count}, order.count)
+
+    def done(self) -> list[Order]:
+        """Return the orders that are done."""
+        return self._done
+
+    def other(self) -> list[float]:
+        """Return the seconds before each order for which the limiter was not the reason to wait."""
+        return self._other
+
+
+class Waiting(Orders):
+    """Orders that wait, as many as the limiter allows now."""
+
+    def __init__(self) -> None:
+        self.allowed, self.given = 0, 0
+
+    def take(self, newest: int | None, trained: int = 0) -> Order | None:
+        if self.given == self.allowed:
+            return None
+        self.given += 1
+        return Order("demo", self.given, 1)
+
+    @property
+    def held(self) -> str:
+        return "the limiter allows no more" if self.given == self.allowed else ""
+
+
+def placed(orders: Orders, count: int) -> tuple[Dispatcher, list[Handle]]:
+    """Start actors, and wait until the dispatcher knows their nodes."""
+    dispatcher, actors = Dispatcher(orders), [start(QuickActor, num_cpus=0) for _ in range(count)]
+    for index, actor in enumerate(actors):
+        dispatcher.add(f"actor-{index}", actor)
+    while dispatcher.there < count:
+        assert not list(dispatcher.collect(1.0))
+    return dispatcher, actors
+
+
+def dispatched(dispatcher: Dispatcher, actors: list[Handle]) -> list[list[Order]]:
+    """Give orders; return each actor's orders so far, once all are done."""
+    dispatcher.dispatch(None, 0, lambda _: ([], 0.0))
+    done: list[list[Order]] = ray.get([actor.done.remote() for actor in actors])
+    return done
+
+
+def test_all_results_that_have_come_are_taken_in_one_turn(cluster: None) -> None:
+    orders = Waiting()
+    dispatcher, actors = placed(orders, 6)
+    orders.allowed = 6
+    assert [len(done) for done in dispatched(dispatcher, actors)] == [1] * 6
+    assert sorted(order.first for order, _ in dispatcher.collect(10.0)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_actor_that_has_waited_longest_for_the_limiter_is_the_next(cluster: None) -> None:
+    orders = Waiting()
+    dispatcher, actors = placed(orders, 3)
+    for turn in range(1, 7):
+        orders.allowed = turn
+        done = dispatched(dispatcher, actors)
+        assert len(list(dispatcher.collect(10.0))) == 1
+    assert [len(orders) for orders in done] == [2, 2, 2]
+
+
+def test_an_actor_was_held_no_longer_than_it_was_idle(cluster: None) -> None:
+    orders = Waiting()
+    dispatcher, actors = placed(orders, 1)
+    for turn in range(1, 6):
+        orders.allowed = turn
+        dispatched(dispatcher, actors)
+        assert len(list(dispatcher.collect(10.0))) == 1
+        # The limiter holds the actor, and does so no longer in the next turn.
+        dispatched(dispatcher, actors)
+    (other,) = ray.get([actor.other.remote() for actor in actors])
+    assert len(other) == 5
+    assert min(other) >= 0
