@@ -222,6 +222,8 @@ class Worker:
         now, sent = replace(self._clock), self._sent
         spec, steps = self.task.spec, now.steps - sent.steps
         self.totals.add("longview_env_steps_total", steps, task=spec.name)
+        expert_steps = now.expert_steps - sent.expert_steps
+        self.totals.add("longview_expert_steps_total", expert_steps, task=spec.name)
         self.totals.add("longview_simulated_seconds_total", steps / spec.control_hz, task=spec.name)
         for part in ("simulator", "policy", "expert", "store", "weights", "limited", "waiting"):
             spent = getattr(now, part) - getattr(sent, part)

@@ -84,6 +84,13 @@ CATALOGUE = {
             ("task",),
         ),
         Metric(
+            "longview_expert_steps_total",
+            "counter",
+            "steps",
+            "Steps of experts: those that they acted in, and those of plans that they made",
+            ("task",),
+        ),
+        Metric(
             "longview_simulated_seconds_total",
             "counter",
             "seconds",

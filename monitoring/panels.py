@@ -203,10 +203,13 @@ ACTOR_TIME = ratio(
 )
 STEP_RATE = Panel(
     "Simulated steps",
-    "Control steps per second of all simulators together, by task.",
+    "Control steps per second of all simulators together, by task, and how many are an expert's.",
     "lines",
     "suffix: steps/s",
-    {"{{task}}": f"longview:env_steps:rate1m{TASK}"},
+    {
+        "{{task}}": f"longview:env_steps:rate1m{TASK}",
+        "expert, {{task}}": f"longview:expert_steps:rate1m{TASK}",
+    },
 )
 SAMPLE_RATE = Panel(
     "Trained windows",
