@@ -237,7 +237,7 @@ def test_who_does_not_finish_in_time_is_ended_and_another_gets_the_order(
     assert len(driver.store.ids("demo")) < 8
     driver.until(lambda: driver.orders.idle)
     driver.end()
-    assert {order for order, _ in driver.results} == given
+    assert given <= {order for order, _ in driver.results}
     driver.assert_all_is_there_once(8)
 
 
