@@ -118,6 +118,8 @@ class EpisodeEnd:
     """Outcome: `success`, `wrong`, `failure` or `invalid`."""
     steps: int
     """Control steps of the episode."""
+    best_reward: float
+    """Largest reward of a step; 0 without steps."""
     receipt: Receipt | None
     """Receipt of the recorder; None for an episode that was not recorded or has no steps."""
     refusal: str | None = None
@@ -171,8 +173,13 @@ class _Lane:
     """Actions of the policy's last decision (T_a, A); None while the expert is in control."""
     plan: Sequence[Action] | NDArray[np.float32] = ()
     """Actions of the expert's last plan, if its steps are labels."""
-    steps: int = 0
-    """Control steps of the present episode."""
+    rewards: list[float] = field(default_factory=list)
+    """Rewards of the present episode."""
+
+    @property
+    def steps(self) -> int:
+        """Control steps of the present episode."""
+        return len(self.rewards)
 
 
 def rollout(
@@ -239,7 +246,7 @@ def _start(
     started = time.perf_counter()
     observation, _ = lane.env.reset(seed=assignment.meta.seed)
     clock.simulator += time.perf_counter() - started
-    lane.assignment, lane.steps = assignment, 0
+    lane.assignment, lane.rewards = assignment, []
     if not _is_finite(observation):
         return _end(lane, "invalid", clock)
     # A stream of its own, so that the episode does not depend on the episodes rolled out beside it.
@@ -342,7 +349,7 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
         step |= {ACTION: action, REWARD: np.asarray(reward, np.float32), CONTROLLER: controller}
         lane.recorder.append(step | _label(lane, offset, action, wanted))
     clock.store += time.perf_counter() - stepped
-    lane.steps += 1
+    lane.rewards.append(float(reward))
     lane.observation = observation
     lane.frames.append(observation)
     lane.executed.append(action)
@@ -398,6 +405,7 @@ def _end(lane: _Lane, outcome: str, clock: Clock, refusal: str | None = None) ->
     elif lane.recorder is not None:
         lane.recorder.abort()
     clock.store += time.perf_counter() - started
-    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, receipt, refusal)
+    best = max(lane.rewards, default=0.0)
+    end = EpisodeEnd(lane.assignment.meta, outcome, lane.steps, best, receipt, refusal)
     lane.assignment = lane.recorder = lane.expert = None
     return end

@@ -65,6 +65,8 @@ class Result:
     """Episodes by outcome: all of an evaluation, otherwise the ones that are new in the store."""
     steps: int
     """Control steps simulated."""
+    best_rewards: float = 0.0
+    """Sum of the largest rewards of these episodes, without the invalid ones."""
     expert_steps: int = 0
     """Steps of the expert: those among `steps`, and those of its plans."""
     worn: bool = False
@@ -125,7 +127,7 @@ class Worker:
         self._clock.limited += held
         self._clock.waiting += time.perf_counter() - self._idle_since - held
         before = replace(self._clock)
-        outcomes: Counter[str] = Counter()
+        outcomes, best_rewards = Counter[str](), 0.0
         refusals: list[str] = []
         under_way: deque[EpisodeEnd] = deque()
         for end in rollout(
@@ -138,6 +140,7 @@ class Worker:
             clock=self._clock,
         ):
             self._count(end)
+            best_rewards += end.best_reward * (end.outcome != "invalid")
             if end.refusal is not None:
                 refusals.append(end.refusal)
             under_way.append(end)
@@ -154,7 +157,8 @@ class Worker:
             log.warning("%s: %d actions refused, the first: %s", order, len(refusals), refusals[0])
         worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
         steps = self._clock.steps - before.steps
-        return Result(outcomes, steps, self._clock.expert_steps - before.expert_steps, worn)
+        expert_steps = self._clock.expert_steps - before.expert_steps
+        return Result(outcomes, steps, best_rewards, expert_steps, worn)
 
     def loaded(self, seconds: float) -> None:
         """Count seconds since the last order that loading a policy took: they were not spent waiting."""

@@ -83,11 +83,19 @@ class Evaluation:
     """Episodes that have ended, by outcome: `success`, `wrong`, `failure` or `invalid`."""
     steps: int = 0
     """Control steps simulated."""
+    best_rewards: float = 0.0
+    """Sum of the largest rewards of the episodes that count."""
 
-    def plus(self, outcomes: Mapping[str, int], steps: int) -> "Evaluation":
-        """Add episodes that have ended, and the control steps they took."""
-        together = Counter(self.outcomes) + Counter(outcomes)
-        return replace(self, outcomes=dict(together), steps=self.steps + steps)
+    def plus(self, outcomes: Mapping[str, int], steps: int, best_rewards: float = 0.0) -> "Evaluation":
+        """Add episodes that have ended, the control steps they took, and the sum of their largest rewards."""
+        together = dict(Counter(self.outcomes) + Counter(outcomes))
+        best_rewards += self.best_rewards
+        return replace(self, outcomes=together, steps=self.steps + steps, best_rewards=best_rewards)
+
+    @property
+    def best_reward(self) -> float:
+        """Mean of the episodes' largest rewards; the mean largest coverage in Push-T."""
+        return self.best_rewards / max(1, self.counts.episodes)
 
     @property
     def counts(self) -> Counts:
@@ -114,15 +122,18 @@ class Evaluation:
             **asdict(self.counts),
             "outcomes": dict(self.outcomes),
             "steps": self.steps,
+            "best_reward": round(self.best_reward, 4),
         }
 
     @staticmethod
     def from_dict(line: Mapping[str, Any]) -> "Evaluation":
         """Read a line that `to_dict` made of a finished evaluation."""
         outcomes = line["outcomes"]
-        return Evaluation(
+        found = Evaluation(
             line["version"], line["context_length"], sum(outcomes.values()), outcomes, line["steps"]
         )
+        # Version 0.1 did not write it.
+        return replace(found, best_rewards=line.get("best_reward", 0.0) * found.counts.episodes)
 
 
 def needs_memory(counts: Iterable[Counts], chance: float | None) -> bool:

@@ -76,7 +76,7 @@ class PushT(TaskEnv):
 
     def advance(self, action: Action) -> None:
         *_, info = self.simulator.step(action)
-        self._covered = bool(info["is_success"])
+        self._covered, self._coverage = bool(info["is_success"]), float(info["coverage"])
 
     def observe(self) -> Mapping[str, ArrayLike]:
         agent, block = self.simulator.agent, self.simulator.block
@@ -87,6 +87,10 @@ class PushT(TaskEnv):
 
     def outcome(self) -> str | None:
         return "success" if self._covered else None
+
+    def reward(self, outcome: str | None) -> float:
+        """Return the share of the outline that the block covers."""
+        return self._coverage
 
     def save(self) -> Any:
         """Refuse: a block that is touched would move otherwise once the state is restored.

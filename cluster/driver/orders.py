@@ -95,7 +95,9 @@ class Orders:
         key = order.version, order.context_length
         if key not in self.evaluations:  # `conclude` has replaced its round
             return None
-        self.evaluations[key] = evaluation = self.evaluations[key].plus(result.outcomes, result.steps)
+        self.evaluations[key] = evaluation = self.evaluations[key].plus(
+            result.outcomes, result.steps, result.best_rewards
+        )
         return evaluation if evaluation.finished else None
 
     @property

@@ -85,6 +85,10 @@ def show(run: Run, summary: dict[str, Any]) -> None:
     if success:
         title = f"{summary['task']}: success with one set of weights, of step {summary['policy_version']:,}"
         console.print(success_table(success, title, summary["chance"]))
+    newest = [row for row in summary["history"] if row["version"] == summary["policy_version"]]
+    if any(row["successes"] < row.get("best_reward", 0) * row["episodes"] - 0.5 for row in newest):
+        rewards = (f"T_o {row['context_length']}: {row['best_reward']:.3f}" for row in newest)
+        console.print(f"largest reward of an episode, on average: {', '.join(rewards)}")
     seconds = sum(summary["phases"].values())
     console.print(
         f"{summary['status']} after {seconds / 60:.1f} min, seed {summary['seed']}, "

@@ -189,3 +189,8 @@ def test_only_an_actor_that_renders_wears_out(cameras: tuple[str, ...], worn: li
     config = ActorsConfig(simulators=1, cameras=CamerasConfig(cameras, size=16), recycle=2)
     worker = Worker(load_task("lift", config.cameras), config, 0, "actor-0", None, lambda _: None)
     assert [worker.work(Order("demo", index, 1), None).worn for index in range(2)] == worn
+
+
+def test_a_result_adds_up_the_largest_reward_of_each_episode() -> None:
+    result = make_worker(None, Hub()).work(Order("evaluation", 0, 10), None)
+    assert result.best_rewards == result.outcomes["success"] == 10

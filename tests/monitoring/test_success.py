@@ -61,7 +61,8 @@ def test_an_evaluation_counts_all_that_ended_and_rates_all_but_the_invalid() -> 
 
 
 def test_an_evaluation_is_read_as_it_was_written() -> None:
-    evaluation = Evaluation(100, 8, 10).plus({"success": 7, "wrong": 1, "invalid": 2}, 90)
+    evaluation = Evaluation(100, 8, 10).plus({"success": 7, "wrong": 1, "invalid": 2}, 90, 7.2)
+    assert evaluation.best_reward == pytest.approx(0.9)
     line = json.loads(json.dumps(evaluation.to_dict()))
     assert line == {
         "version": 100,
@@ -71,6 +72,7 @@ def test_an_evaluation_is_read_as_it_was_written() -> None:
         "episodes": 8,
         "outcomes": {"success": 7, "wrong": 1, "invalid": 2},
         "steps": 90,
+        "best_reward": 0.9,
     }
     assert Evaluation.from_dict(line) == evaluation
 

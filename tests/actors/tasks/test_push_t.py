@@ -87,7 +87,7 @@ def test_a_block_that_covers_its_outline_is_success(
     env.reset(seed=0)
     put_block(env, 256 + aside, 256, np.pi / 4)
     _, reward, terminated, truncated, info = env.step(np.array((30, 30), np.float32))
-    assert (reward, terminated, truncated) == (float(outcome is not None), outcome is not None, False)
+    assert (reward > 0.95, terminated, truncated) == (outcome is not None, outcome is not None, False)
     assert info.get("outcome") == outcome
 
 
