@@ -155,6 +155,8 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
         cpus = max(os.cpu_count() or 1, config.learners)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
+        # Ray would start its processes at niceness 15, at which a run starves beside any other work.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         if "RAY_TMPDIR" not in os.environ:
             options |= {"_temp_dir": f"{socket_folder(RAY_SOCKET)}/ray"}
     else:
