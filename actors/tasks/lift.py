@@ -49,9 +49,9 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
         move, grip = reach(cube.xpos - scene.arm.hand, scene.width)
         if grasped:
             move, grip = np.array((0.0, 0.0, UP)), 1.0
-        # The fingers close along a pair of the cube's faces: the pair that needs the smaller turn.
-        yaw = np.arctan2(cube.xmat[3], cube.xmat[0])
-        return scene.towards(move, (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4, grip)
+        # The hand does not turn to the cube: the fingers turn the cube as they close. Imitators would hardly
+        # learn which of four equal turns to make.
+        return scene.towards(move, 0.0, grip)
 
     return act
 

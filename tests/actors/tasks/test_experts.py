@@ -50,7 +50,7 @@ class Case:
 
 
 CASES = (
-    Case("lift", 0.98, (20, 60), down, (0, 20, 120)),
+    Case("lift", 0.98, (20, 45), down, (0, 20, 120)),
     Case("square", 0.95, (60, 400), down, (0, 20, 400)),
     Case("grasp_and_return", 0.98, (45, 110), anywhere, (12, 3, 30)),
     Case("push_and_return", 0.98, (90, 240), anywhere, (12, 3, 40)),
