@@ -53,7 +53,7 @@ CASES = (
     Case("lift", 0.98, (20, 45), down, (0, 20, 120)),
     Case("square", 0.95, (60, 400), down, (0, 20, 400)),
     Case("grasp_and_return", 0.98, (45, 110), anywhere, (12, 3, 30)),
-    Case("push_and_return", 0.98, (90, 240), anywhere, (12, 3, 40)),
+    Case("push_and_return", 0.98, (70, 200), anywhere, (12, 3, 40)),
     Case("count_scoops", 0.98, (60, 260), aside, (12, 3, 25)),
     Case("return_point", 1.0, (35, 90), anywhere, (2, 3, 10), seeds=200),
 )

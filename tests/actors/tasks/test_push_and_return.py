@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 
 from longview.actors.task import Environment
-from longview.actors.tasks.push_and_return import MIDDLE, RING, SLOTS, START, task
+from longview.actors.tasks.push_and_return import FLOOR, HOVER, MIDDLE, PUCK, RING, SLOTS, START, task
 
 
 def test_a_puck_returned_to_another_slot_is_wrong(env: Environment) -> None:
@@ -40,6 +40,23 @@ def test_it_may_find_the_puck_anywhere(env: Environment) -> None:
             if terminated or truncated:
                 break
         assert info["outcome"] == "success"
+
+
+def test_the_puck_slides_as_fast_as_the_hand_that_pushes_it(env: Environment) -> None:
+    """With a friction of 1 it is pressed onto the table, and jams after 33 mm along x."""
+    scene: Any = env.unwrapped
+    for seed, angle in enumerate(np.arange(0, 2 * np.pi, np.pi / 4)):
+        env.reset(seed=seed)
+        ahead = np.array((np.cos(angle), np.sin(angle), 0.0))
+        scene.put(scene.puck, (*(MIDDLE - 0.04 * ahead[:2]), PUCK[1]))
+        start = np.append(MIDDLE - 0.12 * ahead[:2], FLOOR)
+        for place in (np.append(start[:2], HOVER), start):
+            for _ in range(25):
+                env.step(scene.go(place - scene.hand))
+        before = scene.position(scene.puck)
+        for _ in range(12):
+            env.step(scene.go(0.03 * ahead + (0, 0, FLOOR - scene.hand[2])))
+        assert (scene.position(scene.puck) - before) @ ahead > 0.115
 
 
 def test_a_puck_that_was_not_left_on_the_mark_is_not_returned(env: Environment) -> None:
