@@ -48,7 +48,9 @@ def test_a_run_imports_trains_and_resumes(longview: Any, config: str, push_t_buf
         "1": 2,
         "20": 2,
     }
-    assert summary["episodes"] == [{"source": "import", "outcome": "success", "episodes": 4, "steps": 99}]
+    assert summary["episodes"] == [
+        {"source": "import", "outcome": "success", "episodes": 4, "steps": 99, "learnable": 99}
+    ]
     lengths = imported(run)
     assert [id.rpartition(".")[0] for id in lengths] == [f"import.push_t.{index:09d}" for index in range(4)]
     assert list(lengths.values()) == [30, 12, 45, 12]

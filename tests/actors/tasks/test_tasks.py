@@ -117,7 +117,8 @@ def test_doing_nothing_ends_at_the_time_limit_as_failure(name: str, env: Environ
     max_steps, nothing = load_task(name).spec.max_steps, middle(name)
     for step in range(1, max_steps + 1):
         _, reward, terminated, truncated, info = env.step(nothing)
-        assert (reward, terminated, truncated) == (0.0, False, step == max_steps)
+        assert 0 <= reward < 1
+        assert (terminated, truncated) == (False, step == max_steps)
     assert info == {"outcome": "failure"}
 
 

@@ -58,7 +58,7 @@ def test_json_holds_every_finding(tmp_path: Path) -> None:
     result = json.loads(output)
     assert result["task"] == "counting"
     assert {"check": "actions", "verdict": "ok", "advice": ""}.items() <= result["checks"][3].items()
-    assert len(result["checks"]) == 11
+    assert len(result["checks"]) == 12
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def taken(collection: Collection, newest: int | None = 0, trained: int = 0) -> O
 
 
 def result(order: Order, expert_steps: int = 0) -> Result:
-    return Result({"success": order.count}, 50 * order.count, expert_steps)
+    return Result({"success": order.count}, 50 * order.count, expert_steps=expert_steps)
 
 
 def test_nothing_is_collected_unless_it_is_wanted_and_there_is_a_policy() -> None:

@@ -124,7 +124,7 @@ def test_plans_are_let_through_where_a_state_can_be_restored(task: str, settings
 )
 def test_plans_are_refused_where_a_state_cannot_be_restored(settings: list[str]) -> None:
     config = read_config(None, [f"task={__name__}:unrestored", *(f"collect.{some}" for some in settings)])
-    words = rf"collect\.{settings[0]}, .* unrestored cannot return to an earlier state: the same 10 actions"
+    words = rf"collect\.{settings[0]}, .*unrestored cannot return to an earlier state: the same 10 actions"
     with pytest.raises(ConfigError, match=words):
         refuse_unsimulated(config)
 
