@@ -17,6 +17,7 @@ SMALL = """
 task: return_point
 seed: 5
 actors: {count: 2, simulators: 8, demonstrations: 26}
+collect: {kind: takeover, steps_per_training_step: 50}
 learner:
   steps: 60
   warmup: 5
