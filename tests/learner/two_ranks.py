@@ -81,7 +81,9 @@ def reported(rank: int, world: int, folder: Path) -> list[float]:
     lap = Lap(Horizon(context=1, past=0, future=2, execute=1), folder, rank, world, "cpu")
     target_BT = torch.tensor([[True, rank == 1]])
     error_BT = target_BT * torch.tensor(1.0 + 2 * rank)
-    lap.add(TakenStep(1, 1, ("some",)), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5))
+    lap.add(
+        TakenStep(1, 1, ("some",)), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5)
+    )
     progress = lap.finish(step=1, samples=2, rate=0.1, out_of_range=0.0, grid=(1,))
     return [progress.loss, *progress.loss_by_position.values()]
 
