@@ -16,7 +16,7 @@ from operator import ge, le
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -27,6 +27,8 @@ PACKAGES = ("numpy", "torch", "ray", "redis", "robosuite", "mujoco")
 
 WIDTH = 140
 """Width of the printed tables, in characters, where the output is no terminal."""
+
+Cell = TypeVar("Cell")
 
 Targets = Mapping[str, str]
 """Target of each measure or ratio, by its name: `<= 150` or `>= 0.8`, in the measure's unit."""
@@ -103,6 +105,23 @@ def machine(**settings: Any) -> dict[str, Any]:
         **{package: version(package) for package in PACKAGES},
         **settings,
     }
+
+
+def finished(file: Path, cell: Callable[..., Cell]) -> dict[Cell, dict[str, Any]]:
+    """Read the results by cell of a study, one line each; ignore a last line that was cut off.
+
+    Args:
+        file: the results so far; it need not exist yet.
+        cell: makes a cell of the values that name it.
+    """
+    done = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        done[cell(*entry.pop("cell"))] = entry
+    return done
 
 
 def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:

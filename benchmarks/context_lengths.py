@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import Row, finish, machine, parser, results
+from common import Row, finish, finished, machine, parser, results
 from rich.console import Console
 
 from longview.actors.config import ActorsConfig
@@ -90,7 +90,7 @@ def main() -> None:
     base = read_config(preset_file(options.task), settings(options), task=options.task)
     where = machine(task=options.task, steps=base.learner.steps, batch_size=base.learner.batch_size)
     cells = list(planned(options, base))
-    done = finished(options.cells)
+    done = finished(options.cells, Cell)
     console = Console()
     for number, cell in enumerate(cells, start=1):
         if cell not in done:
@@ -121,18 +121,6 @@ def planned(options: Namespace, base: RunConfig) -> Iterator[Cell]:
         for kind in options.curricula:
             for length in grid if kind == "fixed" else grid[-1:]:
                 yield cell(kind, length, seed)
-
-
-def finished(file: Path) -> Found:
-    """Read the cells that are already finished; ignore a last line that was cut off."""
-    done = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        done[Cell(*entry.pop("cell"))] = entry
-    return done
 
 
 def run(cell: Cell, base: RunConfig, episodes: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import Row, finish, machine, parser, results
+from common import Row, finish, finished, machine, parser, results
 from rich.console import Console
 
 from longview.monitoring.success import Counts, read_success
@@ -116,7 +116,7 @@ def main() -> None:
     if options.quick:
         options.arms = ["A", "B"]
     where = machine(quick=options.quick)
-    done, console = finished(cells), Console()
+    done, console = finished(cells, Cell), Console()
     planned = list(plan(options, comparisons))
     for number, cell in enumerate(planned, start=1):
         if cell not in done:
@@ -139,18 +139,6 @@ def plan(options: Namespace, comparisons: Mapping[str, Comparison]) -> Iterator[
         for seed in options.seeds or comparison.seeds:
             # C follows from what B has collected, and B from the length of A's demonstrations.
             yield from (Cell(task, arm, seed) for arm in sorted({*options.arms, "A"}))
-
-
-def finished(file: Path) -> Found:
-    """Read the cells that are already finished; ignore a last line that was cut off."""
-    done = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        done[Cell(*entry.pop("cell"))] = entry
-    return done
 
 
 def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> dict[str, Any]:

@@ -285,8 +285,11 @@ class LearnerConfig:
     """Context length of each training step."""
     mix: Mapping[str, float] = field(
         default_factory=lambda: {
-            **{"demo": 0.75, "import": 0.75, "human": 0.75},
-            **{"correction": 0.25, "rollout/success": 0.25},
+            "demo": 0.75,
+            "import": 0.75,
+            "human": 0.75,
+            "correction": 0.25,
+            "rollout/success": 0.25,
         }
     )
     """Weight of each stratum in the draws, in any unit. A stratum is a source such as `demo`, or a source and

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.control import fault
 from longview.actors.task import Task, load_task, task_file
+from longview.cluster.run.upgrade import GONE
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
@@ -68,14 +69,6 @@ class PlacementConfig:
                     raise ValueError(f"{role}.{name} must be positive, not {amount:g}")
         if self.learner_gpus is not None and self.learner_gpus < 0:
             raise ValueError(f"learner_gpus must not be negative, not {self.learner_gpus}")
-
-
-MOVED = {
-    "actors.episodes_per_version": "collect.kind says what is collected, collect.steps_per_training_step how "
-    "much; without it nothing is, as with 0",
-    "actors.beta_until": "the expert no longer acts at random; collect.kind=takeover has it take over",
-}
-"""Keys of earlier versions, and what takes their place."""
 
 
 @dataclass(frozen=True)
@@ -270,8 +263,8 @@ def _refuse_unknown_keys(
     keys = _keys(kind)
     for key, value in tree.items():
         if key not in keys:
-            if f"{prefix}{key}" in MOVED:
-                raise ConfigError(f"{prefix}{key} is no longer a key: {MOVED[prefix + key]}")
+            if (instead := GONE.get(f"{prefix}{key}")) is not None:
+                raise ConfigError(f"{prefix}{key} is no longer a key: {instead}")
             known = [name for name, _ in _every_key(RunConfig, policy_kind)]
             near = get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(keys)}"

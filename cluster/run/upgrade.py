@@ -5,18 +5,21 @@ from typing import Any
 
 from longview.replay.episode import RENAMED_SOURCES
 
-DROPPED = ("episodes_per_version", "beta_until")
-"""Keys of `actors` by which 0.1 mixed the expert's decisions into the policy's. Nothing succeeds them."""
+GONE = {
+    "actors.episodes_per_version": "collect.kind says what is collected, collect.steps_per_training_step how "
+    "much; without it nothing is, as with 0",
+    "actors.beta_until": "the expert no longer acts at random; collect.kind=takeover has it take over",
+}
+"""Keys of 0.1 that are gone, and what to use instead."""
 
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's tree without `DROPPED`, and with the present names of sources in `learner.mix` and
-    `replay.evict`."""
+    """Return a config's tree without the keys of `GONE`, and with the present names of sources in
+    `learner.mix` and `replay.evict`."""
     tree = deepcopy(tree)
-    match tree:
-        case {"actors": dict(actors)}:
-            for key in DROPPED:
-                actors.pop(key, None)
+    for section, key in (dotted.split(".") for dotted in GONE):
+        if isinstance(tree.get(section), dict):
+            tree[section].pop(key, None)
     match tree:
         case {"learner": {"mix": dict(mix)} as learner}:
             learner["mix"] = {_renamed(stratum): share for stratum, share in mix.items()}
