@@ -174,7 +174,7 @@ def test_a_policy_of_another_kind_is_written_and_read_back(tmp_path: Path) -> No
     ("settings", "message"),
     [
         (["learner.policy.kind=lstm"], "learner.policy.kind must be one of diffusion, recurrent, not 'lstm'"),
-        (["learner.policy.architecture=mlp"], "architecture must be one of dit, unet_cross, .* not 'mlp'"),
+        (["learner.policy.architecture=lstm"], "architecture must be one of dit, mlp, .* not 'lstm'"),
         (["learner.policy.kind=recurrent", "learner.policy.widths=[8]"], "unknown key learner.policy.widths"),
         (["learner.policy.hiden=8", "learner.policy.kind=recurrent"], "did you mean learner.policy.hidden"),
         (
