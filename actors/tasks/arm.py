@@ -110,6 +110,7 @@ class ArmEnv(TaskEnv):
 
         # MuJoCo would write warnings into a file in the working folder; `diverged` asks its counters instead.
         mujoco.set_mju_user_warning(lambda message: None)
+        self._divergences = [int(getattr(mujoco.mjtWarning, name)) for name in DIVERGED]
         self._renderers: dict[tuple[int, str], Any] = {}
         self._built = frozenset(vars(self)) - {"steps", "_memory_rng"}
         """Names of the attributes that no episode changes: simulator, objects, cameras."""
@@ -214,9 +215,8 @@ class ArmEnv(TaskEnv):
 
     def diverged(self) -> bool:
         """Tell whether MuJoCo has had to start over since the reset."""
-        import mujoco
-
-        return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
+        counts = self.data.warning.number.tolist()
+        return any(counts[warning] for warning in self._divergences)
 
     def sense(self, names: Iterable[str]) -> dict[str, Vector]:
         """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
