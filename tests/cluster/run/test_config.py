@@ -155,11 +155,13 @@ def test_urls_lose_only_their_password() -> None:
         (["learner.policy.kind=recurrent", "learner.policy.token_size=16"], RecurrentConfig, 16),
     ],
 )
-def test_an_override_chooses_another_policy_than_the_presets(
-    settings: list[str], kind: type, size: int
+def test_an_override_chooses_another_policy_than_the_files(
+    settings: list[str], kind: type, size: int, tmp_path: Path
 ) -> None:
-    """The preset's settings that the other policy has stay; widths, which it does not have, go."""
-    config = read_config(preset_file("grasp_and_return"), settings, task="grasp_and_return")
+    """The file's settings that the other policy has stay; widths, which it does not have, go."""
+    file = tmp_path / "run.yaml"
+    file.write_text("learner: {policy: {widths: [64], token_size: 64}}\n")
+    config = read_config(file, settings)
     assert type(config.learner.policy) is kind
     assert config.learner.policy.token_size == size
 
