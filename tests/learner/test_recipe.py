@@ -88,8 +88,9 @@ def test_padding_changes_nothing(
     policy.fit(measure(returning, arguments["spec"]))
     for step in (0, 10):
         batch = recipe.batch(step)
-        wider = padded(batch, batch.context_length + 5)
+        wider = padded(batch, batch.context_length + 5, batch.frames + 7)
         assert wider.context_length == batch.context_length + 5
+        assert len(wider.observation["position"]) == batch.frames + 7
         np.testing.assert_array_equal(wider.target_BT, batch.target_BT)
         error, same = (recipe.error(policy, some, step) for some in (batch, wider))
         torch.testing.assert_close(error, same, rtol=1e-4, atol=1e-5)

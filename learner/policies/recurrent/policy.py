@@ -5,6 +5,7 @@ dimensions, E token features, U units of the GRU's state, M mixture components.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class GRUPolicy(RecurrentPolicy):
     def trunk(self) -> nn.Module:
         return self.head
 
-    def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
         """Return the error of the mixture at each position: (B, T), 0 where there is no target.
 
         Each component's squared error is weighted by its posterior share of the window (expectation
