@@ -21,7 +21,7 @@ from longview.learner.windows import SPREAD, Batch, build, margin, nows
 from longview.replay.episode import Segment, TaskSpec
 
 SHAPES = 24
-"""Largest number of different frame counts among the batches of a run with few shapes."""
+"""Largest number of different frame counts in a run with few shapes."""
 
 DrawSegments = Callable[[int, int, int, int], list[Segment]]
 """Function (step, before, after, count) that draws `count` segments for one training step.
@@ -81,11 +81,14 @@ class Recipe:
     def padded_frames(self, frames: int) -> int:
         """Return the number of frames that a batch is padded to if there are to be few shapes.
 
-        It is a multiple of the `SHAPES`-th part of the largest batch.
+        It is a multiple of a 32nd of the largest batch, and above half of that a multiple of a 16th. This
+        makes `SHAPES` counts, and 4 to 6 % more frames in a run.
         """
         windows, context_length = self.config.windows(self.spec, self.world), self.horizon.context
         most = min(windows * context_length, context_length + SPREAD * windows - 1)
-        part = -(-most * self.segments // SHAPES)
+        part = -(-most * self.segments // 32)
+        if frames > 16 * part:
+            part *= 2
         return -(-frames // part) * part
 
     @property

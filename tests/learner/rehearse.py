@@ -1,6 +1,7 @@
 """Process of one case in test_gpu.py. Usage: rehearse.py KIND CAMERAS PRECISION [FAULT]
 
-It prints, as JSON, the results on the CPU and on the pretended device.
+It prints, as JSON, the results on the CPU and on the pretended device. With a fault of faults.py, it prints
+those on the device alone.
 """
 
 import hashlib
@@ -58,7 +59,7 @@ def trained(
     config: LearnerConfig, spec: TaskSpec, episodes: list[Episode], where: str, folder: Path
 ) -> dict[str, Any]:
     """Train straight through, and with a stop and a resume. Return results, and what a step asked for."""
-    found: dict[str, Any] = {"losses": [], "action_errors": [], "waits": {}, "operations": {}}
+    found: dict[str, Any] = {"losses": [], "action_errors": [], "published": []}
 
     def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
         chosen = [episodes[i % 3] for i in range(count)]
@@ -75,16 +76,17 @@ def trained(
             nonlocal taken
             taken += 1
             if taken == COUNTED:
-                found["waits"], found["operations"] = dict(device.waits), dict(device.operations)
+                found["waits"], found["operations"] = dict(device.waits), device.operations.total()
             device.clear()
             return steps(taken)
 
         return train(
             config, spec, seed=0, draw=draw, statistics=lambda: measure(episodes, spec), report=report,
-            publish=lambda version, data: None, validation=episodes[3:], should_stop=step_is_over,
-            checkpoints=folder / name, device=where,
+            publish=lambda version, data: published.append(version), validation=episodes[3:],
+            should_stop=step_is_over, checkpoints=folder / name, device=where,
         )  # fmt: skip
 
+    published = found["published"]
     straight = run("straight", lambda taken: False, report)
     run("resumed", lambda taken: taken == 3, lambda progress: None)
     resumed = run("resumed", lambda taken: False, lambda progress: None)
@@ -109,7 +111,7 @@ def acted(policy: Policy) -> dict[str, Any]:
             range(ROBOTS), frames, executed, np.full(ROBOTS, decision == 0), CONTEXT, rngs,
             skipped=[0] * (ROBOTS - 1) + [decision],
         )  # fmt: skip
-        found = {"waits": dict(device.waits), "operations": dict(device.operations)}
+        found = {"waits": dict(device.waits), "operations": device.operations.total()}
         actions.append(chosen.tolist())
         executed = [*chosen[:-1], chosen[-1][1:]]  # the skipped steps are not known
     return found | {"actions": actions}
@@ -130,8 +132,9 @@ def rehearsed(kind: str, cameras: int, precision: Any, where: str) -> dict[str, 
 
 def main(kind: str, cameras: str, precision: str, fault: str = "") -> None:
     torch.set_num_threads(1)
+    devices = {"device": str(DEVICE)} if fault else {"cpu": "cpu", "device": str(DEVICE)}
     with pretended(), getattr(faults, fault)() if fault else nullcontext():
-        found = {where: rehearsed(kind, int(cameras), precision, where) for where in ("cpu", str(DEVICE))}
+        found = {name: rehearsed(kind, int(cameras), precision, where) for name, where in devices.items()}
     print(json.dumps(found))
 
 

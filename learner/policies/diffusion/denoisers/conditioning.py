@@ -149,10 +149,14 @@ class FilmConditioning(Conditioning):
     def map_context(self, context: Context) -> Tensor:
         """Compute the context's part of all scales and shifts, (B, L).
 
-        Steps before the context's oldest one would be zeros in the row. Their weights are left out.
+        Steps before the context's oldest one would be zeros in the row. Their weights are left out. The
+        gradient of the weights has hundreds of megabytes at size `paper`. A slice would copy it even at the
+        longest context, and `functional.linear` of a slice would make it transposed.
         """
-        row_BR = context.token_BSE.flatten(1)
-        return functional.linear(row_BR, self.of_context.weight[:, -row_BR.shape[1] :])
+        row_BR, weight_LR = context.token_BSE.flatten(1), self.of_context.weight
+        if row_BR.shape[1] < weight_LR.shape[1]:
+            weight_LR = weight_LR[:, -row_BR.shape[1] :]
+        return (weight_LR @ row_BR.T).T
 
     def split(self, all_BL: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split the outputs for all blocks into each block's scale and shift, (B, C, 1)."""
