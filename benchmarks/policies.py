@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
-from longview.learner.compiled import compile_trunk
+from longview.learner.compiled import compile_policy
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.flat import flatten
 from longview.learner.policies.diffusion.config import SHARED
@@ -243,7 +243,7 @@ class Training:
         self.weights = flatten(self.policy)
         self.optimizer = torch.optim.AdamW([self.weights.vector], fused=True)
         if config.compile:
-            compile_trunk(self.policy, self.recipe, range(1))
+            compile_policy(self.policy, self.recipe, range(1))
         self.rate()
 
     def rate(self) -> float:

@@ -98,10 +98,12 @@ class Policy(nn.Module, ABC):
         """
         return self.sample
 
-    @property
-    def trunk(self) -> nn.Module:
-        """Network that `learner.compile` compiles: the part that does most of a training step's work."""
-        return self
+    def compile_loss(self, **options: Any) -> None:
+        """Compile what `error` computes from the tokens, where `learner.compile` is on.
+
+        Args:
+            options: options of `torch.compile`.
+        """
 
     @property
     def device(self) -> torch.device:

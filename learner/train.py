@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longview.learner import checkpoint, ranks
-from longview.learner.compiled import compile_trunk
+from longview.learner.compiled import compile_policy
 from longview.learner.config import AHEAD, LearnerConfig
 from longview.learner.flat import FlatWeights, flatten
 from longview.learner.laps import Lap, TakenStep, TrainingProgress
@@ -90,7 +90,7 @@ def train(
     weights, averaged = flatten(policy), flatten(average)
     optimizer = _optimizer(config, weights, start.training)
     if config.compile:
-        compile_trunk(policy, recipe, range(start.step, config.steps))
+        compile_policy(policy, recipe, range(start.step, config.steps))
 
     step, stopping, lap = start.step, False, Lap(policy.horizon, checkpoints, rank, world, device)
     if rank == 0 and start.training:

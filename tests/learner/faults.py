@@ -34,6 +34,11 @@ def truth_in_a_step() -> AbstractContextManager[Any]:
     return before(Lap, "add", lambda lap, taken, error_BT, target_BT, loss_B, norm: bool(norm.isfinite()))
 
 
+def mask_in_a_step() -> AbstractContextManager[Any]:
+    """Select the errors that count by a mask, at every step."""
+    return before(Lap, "add", lambda lap, taken, error_BT, target_BT, loss_B, norm: error_BT[target_BT])
+
+
 def pageable_batch() -> AbstractContextManager[Any]:
     """Copy each array of a batch on its own, and wait for each copy."""
 

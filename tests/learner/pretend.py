@@ -2,8 +2,8 @@
 
 A tensor of the device `pretend` holds a CPU tensor, so that numbers are real. The device refuses operations
 that mix devices. It records operations, and the calls in which the host would wait for a real GPU: numbers
-that are read, copies to the host, and copies to the device that are not asynchronous from pinned memory. It
-knows nothing of streams, collectives, speed or the rounding of a GPU.
+that are read, results whose size depends on numbers, copies to the host, and copies to the device that are
+not asynchronous from pinned memory. It knows nothing of streams, collectives, speed or a GPU's rounding.
 
 Importing this module registers the device with torch, for the whole process.
 """
@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 COPIES = {"_to_copy", "copy_"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations that take indices of the host."""
+SIZED = {"nonzero", "masked_select", "_unique2", "unique_consecutive"}
+"""Operations whose result has a size that depends on numbers."""
 FREE = {
     *("view", "_unsafe_view", "_reshape_alias", "as_strided", "t", "transpose", "permute", "expand", "slice"),
     *("select", "split", "split_with_sizes", "unbind", "unfold", "unsqueeze", "squeeze", "detach", "alias"),
@@ -116,15 +118,13 @@ class OnDevice(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self.detach().clone()
-        memo[id(self)] = copied = nn.Parameter(copied, self.requires_grad) if is_parameter(self) else copied
+        if isinstance(self, nn.Parameter):
+            copied = nn.Parameter(copied, self.requires_grad)
+        memo[id(self)] = copied
         return copied
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnDevice({self.held})"
-
-
-def is_parameter(x: Tensor) -> bool:
-    return isinstance(x, nn.Parameter)
 
 
 class Device:
@@ -178,6 +178,9 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{name} mixes tensors of the CPU and of {DEVICE}: {_caller()}")
     if name == "_local_scalar_dense":
         device.waited("number")
+    masked = name in INDEXED and any(x is not None and x.dtype == torch.bool for x in args[1])
+    if name in SIZED or masked:
+        device.waited("size")
     if name not in FREE:
         device.operations[name] += 1
     if to_device:

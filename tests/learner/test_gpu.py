@@ -84,9 +84,10 @@ def test_the_device_computes_what_the_cpu_does_and_nobody_waits_for_it(
         ("number_in_a_step", "number: learner"),
         pytest.param("arange_on_the_cpu", "mixes tensors of the CPU", marks=pytest.mark.slow),
         pytest.param("truth_in_a_step", "number: learner", marks=pytest.mark.slow),
+        pytest.param("mask_in_a_step", "size: learner", marks=pytest.mark.slow),
         pytest.param("pageable_batch", "copy to the device", marks=pytest.mark.slow),
         pytest.param("gradient_by_gradient", "operations|<=", marks=pytest.mark.slow),
-        pytest.param("constants_in_a_decision", "copy to the device", marks=pytest.mark.slow),
+        pytest.param("constants_in_a_decision", "waits for its actions alone", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_fault_is_found(fault: str, message: str) -> None:

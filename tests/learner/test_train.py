@@ -161,6 +161,10 @@ def test_what_is_published_reported_and_saved(
     assert policy_from_bytes(published[10]).config == tiny.policy
     assert files.steps(tmp_path) == [8, 16, 24]
     assert (tmp_path / "step-000000024" / files.POLICY).read_bytes() == published[24]
+    training = load_file(tmp_path / "step-000000024" / files.TRAINING)
+    assert training.keys() == {"weights", "exp_avg", "exp_avg_sq", "step"}
+    size = sum(parameter.numel() for parameter in average.parameters())
+    assert len(training["weights"]) == size, "vectors are saved without the gaps of the layout in memory"
     assert [report.step for report in reports] == [6, 8, 10, 12, 16, 18, 20, 24]
     assert [report.samples for report in reports] == [4 * report.step for report in reports]
     assert reports[-1].learning_rate == learning_rate(tiny, 23)

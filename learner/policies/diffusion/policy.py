@@ -50,9 +50,8 @@ class DiffusionPolicy(Policy):
         self.denoiser = config.denoiser(self.horizon, self.action_size)
         self.register_buffer("signal", squared_cosine(config.diffusion_steps), persistent=False)
 
-    @property
-    def trunk(self) -> nn.Module:
-        return self.denoiser
+    def compile_loss(self, **options: Any) -> None:
+        self.denoising_error = torch.compile(self.denoising_error, **options)  # type: ignore[method-assign]
 
     def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
         """Return the squared error of the prediction at each position: (B, T), 0 where there is no target."""
