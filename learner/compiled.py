@@ -1,4 +1,7 @@
-"""Compilation of a policy before training begins, so that no training step waits for a compiler."""
+"""Compilation of a policy before training begins, so that no training step waits for a compiler.
+
+Legend (docs/notation.md): B windows, T action positions.
+"""
 
 import os
 import shutil
@@ -6,7 +9,7 @@ import shutil
 import torch
 
 from longview.learner.policy import Policy
-from longview.learner.recipe import Recipe, padded
+from longview.learner.recipe import Recipe
 from longview.learner.transfer import pack, send
 
 
@@ -25,11 +28,9 @@ def compile_policy(policy: Policy, recipe: Recipe, steps: range) -> None:
             "install it, name another compiler in the environment variable CXX, or leave learner.compile off"
         )
     first = {recipe.padded_context_length(step): step for step in reversed(steps)}
-    policy.encoder.compile(fullgraph=True, isolate_recompiles=True)
+    policy.encoder.compile(dynamic=True, fullgraph=True, isolate_recompiles=True)
     policy.compile_loss(dynamic=False, fullgraph=True, recompile_limit=len(first), isolate_recompiles=True)
     for step in first.values():
-        batch = recipe.batch(step)
-        # At a second number of frames, torch compiles the encoder for any number.
-        for some in (batch, padded(batch, batch.context_length, batch.frames + 1)):
-            error_BT = recipe.error(policy, send(pack(some, policy.device), policy.device), step)
-            torch.autograd.grad(error_BT.sum(), list(policy.parameters()), allow_unused=True)
+        batch = send(pack(recipe.batch(step), policy.device), policy.device)
+        error_BT = recipe.error(policy, batch, step)
+        torch.autograd.grad(error_BT.sum(), list(policy.parameters()), allow_unused=True)

@@ -81,7 +81,7 @@ def train(
             task.
     """
     where = torch.device(device)
-    recipe = Recipe(config, spec, seed, rank, world, draw, config.compile or where.type != "cpu")
+    recipe = Recipe(config, spec, seed, rank, world, draw, few_shapes=config.compile or where.type != "cpu")
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)

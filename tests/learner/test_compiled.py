@@ -16,6 +16,7 @@ from longview.replay.episode import Episode, TaskSpec
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns about torch itself
 @pytest.mark.parametrize(
     ("kind", "cameras"),
@@ -59,11 +60,10 @@ def test_nothing_is_compiled_once_training_goes_on(
     reports: list[TrainingProgress] = []
     arguments |= {"should_stop": stop_at_13, "report": reports.append}
     train(config, **arguments)
-    # The encoder at the first number of frames and at any number, and the loss at two context lengths.
-    assert graphs == [4] * 13
+    # The encoder for any number of frames, and the loss at two context lengths.
+    assert graphs == [3] * 13
     train(config, **arguments)
-    # The process knows by now that the number of frames varies.
-    assert graphs == [4] * 13 + [7] * 11
+    assert graphs == [3] * 13 + [6] * 11
 
     # The losses agree, except for the order of sums.
     train(replace(config, compile=False), **arguments | {"checkpoints": tmp_path / "plain"})

@@ -5,6 +5,7 @@ rehearse.py what is done on it, and faults.py what these tests would find.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).with_name("rehearse.py")
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 OPERATIONS = {
     ("unet_cross", 0, "float32"): (776, 929),
     ("unet_film", 0, "float32"): (416, 392),
@@ -93,3 +95,20 @@ def test_the_device_computes_what_the_cpu_does_and_nobody_waits_for_it(
 def test_a_planted_fault_is_found(fault: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check("unet_cross", 0, "float32", fault)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu_too(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--quick", "--json", str(tmp_path / "found.json")]
+    subprocess.run([sys.executable, BENCHMARK, *arguments], check=True, capture_output=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["machine"]["left_out"] == []
+    measured = {row["measure"]: row["value"] for row in found["rows"]}
+    assert measured.keys() >= {"training", "decision", "loss_difference", "gradient_difference_bfloat16"}
+    assert measured["loss_difference"] == measured["action_difference"] == 0
+
+
+def test_the_benchmark_says_that_there_is_no_gpu() -> None:
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, BENCHMARK], check=True, capture_output=True, text=True, env=hidden)
+    assert "no GPU" in done.stdout
