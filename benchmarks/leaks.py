@@ -112,7 +112,7 @@ def collect(name: str, episodes: int, policy_file: Path | None, images: bool) ->
     task = load_task(name)
     question, noise = QUESTIONS[name], read_config(preset_file(name), [], task=name).actors.noise
     policy = None if policy_file is None else policy_from_bytes(policy_file.read_bytes())
-    env: Any = task.make()
+    env: Any = task.make("rgb_array" if images else None)
     renderer = Renderer(env.model, SIZE) if images else None
     for episode in track(range(episodes), name, transient=True):
         rng = np.random.default_rng((episode, 0))

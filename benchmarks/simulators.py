@@ -1,6 +1,6 @@
-"""Measure how fast the simulators step, with and without cameras.
+"""Measure how fast the simulators step, with and without cameras, and how much memory they take.
 
-The same is measured of unchanged robosuite, and of the physics alone.
+Speed is compared with unchanged robosuite, and with the physics alone.
 """
 
 import subprocess
@@ -19,19 +19,41 @@ from longview.actors.tasks.arm import import_robosuite, settings
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE = 84
-TARGETS = {"state_over_stock": ">= 3", "rgb_over_stock": ">= 2.5"}
+TARGETS = {
+    "state_over_stock": ">= 3",
+    "rgb_over_stock": ">= 2.5",
+    "memory_per_simulator": "<= 30",
+    "memory_per_simulator_rgb": "<= 70",
+}
 OURS = ("lift", "grasp_and_return", "push_t", "return_point")
 
+COUNT = 16
+"""Simulators of the process whose memory is measured."""
 MEMORY = """
 import sys
+from time import perf_counter
 from longview.actors.config import CamerasConfig
 from longview.actors.task import load_task
-env = load_task("lift", CamerasConfig(tuple(sys.argv[1:]))).make()
-env.reset(seed=0)
-for _ in range(5):
-    env.step(env.action_space.sample())
-lines = open("/proc/self/status").read().splitlines()
-print(next(line.split()[1] for line in lines if line.startswith("VmRSS")))
+from longview.actors.tasks.arm import import_robosuite
+
+def simulator():
+    env = task.make()
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    return env
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+task = load_task("lift", CamerasConfig(tuple(sys.argv[2:])))
+import_robosuite()
+started = perf_counter()
+first = simulator()
+one = held()
+others = [simulator() for _ in range(int(sys.argv[1]) - 1)]
+print(one, held(), perf_counter() - started)
 """
 
 
@@ -46,11 +68,12 @@ def main() -> None:
         *(Row("state_steps", f"lift, {side}", "steps/s", rates) for side, rates in state.items()),
         *(Row("rgb_steps", f"lift, 2 x {SIZE} x {SIZE}, {side}", "steps/s", r) for side, r in rgb.items()),
         *(Row("task_steps", name, "steps/s", rates) for name, rates in tasks.items()),
-        Row("memory", "a process with one lift, state", "MiB", [memory(())]),
-        Row("memory", f"a process with one lift, {len(CAMERAS)} cameras", "MiB", [memory(CAMERAS)]),
+        *memory_rows("", ()),
+        *memory_rows("_rgb", CAMERAS),
     ]
     ratios = {
         "state_over_stock": ratio(state["longview"], state["robosuite"]),
+        "state_over_physics": ratio(state["longview"], state["mj_step alone"]),
         "rgb_over_stock": ratio(rgb["longview, fast"], rgb["robosuite"]),
     }
     finish(results(where, rows, ratios), TARGETS, options.json)
@@ -129,10 +152,23 @@ def physics(steps: int) -> Callable[[], float]:
     return rate
 
 
-def memory(cameras: tuple[str, ...]) -> float:
-    """Return the MiB that a process with one simulator holds."""
-    out = subprocess.run([sys.executable, "-c", MEMORY, *cameras], check=True, capture_output=True, text=True)
-    return int(out.stdout) / 1024
+def memory_rows(suffix: str, cameras: tuple[str, ...]) -> list[Row]:
+    """Return what the first and each further simulator of a process take, and the time to make all of them.
+
+    Args:
+        suffix: end of the measures' names.
+        cameras: names of the cameras.
+    """
+    command = [sys.executable, "-c", MEMORY, str(COUNT), *cameras]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    one, all_of_them, taken = map(float, out.split())
+    case = f"{len(cameras)} cameras" if cameras else "state"
+    further = (all_of_them - one) / (COUNT - 1)
+    return [
+        Row(f"memory{suffix}", f"a process with one lift, {case}", "MB", [one / 1e6]),
+        Row(f"memory_per_simulator{suffix}", f"a further lift, {case}", "MB", [further / 1e6]),
+        Row(f"making{suffix}", f"{COUNT} simulators of lift, {case}", "s", [taken]),
+    ]
 
 
 if __name__ == "__main__":

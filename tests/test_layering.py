@@ -54,7 +54,7 @@ THIRD_PARTY = {
 }
 SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}
 """Only below actors/tasks, and only inside functions."""
-SIMULATED = {"actors.tasks.osc", "actors.tasks.table"}
+SIMULATED = {"actors.tasks.osc", "actors.tasks.scenes", "actors.tasks.table"}
 """Modules that import simulators themselves, and are imported like one."""
 LAZY = {
     "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},

@@ -87,10 +87,13 @@ class ArmEnv(TaskEnv):
         self, spec: TaskSpec, render_mode: str | None = None, cameras: CamerasConfig = NO_CAMERAS
     ) -> None:
         super().__init__(spec, render_mode)
-        self._cameras = cameras
+        self._cameras, self._drawn = cameras, bool(cameras.names) or render_mode == "rgb_array"
         robosuite = import_robosuite()
+        from longview.actors.tasks.scenes import freeze, shared_models
+
         try:
-            self.simulator = self.build(robosuite)
+            with shared_models(self._drawn):
+                self.simulator = self.build(robosuite)
         # A file is missing, its XML is damaged, or MuJoCo refuses what it holds.
         except (OSError, SyntaxError, ValueError) as error:
             raise SimulatorError(
@@ -98,10 +101,16 @@ class ArmEnv(TaskEnv):
                 "reinstall robosuite, its files may be damaged"
             ) from error
 
+        # At every reset robosuite hides its sites, by a write to the model. Do it now: once they are hidden,
+        # resets leave the model as it is.
+        self.simulator.visualize(dict.fromkeys(self.simulator._visualizations, False))
+        freeze(self.model)
+
         import mujoco
 
         # MuJoCo would write warnings into a file in the working folder; `diverged` asks its counters instead.
         mujoco.set_mju_user_warning(lambda message: None)
+        self._divergences = [int(getattr(mujoco.mjtWarning, name)) for name in DIVERGED]
         self._renderers: dict[tuple[int, str], Any] = {}
         self._built = frozenset(vars(self)) - {"steps", "_memory_rng"}
         """Names of the attributes that no episode changes: simulator, objects, cameras."""
@@ -169,7 +178,15 @@ class ArmEnv(TaskEnv):
         return self.state() | images
 
     def render(self) -> Any:
-        """Draw a picture of the scene, (256, 256, 3) uint8."""
+        """Draw a picture of the scene, (256, 256, 3) uint8.
+
+        Raises:
+            RendererError: this machine cannot render, or the simulator was made without visuals.
+        """
+        from longview.actors.tasks.render import RendererError
+
+        if not self._drawn:
+            raise RendererError("the simulator has no visuals: make it with render_mode='rgb_array'")
         name, size = PICTURE
         return self._picture(name, size, "full")
 
@@ -193,15 +210,13 @@ class ArmEnv(TaskEnv):
     @property
     def width(self) -> float:
         """Distance of the fingers, in metres, up to 0.08."""
-        joints = self.simulator.robots[0].gripper["right"].joints
-        one, other = (self.simulator.sim.data.get_joint_qpos(name) for name in joints)
-        return float(one - other)
+        one, other = self.simulator.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        return float(self.data.qpos[one] - self.data.qpos[other])
 
     def diverged(self) -> bool:
         """Tell whether MuJoCo has had to start over since the reset."""
-        import mujoco
-
-        return any(self.data.warning[int(getattr(mujoco.mjtWarning, name))].number for name in DIVERGED)
+        counts = self.data.warning.number.tolist()
+        return any(counts[warning] for warning in self._divergences)
 
     def sense(self, names: Iterable[str]) -> dict[str, Vector]:
         """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
@@ -299,7 +314,8 @@ class TableEnv(ArmEnv):
 
     def position(self, item: Any) -> Vector:
         """Return the position of an object's centre (3,), in metres."""
-        position: Vector = self.data.body(item.root_body).xpos - SURFACE
+        body = self.simulator.sim.model.body_name2id(item.root_body)  # MuJoCo's own look-up takes 15 us
+        position: Vector = self.data.xpos[body] - SURFACE
         return position
 
     def velocity(self, item: Any) -> Vector:

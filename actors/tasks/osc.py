@@ -41,7 +41,6 @@ class Arm:
         self._gripper, self._grip_limits = robot.gripper["right"], (grip.actuator_min, grip.actuator_max)
         self._arm_motors = np.array(robot._ref_actuators_indexes_dict["right"])
         self._grip_motors = np.array(robot._ref_actuators_indexes_dict["right_gripper"])
-        self._limits = self._model.actuator_ctrlrange[self._arm_motors].T.copy()
         size, freedoms = self._model.nv, np.array(controller.qvel_index)
         self._mass_VV, self._jacobian_6V = np.zeros((size, size)), np.zeros((6, size))
         # robosuite reads the inertia before the fingers open, and again only after the first torques.
@@ -54,6 +53,7 @@ class Arm:
             controller.kp,
             controller.kd,
             posture_kp,
+            *self._model.actuator_ctrlrange[self._arm_motors].T.copy(),
         )
 
     def save(self) -> tuple[Vector | None, Vector]:
@@ -88,26 +88,20 @@ class Arm:
         share = self._gripper.format_action(np.array([grip]))
         data.ctrl[self._grip_motors] = 0.5 * (high + low) + 0.5 * (high - low) * share
         goal = self.hand + self._base_axes @ (move * self.span)
+        translation, rotation = self._jacobian_6V[:3], self._jacobian_6V[3:]
+        # Views that follow the simulation. Asking for them in every physics step would take 2 % longer.
+        inertia, control = data.qM, data.ctrl
+        state = (data.qpos, data.qvel, data.qfrc_bias, self.hand, self.axes)
         for substep in range(self._substeps):
             if substep:
                 mujoco.mj_step1(model, data)
-            mujoco.mj_jacSite(model, data, self._jacobian_6V[:3], self._jacobian_6V[3:], self._site)
-            mujoco.mj_fullM(model, self._mass_VV, data.qM)
+            mujoco.mj_jacSite(model, data, translation, rotation, self._site)
+            mujoco.mj_fullM(model, self._mass_VV, inertia)
             if self._first_mass is not None:
                 self._mass_VV[self._block], self._first_mass = self._first_mass, None
-            wanted = torques(
-                self._mass_VV,
-                self._jacobian_6V,
-                data.qpos,
-                data.qvel,
-                data.qfrc_bias,
-                self.hand,
-                self.axes,
-                goal,
-                goal_axes,
-                *self._fixed,
+            control[self._arm_motors] = torques(
+                self._mass_VV, self._jacobian_6V, *state, goal, goal_axes, *self._fixed
             )
-            data.ctrl[self._arm_motors] = np.clip(wanted, *self._limits)
             mujoco.mj_step2(model, data)
 
 
@@ -128,6 +122,8 @@ def torques(
     kp: Vector,
     kd: Vector,
     posture_kp: float,
+    weakest: Vector,
+    strongest: Vector,
 ) -> Vector:
     """Return the torques (J,) that pull the hand to its goal and, where freedom is left, the joints home.
 
@@ -147,6 +143,8 @@ def torques(
         kp: stiffness (6,).
         kd: damping (6,).
         posture_kp: stiffness of the pull home; it is critically damped.
+        weakest: lower limits of the torques (J,).
+        strongest: upper limits of the torques (J,).
     """
     joints = len(freedoms)
     mass, jacobian, posture = np.empty((joints, joints)), np.empty((6, joints)), np.empty(joints)
@@ -179,4 +177,4 @@ def torques(
     motion = jacobian.T @ wrench + mass @ posture
     for row in range(joints):
         motion[row] += bias_V[freedoms[row]]
-    return motion
+    return np.minimum(np.maximum(motion, weakest), strongest)

@@ -7,7 +7,6 @@ with. Therefore this file uses only what lies below it: a GL context, a scene, a
 
 import atexit
 import ctypes
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,8 +40,8 @@ class RendererError(SimulatorError):
 class Renderer:
     """A renderer of one model at one size, for the thread that made it.
 
-    Renderers of equal models share meshes and textures (some 200 MB), which are freed with the last of them,
-    or at exit.
+    Equal renderers of one model share its meshes and textures (some 200 MB), which are freed with the last of
+    them, or at exit.
     """
 
     def __init__(self, model: "mujoco.MjModel", size: int, quality: str = "fast") -> None:
@@ -56,20 +55,10 @@ class Renderer:
         Raises:
             RendererError: there is no such quality, or this machine cannot render.
         """
-        import mujoco
-
         if quality not in QUALITIES:
             raise RendererError(f"quality must be one of {', '.join(QUALITIES)}, not {quality!r}")
         self._model, self._size = model, size
-        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = quality == "full"
-        self._options = mujoco.MjvOption()
-        self._options.geomgroup[COLLISION_GROUP] = 0
-        visual = model.vis
-        framebuffer = _settings(visual.global_, offheight=size, offwidth=size)
-        with framebuffer, _settings(visual.quality, **QUALITIES[quality]):
-            self._canvas: _Canvas | None = _canvas(model, size)
+        self._canvas: _Canvas | None = _canvas(model, size, quality)
 
     def render(self, data: "mujoco.MjData", camera: str) -> NDArray[np.uint8]:
         """Draw the model in this state, (size, size, 3), as the camera of that name sees it.
@@ -86,9 +75,7 @@ class Renderer:
         if view.fixedcamid < 0:
             known = ", ".join(self._model.camera(index).name for index in range(self._model.ncam))
             raise RendererError(f"the model has no camera {camera!r}, only {known or 'none'}")
-        everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
-        return self._canvas.draw(self._scene, self._size)
+        return self._canvas.draw(data, view, self._size)
 
     def close(self) -> None:
         """Give up what is shared; harmless when repeated."""
@@ -96,30 +83,39 @@ class Renderer:
 
 
 class _Canvas:
-    """A GL context that holds a model's meshes and textures, and a framebuffer."""
+    """A GL context that holds a model's meshes and textures, a framebuffer, and what is drawn next."""
 
-    def __init__(self, model: "mujoco.MjModel", size: int) -> None:
+    def __init__(self, model: "mujoco.MjModel", size: int, quality: str) -> None:
         import mujoco
 
         self._open = False
+        self._model, self._options = model, mujoco.MjvOption()
+        self._options.geomgroup[COLLISION_GROUP] = 0
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = quality == "full"
+        framebuffer = _settings(model.vis.global_, offheight=size, offwidth=size)
         backend = _backend()
         try:
             with _private_environment():
                 self._context = import_module(f"mujoco.{backend}").GLContext(size, size)
             self._context.make_current()
-            self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            with framebuffer, _settings(model.vis.quality, **QUALITIES[quality]):
+                self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # mujoco, OpenGL and ctypes each raise their own
             raise RendererError(f"cannot render by {backend} ({error}); {INSTALL}") from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._target)
         self._open = True
 
-    def draw(self, scene: "mujoco.MjvScene", size: int) -> NDArray[np.uint8]:
-        """Draw a picture of the scene, (size, size, 3)."""
+    def draw(self, data: "mujoco.MjData", view: "mujoco.MjvCamera", size: int) -> NDArray[np.uint8]:
+        """Draw a picture of the model in this state, (size, size, 3)."""
         import mujoco
 
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
         pixels, image = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
         self._context.make_current()
-        mujoco.mjr_render(pixels, scene, self._target)
+        mujoco.mjr_render(pixels, self._scene, self._target)
         mujoco.mjr_readPixels(image, None, pixels, self._target)
         return image[::-1].copy()  # OpenGL counts rows from below
 
@@ -137,19 +133,15 @@ class _Canvas:
             self.close()
 
 
-_canvases: WeakValueDictionary[bytes, _Canvas] = WeakValueDictionary()
-"""Canvases in use, by a digest of the model with its settings."""
+_canvases: WeakValueDictionary[tuple[int, int, str], _Canvas] = WeakValueDictionary()
+"""Canvases in use, by the id of their model, size and quality."""
 
 
-def _canvas(model: "mujoco.MjModel", size: int) -> _Canvas:
-    import mujoco
-
-    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, content)
-    key = hashlib.blake2b(content.data).digest()
+def _canvas(model: "mujoco.MjModel", size: int, quality: str) -> _Canvas:
+    key = (id(model), size, quality)
     canvas = _canvases.get(key)
     if canvas is None:
-        canvas = _canvases[key] = _Canvas(model, size)
+        canvas = _canvases[key] = _Canvas(model, size, quality)
         # Registered anew each time, so that it runs before the exit handler by which mujoco ends EGL.
         atexit.unregister(_close_all)
         atexit.register(_close_all)

@@ -40,7 +40,7 @@ mujoco.mj_forward(model, data)
 
 @pytest.fixture(scope="module")
 def lift() -> Iterator[Any]:
-    env = load_task("lift").make()
+    env = load_task("lift").make("rgb_array")
     env.reset(seed=0)
     yield env.unwrapped
     env.close()
@@ -138,6 +138,14 @@ def test_renderers_of_equal_models_do_not_disturb_each_other(scene: Any) -> None
 def test_a_camera_that_is_not_there_names_those_that_are(scene: Any) -> None:
     with pytest.raises(RendererError, match="no camera 'back', only front"):
         picture(*scene, "back", 60)
+
+
+def test_a_simulator_without_visuals_says_how_to_get_them() -> None:
+    env = load_task("lift").make()
+    env.reset(seed=0)
+    with pytest.raises(RendererError, match="no visuals: make it with render_mode='rgb_array'"):
+        env.render()
+    env.close()
 
 
 def test_an_unknown_quality_names_those_that_are_known(scene: Any) -> None:

@@ -107,7 +107,7 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
         (policy_config, {"context_length": 0}, "context_length .* not 0"),
         (policy_config, {"dropout": 1.0}, r"dropout .* not 1\.0"),
         (policy_config, {"size": "huge"}, "size must be one of tiny, small, paper, not 'huge'"),
-        (policy_config, {"architecture": "unet"}, "dit, unet_cross, unet_film, not 'unet'"),
+        (policy_config, {"architecture": "unet"}, "dit, mlp, unet_cross, unet_film, not 'unet'"),
         (policy_config, {"prediction": "v"}, "prediction must be one of epsilon, sample, not 'v'"),
         (
             policy_config,

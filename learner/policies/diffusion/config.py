@@ -36,6 +36,13 @@ HEADS: Mapping[str, Mapping[str, Any]] = {
 DEPTHS: Mapping[str, Mapping[str, Any]] = {"tiny": {"depth": 3}, "small": {"depth": 4}, "paper": {"depth": 8}}
 """Settings by size of the transformer."""
 
+MLPS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"width": 256, "depth": 3},
+    "small": {"width": 512, "depth": 3},
+    "paper": {"width": 1024, "depth": 6},
+}
+"""Settings by size of the MLP."""
+
 
 def joined(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Join tables of settings by size. Each size gets the settings of all tables."""
@@ -197,6 +204,36 @@ class DiTConfig(AttentionConfig):
         from longview.learner.policies.diffusion.denoisers.dit import DiT
 
         return DiT(self, horizon, action_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(AttentionConfig):
+    """Settings of an MLP over all actions, which is told a summary of the context."""
+
+    sizes: ClassVar = joined(SHARED, MLPS, HEADS)
+
+    architecture: str = "mlp"
+    width: int = AS_SIZE
+    """Channels of the MLP."""
+    depth: int = AS_SIZE
+    """Number of the MLP's residual blocks."""
+    questions: int = 4
+    """Number of vectors, made from the present observation, that attend to the context."""
+    looks: int = 2
+    """Times that they attend. A later look can depend on what an earlier one found."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "width", "depth", "questions", "looks")
+        require(
+            self.token_size % self.heads == 0,
+            f"token_size {self.token_size} must be a multiple of heads {self.heads}",
+        )
+
+    def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
+        from longview.learner.policies.diffusion.denoisers.mlp import MLP
+
+        return MLP(self, horizon, action_size)
 
 
 def multiples(name: str, value: int, widths: tuple[int, ...]) -> None:

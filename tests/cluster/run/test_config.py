@@ -155,11 +155,13 @@ def test_urls_lose_only_their_password() -> None:
         (["learner.policy.kind=recurrent", "learner.policy.token_size=16"], RecurrentConfig, 16),
     ],
 )
-def test_an_override_chooses_another_policy_than_the_presets(
-    settings: list[str], kind: type, size: int
+def test_an_override_chooses_another_policy_than_the_files(
+    settings: list[str], kind: type, size: int, tmp_path: Path
 ) -> None:
-    """The preset's settings that the other policy has stay; widths, which it does not have, go."""
-    config = read_config(preset_file("grasp_and_return"), settings, task="grasp_and_return")
+    """The file's settings that the other policy has stay; widths, which it does not have, go."""
+    file = tmp_path / "run.yaml"
+    file.write_text("learner: {policy: {widths: [64], token_size: 64}}\n")
+    config = read_config(file, settings)
     assert type(config.learner.policy) is kind
     assert config.learner.policy.token_size == size
 
@@ -174,7 +176,7 @@ def test_a_policy_of_another_kind_is_written_and_read_back(tmp_path: Path) -> No
     ("settings", "message"),
     [
         (["learner.policy.kind=lstm"], "learner.policy.kind must be one of diffusion, recurrent, not 'lstm'"),
-        (["learner.policy.architecture=mlp"], "architecture must be one of dit, unet_cross, .* not 'mlp'"),
+        (["learner.policy.architecture=lstm"], "architecture must be one of dit, mlp, .* not 'lstm'"),
         (["learner.policy.kind=recurrent", "learner.policy.widths=[8]"], "unknown key learner.policy.widths"),
         (["learner.policy.hiden=8", "learner.policy.kind=recurrent"], "did you mean learner.policy.hidden"),
         (

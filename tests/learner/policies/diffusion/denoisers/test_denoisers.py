@@ -17,13 +17,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet_cross": {**UNET, "heads": 2},
     "unet_film": UNET,
     "dit": {"depth": 2, "heads": 2},
+    "mlp": {"width": 16, "depth": 2, "heads": 2},
 }
 NOISE_STEP_B = torch.tensor([0, 50, 99])
 
 
 @pytest.fixture(
     params=[(name, {}) for name in architectures("diffusion")]
-    + [(name, {"heads_per_key": 2}) for name in ("unet_cross", "dit")]
+    + [(name, {"heads_per_key": 2}) for name in ("unet_cross", "dit", "mlp")]
 )
 def untrained(request: pytest.FixtureRequest) -> Denoiser:
     torch.manual_seed(0)
