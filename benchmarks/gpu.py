@@ -20,7 +20,12 @@ from torch import Tensor
 
 from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig
 from longview.learner.flat import flatten
-from longview.learner.policies.diffusion.config import DiTConfig, UNetCrossConfig, UNetFilmConfig
+from longview.learner.policies.diffusion.config import (
+    DiTConfig,
+    MLPConfig,
+    UNetCrossConfig,
+    UNetFilmConfig,
+)
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policies.recurrent.config import RecurrentConfig
 from longview.learner.policy import Policy, mean_loss
@@ -33,6 +38,7 @@ KINDS: dict[str, type[PolicyConfig]] = {
     "unet_cross": UNetCrossConfig,
     "unet_film": UNetFilmConfig,
     "dit": DiTConfig,
+    "mlp": MLPConfig,
     "recurrent": RecurrentConfig,
 }
 """Configs of the kinds of policies. Entry points would need an installed package."""
