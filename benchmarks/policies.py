@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
-from longview.learner.compiled import compile_trunk
+from longview.learner.compiled import compile_policy
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
+from longview.learner.flat import flatten
 from longview.learner.policies.diffusion.config import SHARED
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import Policy, mean_loss
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.session import PolicySession
-from longview.learner.train import flatten
+from longview.learner.transfer import pack, send
 from longview.learner.windows import Batch
 from longview.replay.episode import (
     ACTION,
@@ -235,35 +236,39 @@ class Training:
     ) -> None:
         config = replace(config, curriculum=CurriculumConfig("lengths", lengths={T_o: 1.0}))
         draw = drawer(SPECS[kind], episode_steps)
-        self.recipe = Recipe(config, SPECS[kind], seed=0, rank=0, world=1, draw=draw)
-        self.apart, self.taken = apart, 0
+        few_shapes = config.compile or device.type != "cpu"
+        self.recipe = Recipe(config, SPECS[kind], 0, rank=0, world=1, draw=draw, few_shapes=few_shapes)
+        self.apart, self.taken, self.device = apart, 0, device
         self.policy = config.policy.make(SPECS[kind]).to(device)
-        self.weights, self.gradients = flatten(self.policy)
-        self.optimizer = torch.optim.AdamW([self.weights], fused=True)
+        self.weights = flatten(self.policy)
+        self.optimizer = torch.optim.AdamW([self.weights.vector], fused=True)
         if config.compile:
-            compile_trunk(self.policy, self.recipe, range(1))
+            compile_policy(self.policy, self.recipe, range(1))
         self.rate()
 
     def rate(self) -> float:
         """Take the next step and return its windows per second."""
         batch = self.batch()
-        return batch.size / seconds(lambda: self.step(batch))
+        return batch.size / seconds(lambda: self.finish(batch))
 
-    def batch(self) -> Batch:
-        """Return the next batch."""
+    def batch(self) -> Batch[Tensor]:
+        """Return the next batch, packed for the device."""
         self.taken += 1
         batch = self.recipe.batch(self.taken)
-        return one_by_one(batch) if self.apart else batch
+        return pack(one_by_one(batch) if self.apart else batch, self.device)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, packed: Batch[Tensor]) -> None:
         """Take one training step, as the training loop does."""
+        batch = send(packed, self.device)
         error_BT = self.recipe.error(self.policy, batch, self.taken)
-        loss = mean_loss(error_BT, self.policy.tensor(batch.target_BT))
-        self.gradients.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.weights.backward(mean_loss(error_BT, batch.target_BT))
+        nn.utils.clip_grad_norm_(self.weights.vector, 1.0)
         self.optimizer.step()
-        loss.item()  # waits for a GPU
+
+    def finish(self, packed: Batch[Tensor]) -> None:
+        """Take one training step, and wait for a GPU to end it."""
+        self.step(packed)
+        self.weights.vector[0].item()
 
     def flops(self) -> float:
         """Return the floating-point operations of a step per window; compiled code is not counted."""
@@ -279,7 +284,7 @@ class Training:
         return torch.cuda.max_memory_allocated() / 2**20
 
 
-def one_by_one(batch: Batch) -> Batch:
+def one_by_one(batch: Batch[NDArray[Any]]) -> Batch[NDArray[Any]]:
     """Return a batch with the same windows in which each has its own copy of its frames."""
     seen_BS = batch.seen_BS
     frame_F = batch.frame_BS[seen_BS]

@@ -1,14 +1,22 @@
-"""Compilation of a policy's network before training begins, so that no training step waits for a compiler."""
+"""Compilation of a policy before training begins, so that no training step waits for a compiler.
+
+Legend (docs/notation.md): B windows, T action positions.
+"""
 
 import os
 import shutil
 
+import torch
+
 from longview.learner.policy import Policy
 from longview.learner.recipe import Recipe
+from longview.learner.transfer import pack, send
 
 
-def compile_trunk(policy: Policy, recipe: Recipe, steps: range) -> None:
-    """Compile the policy's trunk for every padded context length that these training steps use.
+def compile_policy(policy: Policy, recipe: Recipe, steps: range) -> None:
+    """Compile encoder, network and loss of a policy for all batches of these training steps.
+
+    The encoder is compiled for any number of frames, the rest for each padded context length.
 
     Raises:
         RuntimeError: no C++ compiler is installed.
@@ -20,6 +28,9 @@ def compile_trunk(policy: Policy, recipe: Recipe, steps: range) -> None:
             "install it, name another compiler in the environment variable CXX, or leave learner.compile off"
         )
     first = {recipe.padded_context_length(step): step for step in reversed(steps)}
-    policy.trunk.compile(dynamic=False, fullgraph=True, recompile_limit=len(first), isolate_recompiles=True)
+    policy.encoder.compile(dynamic=True, fullgraph=True, isolate_recompiles=True)
+    policy.compile_loss(dynamic=False, fullgraph=True, recompile_limit=len(first), isolate_recompiles=True)
     for step in first.values():
-        recipe.error(policy, recipe.batch(step), step).sum().backward()  # type: ignore[no-untyped-call]
+        batch = send(pack(recipe.batch(step), policy.device), policy.device)
+        error_BT = recipe.error(policy, batch, step)
+        torch.autograd.grad(error_BT.sum(), list(policy.parameters()), allow_unused=True)

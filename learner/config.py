@@ -318,8 +318,9 @@ class LearnerConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the multiplications in the loss. Weights are always float32."""
     compile: bool = False
-    """Compile the policy's network for a few context lengths, to which shorter contexts are padded. Compiling
-    takes minutes at the start and makes steps faster. It needs a C++ compiler where the learner runs."""
+    """Compile the encoder, the network and the loss, for a few context lengths, to which shorter contexts are
+    padded. Compiling takes minutes at the start and makes steps faster. It needs a C++ compiler where the
+    learner runs."""
     learning_rate: float = 3e-3
     """Largest learning rate. The rate rises linearly over `warmup` steps, then falls to zero as a cosine."""
     warmup: int = 100

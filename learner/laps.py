@@ -18,7 +18,6 @@ from torch import Tensor
 
 from longview.learner import ranks
 from longview.learner.config import Horizon
-from longview.learner.policy import window_losses
 from longview.learner.windows import Batch
 
 
@@ -95,12 +94,11 @@ class Lap:
         self._clear()
 
     def _clear(self) -> None:
-        self._steps, self._losses, self._norms = list[TakenStep](), list[Tensor](), list[Tensor]()
-        self._losses_G = list[Tensor]()
+        self._steps, self._losses_B, self._norms = list[TakenStep](), list[Tensor](), list[Tensor]()
         self._error_T, self._targets_T = torch.zeros(2, len(self._offsets), device=self._device)
         self._started, self._wait_s = perf_counter(), 0.0
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Batch[Tensor]]) -> Iterator[Batch[Tensor]]:
         """Pass batches through, and measure the time spent waiting for them."""
         while True:
             start = perf_counter()
@@ -112,21 +110,21 @@ class Lap:
                 return
             yield batch
 
-    def add(self, taken: TakenStep, error_BT: Tensor, target_BT: Tensor, loss: Tensor, norm: Tensor) -> None:
+    def add(
+        self, taken: TakenStep, error_BT: Tensor, target_BT: Tensor, loss_B: Tensor, norm: Tensor
+    ) -> None:
         """Add one step.
 
         Args:
             taken: the step.
             error_BT: error of each position; 0 where there is no target.
             target_BT: mask of the targets.
-            loss: mean of the error.
+            loss_B: error of each window, as `window_losses` returns it.
             norm: norm of the gradient before clipping.
         """
         self._steps.append(taken)
-        self._losses.append(loss.detach())
+        self._losses_B.append(loss_B.detach())
         self._norms.append(norm)
-        loss_B = window_losses(error_BT.detach(), target_BT)
-        self._losses_G.append(loss_B.reshape(len(taken.episodes), -1).mean(dim=1))
         self._error_T += error_BT.detach().sum(dim=0)
         self._targets_T += target_BT.sum(dim=0)
 
@@ -143,9 +141,8 @@ class Lap:
         Raises:
             TrainingDiverged: a loss or a gradient of any rank was not finite. All ranks raise it.
         """
-        numbers = torch.cat(
-            (torch.stack(self._losses), torch.stack(self._norms), self._error_T, self._targets_T)
-        )
+        loss = torch.stack(self._losses_B).mean(dim=1)
+        numbers = torch.cat((loss, torch.stack(self._norms), self._error_T, self._targets_T))
         ranks.average(numbers, self._world)
         count, positions = len(self._steps), len(self._offsets)
         losses, norms, error_T, targets_T = (
@@ -183,7 +180,8 @@ class Lap:
     def _by_episode(self) -> dict[str, float]:
         losses_of = defaultdict[str, list[float]](list)
         ids = [id for taken in self._steps for id in taken.episodes]
-        for id, loss in zip(ids, torch.cat(self._losses_G).tolist(), strict=True):
+        losses_G = torch.cat(self._losses_B).reshape(len(ids), -1).mean(dim=1)
+        for id, loss in zip(ids, losses_G.tolist(), strict=True):
             losses_of[id].append(loss)
         return {id: fmean(losses) for id, losses in losses_of.items()}
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from longview.learner.policy import Policy, RecurrentPolicy
 
@@ -77,14 +78,14 @@ def memory_of(policy: Policy, slots: int) -> Memory:
 class Tokens(Memory):
     """Tokens of each slot's newest frames, as many as the longest context.
 
-    The token of step i of an episode lies in place i modulo the longest context. A frame is encoded once,
-    when a context needs it.
+    Each slot has as many places as the longest context is long. The token of step i of an episode lies in
+    place i modulo that number. A frame is encoded once, when a context needs it.
     """
 
     def __init__(self, policy: Policy, slots: int) -> None:
         self._policy, self._longest = policy, policy.horizon.context
-        size = policy.config.token_size
-        self._tokens = torch.zeros(slots, self._longest, size, device=policy.device)
+        self._sample = policy.sampler()
+        self._tokens = torch.zeros(slots * self._longest, policy.config.token_size, device=policy.device)
         self._step = np.full((slots, self._longest), -1)
         """Step whose token lies in each place; -1 for none."""
 
@@ -108,8 +109,9 @@ class Tokens(Memory):
         step_BS = steps_B1 + np.arange(-known_B1.max(), 0)
         # Steps without a frame are masked, whatever token lies in their places; before an episode's first
         # step it is the token of that step.
-        token_BSE = self._tokens[slot_B1, step_BS.clip(0) % self._longest]
-        return self._policy.sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rngs)
+        place_BS = slot_B1 * self._longest + step_BS.clip(0) % self._longest
+        token_BSE = functional.embedding(self._policy.tensor(place_BS), self._tokens)
+        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rngs)
 
     def _encode(
         self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen
@@ -120,9 +122,9 @@ class Tokens(Memory):
         missing_BS = (self._step[slot_B1, step_BS % self._longest] != step_BS) & seen(slot_B1, step_BS)
         row_F, column_F = np.nonzero((step_BS >= steps_B1 - wanted_B1) & missing_BS)
         slot_F, step_F = slot_B1[row_F, 0], step_BS[row_F, column_F]
-        place_F = step_F % self._longest
-        self._tokens[slot_F, place_F] = encoded(self._policy, stored, slot_F, step_F)
-        self._step[slot_F, place_F] = step_F
+        place_F = slot_F * self._longest + step_F % self._longest
+        self._tokens[self._policy.tensor(place_F)] = encoded(self._policy, stored, slot_F, step_F)
+        self._step.reshape(-1)[place_F] = step_F
 
 
 class States(Memory):
@@ -159,22 +161,24 @@ class States(Memory):
         first_B = np.where(self._T_o[slot_B] == T_o, self._taken_in[slot_B], 0)
         first_B = np.maximum(first_B, steps_B - T_o)
         pending_B = steps_B - first_B
-        row_F = np.repeat(np.arange(len(slot_B)), pending_B)
-        place_F = np.arange(len(row_F)) - np.repeat(np.cumsum(pending_B) - pending_B, pending_B)
-        step_F = first_B[row_F] + place_F
-        seen_F = seen(slot_B[row_F], step_F)
+        # The first pending frame of each slot, then the second ones, and so on.
+        place_F, row_F = np.nonzero(np.arange(pending_B.max())[:, None] < pending_B)
+        slot_F, step_F = slot_B[row_F], first_B[row_F] + place_F
+        seen_F = seen(slot_F, step_F)
+        tensor, known = self._policy.tensor, np.flatnonzero(seen_F)
         token_FE = torch.zeros(len(step_F), self._policy.config.token_size, device=self._policy.device)
-        token_FE[seen_F] = encoded(self._policy, stored, slot_B[row_F][seen_F], step_F[seen_F])
+        token_FE[tensor(known)] = encoded(self._policy, stored, slot_F[known], step_F[known])
         begins_FY = step_F[:, None] % T_o == np.arange(CHAINS) * T_o // CHAINS
         begins_FY |= step_F[:, None] == np.maximum(steps_B - T_o, 0)[row_F, None]
-        for place in range(pending_B.max()):
-            at = np.flatnonzero(place_F == place)
-            masks = self._policy.tensor(begins_FY[at]), self._policy.tensor(seen_F[at])
-            self._advance(slot_B[row_F[at]], token_FE[at], *masks)
+        frames = (tensor(slot_F), token_FE, tensor(begins_FY), tensor(seen_F))
+        counts = np.bincount(place_F).tolist()
+        for frame in zip(*(torch.split(part, counts) for part in frames), strict=True):
+            self._advance(*frame)
         self._taken_in[slot_B], self._T_o[slot_B] = steps_B, T_o
-        return self._policy.decide(self._states[slot_B, self._oldest(steps_B, T_o)], rngs)
+        oldest = tensor(slot_B), tensor(self._oldest(steps_B, T_o))
+        return self._policy.decide(self._states[oldest], rngs)
 
-    def _advance(self, slot_B: Integers, token_BE: Tensor, begins_BY: Tensor, seen_B: Tensor) -> None:
+    def _advance(self, slot_B: Tensor, token_BE: Tensor, begins_BY: Tensor, seen_B: Tensor) -> None:
         """Advance the states of slots by one step each, if it was seen. Chains that begin with this step
         start anew."""
         state_BYU = torch.where(begins_BY.unsqueeze(2), self._initial_1U, self._states[slot_B])

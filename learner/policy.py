@@ -8,7 +8,7 @@ U units of a recurrent state.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from longview.learner.config import PolicyConfig, policy_class, policy_config
 from longview.learner.encoder import FrameEncoder
 from longview.learner.files import policy_file
 from longview.learner.normalize import Normalizer, Statistics
+from longview.learner.transfer import sent
 from longview.learner.windows import Batch
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
 
@@ -35,6 +36,12 @@ OLD_FORMAT = "longview-policy-2"
 MARGIN = 0.1
 """Share of the measured range of actions by which a policy may leave it on each side, where its task has no
 limits."""
+
+
+Sample = Callable[
+    [Tensor, NDArray[np.bool_], NDArray[np.float32], Sequence[np.random.Generator]], NDArray[np.float32]
+]
+"""Function that chooses actions, with the arguments and the result of `Policy.sample`."""
 
 
 class Policy(nn.Module, ABC):
@@ -57,11 +64,11 @@ class Policy(nn.Module, ABC):
         self.encoder = FrameEncoder(config, state_size, list(crops.values()))
 
     @abstractmethod
-    def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
         """Return the prediction's error at each position: (B, T), 0 where there is no target.
 
         Args:
-            batch: windows of one context length.
+            batch: windows of one context length, as arrays or on the policy's device.
             generator: source of all randomness except dropout, on the policy's device.
         """
 
@@ -83,10 +90,20 @@ class Policy(nn.Module, ABC):
                 arguments, whatever rows are beside it.
         """
 
-    @property
-    def trunk(self) -> nn.Module:
-        """Network that `learner.compile` compiles: the part that does most of a training step's work."""
-        return self
+    def sampler(self) -> Sample:
+        """Return `sample` with all that depends on the weights alone computed already.
+
+        A session calls this once it loads the policy, so that no decision computes it. It is valid until the
+        weights change.
+        """
+        return self.sample
+
+    def compile_loss(self, **options: Any) -> None:
+        """Compile what `error` computes from the tokens, where `learner.compile` is on.
+
+        Args:
+            options: options of `torch.compile`.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +116,9 @@ class Policy(nn.Module, ABC):
         self.states.fit([(statistics[OBSERVATION_PREFIX + key], kinds[key]) for key in self.vectors])
         self.actions.fit([(statistics[ACTION], kinds[ACTION])])
 
-    def tokens(self, observation: Mapping[str, NDArray[Any]], shift_F2: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, observation: Mapping[str, NDArray[Any] | Tensor], shift_F2: Tensor | None = None
+    ) -> Tensor:
         """Encode frames (F, ...) by key as tokens (F, E).
 
         Args:
@@ -113,7 +132,7 @@ class Policy(nn.Module, ABC):
         token_FE: Tensor = self.encoder(state_FD, images, shift_F2)
         return token_FE
 
-    def batch_tokens(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def batch_tokens(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
         """Encode the frames of a batch as tokens (B, S, E) of its windows, oldest first.
 
         In training, all frames of a segment are cropped at the same place, drawn from the generator.
@@ -125,7 +144,7 @@ class Policy(nn.Module, ABC):
         token_FE = self.tokens(batch.observation, shift_F2)
         return functional.embedding(self.tensor(batch.frame_BS), token_FE)
 
-    def normal_states(self, observation: Mapping[str, NDArray[Any]]) -> Tensor:
+    def normal_states(self, observation: Mapping[str, NDArray[Any] | Tensor]) -> Tensor:
         """Normalise the states of frames by key, all but images, in the order of the keys: (F, D)."""
         frames = len(next(iter(observation.values())))
         states = [self.tensor(observation[key]).float().reshape(frames, -1) for key in self.vectors]
@@ -147,14 +166,14 @@ class Policy(nn.Module, ABC):
             np.full_like(high_A, limits.high) if np.isfinite(limits.high) else high_A + room_A,
         )
 
-    def out_of_range(self, batch: Batch) -> float:
+    def out_of_range(self, batch: Batch[Any]) -> float:
         """Return the share of observed values, images left out, that lie outside the measured range."""
         values = self.normal_states(batch.observation)
         return float(self.states.out_of_range(values)) / max(1, values.numel())
 
-    def tensor(self, array: NDArray[Any]) -> Tensor:
-        """Return an array as a tensor on the policy's device."""
-        return torch.from_numpy(array).to(self.device)
+    def tensor(self, array: NDArray[Any] | Tensor) -> Tensor:
+        """Return an array as a tensor on the policy's device. A tensor is returned as it is."""
+        return array if isinstance(array, Tensor) else sent(array, self.device)
 
 
 class RecurrentPolicy(Policy):

@@ -1,22 +1,27 @@
 """Batch and loss of each training step, with all of their randomness.
 
-Legend (docs/notation.md): B windows, G segments, J windows of each segment, S observed steps, T action
-positions.
+Legend (docs/notation.md): B windows, G segments, J windows of each segment, F frames, S observed steps,
+T action positions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longview.learner import curriculum
 from longview.learner.config import Horizon, LearnerConfig
 from longview.learner.policy import Policy
-from longview.learner.windows import Batch, build, margin, nows
+from longview.learner.windows import SPREAD, Batch, build, margin, nows
 from longview.replay.episode import Segment, TaskSpec
+
+SHAPES = 24
+"""Largest number of different frame counts in a run with few shapes."""
 
 DrawSegments = Callable[[int, int, int, int], list[Segment]]
 """Function (step, before, after, count) that draws `count` segments for one training step.
@@ -37,6 +42,9 @@ class Recipe:
     world: int
     """G, number of ranks, which share out each batch."""
     draw: DrawSegments
+    few_shapes: bool = False
+    """Pad batches to few different shapes. A GPU prepares convolutions for each shape anew, and a compiler
+    compiles each; a CPU would only have more to compute."""
 
     def __post_init__(self) -> None:
         """
@@ -60,26 +68,46 @@ class Recipe:
         )
 
     def padded_context_length(self, step: int) -> int:
-        """Return the context length that this step's batch is padded to when the network is compiled.
+        """Return the context length that this step's batch is padded to if there are to be few shapes.
 
         It is the smallest number of the form 2 ** n or 3 * 2 ** n that is at least T_o, and at most the
-        longest context. A network is then compiled for few lengths.
+        longest context.
         """
         context_length = self.context_length(step)
         power = 1 << (context_length - 1).bit_length()
         padded_length = 3 * power // 4 if 3 * power // 4 >= context_length else power
         return min(self.horizon.context, padded_length)
 
-    def batch(self, step: int) -> Batch:
+    def padded_frames(self, frames: int) -> int:
+        """Return the number of frames that a batch is padded to if there are to be few shapes.
+
+        It is a multiple of a 32nd of the largest batch, and above half of that a multiple of a 16th. This
+        makes `SHAPES` counts, and 4 to 6 % more frames in a run.
+        """
+        windows, context_length = self.config.windows(self.spec, self.world), self.horizon.context
+        most = min(windows * context_length, context_length + SPREAD * windows - 1)
+        part = -(-most * self.segments // 32)
+        if frames > 16 * part:
+            part *= 2
+        return -(-frames // part) * part
+
+    @property
+    def segments(self) -> int:
+        """Number of segments in this rank's share of a batch, G."""
+        return self.config.batch_size // (self.world * self.config.windows(self.spec, self.world))
+
+    def batch(self, step: int) -> Batch[NDArray[Any]]:
         """Draw this rank's windows of one step, `batch_size / world` of them."""
         context_length, windows = self.context_length(step), self.config.windows(self.spec, self.world)
         before, after = context_length - 1 + margin(windows), self.horizon.after + margin(windows)
-        segments = self.draw(step, before, after, self.config.batch_size // (self.world * windows))
+        segments = self.draw(step, before, after, self.segments)
         now_GJ = nows(segments, windows, np.random.default_rng((self.seed, self.rank, step, 1)))
         batch = build(segments, self.spec, self.horizon, context_length, now_GJ)
-        return padded(batch, self.padded_context_length(step)) if self.config.compile else batch
+        if not self.few_shapes:
+            return batch
+        return padded(batch, self.padded_context_length(step), self.padded_frames(batch.frames))
 
-    def error(self, policy: Policy, batch: Batch, step: int) -> Tensor:
+    def error(self, policy: Policy, batch: Batch[Any], step: int) -> Tensor:
         """Return the policy's error (B, T) on this step's batch."""
         device = policy.device
         generator = seeded(_stream(self.seed, self.rank, step), device)
@@ -87,10 +115,23 @@ class Recipe:
             return policy.error(batch, generator)
 
 
-def padded(batch: Batch, context_length: int) -> Batch:
-    """Pad windows to a longer context with masked steps before their oldest observation."""
-    before = ((0, 0), (context_length - batch.context_length, 0))
-    return replace(batch, frame_BS=np.pad(batch.frame_BS, before), seen_BS=np.pad(batch.seen_BS, before))
+def padded(batch: Batch[NDArray[Any]], context_length: int, frames: int) -> Batch[NDArray[Any]]:
+    """Pad a batch to a longer context and to more frames, without a change of its loss.
+
+    The windows get masked steps before their oldest observation. The frames that no window observes are
+    copies of the last one.
+    """
+    before, after = ((0, 0), (context_length - batch.context_length, 0)), (0, frames - batch.frames)
+    return replace(
+        batch,
+        observation={
+            key: np.pad(rows, [after, *[(0, 0)] * (rows.ndim - 1)], mode="edge")
+            for key, rows in batch.observation.items()
+        },
+        segment_F=np.pad(batch.segment_F, after, mode="edge"),
+        frame_BS=np.pad(batch.frame_BS, before),
+        seen_BS=np.pad(batch.seen_BS, before),
+    )
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:

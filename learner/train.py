@@ -17,15 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from longview.learner import checkpoint, ranks
-from longview.learner.compiled import compile_trunk
+from longview.learner.compiled import compile_policy
 from longview.learner.config import AHEAD, LearnerConfig
+from longview.learner.flat import FlatWeights, flatten
 from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
-from longview.learner.policy import Policy, mean_loss, policy_from_bytes, policy_to_bytes
+from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes, window_losses
 from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.transfer import pack, send
 from longview.learner.validation import validate
 from longview.learner.windows import Batch
 from longview.replay.episode import Episode, TaskSpec, difference
+
+ASK_EVERY = 10
+"""Steps after which the ranks ask each other whether to stop. To ask, each waits for its device."""
 
 
 def train(
@@ -58,7 +63,8 @@ def train(
             run without checkpoint.
         publish: takes version and bytes of the averaged policy; called on rank 0 only.
         report: takes the progress; called on rank 0 only.
-        should_stop: called after every step; if one rank answers true, all ranks stop.
+        should_stop: called after every step. If one rank answers true, all ranks stop: one rank at once,
+            several after at most `ASK_EVERY` steps.
         checkpoints: folder of the checkpoints; used by rank 0 only.
         validation: episodes that are never drawn. Rank 0 validates every published policy on them.
         rank: this rank.
@@ -74,38 +80,39 @@ def train(
         ValueError: the config does not fit the task, or the checkpoint is of another policy configuration or
             task.
     """
-    recipe = Recipe(config, spec, seed, rank, world, draw)
+    where = torch.device(device)
+    recipe = Recipe(config, spec, seed, rank, world, draw, few_shapes=config.compile or where.type != "cpu")
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
     average = policy_from_bytes(start.policy, device)
     policy = deepcopy(average).train()
-    weights, gradients = flatten(policy)
-    averaged_weights, _ = flatten(average)
-    optimizer = torch.optim.AdamW([weights], betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    if start.training:
-        _restore(start.training, weights, optimizer)
+    weights, averaged = flatten(policy), flatten(average)
+    optimizer = _optimizer(config, weights, start.training)
     if config.compile:
-        compile_trunk(policy, recipe, range(start.step, config.steps))
+        compile_policy(policy, recipe, range(start.step, config.steps))
 
-    step, lap = start.step, Lap(policy.horizon, checkpoints, rank, world, device)
+    step, stopping, lap = start.step, False, Lap(policy.horizon, checkpoints, rank, world, device)
     if rank == 0 and start.training:
         publish(step, start.policy)
-    for batch in lap.timed(prepared(recipe.batch, range(step, config.steps))):
-        error_BT, target_BT = recipe.error(policy, batch, step), policy.tensor(batch.target_BT)
-        loss = mean_loss(error_BT, target_BT)
-        gradients.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        ranks.average(gradients, world)
-        norm = nn.utils.clip_grad_norm_(weights, config.clip)
+    # Nothing in a step waits for the device, so that the host prepares the next step while it computes.
+    batches = prepared(recipe, range(step, config.steps), where)
+    for batch in lap.timed(send(packed, where) for packed in batches):
+        error_BT = recipe.error(policy, batch, step)
+        loss_B = window_losses(error_BT, batch.target_BT)
+        weights.backward(loss_B.mean())
+        ranks.average(weights.gradient, world)
+        norm = nn.utils.clip_grad_norm_(weights.vector, config.clip)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.step()
-        averaged_weights.data.lerp_(weights.data, 1 - ema_decay(config, step))
+        averaged.vector.data.lerp_(weights.vector.data, 1 - ema_decay(config, step))
 
         step += 1
         taken = TakenStep(step, recipe.context_length(step - 1), batch.episodes)
-        lap.add(taken, error_BT, target_BT, loss, norm)
-        last = ranks.any_of(should_stop(), world, device) or step == config.steps
+        lap.add(taken, error_BT, batch.target_BT, loss_B, norm)
+        stopping |= should_stop()
+        asking = world == 1 or step % ASK_EVERY == 0
+        last = step == config.steps or (asking and ranks.any_of(stopping, world, device))
         publishing = last or step % config.publish_every == 0
         saving = last or step % config.checkpoint_every == 0
         reporting = publishing or saving or step % config.report_every == 0
@@ -118,7 +125,7 @@ def train(
             if publishing:
                 publish(step, data)
             if saving:
-                training = {"weights": weights.data, **optimizer.state_dict()["state"][0]}
+                training = _training(weights, optimizer)
                 checkpoint.save(checkpoints, step, data, training, asdict(config), config.keep_checkpoints)
         if rank == 0 and reporting:
             if publishing and validation:
@@ -152,25 +159,15 @@ def ema_decay(config: LearnerConfig, step: int) -> float:
     return float(min(config.ema_max, 1 - (1 + step) ** -config.ema_power))
 
 
-def flatten(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
-    """Make all parameters views of one vector, and their gradients views of another. Return both vectors.
+def prepared(recipe: Recipe, steps: range, device: torch.device) -> Generator[Batch[Tensor], None, None]:
+    """Yield the batches of these steps in order, packed for a device.
 
-    Optimizer, average, clipping and the exchange between ranks then take one operation each, instead of one
-    per parameter.
+    Another thread prepares them, `AHEAD` steps in advance.
     """
-    parameters = list(module.parameters())
-    weights = nn.Parameter(torch.cat([parameter.data.flatten() for parameter in parameters]))
-    gradients = weights.grad = torch.zeros_like(weights)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, value, gradient in zip(
-        parameters, torch.split(weights.data, sizes), torch.split(gradients, sizes), strict=True
-    ):
-        parameter.data, parameter.grad = value.view_as(parameter), gradient.view_as(parameter)
-    return weights, gradients
 
+    def prepare(step: int) -> Batch[Tensor]:
+        return pack(recipe.batch(step), device)
 
-def prepared(prepare: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
-    """Yield the batches of these steps in order. Another thread prepares them, `AHEAD` steps in advance."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting = deque(pool.submit(prepare, step) for step in steps[:AHEAD])
         try:
@@ -207,8 +204,20 @@ def _start(
     return found
 
 
-def _restore(training: dict[str, Tensor], weights: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-    moments = {name: tensor for name, tensor in training.items() if name != "weights"}
-    groups = optimizer.state_dict()["param_groups"]
-    weights.data.copy_(training["weights"])
-    optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
+def _optimizer(config: LearnerConfig, weights: FlatWeights, training: dict[str, Tensor]) -> torch.optim.AdamW:
+    """Make the optimizer, and restore weights and moments from a checkpoint if it has any."""
+    optimizer = torch.optim.AdamW(
+        [weights.vector], betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    if training:
+        state = {name: weights.spread(x) if x.dim() else x for name, x in training.items()}
+        weights.vector.data.copy_(state.pop("weights"))
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
+    return optimizer
+
+
+def _training(weights: FlatWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return weights and moments as a checkpoint holds them: vectors without gaps."""
+    state = {"weights": weights.vector.data, **optimizer.state_dict()["state"][0]}
+    return {name: weights.dense(x) if x.dim() else x for name, x in state.items()}

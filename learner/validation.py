@@ -6,7 +6,7 @@ segments, S observed steps, T action positions, P past positions, A action dimen
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from longview.learner.config import Horizon
 from longview.learner.policy import Policy, mean_loss
+from longview.learner.transfer import pack, send
 from longview.learner.windows import Batch, build
 from longview.replay.episode import Episode, Segment
 
@@ -54,10 +55,11 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     range_A = high_A - low_A
     for context_length in (length for length in spec.context_lengths if length <= horizon.context):
         batch = build(segments, spec, horizon, context_length, now_GJ)
+        there = send(pack(batch, policy.device), policy.device)
         with torch.inference_mode():
-            error_BT = policy.error(batch, generator.manual_seed(seed))
-            losses[context_length] = float(mean_loss(error_BT, policy.tensor(batch.target_BT)))
-            token_BSE = policy.batch_tokens(batch, generator)
+            error_BT = policy.error(there, generator.manual_seed(seed))
+            losses[context_length] = float(mean_loss(error_BT, there.target_BT))
+            token_BSE = policy.batch_tokens(there, generator)
             action_BTA = policy.sample(
                 token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed).spawn(batch.size)
             )
@@ -71,7 +73,7 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     )
 
 
-def _past(batch: Batch, horizon: Horizon) -> NDArray[np.float32]:
+def _past(batch: Batch[NDArray[Any]], horizon: Horizon) -> NDArray[np.float32]:
     """Return the executed past actions (B, P, A) of windows; NaN where the context does not reach."""
     past = slice(0, horizon.past)
     return np.where(batch.target_BT[:, past, None], batch.action_BTA[:, past], np.float32(np.nan))

@@ -5,10 +5,10 @@ all segments, F frames that at least one window observes, S observed steps (T_o)
 A action dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,12 @@ from longview.replay.episode import (
     learnable,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", bound="NDArray[Any] | Tensor")
+Other = TypeVar("Other", bound="NDArray[Any] | Tensor")
+
 SPREAD = 8
 """Consecutive steps per window of a segment, from which the steps of its windows are drawn."""
 ANY_WINDOW, NO_WINDOW = -1, -2
@@ -36,20 +42,20 @@ ANY_WINDOW, NO_WINDOW = -1, -2
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Training samples of one context length."""
+class Batch(Generic[Array]):
+    """Training samples of one context length: numpy arrays, or tensors on a policy's device."""
 
-    observation: dict[str, NDArray[Any]]
+    observation: dict[str, Array]
     """Frames (F, ...) by observation key, each frame once."""
-    segment_F: NDArray[np.int64]
-    """Index in `episodes` of the episode that each frame belongs to."""
-    frame_BS: NDArray[np.int64]
-    """Index of the frame that each window observes at each step, oldest first; the last step is now."""
-    seen_BS: NDArray[np.bool_]
+    segment_F: Array
+    """Index (int64) in `episodes` of the episode that each frame belongs to."""
+    frame_BS: Array
+    """Index (int64) of the frame that each window observes at each step, oldest first. The last is now."""
+    seen_BS: Array
     """Mask of observed steps: false before the episode's start, where `frame_BS` holds an arbitrary frame."""
-    action_BTA: NDArray[np.float32]
+    action_BTA: Array
     """Target actions: executed actions in the past; from now on the expert's actions, where there are any."""
-    target_BT: NDArray[np.bool_]
+    target_BT: Array
     """Mask of the positions that count in the loss: within the context, before the episode's end, and with
     something to learn from. An expert or a person was in control, or the step has a label for this window, or
     the episode was drawn to be imitated."""
@@ -65,6 +71,23 @@ class Batch:
     def context_length(self) -> int:
         """Number of observed steps, S: the T_o of all windows, or more if the batch is padded."""
         return self.seen_BS.shape[1]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, F."""
+        return len(self.segment_F)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All arrays, observations first."""
+        own = (self.segment_F, self.frame_BS, self.seen_BS, self.action_BTA, self.target_BT)
+        return [*self.observation.values(), *own]
+
+    def with_arrays(self, arrays: Iterable[Other]) -> "Batch[Other]":
+        """Return this batch with other arrays, in the order of `arrays`."""
+        *frames, segment_F, frame_BS, seen_BS, action_BTA, target_BT = arrays
+        observation = dict(zip(self.observation, frames, strict=True))
+        return Batch(observation, segment_F, frame_BS, seen_BS, action_BTA, target_BT, self.episodes)
 
 
 def margin(windows: int) -> int:
@@ -104,7 +127,7 @@ def build(
     horizon: Horizon,
     context_length: int,
     now_GJ: NDArray[np.int64],
-) -> Batch:
+) -> Batch[NDArray[Any]]:
     """Cut windows of one context length from segments. A window holds no step older than its context.
 
     Args:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,46 @@ from torch._dynamo.utils import counters
 
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.laps import TrainingProgress
+from longview.learner.normalize import measure
+from longview.learner.recipe import DrawSegments
 from longview.learner.train import train
+from longview.replay.episode import Episode, TaskSpec
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns about torch itself
-@pytest.mark.parametrize("architecture", architectures("diffusion"))
+@pytest.mark.parametrize(
+    ("kind", "cameras"),
+    [*((architecture, False) for architecture in architectures("diffusion")), ("unet_cross", True),
+     ("recurrent", True)],
+)  # fmt: skip
 def test_nothing_is_compiled_once_training_goes_on(
-    tiny: LearnerConfig, arguments: dict[str, Any], tmp_path: Path, architecture: str
+    tiny: LearnerConfig,
+    arguments: dict[str, Any],
+    looking: list[Episode],
+    looking_spec: TaskSpec,
+    drawer: Callable[..., DrawSegments],
+    tmp_path: Path,
+    kind: str,
+    cameras: bool,
 ) -> None:
-    """Two context lengths are compiled at the start, and again after a resume, but not between steps."""
-    narrow = replace(tiny.policy, context_length=3, widths=(8,), dropout=0.0)
-    policy = policy_config(narrow, architecture=architecture)
+    """Encoder and loss are compiled at the start, and again after a resume, but not between steps."""
+    if cameras:
+        arguments |= {
+            "spec": looking_spec, "draw": drawer(looking, seed=3),
+            "statistics": lambda: measure(looking, looking_spec),
+        }  # fmt: skip
+    policy = (
+        policy_config(kind=kind, context_length=3, hidden=8, token_size=8, camera_width=16)
+        if kind == "recurrent"
+        else policy_config(
+            replace(tiny.policy, context_length=3, widths=(8,), dropout=0.0, camera_width=16),
+            architecture=kind,
+        )
+    )
     curriculum = CurriculumConfig("lengths", lengths={1: 1, 3: 1})
-    config = replace(tiny, policy=policy, curriculum=curriculum, compile=True)
+    config = replace(tiny, policy=policy, curriculum=curriculum, compile=True, windows_per_segment=1)
     counters.clear()
     graphs: list[int] = []
 
@@ -33,14 +60,17 @@ def test_nothing_is_compiled_once_training_goes_on(
     reports: list[TrainingProgress] = []
     arguments |= {"should_stop": stop_at_13, "report": reports.append}
     train(config, **arguments)
-    assert graphs == [2] * 13
+    # The encoder is compiled for any number of frames, and the loss at two context lengths. A recurrent
+    # policy's state has the same size at every length.
+    compiled = 2 if kind == "recurrent" else 3
+    assert graphs == [compiled] * 13
     train(config, **arguments)
-    assert graphs == [2] * 13 + [4] * 11
+    assert graphs == [compiled] * 13 + [2 * compiled] * 11
 
     # The losses agree, except for the order of sums.
     train(replace(config, compile=False), **arguments | {"checkpoints": tmp_path / "plain"})
-    compiled, plain = zip(*([r.loss for r in reports if r.step == step] for step in (20, 24)), strict=True)
-    np.testing.assert_allclose(compiled, plain, rtol=1e-3)
+    fast, plain = zip(*([r.loss for r in reports if r.step == step] for step in (20, 24)), strict=True)
+    np.testing.assert_allclose(fast, plain, rtol=1e-3)
 
 
 def test_without_a_compiler_it_says_so(

@@ -21,7 +21,8 @@ def finish(lap: Lap) -> TrainingProgress:
 
 def add(lap: Lap, step: int, length: int, error: float, loss: float, norm: float) -> None:
     error_BT = error * TARGETS * torch.tensor([[1.0], [3.0]])
-    lap.add(TakenStep(step, length, ("a", "b")), error_BT, TARGETS, torch.tensor(loss), torch.tensor(norm))
+    loss_B = loss * torch.tensor([0.5, 1.5])
+    lap.add(TakenStep(step, length, ("a", "b")), error_BT, TARGETS, loss_B, torch.tensor(norm))
 
 
 def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> None:
@@ -34,12 +35,12 @@ def test_losses_are_told_apart_by_context_and_by_position(tmp_path: Path) -> Non
     # A position's loss is the mean over its targets in all windows. The oldest past position has no target.
     assert progress.loss_by_position == pytest.approx({-1: 5.0, 0: 10.0, 1: 5.0})
     # The mean over a window's targets, then over its episode's windows and steps.
-    assert progress.loss_by_episode == pytest.approx({"a": 5.0, "b": 15.0})
+    assert progress.loss_by_episode == pytest.approx({"a": 2.5, "b": 7.5})
     assert progress.gradient_norm == 8.0
     assert progress.gradient_norm_by_context == pytest.approx({1: 8.0, 4: 3.5})
     add(lap, 8, 8, 1.0, loss=1.0, norm=1.0)
     again = finish(lap)
-    assert again.loss_by_episode == pytest.approx({"a": 1.0, "b": 3.0})
+    assert again.loss_by_episode == pytest.approx({"a": 0.5, "b": 1.5})
     assert again.loss_by_context == {8: 1.0}, "a new lap begins after a report"
 
 

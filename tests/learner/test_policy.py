@@ -87,7 +87,8 @@ def test_a_file_of_the_old_format_acts_as_it_did(monkeypatch: pytest.MonkeyPatch
     rng.uniform(-1, 1, (5, 2))
     with torch.inference_mode():
         token_1SE = policy.tokens({"position": np.array(known["position"], np.float32)})[None]
-        action_1TA = policy.denoise(token_1SE, np.ones((1, 5), np.bool_), rng.standard_normal((1, 12, 2)))
+        seen_1S, noise_1TA = np.ones((1, 5), np.bool_), rng.standard_normal((1, 12, 2))
+        action_1TA = policy.denoise(policy.sampling(), token_1SE, seen_1S, noise_1TA)
     np.testing.assert_allclose(action_1TA[0], known["action"], rtol=0, atol=1e-5)
     assert FORMAT.encode() in policy_to_bytes(policy)
 

@@ -13,7 +13,8 @@ from longview.learner.config import CurriculumConfig, LearnerConfig, architectur
 from longview.learner.normalize import measure
 from longview.learner.policies.diffusion.config import DiffusionConfig
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
-from longview.learner.recipe import DrawSegments, Recipe, padded
+from longview.learner.policy import mean_loss
+from longview.learner.recipe import SHAPES, DrawSegments, Recipe, padded
 from longview.replay.episode import Episode, TaskSpec
 
 
@@ -88,8 +89,29 @@ def test_padding_changes_nothing(
     policy.fit(measure(returning, arguments["spec"]))
     for step in (0, 10):
         batch = recipe.batch(step)
-        wider = padded(batch, batch.context_length + 5)
+        wider = padded(batch, batch.context_length + 5, batch.frames + 7)
         assert wider.context_length == batch.context_length + 5
+        assert len(wider.observation["position"]) == batch.frames + 7
         np.testing.assert_array_equal(wider.target_BT, batch.target_BT)
         error, same = (recipe.error(policy, some, step) for some in (batch, wider))
         torch.testing.assert_close(error, same, rtol=1e-4, atol=1e-5)
+        loss, same_loss = (mean_loss(some, torch.from_numpy(batch.target_BT)) for some in (error, same))
+        torch.testing.assert_close(loss, same_loss, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("windows", [1, 8])
+@pytest.mark.parametrize("kind", ["progressive", "sprinkle"])
+def test_a_run_with_few_shapes_has_few_shapes_and_few_more_frames(
+    tiny: LearnerConfig, arguments: dict[str, Any], windows: int, kind: Any
+) -> None:
+    config = replace(
+        tiny, batch_size=32, windows_per_segment=windows, steps=150, curriculum=CurriculumConfig(kind)
+    )
+    recipe = Recipe(config, arguments["spec"], 0, 0, 1, arguments["draw"])
+    few = replace(recipe, few_shapes=True)
+    plain, padded = ([some.batch(step) for step in range(config.steps)] for some in (recipe, few))
+    assert len({batch.frames for batch in plain}) > len({batch.frames for batch in padded})
+    assert len({batch.frames for batch in padded}) <= SHAPES
+    assert len({batch.context_length for batch in padded}) <= 13
+    frames, more = (sum(batch.frames for batch in batches) for batches in (plain, padded))
+    assert frames < more <= 1.06 * frames

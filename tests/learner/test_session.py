@@ -67,7 +67,7 @@ def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int
     seen_BS = np.arange(-length, 0) >= -np.array(known)[:, None]
     with torch.inference_mode():
         token_FE = policy.tokens({key: array.reshape(-1, *array.shape[2:]) for key, array in frames.items()})
-        return policy.denoise(token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
+        return policy.denoise(policy.sampling(), token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
 
 
 def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
@@ -399,8 +399,10 @@ def test_samples_of_one_context_are_those_of_a_context_each(
     seen_BS = np.arange(12) >= np.array([[0], [11], [5]])
     noise_RTA = np.random.default_rng(0).standard_normal((12, made.horizon.positions, 2))
     with torch.inference_mode():
-        together = made.denoise(token_BSE, seen_BS, noise_RTA)
-        alone = made.denoise(token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0), noise_RTA)
+        sampling = made.sampling()
+        together = made.denoise(sampling, token_BSE, seen_BS, noise_RTA)
+        four_BSE, four_BS = token_BSE.repeat_interleave(4, dim=0), seen_BS.repeat(4, axis=0)
+        alone = made.denoise(sampling, four_BSE, four_BS, noise_RTA)
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
     assert np.abs(together[0] - together[4]).max() > 1e-2
 

@@ -26,9 +26,8 @@ from longview.learner.config import CurriculumConfig, LearnerConfig, architectur
 from longview.learner.curriculum import context_length
 from longview.learner.laps import TrainingDiverged, TrainingProgress
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
-from longview.learner.recipe import DrawSegments
-from longview.learner.train import ema_decay, flatten, learning_rate, prepared, train
-from longview.learner.windows import Batch
+from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.train import ema_decay, learning_rate, prepared, train
 from longview.replay.episode import ArraySpec, Episode, Segment, TaskSpec
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")
@@ -162,6 +161,10 @@ def test_what_is_published_reported_and_saved(
     assert policy_from_bytes(published[10]).config == tiny.policy
     assert files.steps(tmp_path) == [8, 16, 24]
     assert (tmp_path / "step-000000024" / files.POLICY).read_bytes() == published[24]
+    training = load_file(tmp_path / "step-000000024" / files.TRAINING)
+    assert training.keys() == {"weights", "exp_avg", "exp_avg_sq", "step"}
+    size = sum(parameter.numel() for parameter in average.parameters())
+    assert len(training["weights"]) == size, "vectors are saved without the gaps of the layout in memory"
     assert [report.step for report in reports] == [6, 8, 10, 12, 16, 18, 20, 24]
     assert [report.samples for report in reports] == [4 * report.step for report in reports]
     assert reports[-1].learning_rate == learning_rate(tiny, 23)
@@ -270,17 +273,12 @@ def test_training_learns_to_act_as_the_expert_in_episodes_it_has_not_seen(
         assert last.action_error_by_context[T_o] < first.action_error_by_context[T_o]
 
 
-def test_batches_come_in_order_and_the_thread_ends() -> None:
-    frame, action, target = np.zeros(1, np.int64), np.zeros((1, 1, 1), np.float32), np.ones((1, 1), np.bool_)
-
-    def prepare(step: int) -> Batch:
-        seen_BS = np.full((1, step), True)
-        return Batch({}, frame, np.zeros((1, step), np.int64), seen_BS, action, target, ("a",))
-
-    batches = prepared(prepare, range(5, 12))
-    assert next(batches).context_length == 5
-    assert [batch.context_length for batch in batches] == [6, 7, 8, 9, 10, 11]
-    unfinished = prepared(prepare, range(100))
+def test_batches_come_in_order_and_the_thread_ends(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
+    recipe = Recipe(tiny, arguments["spec"], 0, 0, 1, arguments["draw"])
+    batches = prepared(recipe, range(5, 12), torch.device("cpu"))
+    for step, batch in zip(range(5, 12), batches, strict=True):
+        np.testing.assert_array_equal(batch.action_BTA, recipe.batch(step).action_BTA)
+    unfinished = prepared(recipe, range(20), torch.device("cpu"))
     next(unfinished)
     unfinished.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
@@ -296,14 +294,3 @@ def test_schedules(tiny: LearnerConfig) -> None:
     assert ema_decay(config, 0) == 0
     assert ema_decay(config, 99) == pytest.approx(1 - 100**-0.75)
     assert ema_decay(config, 10**9) == 0.9999
-
-
-def test_flat_weights_are_the_modules_own() -> None:
-    module = torch.nn.Linear(3, 2)
-    before = torch.cat([module.weight.flatten(), module.bias])
-    weights, gradients = flatten(module)
-    assert torch.equal(weights, before)
-    module(torch.ones(1, 3)).sum().backward()
-    assert gradients.tolist() == [1.0] * 8
-    weights.data.zero_()
-    assert module(torch.ones(1, 3)).eq(0).all()

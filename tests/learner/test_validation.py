@@ -35,7 +35,7 @@ def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returnin
             with torch.inference_mode():
                 token_1SE = policy.tokens(frames)[None]
                 seen_1S = np.ones((1, now + 1 - first), np.bool_)
-                (action_TA,) = policy.denoise(token_1SE, seen_1S, noise_TA[None])
+                (action_TA,) = policy.denoise(policy.sampling(), token_1SE, seen_1S, noise_TA[None])
             wanted = episode.arrays.get(EXPERT_ACTION, episode.arrays[ACTION])[now : now + horizon.execute]
             action = action_TA[horizon.past :][: len(wanted)].clip(-1, 1)
             errors += np.abs(action - wanted).mean(axis=1).tolist()

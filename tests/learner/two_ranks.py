@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from longview.actors.task import load_task
 from longview.learner import ranks
 from longview.learner.config import Horizon
+from longview.learner.flat import flatten
 from longview.learner.laps import Lap, TakenStep, TrainingDiverged, TrainingProgress
 from longview.learner.normalize import measure
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
-from longview.learner.policy import mean_loss, policy_to_bytes
-from longview.learner.train import flatten, train
+from longview.learner.policy import mean_loss, policy_to_bytes, window_losses
+from longview.learner.train import train
 from longview.learner.windows import build
 from longview.replay.episode import Segment
 
@@ -33,7 +34,7 @@ def gradients(rank: int, world: int) -> torch.Tensor:
     torch.manual_seed(0)
     policy = DiffusionPolicy(TINY, TASK.spec).eval()
     policy.fit(STATISTICS)
-    _, gradient = flatten(policy)
+    weights = flatten(policy)
     noise_BTA, noise_step_B = torch.randn(8, policy.horizon.positions, 2), torch.randint(20, (8,))
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
     # The windows lie near the start and the end of episodes, so that the masks differ from rank to rank.
@@ -44,7 +45,9 @@ def gradients(rank: int, world: int) -> torch.Tensor:
     batch = build(segments[mine], TASK.spec, policy.horizon, 8, now_GJ)
     tokens = policy.batch_tokens(batch, torch.Generator())
     error_BT = policy.denoising_error(batch, tokens, noise_BTA[mine], noise_step_B[mine])
-    mean_loss(error_BT, torch.from_numpy(batch.target_BT)).backward()  # type: ignore[no-untyped-call]
+    weights.backward(mean_loss(error_BT, torch.from_numpy(batch.target_BT)))
+    gradient = weights.vector.grad
+    assert gradient is not None
     ranks.average(gradient, world)
     return gradient
 
@@ -82,7 +85,7 @@ def reported(rank: int, world: int, folder: Path) -> list[float]:
     target_BT = torch.tensor([[True, rank == 1]])
     error_BT = target_BT * torch.tensor(1.0 + 2 * rank)
     lap.add(
-        TakenStep(1, 1, ("some",)), error_BT, target_BT, mean_loss(error_BT, target_BT), torch.tensor(0.5)
+        TakenStep(1, 1, ("some",)), error_BT, target_BT, window_losses(error_BT, target_BT), torch.tensor(0.5)
     )
     progress = lap.finish(step=1, samples=2, rate=0.1, out_of_range=0.0, grid=(1,))
     return [progress.loss, *progress.loss_by_position.values()]

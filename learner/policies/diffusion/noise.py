@@ -57,26 +57,21 @@ def strides(diffusion_steps: int, sampling_steps: int, prediction: Prediction) -
 def ddim(
     predict: Callable[[Tensor, int], Tensor],
     noise: Tensor,
-    signal: Tensor,
-    noise_steps: Sequence[int],
+    powers: Sequence[float],
     prediction: Prediction,
     bounds: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Denoise deterministically: DDIM with eta 0, arXiv 2010.02502.
 
     Args:
-        predict: function of a noisy input and the index of one of `noise_steps`, which predicts noise or
-            sample.
+        predict: function of a noisy input and the index of one of `powers`, which predicts noise or sample.
         noise: standard normal noise, the start.
-        signal: share of signal power, as `squared_cosine` returns it.
-        noise_steps: diffusion steps, descending to 0.
+        powers: share of signal power (`squared_cosine`) at the diffusion steps of the sampler, ascending.
         prediction: the quantity that `predict` predicts.
         bounds: smallest and largest value of a sample, in a shape that fits `noise`.
     """
-    powers = [*signal[list(noise_steps)].tolist(), 1.0]
     x = noise
-    for index in range(len(noise_steps)):
-        power, next_power = powers[index : index + 2]
+    for index, (power, next_power) in enumerate(pairwise([*powers, 1.0])):
         predicted = predict(x, index)
         if prediction == "epsilon":
             epsilon, clean = predicted, (x - (1 - power) ** 0.5 * predicted) / power**0.5

@@ -5,6 +5,8 @@ S observed steps (T_o), T action positions (T_p), P past positions, A action dim
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,21 @@ from torch import Tensor, nn
 
 from longview.learner.policies.diffusion.config import DiffusionConfig
 from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
-from longview.learner.policy import Policy
+from longview.learner.policy import Policy, Sample
 from longview.learner.windows import Batch
 from longview.replay.episode import TaskSpec
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Constants of sampling, which change with the weights alone."""
+
+    powers: Sequence[float]
+    """Share of signal power at each diffusion step of the sampler."""
+    schedule: Any
+    """Denoiser's part: `Denoiser.schedule`."""
+    scale_A: NDArray[np.float32]
+    """Scale of the normalised actions."""
 
 
 class DiffusionPolicy(Policy):
@@ -36,11 +50,10 @@ class DiffusionPolicy(Policy):
         self.denoiser = config.denoiser(self.horizon, self.action_size)
         self.register_buffer("signal", squared_cosine(config.diffusion_steps), persistent=False)
 
-    @property
-    def trunk(self) -> nn.Module:
-        return self.denoiser
+    def compile_loss(self, **options: Any) -> None:
+        self.denoising_error = torch.compile(self.denoising_error, **options)  # type: ignore[method-assign]
 
-    def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
         """Return the squared error of the prediction at each position: (B, T), 0 where there is no target."""
         diffusion_steps, shape = self.config.diffusion_steps, batch.action_BTA.shape
         noise_BTA = torch.randn(shape, generator=generator, device=self.device)
@@ -48,7 +61,7 @@ class DiffusionPolicy(Policy):
         return self.denoising_error(batch, self.batch_tokens(batch, generator), noise_BTA, noise_step_B)
 
     def denoising_error(
-        self, batch: Batch, token_BSE: Tensor, noise_BTA: Tensor, noise_step_B: Tensor
+        self, batch: Batch[Any], token_BSE: Tensor, noise_BTA: Tensor, noise_step_B: Tensor
     ) -> Tensor:
         """Return the squared error at each position, (B, T), at one diffusion step of each window.
 
@@ -74,51 +87,61 @@ class DiffusionPolicy(Policy):
         executed_BPA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
+        return self.sampler()(token_BSE, seen_BS, executed_BPA, rngs)
+
+    def sampler(self) -> Sample:
+        return partial(self._choose, self.sampling())
+
+    def sampling(self) -> Sampling:
+        """Compute the constants of sampling from the weights."""
+        config = self.config
+        noise_steps = strides(config.diffusion_steps, config.sampling_steps, config.prediction)
+        powers = squared_cosine(config.diffusion_steps)[noise_steps].tolist()
+        with torch.no_grad():
+            schedule = self.denoiser.schedule(torch.tensor(noise_steps, device=self.device))
+        return Sampling(powers, schedule, self.actions.scale.cpu().numpy())
+
+    def _choose(
+        self,
+        sampling: Sampling,
+        token_BSE: Tensor,
+        seen_BS: NDArray[np.bool_],
+        executed_BPA: NDArray[np.float32],
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.float32]:
+        """Choose actions as `sample` does, with the constants given."""
         shape = (self.config.candidates, self.horizon.positions, self.action_size)
         noise_RTA = np.concatenate([rng.standard_normal(shape) for rng in rngs])
-        action_RTA = self.denoise(token_BSE, seen_BS, noise_RTA)
+        action_RTA = self.denoise(sampling, token_BSE, seen_BS, noise_RTA)
         action_BNTA: NDArray[np.float32] = action_RTA.reshape(len(rngs), *shape)
         chosen_BTA: NDArray[np.float32] = action_BNTA[
-            np.arange(len(rngs)), self.closest(action_BNTA, executed_BPA)
+            np.arange(len(rngs)), closest(action_BNTA, executed_BPA, sampling.scale_A)
         ]
         return chosen_BTA
 
     def denoise(
-        self, token_BSE: Tensor, seen_BS: NDArray[np.bool_], noise_RTA: NDArray[Any]
+        self, sampling: Sampling, token_BSE: Tensor, seen_BS: NDArray[np.bool_], noise_RTA: NDArray[Any]
     ) -> NDArray[np.float32]:
         """Turn noise into actions (R, T, A) in the data's units.
 
         Args:
+            sampling: constants of sampling.
             token_BSE, seen_BS: tokens and mask, as in `sample`.
             noise_RTA: standard normal noise. The candidates of one robot are consecutive: R = B * N.
         """
         seen = self.tensor(seen_BS)
         candidates = len(noise_RTA) // len(seen)
-        noise_steps = strides(self.config.diffusion_steps, self.config.sampling_steps, self.config.prediction)
-        predict = self.denoiser.sampler(self.denoiser.context(token_BSE, seen), noise_steps, candidates)
+        context = self.denoiser.context(token_BSE, seen)
+        predict = self.denoiser.sampler(context, sampling.schedule, candidates)
         open_RT1 = self.open(seen).repeat_interleave(candidates, dim=0)
         action_RTA = ddim(
             lambda noisy_RTA, index: predict(noisy_RTA * open_RT1, index),
             self.tensor(noise_RTA.astype(np.float32)),
-            self.signal,
-            noise_steps,
+            sampling.powers,
             self.config.prediction,
             (self.actions.low, self.actions.high),
         )
         return self.actions.invert(action_RTA).cpu().numpy()
-
-    def closest(
-        self, action_BNTA: NDArray[np.float32], executed_BPA: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        """Find each robot's candidate whose past actions are closest to the executed ones: (B,).
-
-        This is the self-verification of arXiv 2505.09561, by normalised squared error. Actions that are NaN
-        in `executed_BPA` do not count. If no action counts, the first candidate is closest.
-        """
-        distance_BNPA = action_BNTA[:, :, : self.horizon.past] - executed_BPA[:, None]
-        error_BNPA = np.square(distance_BNPA / self.actions.scale.cpu().numpy())
-        closest_B: NDArray[np.int64] = np.nansum(error_BNPA, axis=(2, 3)).argmin(axis=1)
-        return closest_B
 
     def open(self, seen_BS: Tensor) -> Tensor:
         """Return the mask of the positions that the denoiser sees, (B, T, 1).
@@ -130,3 +153,22 @@ class DiffusionPolicy(Policy):
         padding = (past - known_BS.shape[1], 0)
         known_BT = nn.functional.pad(known_BS, padding, value=False)
         return nn.functional.pad(known_BT, (0, future), value=True).unsqueeze(2)
+
+
+def closest(
+    action_BNTA: NDArray[np.float32], executed_BPA: NDArray[np.float32], scale_A: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Find each robot's candidate whose past actions are closest to the executed ones: (B,).
+
+    This is the self-verification of arXiv 2505.09561, by normalised squared error. Actions that are NaN in
+    `executed_BPA` do not count. If no action counts, the first candidate is closest.
+
+    Args:
+        action_BNTA: candidates, past actions first.
+        executed_BPA: past actions as executed.
+        scale_A: scale of normalised actions.
+    """
+    distance_BNPA = action_BNTA[:, :, : executed_BPA.shape[1]] - executed_BPA[:, None]
+    error_BNPA = np.square(distance_BNPA / scale_A)
+    closest_B: NDArray[np.int64] = np.nansum(error_BNPA, axis=(2, 3)).argmin(axis=1)
+    return closest_B

@@ -5,6 +5,7 @@ dimensions, E token features, U units of the GRU's state, M mixture components.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,20 +37,24 @@ class GRUPolicy(RecurrentPolicy):
             nn.Linear(config.hidden, outputs),
         )
 
-    @property
-    def trunk(self) -> nn.Module:
-        return self.head
+    def compile_loss(self, **options: Any) -> None:
+        # torch does not compile the GRU itself.
+        self.mixture_error = torch.compile(self.mixture_error, **options)  # type: ignore[method-assign]
 
-    def error(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the error of the mixture at each position: (B, T), 0 where there is no target.
+    def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
+        """Return the error of the mixture at each position: (B, T), 0 where there is no target."""
+        token_BSE, seen_BS = self.batch_tokens(batch, generator), self.tensor(batch.seen_BS)
+        return self.mixture_error(batch, self.states_after(token_BSE, seen_BS))
+
+    def mixture_error(self, batch: Batch[Any], state_BU: Tensor) -> Tensor:
+        """Return the error of the mixture that the states predict, as `error`.
 
         Each component's squared error is weighted by its posterior share of the window (expectation
         maximisation). The divergence of these shares from the predicted ones is spread over the targets. The
         gradient is that of the mixture's negative log likelihood with fixed variance, times twice the
         variance.
         """
-        seen_BS, target_BT = self.tensor(batch.seen_BS), self.tensor(batch.target_BT)
-        state_BU = self.states_after(self.batch_tokens(batch, generator), seen_BS)
+        target_BT = self.tensor(batch.target_BT)
         action_BMTA, logit_BM = self.mixture(state_BU)
         wanted_B1TA = self.actions(self.tensor(batch.action_BTA)).unsqueeze(1)
         error_BMT = (action_BMTA - wanted_B1TA).square().mean(dim=3) * target_BT.unsqueeze(1)

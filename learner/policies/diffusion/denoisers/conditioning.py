@@ -34,10 +34,12 @@ class Conditioning(nn.Module, ABC):
         """Make the conditions for training, where each window has its own diffusion step."""
 
     @abstractmethod
-    def sampler(
-        self, context: Context, noise_steps: Sequence[int], candidates: int
-    ) -> Callable[[int], Conditions]:
-        """Return a function for acting: from an index of `noise_steps` to the conditions at that step.
+    def schedule(self, noise_step_Z: Tensor) -> Any:
+        """Compute everything that depends on the diffusion steps alone, as `Denoiser.schedule`."""
+
+    @abstractmethod
+    def sampler(self, context: Context, schedule: Any, candidates: int) -> Callable[[int], Conditions]:
+        """Return a function for acting: from the index of a diffusion step to the conditions at that step.
 
         The conditions are valid until the function is called again.
         """
@@ -63,18 +65,22 @@ class CrossAttention(Conditioning):
         parts = (memory.blocks(context.token_BSE), memory.blocks(memory.norm(noise_step_B1E)))
         return memory.attentions(torch.cat(parts, dim=1), _bias(context.seen_BS))
 
+    def schedule(self, noise_step_Z: Tensor) -> Sequence[Tensor]:
+        """Return keys and values of the diffusion steps, a tensor (Z, C) for each of the blocks' maps."""
+        memory = self.memory
+        noise_step_ZL: Tensor = memory.blocks(memory.norm(self.step(noise_step_Z)))
+        return torch.split(noise_step_ZL, memory.sizes, dim=1)
+
     def sampler(
-        self, context: Context, noise_steps: Sequence[int], candidates: int
+        self, context: Context, schedule: Sequence[Tensor], candidates: int
     ) -> Callable[[int], list[Attend]]:
-        memory, device = self.memory, context.token_BSE.device
+        memory = self.memory
         # The last token is the diffusion step. Only its keys and values change from call to call.
         cached = memory.cache(functional.pad(context.token_BSE, (0, 0, 0, 1)))
         attentions = memory.cached_attentions(cached, _bias(context.seen_BS))
-        noise_step_ZL = memory.blocks(memory.norm(self.step(torch.tensor(noise_steps, device=device))))
-        parts = noise_step_ZL.split(memory.sizes, dim=1)
 
         def conditions(index: int) -> list[Attend]:
-            for cached_BCS, part_ZC in zip(cached, parts, strict=True):
+            for cached_BCS, part_ZC in zip(cached, schedule, strict=True):
                 cached_BCS[:, :, -1] = part_ZC[index]
             return attentions
 
@@ -131,21 +137,26 @@ class FilmConditioning(Conditioning):
     def forward(self, noise_step_B: Tensor, context: Context) -> list[tuple[Tensor, Tensor]]:
         return self.split(self.map_context(context) + self.of_step(functional.mish(self.step(noise_step_B))))
 
-    def sampler(
-        self, context: Context, noise_steps: Sequence[int], candidates: int
-    ) -> Callable[[int], Conditions]:
+    def schedule(self, noise_step_Z: Tensor) -> Tensor:
+        """Return the diffusion steps' part of all scales and shifts, (Z, L)."""
+        noise_step_ZL: Tensor = self.of_step(functional.mish(self.step(noise_step_Z)))
+        return noise_step_ZL
+
+    def sampler(self, context: Context, schedule: Tensor, candidates: int) -> Callable[[int], Conditions]:
         context_RL = self.map_context(context).repeat_interleave(candidates, dim=0)
-        noise_step_Z = torch.tensor(noise_steps, device=context.seen_BS.device)
-        noise_step_ZL = self.of_step(functional.mish(self.step(noise_step_Z)))
-        return [self.split(context_RL + noise_step_L) for noise_step_L in noise_step_ZL].__getitem__
+        return [self.split(context_RL + noise_step_L) for noise_step_L in schedule].__getitem__
 
     def map_context(self, context: Context) -> Tensor:
         """Compute the context's part of all scales and shifts, (B, L).
 
-        Steps before the context's oldest one would be zeros in the row. Their weights are left out.
+        Steps before the context's oldest one would be zeros in the row. Their weights are left out. The
+        gradient of the weights has hundreds of megabytes at size `paper`. A slice would copy it even at the
+        longest context, and `functional.linear` of a slice would make it transposed.
         """
-        row_BR = context.token_BSE.flatten(1)
-        return functional.linear(row_BR, self.of_context.weight[:, -row_BR.shape[1] :])
+        row_BR, weight_LR = context.token_BSE.flatten(1), self.of_context.weight
+        if row_BR.shape[1] < weight_LR.shape[1]:
+            weight_LR = weight_LR[:, -row_BR.shape[1] :]
+        return (weight_LR @ row_BR.T).T
 
     def split(self, all_BL: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split the outputs for all blocks into each block's scale and shift, (B, C, 1)."""

@@ -1,12 +1,13 @@
 """Contract of every network that denoises actions, and the position codes that all of them use.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-E token features, R rows: candidates of all windows.
+E token features, Z diffusion steps of a sampler, R rows: candidates of all windows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +46,19 @@ class Denoiser(nn.Module, ABC):
         """Predict (B, T, A) for training, where each window has its own diffusion step."""
 
     @abstractmethod
-    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
+    def schedule(self, noise_step_Z: Tensor) -> Any:
+        """Compute everything that depends on a sampler's diffusion steps alone, once for all decisions."""
+
+    @abstractmethod
+    def sampler(self, context: Context, schedule: Any, candidates: int = 1) -> Predict:
         """Return a function that predicts as `forward`, for acting. It has no gradients.
 
-        Everything that depends on the context and the diffusion steps alone is computed here, once per
-        decision and for all candidates.
+        Everything that depends on the context alone is computed here, once per decision and for all
+        candidates.
 
         Args:
             context: observations of B robots.
-            noise_steps: diffusion steps at which to predict.
+            schedule: what `schedule` returned for the diffusion steps at which to predict.
             candidates: samples per robot. The candidates of one robot are consecutive: R = B * candidates.
         """
 

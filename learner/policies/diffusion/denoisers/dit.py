@@ -1,7 +1,7 @@
 """Diffusion transformer over the action positions.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-E token features, L outputs for all blocks.
+E token features, Z diffusion steps of a sampler, L outputs for all blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,14 +56,13 @@ class DiT(Denoiser):
         attentions = self.memory.attentions(self.memory.blocks(context.token_BSE), context.seen_BS.log())
         return self.predict(noisy_BTA, self.modulations(noise_step_B), attentions)
 
-    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
+    def schedule(self, noise_step_Z: Tensor) -> list[Sequence[Tensor]]:
+        return [self.modulations(noise_step_1) for noise_step_1 in torch.split(noise_step_Z, 1)]
+
+    def sampler(self, context: Context, schedule: Sequence[Sequence[Tensor]], candidates: int = 1) -> Predict:
         cached = self.memory.cache(context.token_BSE)
         attentions = self.memory.cached_attentions(cached, context.seen_BS.log())
-        modulations = [
-            self.modulations(torch.tensor([noise_step], device=context.seen_BS.device))
-            for noise_step in noise_steps
-        ]
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, modulations[index], attentions)
+        return lambda noisy_BTA, index: self.predict(noisy_BTA, schedule[index], attentions)
 
     def modulations(self, noise_step_B: Tensor) -> Sequence[Tensor]:
         """Compute shift, scale and gate (B, 1, E) of all layers, then shift and scale of the output."""

@@ -4,8 +4,6 @@ Legend (docs/notation.md): B windows or robots, S observed steps, T action posit
 E token features, C channels, Q questions, Z diffusion steps of a sampler, R rows: candidates of all windows.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -55,11 +53,14 @@ class MLP(Denoiser):
         given_BC = self.summary(context.token_BSE[:, 0]) + self.noise_step(self.step(noise_step_B))
         return self.predict(noisy_BTA, given_BC)
 
-    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
+    def schedule(self, noise_step_Z: Tensor) -> Tensor:
+        """Return the diffusion steps' part of what is given, (Z, C)."""
+        noise_step_ZC: Tensor = self.noise_step(self.step(noise_step_Z))
+        return noise_step_ZC
+
+    def sampler(self, context: Context, schedule: Tensor, candidates: int = 1) -> Predict:
         summary_RC = self.summary(context.token_BSE[:, 0]).repeat_interleave(candidates, dim=0)
-        noise_step_Z = torch.tensor(noise_steps, device=summary_RC.device)
-        noise_step_ZC = self.noise_step(self.step(noise_step_Z))
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, summary_RC + noise_step_ZC[index])
+        return lambda noisy_BTA, index: self.predict(noisy_BTA, summary_RC + schedule[index])
 
     def predict(self, noisy_BTA: Tensor, given_BC: Tensor) -> Tensor:
         """Predict (B, T, A) with what is given: summary and diffusion step."""

@@ -1,7 +1,7 @@
 """1-D UNet over the action positions. Diffusion Policy, arXiv 2303.04137.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-C channels, E token features.
+C channels, E token features, Z diffusion steps of a sampler.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,8 +60,11 @@ class UNet(Denoiser):
     def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
         return self.predict(noisy_BTA, self.conditioning(noise_step_B, context))
 
-    def sampler(self, context: Context, noise_steps: Sequence[int], candidates: int = 1) -> Predict:
-        conditions = self.conditioning.sampler(context, noise_steps, candidates)
+    def schedule(self, noise_step_Z: Tensor) -> Any:
+        return self.conditioning.schedule(noise_step_Z)
+
+    def sampler(self, context: Context, schedule: Any, candidates: int = 1) -> Predict:
+        conditions = self.conditioning.sampler(context, schedule, candidates)
         return lambda noisy_BTA, index: self.predict(noisy_BTA, conditions(index))
 
     def predict(self, noisy_BTA: Tensor, conditions: Conditions) -> Tensor:

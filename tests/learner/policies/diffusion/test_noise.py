@@ -51,7 +51,7 @@ def test_sampler_is_that_of_diffusers(steps: int, count: int, prediction: Predic
     expected = start
     for index, step in enumerate(at):
         expected = reference.step(predict(expected, index), step, expected, eta=0.0).prev_sample
-    got = ddim(predict, start, squared_cosine(steps), at, prediction, limits(2))
+    got = ddim(predict, start, squared_cosine(steps)[at].tolist(), prediction, limits(2))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -80,5 +80,5 @@ def test_sampler_recovers_what_a_perfect_predictor_knows(prediction: Prediction,
         return clean if prediction == "sample" else (x - power.sqrt() * clean) / (1 - power).sqrt()
 
     low, high = torch.tensor([-3.0, -1.0]), torch.tensor([3.0, 2.0])
-    got = ddim(predict, torch.randn(3, 4, 2), signal, at, prediction, (low, high))
+    got = ddim(predict, torch.randn(3, 4, 2), signal[at].tolist(), prediction, (low, high))
     torch.testing.assert_close(got, clean.clamp(low, high), rtol=1e-3, atol=1e-3)

@@ -59,7 +59,7 @@ def loss(
 def act(policy: DiffusionPolicy, batch: Batch, noise: NDArray[Any]) -> NDArray[np.float32]:
     with torch.inference_mode():
         token_BSE = policy.tokens(batch.observation)[torch.from_numpy(batch.frame_BS)]
-        return policy.denoise(token_BSE, batch.seen_BS, noise)
+        return policy.denoise(policy.sampling(), token_BSE, batch.seen_BS, noise)
 
 
 def newest(batch: Batch, context_length: int) -> Batch:
