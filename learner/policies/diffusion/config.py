@@ -217,14 +217,14 @@ class MLPConfig(AttentionConfig):
     """Channels of the MLP."""
     depth: int = AS_SIZE
     """Number of the MLP's residual blocks."""
-    questions: int = 4
+    queries: int = 4
     """Number of vectors, made from the present observation, that attend to the context."""
     looks: int = 2
     """Times that they attend. A later look can depend on what an earlier one found."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "width", "depth", "questions", "looks")
+        positive(self, "width", "depth", "queries", "looks")
         require(
             self.token_size % self.heads == 0,
             f"token_size {self.token_size} must be a multiple of heads {self.heads}",

@@ -1,7 +1,7 @@
 """MLP over all action positions at once, given a summary of the context.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-E token features, C channels, Q questions, Z diffusion steps of a sampler, R rows: candidates of all windows.
+E token features, C channels, Q queries, Z diffusion steps of a sampler, R rows: candidates of all windows.
 """
 
 import torch
@@ -21,8 +21,8 @@ from longview.learner.policies.diffusion.denoisers.denoiser import (
 class MLP(Denoiser):
     """Residual MLP whose input is the whole chunk of noisy actions.
 
-    Questions that follow from now attend to the context. Now and the answers are the summary, all that the
-    MLP is told of the observations. It is made once per decision, so that a diffusion step costs the same at
+    Queries made from now attend to the context. Now and their answers are the summary, and nothing else
+    conditions the MLP. The summary is made once per decision, so that a diffusion step costs the same at
     every context length.
     """
 
@@ -31,11 +31,11 @@ class MLP(Denoiser):
         size, width = config.token_size, config.width
         self.shape = horizon.positions, action_size
         self.memory = ContextMemory(config, [size] * config.looks)
-        self.ask = nn.Linear(size, config.questions * size)
+        self.ask = nn.Linear(size, config.queries * size)
         self.looks = nn.ModuleList(Look(size) for _ in range(config.looks))
         self.step = NoiseStepEmbedding(size)
         self.actions = nn.Linear(horizon.positions * action_size, width)
-        self.summary = nn.Linear((1 + config.questions) * size, width)
+        self.summary = nn.Linear((1 + config.queries) * size, width)
         self.noise_step = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.depth))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, horizon.positions * action_size))
@@ -72,7 +72,7 @@ class MLP(Denoiser):
 
 
 class Look(nn.Module):
-    """Attention of the questions to the context, residual."""
+    """Attention of the queries to the context, residual."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
