@@ -97,6 +97,7 @@ def path_without(program: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_camera_replaces_actors_that_rendered_for_long(longview: Any) -> None:
     """The run goes without Prometheus, too."""
     (longview.folder / "seeing.yaml").write_text(SEEING)
@@ -280,6 +281,7 @@ def test_a_driver_killed_leaves_a_run_that_resumes(longview: Any, config: str) -
     assert_store_is_exact(longview, "driverless")
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(longview: Any, config: str) -> None:
     both = [longview.start("launch", config, f"name=side-{number}", f"seed={number}") for number in (1, 2)]
     for process in both:
