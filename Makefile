@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml longview/__init__.py constraints.txt install.sh
 	./install.sh $(VENV) --constraint constraints.txt
 	@touch $@
 
-demo: install  ## Collect, train, evaluate and report on this machine: five minutes.
+demo: install  ## Collect, train, evaluate and report on this machine: six minutes.
 	$(VENV)/bin/longview demo
 
 test: install lint kustomize  ## Run the tests, two at a time.
