@@ -44,7 +44,8 @@ GRIDS = {"return_point": (1, 8, 32, 48, 64), "grasp_and_return": (4, 16, 24, 48)
 """Context lengths that are compared, by task."""
 SETTINGS = {
     "return_point": ("actors.demonstrations=25", "learner.steps=1500", "learner.batch_size=128"),
-    "grasp_and_return": (),
+    # The preset trains an MLP, which has no widths.
+    "grasp_and_return": ("learner.policy.architecture=unet_cross", "learner.policy.widths=[64]"),
 }
 CURRICULA = ("progressive", "sprinkle", "fixed")
 """The first two train one policy at many lengths, with as many steps as `fixed` trains at one."""

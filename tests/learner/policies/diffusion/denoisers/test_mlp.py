@@ -13,7 +13,7 @@ def mlp() -> MLP:
 
 
 def test_a_diffusion_step_costs_the_same_at_every_context_length() -> None:
-    """What the MLP is told of the context has a size of its own."""
+    """The summary that conditions the MLP has the same size at every context length."""
     model = mlp()
     summaries = [
         model.context(torch.randn(3, length, 8), torch.ones(3, length, dtype=torch.bool)).token_BSE
