@@ -62,10 +62,12 @@ class Comparison:
     """Seeds of the runs."""
 
 
+OFTEN = ("learner.publish_every=500", "learner.checkpoint_every=2000")
+"""A policy that collects should be new; the presets publish rarely, because they evaluate each version."""
 COMPARISONS = {
-    "push_and_return": Comparison(100, (4, 80)),
-    "count_scoops": Comparison(25, (1, 92)),
-    "square": Comparison(25, (1, 20), seeds=(0,)),
+    "push_and_return": Comparison(100, (4, 80), (*OFTEN, "learner.steps=8000")),
+    "count_scoops": Comparison(3, (1, 92), (*OFTEN, "learner.steps=4000")),
+    "square": Comparison(25, (1, 20), (*OFTEN, "learner.steps=6000"), seeds=(0,)),
     # Few simulators: an order of eight episodes would use the whole budget of five demonstrations at once.
     "grasp_and_return": Comparison(5, (4, 48), ("actors.simulators=4",), seeds=(0,)),
 }
@@ -162,7 +164,7 @@ def settings(cell: Cell, comparison: Comparison, done: Found) -> list[str]:
     shortest, longest = comparison.context_lengths
     # Only the last version is evaluated, so that actors collect throughout.
     common = [f"evaluation.context_lengths=[{shortest}, {longest}]", "evaluation.episodes=0"]
-    common += comparison.settings
+    common += ["evaluation.final_episodes=200", *comparison.settings]
     count = comparison.demonstrations
     if cell.arm in ("B", "C"):
         plain = done[cell._replace(arm="A")]
