@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from longview.learner.encoder import KEYPOINTS, FrameEncoder
 from longview.learner.policy import Policy
-from longview.replay.episode import OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
+from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, Segment, TaskSpec
 
 TOGETHER = 32
 """Frames that are encoded together. The number is always the same, because results could otherwise differ in
@@ -56,11 +56,11 @@ class KeypointMemory:
 
     def locate(self, segment: Segment) -> Segment:
         """Return a segment with each camera's keypoints in place of its images."""
-        rows = slice(segment.start, segment.start + len(next(iter(segment.arrays.values()))))
-        arrays = dict(segment.arrays)
+        names = [OBSERVATION_PREFIX + key for key in self._cameras]
+        rows = slice(segment.start, segment.start + len(segment.arrays[ACTION]))
+        arrays = {name: segment.arrays[name] for name in segment.arrays if name not in names}
         with self._lock:
-            for index, key in enumerate(self._cameras):
-                name = OBSERVATION_PREFIX + key
+            for index, (key, name) in enumerate(zip(self._cameras, names, strict=True)):
                 episode = self._episodes.get((segment.meta.id, key)) or self._new(segment, key)
                 missing = np.flatnonzero(~episode.known[rows])
                 if len(missing):
