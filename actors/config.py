@@ -20,6 +20,9 @@ class CamerasConfig:
     quality: Literal["fast", "full"] = "fast"
     """Quality of rendering: `fast` leaves out shadows, reflections and multisampling."""
 
+    instead_of: tuple[str, ...] = ()
+    """Names of observations that the policy does not get, because it is to see them: `cube_pos`."""
+
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, not {self.size}")

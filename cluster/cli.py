@@ -51,6 +51,9 @@ def demo(
     task: Annotated[
         str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
     ] = "grasp_and_return",
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="See objects through cameras, instead of being told where they are.")
+    ] = False,
     resume: Resume = None,
 ) -> None:
     """Collect, train, evaluate and report on this machine, with everything embedded.
@@ -63,12 +66,15 @@ def demo(
 
         longview demo --task lift actors.count=4
 
+        longview demo --task grasp_and_return --pixels
+
         longview demo --resume return_point-20260101-120000
     """
-    from longview.cluster.run.config import preset_file, read_config
+    from longview.cluster.run.config import pixels_file, preset_file, read_config
 
     if resume is None:
-        config = read_config(preset_file(task), settings or [], task=task)
+        file = pixels_file(task) if pixels else preset_file(task)
+        config = read_config(file, settings or [], task=task)
         _run(config, None, None)
     else:
         _resume(resume, settings or [], None)

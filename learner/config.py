@@ -82,6 +82,9 @@ class PolicyConfig:
     """Width of the token that a frame becomes."""
     camera_width: int = AS_SIZE
     """Channels of the first stage of a camera's ResNet18; the later stages have 2, 4 and 8 times as many."""
+    camera_stages: int = 4
+    """Number of the ResNet18's stages, from 1 to 4. With fewer of them a camera's network is faster, and
+    locates things on a finer map."""
     crop: float = 0.9
     """Share of an image's height and width that a camera's network sees: a random part in training, the
     centre when acting."""
@@ -120,6 +123,7 @@ class PolicyConfig:
             self.camera_width % 16 == 0,
             f"camera_width must be a multiple of 16, the channels of a group, not {self.camera_width}",
         )
+        require(1 <= self.camera_stages <= 4, f"camera_stages must be 1 to 4, not {self.camera_stages}")
         for key, how in self.normalize.items():
             one_of(f"normalize.{key}", how, get_args(Normalization))
 
@@ -310,6 +314,10 @@ class LearnerConfig:
     as often."""
     steps: int = 2400
     """Training steps of the whole run."""
+    camera_steps: int = 0
+    """First of these steps, which train the networks of the cameras: every context is a single frame. From
+    then on these networks stay as they are, what they see in a frame is computed once, and training is as
+    fast as from state. 0: the cameras are trained throughout, at every context length."""
     batch_size: int = 64
     """Windows per training step, shared out evenly over the learner ranks: each takes batch_size / G."""
     windows_per_segment: int | None = None
@@ -364,9 +372,14 @@ class LearnerConfig:
             f"validation_episodes must not be negative: {self.validation_episodes}",
         )
         require(
-            0 <= self.warmup < self.steps,
-            f"warmup {self.warmup} must be shorter than steps {self.steps}",
+            0 <= self.camera_steps < self.steps,
+            f"camera_steps {self.camera_steps} must be fewer than steps {self.steps}",
         )
+        for part in filter(len, (range(self.camera_steps), range(self.camera_steps, self.steps))):
+            require(
+                0 <= self.warmup < len(part),
+                f"warmup {self.warmup} must be shorter than the {len(part)} steps from {part.start} on",
+            )
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"betas must be two numbers in [0, 1), not {list(self.betas)}",
@@ -388,6 +401,23 @@ class LearnerConfig:
             task: name of the only task to draw from. None: any task.
         """
         return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
+
+    def check(self, spec: TaskSpec) -> None:
+        """Require that a task has cameras, if they are to be trained first.
+
+        Raises:
+            ValueError: it has none.
+        """
+        require(
+            not self.camera_steps or any(array.is_image for array in spec.observation.values()),
+            f"camera_steps {self.camera_steps} has no effect: task {spec.name} has no cameras, set "
+            "actors.cameras.names or camera_steps 0",
+        )
+
+    def part(self, step: int) -> range:
+        """Return the part of the training that a step belongs to: the cameras' steps, or all later ones."""
+        first = range(self.camera_steps)
+        return first if step in first else range(self.camera_steps, self.steps)
 
     def windows(self, spec: TaskSpec, world: int = 1) -> int:
         """Return the number of windows per segment for one task.

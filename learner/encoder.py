@@ -32,7 +32,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         self.crops, size = crops, config.token_size
         networks = crops[:1] if config.share_cameras else crops
-        self.cameras = nn.ModuleList(Camera(config.camera_width) for _ in networks)
+        self.cameras = nn.ModuleList(Camera(config.camera_width, config.camera_stages) for _ in networks)
         self.layers = nn.Sequential(
             nn.Linear(state_size + 2 * KEYPOINTS * len(crops), size),
             nn.GELU(),
@@ -45,15 +45,26 @@ class FrameEncoder(nn.Module):
 
         Args:
             state_FD: normalised states.
-            images: images (F, H, W, 3) of each camera, uint8.
+            images: images (F, H, W, 3) of each camera, uint8; or what `keypoints` returns for them.
             shift_F2: place of each frame's crop, as in `crop`.
         """
         features = [state_FD]
-        for index, (image_FHWC, size) in enumerate(zip(images, self.crops, strict=True)):
-            camera = self.cameras[index % len(self.cameras)]
-            features.append(camera(crop(image_FHWC, size, shift_F2)))
+        for index, image in enumerate(images):
+            features.append(image if image.dim() == 2 else self.keypoints(index, image, shift_F2))
         token_FE: Tensor = self.layers(torch.cat(features, dim=1))
         return token_FE
+
+    def keypoints(self, index: int, image_FHWC: Tensor, shift_F2: Tensor) -> Tensor:
+        """Locate the keypoints of one camera's images: (F, 2 * `KEYPOINTS`), in [-1, 1].
+
+        Args:
+            index: number of the camera.
+            image_FHWC: its images, uint8.
+            shift_F2: place of each frame's crop, as in `crop`.
+        """
+        camera = self.cameras[index % len(self.cameras)]
+        found: Tensor = camera(crop(image_FHWC, self.crops[index], shift_F2))
+        return found
 
 
 def crop(image_FHWC: Tensor, size: tuple[int, int], shift_F2: Tensor) -> Tensor:
@@ -79,9 +90,14 @@ class Camera(nn.Module):
     weights.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, stages: int = 4) -> None:
+        """
+        Args:
+            width: channels of the first stage.
+            stages: number of stages, at most 4. Each but the first halves the map and doubles the channels.
+        """
         super().__init__()
-        widths = (width, width, 2 * width, 4 * width, 8 * width)
+        widths = (width, width, 2 * width, 4 * width, 8 * width)[: stages + 1]
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), norm(width), nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),

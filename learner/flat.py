@@ -40,6 +40,13 @@ class FlatWeights:
         """View a vector of this layout as tensors of the shapes of the parameters."""
         return _parts(vector, self.parameters)
 
+    def span(self, module: nn.Module) -> slice:
+        """Return the place of a submodule's parameters in the vector. They lie one after the other."""
+        inside = {id(parameter) for parameter in module.parameters()}
+        numbers = [n for n, parameter in enumerate(self.parameters) if id(parameter) in inside]
+        starts = _starts(self.parameters)
+        return slice(starts[numbers[0]], starts[numbers[-1] + 1])
+
     def backward(self, loss: Tensor) -> None:
         """Set the gradient of the vector to that of a loss.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longview.learner import curriculum
 from longview.learner.config import Horizon, LearnerConfig
+from longview.learner.keypoints import KeypointMemory, located
 from longview.learner.policy import Policy
 from longview.learner.windows import SPREAD, Batch, build, margin, nows
 from longview.replay.episode import Segment, TaskSpec
@@ -61,10 +62,12 @@ class Recipe:
 
     def context_length(self, step: int) -> int:
         """Return the context length T_o of this step's batch."""
-        longest = self.horizon.context
+        part, longest = self.config.part(step), self.horizon.context
+        if step < self.config.camera_steps:
+            return 1
         shortest = min(self.spec.context_lengths[0], longest)
         return curriculum.context_length(
-            self.config.curriculum, self.seed, step, self.config.steps, longest, shortest
+            self.config.curriculum, self.seed, step - part.start, len(part), longest, shortest
         )
 
     def padded_context_length(self, step: int) -> int:
@@ -95,6 +98,16 @@ class Recipe:
     def segments(self) -> int:
         """Number of segments in this rank's share of a batch, G."""
         return self.config.batch_size // (self.world * self.config.windows(self.spec, self.world))
+
+    def with_keypoints(self, memory: KeypointMemory) -> "Recipe":
+        """Return the recipe with each camera's keypoints in place of its images."""
+        draw, windows = self.draw, self.config.windows(self.spec, self.world)
+        return replace(
+            self,
+            config=replace(self.config, windows_per_segment=windows),
+            spec=located(self.spec),
+            draw=lambda *drawn: [memory.locate(segment) for segment in draw(*drawn)],
+        )
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
         """Draw this rank's windows of one step, `batch_size / world` of them."""

@@ -6,7 +6,7 @@ Legend (docs/notation.md): B windows, T action positions.
 import ctypes
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
@@ -20,6 +20,7 @@ from longview.learner import checkpoint, ranks
 from longview.learner.compiled import compile_policy
 from longview.learner.config import AHEAD, LearnerConfig
 from longview.learner.flat import FlatWeights, flatten
+from longview.learner.keypoints import KeypointMemory
 from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
 from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes, window_losses
@@ -80,6 +81,7 @@ def train(
         ValueError: the config does not fit the task, or the checkpoint is of another policy configuration or
             task.
     """
+    config.check(spec)
     where = torch.device(device)
     recipe = Recipe(config, spec, seed, rank, world, draw, few_shapes=config.compile or where.type != "cpu")
     torch.set_float32_matmul_precision("high")
@@ -93,11 +95,22 @@ def train(
         compile_policy(policy, recipe, range(start.step, config.steps))
 
     step, stopping, lap = start.step, False, Lap(policy.horizon, checkpoints, rank, world, device)
+    cameras = weights.span(policy.encoder.cameras) if config.camera_steps else slice(0)
+
+    def batches() -> Iterator[Batch[Tensor]]:
+        """Yield the batches of the remaining steps. Once the cameras are trained, their networks are set."""
+        yield from prepared(recipe, range(step, config.camera_steps), where)
+        remaining = range(step, config.steps)
+        if not config.camera_steps:
+            yield from prepared(recipe, remaining, where)
+            return
+        weights.vector.data[cameras] = averaged.vector.data[cameras]
+        yield from prepared(recipe.with_keypoints(KeypointMemory(average)), remaining, where)
+
     if rank == 0 and start.training:
         publish(step, start.policy)
     # Nothing in a step waits for the device, so that the host prepares the next step while it computes.
-    batches = prepared(recipe, range(step, config.steps), where)
-    for batch in lap.timed(send(packed, where) for packed in batches):
+    for batch in lap.timed(send(packed, where) for packed in batches()):
         error_BT = recipe.error(policy, batch, step)
         loss_B = window_losses(error_BT, batch.target_BT)
         weights.backward(loss_B.mean())
@@ -105,6 +118,8 @@ def train(
         norm = nn.utils.clip_grad_norm_(weights.vector, config.clip)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.step()
+        if step >= config.camera_steps:
+            weights.vector.data[cameras] = averaged.vector.data[cameras]
         averaged.vector.data.lerp_(weights.vector.data, 1 - ema_decay(config, step))
 
         step += 1
@@ -147,16 +162,20 @@ def release_memory() -> None:
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, then a cosine to zero."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / (config.steps - config.warmup)
+    """Return the learning rate of a step: in each part of the training a linear warm-up, then a cosine to
+    zero."""
+    part = config.part(step)
+    place = step - part.start
+    if place < config.warmup:
+        return config.learning_rate * (place + 1) / config.warmup
+    progress = (place - config.warmup) / (len(part) - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def ema_decay(config: LearnerConfig, step: int) -> float:
     """Return the decay of the weights' average at a step, as in Diffusion Policy, arXiv 2303.04137."""
-    return float(min(config.ema_max, 1 - (1 + step) ** -config.ema_power))
+    place = step - config.part(step).start
+    return float(min(config.ema_max, 1 - (1 + place) ** -config.ema_power))
 
 
 def prepared(recipe: Recipe, steps: range, device: torch.device) -> Generator[Batch[Tensor], None, None]:

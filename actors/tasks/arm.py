@@ -71,8 +71,14 @@ class ArmTask(SimulatedTask):
             raise ValueError(
                 f"task {self.spec.name} has no cameras {', '.join(unknown)}: it has {', '.join(CAMERAS)}"
             )
+        if missing := sorted(set(cameras.instead_of) - self.spec.observation.keys()):
+            raise ValueError(
+                f"task {self.spec.name} has no observation {', '.join(missing)} that cameras can stand for: "
+                f"it has {', '.join(self.spec.observation)}"
+            )
         image = ArraySpec((cameras.size, cameras.size, 3), "uint8", 0, 255)
-        seen = {**self.spec.observation, **{f"{name}_image": image for name in cameras.names}}
+        state = {key: a for key, a in self.spec.observation.items() if key not in cameras.instead_of}
+        seen = {**state, **{f"{name}_image": image for name in cameras.names}}
         spec = replace(self.spec, observation=seen)
         return replace(self, spec=spec, simulator=partial(self.simulator, cameras=cameras))
 
@@ -175,7 +181,8 @@ class ArmEnv(TaskEnv):
         images = {
             f"{name}_image": self._picture(name, cameras.size, cameras.quality) for name in cameras.names
         }
-        return self.state() | images
+        state = {key: value for key, value in self.state().items() if key not in cameras.instead_of}
+        return state | images
 
     def render(self) -> Any:
         """Draw a picture of the scene, (256, 256, 3) uint8.

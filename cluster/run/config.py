@@ -23,7 +23,7 @@ from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
 from longview.replay.names import check_name
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS, PIXELS = Path(__file__).parent / "presets", ".pixels.yaml"
 AS_TYPED = ("name", "task", "demonstrations")
 """Keys whose value in `key=value` is not read as YAML, in which `my run #3` would be `my run`."""
 
@@ -168,6 +168,22 @@ def preset_file(task: str) -> Path | None:
     module = task_file(task)
     beside = [] if module is None else [module.with_suffix(".yaml")]
     return next((file for file in (PRESETS / f"{task}.yaml", *beside) if file.exists()), None)
+
+
+def pixels_file(task: str) -> Path:
+    """Return the settings that `longview demo --pixels` uses for a task.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    file = PRESETS / f"{task}{PIXELS}"
+    if not file.exists():
+        known = sorted(found.name.removesuffix(PIXELS) for found in PRESETS.glob(f"*{PIXELS}"))
+        raise ConfigError(
+            f"no settings to learn {task} from pixels, only {', '.join(known)}: leave out --pixels and set "
+            "actors.cameras.names and actors.cameras.instead_of"
+        )
+    return file
 
 
 def write_config(config: RunConfig, file: Path) -> None:
@@ -350,6 +366,7 @@ def _check(config: RunConfig) -> None:
         config.learner.curriculum.check(longest)
     with _within("learner"):
         config.learner.windows(spec, config.learners)
+        config.learner.check(spec)
     lengths = {"evaluation": config.context_lengths(spec), "collect": config.collect.context_lengths}
     for section, wanted in lengths.items():
         if too_long := [length for length in wanted if length > longest]:

@@ -1,0 +1,150 @@
+"""Tests of cameras' networks that are trained first and then kept as they are."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, load_file
+
+from longview.learner import files
+from longview.learner.config import CurriculumConfig, LearnerConfig
+from longview.learner.keypoints import KeypointMemory
+from longview.learner.normalize import measure
+from longview.learner.policies.diffusion.policy import DiffusionPolicy
+from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes
+from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.train import train
+from longview.replay.episode import OBSERVATION_PREFIX, Episode, Segment, TaskSpec
+
+CAMERAS = "encoder.cameras."
+
+
+@pytest.fixture
+def config(tiny: LearnerConfig) -> LearnerConfig:
+    """Return settings that train the cameras for 10 of 24 steps."""
+    short = replace(tiny.policy, context_length=6, camera_stages=2)
+    return replace(tiny, policy=short, camera_steps=10, windows_per_segment=2, publish_every=5, checkpoint_every=6)
+
+
+@pytest.fixture
+def seeing(
+    looking: list[Episode], looking_spec: TaskSpec, drawer: Callable[..., DrawSegments], tmp_path: Path
+) -> dict[str, Any]:
+    """Return keyword arguments of `train` for episodes with pictures."""
+    return {
+        "spec": looking_spec,
+        "seed": 3,
+        "draw": drawer(looking, seed=3),
+        "statistics": lambda: measure(looking, looking_spec),
+        "publish": lambda version, data: None,
+        "report": lambda progress: None,
+        "should_stop": lambda: False,
+        "checkpoints": tmp_path / "straight",
+    }
+
+
+def untrained(config: LearnerConfig, spec: TaskSpec, episodes: list[Episode]) -> Policy:
+    torch.manual_seed(0)
+    policy = config.policy.make(spec)
+    policy.fit(measure(episodes, spec))
+    return policy.eval()
+
+
+def test_keypoints_are_those_of_the_frames_however_they_are_asked_for(
+    config: LearnerConfig,
+    looking: list[Episode],
+    looking_spec: TaskSpec,
+    cut: Callable[[Episode, int, int, int], Segment],
+) -> None:
+    policy, episode = untrained(config, looking_spec, looking), looking[0]
+    once, twice = KeypointMemory(policy), KeypointMemory(policy)
+    whole = once.locate(cut(episode, 0, 0, episode.length))
+    for now, before, after in ((20, 3, 5), (22, 1, 30), (0, 0, 0), (40, 40, 2)):
+        part = twice.locate(cut(episode, now, before, after))
+        for key in policy.cameras:
+            name, rows = OBSERVATION_PREFIX + key, slice(part.start, part.start + part.arrays["action"].shape[0])
+            assert np.array_equal(part.arrays[name], whole.arrays[name][rows])
+    images = {key: episode.arrays[OBSERVATION_PREFIX + key] for key in looking_spec.observation}
+    found = {**images, **{key: whole.arrays[OBSERVATION_PREFIX + key] for key in policy.cameras}}
+    with torch.inference_mode():
+        torch.testing.assert_close(policy.tokens(found), policy.tokens(images), rtol=0, atol=1e-5)
+
+
+def test_a_batch_of_keypoints_has_the_loss_of_its_images(
+    config: LearnerConfig, looking: list[Episode], looking_spec: TaskSpec, drawer: Callable[..., DrawSegments]
+) -> None:
+    config = replace(config, windows_per_segment=2)
+    policy = untrained(config, looking_spec, looking)
+    recipe = Recipe(config, looking_spec, 0, 0, 1, drawer(looking, seed=0))
+    located = recipe.with_keypoints(KeypointMemory(policy))
+    for step in (12, 23):
+        errors = [which.error(policy, which.batch(step), step) for which in (recipe, located)]
+        torch.testing.assert_close(errors[0], errors[1], rtol=0, atol=1e-5)
+
+
+def test_cameras_learn_from_single_frames_and_then_stay_as_they_are(
+    config: LearnerConfig, seeing: dict[str, Any]
+) -> None:
+    published: dict[int, dict[str, torch.Tensor]] = {}
+    asked: list[int] = []
+
+    def draw(step: int, before: int, after: int, count: int) -> list[Segment]:
+        asked.append(before)
+        segments: list[Segment] = seeing["draw"](step, before, after, count)
+        return segments
+
+    publish = {"publish": lambda version, data: published.update({version: load(data)})}
+    config = replace(config, windows_per_segment=1, curriculum=CurriculumConfig("fixed"))
+    train(config, **seeing | publish | {"draw": draw})
+    assert asked == [0] * 10 + [5] * 14
+    assert list(published) == [5, 10, 15, 20, 24]
+    changed = {
+        (before, after): {
+            name.startswith(CAMERAS)
+            for name, tensor in published[after].items()
+            if not torch.equal(tensor, published[before][name])
+        }
+        for before, after in ((5, 10), (10, 15), (15, 24))
+    }
+    assert changed == {(5, 10): {True, False}, (10, 15): {False}, (15, 24): {False}}
+
+
+@pytest.mark.parametrize("stop", [8, 10, 15])
+def test_a_resumed_run_ends_bit_for_bit_the_same(
+    config: LearnerConfig, seeing: dict[str, Any], tmp_path: Path, stop: int
+) -> None:
+    """The run stops while its cameras are trained, when they are, or afterwards."""
+    steps = iter(range(1, 100))
+    again = seeing | {"checkpoints": tmp_path / "resumed"}
+    train(config, **seeing)
+    train(config, **again | {"should_stop": lambda: next(steps) == stop})
+    assert files.steps(tmp_path / "resumed")[-1] == stop
+    train(config, **again)
+    ends = [
+        load_file(folder / f"step-{24:09d}" / name)
+        for folder in (seeing["checkpoints"], again["checkpoints"])
+        for name in (files.POLICY, files.TRAINING)
+    ]
+    for straight, resumed in zip(ends[:2], ends[2:], strict=True):
+        assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_policy_with_fewer_stages_comes_back_from_its_file(
+    config: LearnerConfig, looking: list[Episode], looking_spec: TaskSpec
+) -> None:
+    policy = untrained(config, looking_spec, looking)
+    assert isinstance(policy, DiffusionPolicy)
+    again = policy_from_bytes(policy_to_bytes(policy))
+    assert again.config == policy.config
+    assert len(again.encoder.cameras[0].blocks) == 4
+
+
+def test_cameras_that_a_task_does_not_have_are_not_trained(
+    config: LearnerConfig, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="camera_steps 10 has no effect: task return_point has no cameras"):
+        train(config, **arguments)
