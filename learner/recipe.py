@@ -29,7 +29,7 @@ DrawSegments = Callable[[int, int, int, int], list[Segment]]
 
 Each segment holds `before` steps before its drawn step and `after` steps after it. With the same store
 contents, the result depends on step and rank alone, so that a resumed run draws the same segments. The
-function is called from another thread, some steps ahead."""
+function is called from several other threads, some steps ahead, in any order."""
 
 
 @dataclass(frozen=True)

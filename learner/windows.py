@@ -170,8 +170,7 @@ def build(
     action_BTA[:, :past] = executed_RA[row_BT[:, :past]]
     return Batch(
         observation={
-            key: _gather(segments, key, array, segment_F, row_F - base_G[segment_F])
-            for key, array in spec.observation.items()
+            key: _gather(segments, key, array, base_G, row_F) for key, array in spec.observation.items()
         },
         segment_F=segment_F,
         frame_BS=(np.cumsum(observed_R) - 1)[row_BS],
@@ -202,27 +201,29 @@ def _gather(
     segments: Sequence[Segment],
     key: str,
     spec: ArraySpec,
-    segment_F: NDArray[np.int64],
+    base_G: NDArray[np.int64],
     row_F: NDArray[np.int64],
 ) -> NDArray[Any]:
     """Collect one observation of all frames, (F, ...).
 
     Args:
-        segment_F: index of each frame's segment, ascending.
-        row_F: index of each frame in the arrays of its segment.
+        base_G: number of rows before each segment.
+        row_F: index of each frame in the rows of all segments, ascending.
     """
     frames = np.empty((len(row_F), *spec.shape), spec.dtype)
-    ends = np.cumsum(np.bincount(segment_F)).tolist()
-    for segment, (start, end) in zip(segments, pairwise([0, *ends]), strict=True):
-        array = segment.arrays[OBSERVATION_PREFIX + key]
+    pieces = [piece for segment in segments for piece in segment.pieces(OBSERVATION_PREFIX + key)]
+    bounds = np.cumsum([0, *map(len, pieces)])
+    places = pairwise(row_F.searchsorted(bounds).tolist())
+    for piece, first, (start, end) in zip(pieces, bounds[:-1], places, strict=True):
         # Images are large. With another mode than "raise", numpy copies them straight into `frames`.
-        array.take(row_F[start:end], axis=0, out=frames[start:end], mode="clip")
+        piece.take(row_F[start:end] - first, axis=0, out=frames[start:end], mode="clip")
     if spec.dtype == "float32" and not np.isfinite(frames).all():
-        bad = np.argwhere(~np.isfinite(frames))[0, 0]
-        segment = segments[segment_F[bad]]
+        bad = row_F[np.argwhere(~np.isfinite(frames))[0, 0]]
+        number = base_G.searchsorted(bad, side="right") - 1
+        segment = segments[number]
         raise ValueError(
             f"episode {segment.meta.id}: {OBSERVATION_PREFIX}{key} is not finite at step "
-            f"{segment.start + row_F[bad]}"
+            f"{segment.start + bad - base_G[number]}"
         )
     return frames
 
@@ -237,7 +238,7 @@ def _check(
     for segment, first, last in zip(segments, first_G.tolist(), last_G.tolist(), strict=True):
         where = f"episode {segment.meta.id}"
         for name, shape, dtype in shapes:
-            array = segment.arrays.get(name)
+            array = segment.pieces(name)[0] if name in segment.arrays else None
             if array is None or array.shape[1:] != shape or array.dtype != dtype:
                 found = "missing" if array is None else f"{array.dtype}{list(array.shape[1:])}"
                 raise ValueError(f"{where}: {name} is {found}, expected {dtype}{list(shape)}")

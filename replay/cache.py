@@ -7,26 +7,25 @@ from typing import Any
 import numpy as np
 
 from longview.replay.codec import Record
-from longview.replay.episode import Array, learnable, runs_of
+from longview.replay.episode import Array, Rows, learnable, runs_of
 from longview.replay.errors import CodecError
 from longview.replay.pictures import Pictures, decode_pictures
 
 
 class PartialEpisode:
-    """Episode with some of its chunks loaded. Episodes are immutable, so chunks never become stale."""
+    """Episode with some of its chunks loaded. Episodes are immutable, so chunks never become stale.
+
+    Several threads may read an episode; only one at a time may change it.
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
         """Record of the episode."""
         self.bytes = 0
         """Size of the loaded chunks in memory."""
-        self._loaded: set[int] = set()
-        """Numbers of the loaded chunks."""
-        self._arrays: dict[str, Array] = {}
-        """Arrays of the whole episode, (T, ...). Only rows that were written take memory."""
-        self._pictures: dict[str, dict[int, Array]] = {}
-        """Pictures that are stored as JPEG, by name and step. They are kept as they are stored, because large
-        pictures would soon fill the cache if they were decoded."""
+        self._chunks: dict[int, Mapping[str, Array | Pictures]] = {}
+        """Loaded chunks by number: arrays (K, ...) by name. Pictures that are stored as JPEG are kept as they
+        are stored, because large pictures would soon fill the cache if they were decoded."""
         self._kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any], type]] = {}
         """Shape of one step, dtype and class of each array; empty before the first chunk."""
         self.unclear = not record.runs and 0 < record.learnable < record.length
@@ -47,24 +46,26 @@ class PartialEpisode:
 
     def learnable_step(self, number: int) -> int:
         """Return the learnable step of this number, counted from 0."""
-        run = np.searchsorted(self._before, number, side="right") - 1
-        return int(self._first[run] + number - self._before[run])
+        first, _, before = self._runs
+        run = np.searchsorted(before, number, side="right") - 1
+        return int(first[run] + number - before[run])
 
     def is_learnable(self, step: int) -> bool:
         """Tell whether there is something to learn from a step."""
-        run = np.searchsorted(self._first, step, side="right") - 1
-        return bool(run >= 0 and step < self._stop[run])
+        first, stop, _ = self._runs
+        run = np.searchsorted(first, step, side="right") - 1
+        return bool(run >= 0 and step < stop[run])
 
     def _set_runs(self, runs: Sequence[int]) -> None:
-        self._first, self._stop = np.array(runs, np.int64).reshape(-1, 2).T
-        lengths = self._stop - self._first
-        self._before = np.cumsum(lengths) - lengths
-        """Learnable steps before each run."""
+        first, stop = np.array(runs, np.int64).reshape(-1, 2).T
+        self._runs = first, stop, np.cumsum(stop - first) - (stop - first)
+        """First step of each run of learnable steps, the step after its last, and the learnable steps before
+        it. They are one tuple, since other threads may read them meanwhile."""
 
     def missing(self, rows: range) -> list[int]:
         """Return the numbers of the chunks that hold these rows and are not loaded."""
         steps = self.record.chunk_steps
-        return [k for k in range(rows.start // steps, -(-rows.stop // steps)) if k not in self._loaded]
+        return [k for k in range(rows.start // steps, -(-rows.stop // steps)) if k not in self._chunks]
 
     def fill(self, number: int, chunk: Mapping[str, Array | Pictures]) -> None:
         """Load a chunk.
@@ -76,8 +77,7 @@ class PartialEpisode:
         Raises:
             CodecError: names, shapes or dtypes differ from what the episode holds at this position.
         """
-        start = number * self.record.chunk_steps
-        rows = min(self.record.chunk_steps, self.record.length - start)
+        rows = min(self.record.chunk_steps, self.record.length - number * self.record.chunk_steps)
         found = {name: (array.shape[1:], array.dtype, type(array)) for name, array in chunk.items()}
         steps = {array.shape[0] for array in chunk.values()}
         expected = self._kinds or found
@@ -86,33 +86,37 @@ class PartialEpisode:
                 f"chunk {number} holds {found} in {steps} steps, expected {expected} in {rows} steps"
             )
         self._kinds = found
-        for name, array in chunk.items():
-            if isinstance(array, Pictures):
-                self._pictures.setdefault(name, {}).update(enumerate(array.frames, start))
-                continue
-            if name not in self._arrays:
-                self._arrays[name] = np.empty((self.record.length, *array.shape[1:]), array.dtype)
-            self._arrays[name][start : start + rows] = array
-        self._loaded.add(number)
-        self.bytes += sum(array.nbytes for array in chunk.values())
+        if number not in self._chunks:
+            self._chunks[number] = chunk
+            self.bytes += sum(array.nbytes for array in chunk.values())
 
-    def arrays(self, rows: range) -> dict[str, Array]:
+    def arrays(self, rows: range) -> Rows:
         """Return these rows of every array, (rows, ...), read-only. Their chunks must be loaded.
 
         Raises:
             CodecError: a picture is damaged.
         """
-        found = {name: array[rows.start : rows.stop] for name, array in self._arrays.items()}
-        for name, frames in self._pictures.items():
-            shape, *_ = self._kinds[name]
-            found[name] = decode_pictures([frames[step] for step in rows], shape)
-        for array in found.values():
-            array.flags.writeable = False
-        return found
+        steps = self.record.chunk_steps
+        parts = [
+            (self._chunks[number], slice(max(0, rows.start - number * steps), rows.stop - number * steps))
+            for number in range(rows.start // steps, -(-rows.stop // steps))
+        ]
+        return Rows({name: [_cut(chunk[name], part) for chunk, part in parts] for name in self._kinds})
+
+
+def _cut(array: Array | Pictures, part: slice) -> Array:
+    """Return a part of a chunk's array, decoded, read-only."""
+    if isinstance(array, Pictures):
+        found = decode_pictures(array.frames[part], array.shape[1:])
+    else:
+        found = array[part]
+    found.flags.writeable = False
+    return found
 
 
 class EpisodeCache:
-    """Cache of the most recently used episodes, at most `max_bytes` of decoded chunks."""
+    """Cache of the most recently used episodes, at most `max_bytes` of decoded chunks. Only one thread at a
+    time may use it."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -7,9 +7,13 @@ from typing import Final, Literal
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from longview.replay.episode import SOURCES, unknown_sources
+from longview.replay.memory import usable_memory
 
 PASSWORD_VARIABLE: Final = "LONGVIEW_REDIS_PASSWORD"
 """Name of the environment variable with the password of a Redis whose URL has none."""
+CACHE_PART: Final = 8
+"""Part of the memory that caches take by default, as its divisor. On one machine Redis, simulators and torch
+need the rest: Redis alone takes up to twice the byte budget, 8 GiB by default."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ class StoreConfig:
     much memory."""
     evict: tuple[str, ...] = ("rollout", "correction")
     """Sources whose episodes may be evicted, oldest first."""
-    cache_bytes: int = 1 << 30
-    """Bytes of decoded chunks that a reader keeps in its own memory, at least 0."""
+    cache_bytes: int | None = None
+    """Bytes of decoded chunks that a reader keeps in its own memory, at least 0. None: an eighth of the
+    memory that the process may use; the learner ranks of a run share it."""
     refresh_seconds: float = 1.0
     """Shortest time between two looks of a sampler for new episodes, in seconds, at least 0."""
     samples_per_insert: float | None = None
@@ -80,12 +85,21 @@ class StoreConfig:
         """
         return min(self.chunk_steps, max(1, self.chunk_bytes // step_bytes))
 
+    def cache(self, readers: int = 1) -> int:
+        """Return the bytes of decoded chunks that a reader keeps.
+
+        Args:
+            readers: readers that share the memory, unless `cache_bytes` says how much each one takes.
+        """
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        return usable_memory() // CACHE_PART // readers
+
     def __post_init__(self) -> None:
         for name in ("shards", "chunk_steps", "chunk_bytes", "byte_budget", "max_connections", "queue_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
-            "cache_bytes",
             "refresh_seconds",
             "patience_seconds",
             "minimum_steps",
@@ -93,6 +107,8 @@ class StoreConfig:
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        if self.cache_bytes is not None and self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes must not be negative, not {self.cache_bytes}")
         for name in ("orphan_seconds", "call_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and positive, not {getattr(self, name)}")

@@ -6,7 +6,7 @@ before the action, the action that was executed, and the reward that followed.
 
 import math
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -254,6 +254,38 @@ class Episode:
         return len(self.arrays[ACTION])
 
 
+class Rows(Mapping[str, Array]):
+    """Arrays of consecutive steps, (steps, ...) by name, each of which may lie in several pieces.
+
+    Pictures are large, and a batch copies them from the pieces. Any other array is joined when it is asked
+    for.
+    """
+
+    def __init__(self, pieces: Mapping[str, Sequence[Array]]) -> None:
+        """
+        Args:
+            pieces: one piece or more of each array, in the order of the steps.
+        """
+        self.pieces = pieces
+        self._joined: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._joined:
+            first, *others = self.pieces[name]
+            self._joined[name] = np.concatenate([first, *others]) if others else first
+            self._joined[name].flags.writeable = False
+        return self._joined[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.pieces
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
 @dataclass(frozen=True)
 class Segment:
     """Consecutive steps of one episode around a drawn step, with the reason for the draw."""
@@ -274,6 +306,10 @@ class Segment:
     """Stratum of the `Selection` that the step was drawn for."""
     by: str = ""
     """Rule that the step was drawn by, one of `DRAW_BY`; empty if the segment was not drawn."""
+
+    def pieces(self, name: str) -> Sequence[Array]:
+        """Return an array in pieces of consecutive rows, which need not be joined for that."""
+        return self.arrays.pieces[name] if isinstance(self.arrays, Rows) else [self.arrays[name]]
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,12 @@ class EpisodeStore:
         self._config = config
         self._specs: dict[str, TaskSpec] = {}
         self._lock = threading.RLock()
+        """Lock of the index and its refreshes."""
+        self._turn = threading.Lock()
+        """Lock of the draw whose turn it is to wait for the limiter."""
         self._namespace = Namespace(client, namespace, config.shards)
         tag_of, shards = self._namespace.tag_of, len(self._namespace.tags)
-        self._reader = ChunkReader(client, tag_of, config.cache_bytes)
+        self._reader = ChunkReader(client, tag_of, config.cache())
         self._index = Index(shards)
         self._refreshed = -float("inf")
         self.limiter = Limiter()
@@ -304,7 +307,8 @@ class EpisodeStore:
         draw.
 
         Equal contents of the store, equal arguments and equal states of `rng` give equal segments. If a drawn
-        episode is damaged, it is moved to the quarantine and another one is drawn.
+        episode is damaged, it is moved to the quarantine and another one is drawn. Threads that sample at the
+        same time decode at the same time.
 
         Args:
             selection: steps to draw. A mapping is the `mix` of a selection that draws by steps.
@@ -321,21 +325,23 @@ class EpisodeStore:
             ValueError: the mapping is not a valid mix.
         """
         selected = selection if isinstance(selection, Selection) else Selection(selection)
-        limiter.wait(lambda: self.limiter, count, lambda: self.sizes(selected))
+        with self._turn:
+            limiter.wait(lambda: self.limiter, count, lambda: self.sizes(selected))
         with self._lock:
             self._refresh_if_due()
-            segments: list[Segment] = []
-            while len(segments) < count:
+        segments: list[Segment] = []
+        while len(segments) < count:
+            with self._lock:
                 draws = draw(self._index.plan(selected), count - len(segments), rng)
-                found, failed = self._reader.segments(draws, selected.by, before, after)
-                segments += found
-                for id, error in failed.items():
-                    # It was removed since the last refresh, or is damaged. The next round draws a
-                    # replacement.
+            found, failed = self._reader.segments(draws, selected.by, before, after)
+            segments += found
+            for id, error in failed.items():
+                # It was removed since the last refresh, or is damaged. The next round draws a replacement.
+                with self._lock:
                     self._index.forget(id)
-                    if isinstance(error, CodecError):
-                        self._namespace.quarantine(id, str(error))
-            return segments
+                if isinstance(error, CodecError):
+                    self._namespace.quarantine(id, str(error))
+        return segments
 
     def prioritize(self, priorities: Mapping[str, float]) -> None:
         """Set the priorities of episodes, for draws with `Selection(by="priority")`.

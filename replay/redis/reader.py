@@ -1,5 +1,6 @@
 """Reader of rows of many episodes at once. It fetches only the chunks that hold the rows."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -19,7 +20,10 @@ Found = PartialEpisode | UnknownEpisode | CodecError
 
 
 class ChunkReader:
-    """Reader of rows of episodes, with a cache."""
+    """Reader of rows of episodes, with a cache. Threads may share it: each fetches and decodes for itself.
+
+    Two threads that miss the same chunk at the same time both read it, which does no harm.
+    """
 
     def __init__(self, client: Client, tag_of: Callable[[str], str], cache_bytes: int) -> None:
         """Make a reader with an empty cache.
@@ -32,6 +36,8 @@ class ChunkReader:
         self._client = client
         self._tag_of = tag_of
         self._cache = EpisodeCache(cache_bytes)
+        self._lock = threading.Lock()
+        """Lock of the cache and of changes to its episodes; held neither for a round trip nor to decode."""
 
     def segments(
         self, draws: Sequence[Draw], by: str, before: int, after: int
@@ -95,7 +101,8 @@ class ChunkReader:
         for id, episode in unclear.items():
             try:
                 if found[id] is episode:
-                    episode.look_up_runs()
+                    with self._lock:
+                        episode.look_up_runs()
             except CodecError as error:
                 found[id] = error
 
@@ -112,20 +119,22 @@ class ChunkReader:
         }
         for group in _groups(whole, missing):
             found |= self._filled({id: whole[id] for id in group}, missing)
-        for id, episode in found.items():
-            if isinstance(episode, PartialEpisode):
-                self._cache.put(episode)
-            else:
-                self._cache.remove(id)
+        with self._lock:
+            for id, episode in found.items():
+                if isinstance(episode, PartialEpisode):
+                    self._cache.put(episode)
+                else:
+                    self._cache.remove(id)
 
     def _records(self, ids: Iterable[str]) -> dict[str, Found]:
         found: dict[str, Found] = {}
         new = []
-        for id in ids:
-            if (episode := self._cache.get(id)) is None:
-                new.append(id)
-            else:
-                found[id] = episode
+        with self._lock:
+            for id in ids:
+                if (episode := self._cache.get(id)) is None:
+                    new.append(id)
+                else:
+                    found[id] = episode
         commands = [("HGET", keys.episodes(self._tag_of(id)), id) for id in new]
         packed = self._client.pipelined("reading records of episodes", commands) if new else []
         for id, record in zip(new, packed, strict=True):
@@ -154,7 +163,9 @@ class ChunkReader:
                 for number, chunk in zip(missing[id], chunks, strict=True):
                     if chunk is None:
                         raise CodecError(f"chunk {number} is missing")
-                    episode.fill(number, open_chunk(chunk))
+                    opened = open_chunk(chunk)
+                    with self._lock:
+                        episode.fill(number, opened)
             except UnknownFormat:
                 raise
             except CodecError as error:

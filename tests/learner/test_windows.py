@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from longview.actors.task import load_task
 from longview.learner.config import Horizon
 from longview.learner.windows import SPREAD, Batch, build, folded, margin, nows
-from longview.replay.episode import Episode, Segment, TaskSpec
+from longview.replay.episode import Episode, Rows, Segment, TaskSpec
 
 HORIZON = Horizon(context=16, past=3, future=5, execute=2)
 COUNTING, RETURNING = load_task("counting").spec, load_task("return_point").spec
@@ -129,6 +129,25 @@ def test_a_longer_segment_gives_the_same_window(counting: list[Episode], cut: Cu
     )
     assert (tight.observation["count"] == loose.observation["count"]).all()
     assert (tight.action_BTA == loose.action_BTA).all()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_rows_in_pieces_give_the_same_windows(
+    looking: list[Episode], looking_spec: TaskSpec, cut: Cut, size: int
+) -> None:
+    horizon = Horizon(context=8, past=2, future=4, execute=2)
+    whole = [cut(episode, now, 20, 18) for episode, now in zip(looking, (0, 25, 40, 55), strict=True)]
+    parted = [
+        replace(segment, arrays=Rows({
+            name: [rows[start : start + size] for start in range(0, len(rows), size)]
+            for name, rows in segment.arrays.items()
+        }))
+        for segment in whole
+    ]  # fmt: skip
+    now_GJ = nows(whole, 2, np.random.default_rng(0))
+    batches = [build(segments, looking_spec, horizon, 8, now_GJ) for segments in (whole, parted)]
+    for one, other in zip(*(batch.arrays for batch in batches), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_an_episode_shorter_than_the_horizon_is_masked(counting: list[Episode], cut: Cut) -> None:

@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from longview.cluster.run.config import (
+    PRESETS,
     ConfigError,
     preset_file,
     public_config,
     read_config,
+    task_of,
     without_password,
     write_config,
 )
@@ -35,6 +37,16 @@ def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path
 @pytest.mark.parametrize("task", ["return_point", "lift", "push_t"])
 def test_presets_are_valid(task: str) -> None:
     assert read_config(preset_file(task), [], task=task).task == task
+
+
+@pytest.mark.parametrize("task", ["grasp_and_return", "push_and_return", "square", "lift"])
+def test_the_published_recipe_fits_every_task_with_its_cameras(task: str) -> None:
+    config = read_config(PRESETS / "paper.yaml", [f"task={task}"])
+    spec, policy = task_of(config).spec, config.learner.policy
+    assert set(policy.crops(spec).values()) == {(112, 112)}
+    horizon = policy.horizon(spec)
+    assert (horizon.past, horizon.positions, horizon.execute) == (2, 16, 8)
+    assert config.learner.windows(spec, world=8) == 1
 
 
 @pytest.mark.parametrize(

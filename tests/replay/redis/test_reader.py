@@ -1,4 +1,6 @@
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from redis import Redis
 
 from longview.replay.cache import PartialEpisode
+from longview.replay.codec import open_chunk
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.redis import keys, reader
 from longview.replay.store import EpisodeStore
@@ -97,3 +100,37 @@ def test_a_large_episode_does_not_take_its_size_in_memory(connect: Connect, writ
         span = range(start, start + 9)
         assert rows(store._reader.fetch([(id, span)])[id], span) == list(span)
         assert store._reader._cache._bytes <= 40 * 76
+
+
+def test_threads_decode_at_the_same_time(
+    connect: Connect, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk is decoded only once two threads are about to decode one."""
+    both = threading.Barrier(2, timeout=30)
+
+    def open_together(data: bytes) -> Any:
+        both.wait()
+        return open_chunk(data)
+
+    write(store := connect(cache_bytes=0), 1, length=4)
+    monkeypatch.setattr(reader, "open_chunk", open_together)
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(lambda seed: sampled(store, seed, count=1), range(2)))
+    monkeypatch.undo()
+    assert drawn == [sampled(store, seed, count=1) for seed in range(2)]
+
+
+def test_threads_that_share_a_cache_draw_what_each_would_alone(connect: Connect, write: Any) -> None:
+    store, alone = connect(cache_bytes=40 * 76), connect()
+    for number in range(6):
+        write(store, number, length=50, first=100 * number)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda seed: sampled(store, seed, count=8), range(40)))
+    assert drawn == [sampled(alone, seed, count=8) for seed in range(40)]
+    assert store._reader._cache._bytes <= 40 * 76
+
+
+def sampled(store: EpisodeStore, seed: int, count: int) -> list[list[float]]:
+    """Return the rewards of drawn segments, by which the test store's rows are told apart."""
+    segments = store.sample({"rollout/success": 1}, count, 6, 6, np.random.default_rng(seed))
+    return [segment.arrays["reward"].tolist() for segment in segments]
