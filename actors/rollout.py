@@ -347,8 +347,7 @@ def _ask(
         context_length,
         [_noise(lane, context_length) for lane in asking],
     )
-    remote = isinstance(policy, RemotePolicy)
-    decision = policy.ask(*arguments) if remote else partial(policy.act, *arguments)
+    decision = policy.ask(*arguments) if isinstance(policy, RemotePolicy) else partial(policy.act, *arguments)
     clock.policy += time.perf_counter() - started
     return partial(_take, asking, decision, clock)
 

@@ -3,9 +3,6 @@
 The server keeps the history of each simulator, and may lose it. The actor therefore keeps the newest T_o
 frames of each episode under way, and sends them again if the server asks for them. The recorded steps are no
 substitute: an evaluation records none, and a recorder sends chunks away while the episode goes on.
-
-Legend (docs/notation.md): B simulators of a request, F frames, E executed actions, T action positions,
-A action dimensions.
 """
 
 from collections import deque
@@ -46,7 +43,7 @@ class Send(Protocol):
             steps: (B,), number of steps of each episode before its first new frame.
             counts: (B,), number of new frames of each simulator.
             frames: new frames (F, ...) by key, simulator after simulator, each oldest first.
-            executed: (E, A), executed actions in the same order: one for each new frame, except the first one
+            executed: (n, A), executed actions in the same order: one for each new frame, except the first one
                 after a reset.
             noise: state of the generator of each simulator's noise.
         """

@@ -50,6 +50,7 @@ def main() -> None:
     where = machine(torch_threads=torch.get_num_threads(), quick=options.quick)
     with ray_cluster(RunConfig(), None):
         rounds = overhead(options.quick)
+    with ray_cluster(RunConfig(), None):
         rates, ratios = actors(options.quick)
     finish(results(where, [*rounds, *rates], ratios), TARGETS, options.json)
 
@@ -63,7 +64,7 @@ def overhead(quick: bool) -> list[Row]:
     config = read_config(None, settings, task=TASK.spec.name)
     policy = config.learner.policy.make(TASK.spec)
     weights = [ray.put(policy_to_bytes(policy))]
-    handles = start_servers(config, cpus=0, reports=False)
+    _servers = start_servers(config, cpus=0, reports=False)  # a server ends with its handle
     names = [f"actor-{index}" for index in range(CLIENTS)]
     shares = [len(share) for share in np.array_split(np.arange(SIMULATORS), CLIENTS)]
     processes = [
@@ -83,8 +84,6 @@ def overhead(quick: bool) -> list[Row]:
         side()
     latencies.clear()
     samples = interleaved(sides, rounds=9 if quick else 40)
-    for handle in (*handles, *processes):
-        ray.kill(handle)
     case = f"{TASK.spec.name}, tiny, T_o {T_O}, {CLIENTS} clients, {SIMULATORS} simulators"
     added = [(a - b) / CLIENTS for a, b in zip(samples["served"], samples["local"], strict=True)]
     return [
@@ -164,7 +163,7 @@ def actors(quick: bool) -> tuple[list[Row], dict[str, float]]:
     }
     weights = [ray.put(policy_to_bytes(configs["local"].learner.policy.make(ACTED.spec)))]
     longest, first = ACTED.spec.context_lengths[-1], count(0, 8)
-    _servers = start_servers(configs["served"], cpus=0, reports=False)  # a server ends with its handle
+    _servers = start_servers(configs["served"], cpus=0, reports=False)
     pairs = {
         side: [start_actor(config, None, 0, f"actor-{index}") for index in range(2)]
         for side, config in configs.items()

@@ -7,8 +7,7 @@ history moves from one version to another.
 A server may lose histories: it was restarted, dropped a version that nobody used, or needed more room. It
 then answers None, and the client sends its newest frames again.
 
-Legend (docs/notation.md): B simulators of a request, F frames, E executed actions, T action positions,
-A action dimensions.
+Legend (docs/notation.md): B slots of a request, F frames, T action positions, A action dimensions.
 """
 
 import threading
@@ -52,7 +51,7 @@ class Request:
     frames: Frames
     """New frames (F, ...) by key, simulator after simulator, each oldest first."""
     executed: NDArray[np.float32]
-    """(E, A), actions executed since the last decisions, in the same order: one for each new frame, except
+    """(n, A), actions executed since the last decisions, in the same order: one for each new frame, except
     the first one after a reset."""
     noise: Sequence[Mapping[str, Any]]
     """State of the generator of each simulator's noise."""
@@ -218,7 +217,7 @@ class _Version:
             reset,
             known[0].T_o,
             [self._rngs[place] for place in places],
-            np.where(reset, steps, 0),
+            np.where(reset, steps, 0).tolist(),
         )
         self._steps[places] = steps + counts
         ends = np.cumsum([len(request.slots) for request in known])[:-1]

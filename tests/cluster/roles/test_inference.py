@@ -20,6 +20,7 @@ from longview.cluster.run.config import RunConfig, read_config, task_of
 
 SETTINGS = [
     "actors={count: 2, simulators: 4}",
+    "evaluation.context_lengths=[1, 8]",
     "learner.policy={widths: [8], groups: 4, token_size: 8, context_length: 8, execute: 4}",
 ]
 ORDERS = [Order("evaluation", 3, 3, T_o, version) for T_o, version in ((8, 7), (1, 7), (8, 9))]
