@@ -176,7 +176,7 @@ def gpus_of_rank(config: RunConfig, available: float) -> float:
     return float(enough) if placement.learner_gpus is None else placement.learner_gpus
 
 
-def resources_of_rank(config: RunConfig, gpus: int) -> dict[str, float]:
+def resources_of_rank(config: RunConfig, gpus: float) -> dict[str, float]:
     """Return what a learner rank takes from Ray, by name of the resource."""
     return {"CPU": 1.0, **config.placement.learner} | _gpus(gpus)
 
