@@ -8,13 +8,21 @@ x = executed step, | = the episode ends, . = waits):
 
 Simulators of one process are stepped one after the other, so one that waits costs no time. T_a is the
 policy's. Where the expert acts alone, every step is a decision. actors/control.py says who acts.
+
+A policy that decides in another process (`RemotePolicy`) decides for one half of the simulators while the
+other half steps (? = waits for a decision):
+
+    first half    ? x x x x ? ? ? x x x x ?
+    second half   ? ? ? ? x x x x ? ? ? x x
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +75,22 @@ class Policy(Protocol):
         Returns:
             (B, T_a, A), within the task's action range.
         """
+
+
+@runtime_checkable
+class RemotePolicy(Policy, Protocol):
+    """Policy that decides in another process, while the asking one goes on."""
+
+    def ask(
+        self,
+        slots: Sequence[int],
+        new_frames: Sequence[Mapping[str, Array]],
+        executed: Sequence[NDArray[np.float32]],
+        reset: NDArray[np.bool_],
+        T_o: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> Callable[[], NDArray[np.float32]]:
+        """Ask for a decision, and return a function that waits for what `act` would return."""
 
 
 class Receipt(Protocol):
@@ -214,25 +238,53 @@ def rollout(
         generator is closed or fails are aborted.
     """
     lanes = [_Lane(slot, env) for slot, env in enumerate(envs)]
+    groups = [lanes[::2], lanes[1::2]] if isinstance(policy, RemotePolicy) else [lanes]
     queue = iter(assignments)
+    turns = deque(_play(group, queue, task, policy, context_length, record, clock) for group in groups)
     try:
-        while True:
-            for lane in lanes:
-                while lane.assignment is None and (assignment := next(queue, None)) is not None:
-                    if (end := _start(lane, assignment, task, record, clock)) is not None:
-                        yield end
-            running = [lane for lane in lanes if lane.assignment is not None]
-            if not running:
-                return
-            _decide(running, task, policy, context_length, clock)
-            for offset in range(1 if policy is None else policy.execute):
-                for lane in running:
-                    if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
-                        yield end
+        while turns:
+            for end in turns[0]:
+                if end is None:
+                    turns.rotate(-1)
+                    break
+                yield end
+            else:
+                turns.popleft()
     finally:
         for lane in lanes:
             if lane.recorder is not None:
                 lane.recorder.abort()
+
+
+def _play(
+    lanes: Sequence[_Lane],
+    queue: Iterator[Assignment],
+    task: Task,
+    policy: Policy | None,
+    context_length: int,
+    record: Callable[[EpisodeMeta], Recorder] | None,
+    clock: Clock,
+) -> Iterator[EpisodeEnd | None]:
+    """Roll out assignments of the queue in lockstep, until it is empty.
+
+    Yields:
+        The end of every assignment, and None after each request for a decision: the other lanes' turn.
+    """
+    while True:
+        for lane in lanes:
+            while lane.assignment is None and (assignment := next(queue, None)) is not None:
+                if (end := _start(lane, assignment, task, record, clock)) is not None:
+                    yield end
+        running = [lane for lane in lanes if lane.assignment is not None]
+        if not running:
+            return
+        take = _ask(running, task, policy, context_length, clock)
+        yield None
+        take()
+        for offset in range(1 if policy is None else policy.execute):
+            for lane in running:
+                if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
+                    yield end
 
 
 def _start(
@@ -266,13 +318,14 @@ def _start(
     return None
 
 
-def _decide(
+def _ask(
     lanes: Sequence[_Lane],
     task: Task,
     policy: Policy | None,
     context_length: int,
     clock: Clock,
-) -> None:
+) -> Callable[[], None]:
+    """Ask the policy to decide for its lanes; returns a function that waits for the decisions."""
     asking = []
     for lane in lanes:
         assert lane.assignment is not None
@@ -284,9 +337,9 @@ def _decide(
         if lane.takeover is None or lane.takeover.asks(lane.steps, policy.execute):
             asking.append(lane)
     if policy is None or not asking:
-        return
+        return lambda: None
     started = time.perf_counter()
-    actions_BTA = policy.act(
+    arguments = (
         [lane.slot for lane in asking],
         [{key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]} for lane in asking],
         [np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape)) for lane in asking],
@@ -294,8 +347,17 @@ def _decide(
         context_length,
         [_noise(lane, context_length) for lane in asking],
     )
+    decision = policy.ask(*arguments) if isinstance(policy, RemotePolicy) else partial(policy.act, *arguments)
     clock.policy += time.perf_counter() - started
-    for lane, chunk in zip(asking, actions_BTA, strict=True):
+    return partial(_take, asking, decision, clock)
+
+
+def _take(lanes: Sequence[_Lane], decision: Callable[[], NDArray[np.float32]], clock: Clock) -> None:
+    """Wait for a decision, and give each lane its actions."""
+    started = time.perf_counter()
+    actions_BTA = decision()
+    clock.policy += time.perf_counter() - started
+    for lane, chunk in zip(lanes, actions_BTA, strict=True):
         lane.chunk, lane.frames, lane.executed = chunk, [], []
         lane.decisions += 1
         _plan(lane, chunk, clock)

@@ -268,18 +268,32 @@ def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
 def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
     """Check that the worker groups and Redis can grow as large as the run's config asks."""
     groups = [pod for pod in pods if pod.group is not None]
-    placement = config["placement"]
-    asked = {"actor": {"CPU": 1, **placement["actor"]}, "learner": {"CPU": 1, **placement["learner"]}}
-    asked["learner"] |= {"GPU": placement["learner_gpus"]} if placement["learner_gpus"] else {}
-    for role, wanted in (("actor", config["actors"]["count"]), ("learner", config["learners"])):
-        key = "actors.count" if role == "actor" else "learners"
-        room = sum(_fits(pod.group, asked[role]) * pod.group["maxReplicas"] for pod in groups if pod.group)
+    placement, servers = config["placement"], config.get("inference", {}).get("servers", 0)
+    actor = {"CPU": 1, **placement["actor"]}
+    learner = {"CPU": 1, **placement["learner"]} | _gpus(placement["learner_gpus"])
+    server = {"CPU": 1} | _gpus(placement.get("inference_gpus", 0))
+    roles = {
+        "actors.count": (config["actors"]["count"], actor),
+        "learners": (config["learners"], learner),
+        "inference.servers": (servers, server),
+    }
+    for key, (wanted, asked) in roles.items():
+        room = sum(_fits(pod.group, asked) * pod.group["maxReplicas"] for pod in groups if pod.group)
         if room < wanted:
-            needs = ", ".join(f"{amount} {name}" for name, amount in asked[role].items())
+            needs = ", ".join(f"{amount} {name}" for name, amount in asked.items())
             yield (
                 f"{key} is {wanted}, but the worker groups have room for {room} with {needs} each: lower "
                 f"{key}, or raise a group's maxReplicas"
             )
+    needed = sum(wanted * asked.get("GPU", 0) for wanted, asked in roles.values())
+    offered = sum(
+        int(pod.group["resources"].get("GPU", 0)) * pod.group["maxReplicas"] for pod in groups if pod.group
+    )
+    if offered < needed:
+        yield (
+            f"learners {config['learners']} + inference.servers {servers} need {needed:g} GPUs, but the "
+            f"worker groups have {offered:g}: lower them, or raise a group's maxReplicas"
+        )
     for pod in groups:
         assert pod.group is not None
         limits, resources = pod.containers[0]["resources"]["limits"], pod.group["resources"]
@@ -294,7 +308,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
                 f"group {pod.group['groupName']} tells Ray that it has {resources['CPU']} CPUs, "
                 f"but its container's limit is {limits['cpu']}"
             )
-        if gpus and _fits(pod.group, asked["actor"]):
+        if gpus and _fits(pod.group, actor):
             yield f"actors could occupy the GPU nodes of group {pod.group['groupName']}"
     budget = config["replay"]["byte_budget"]
     redis = next(pod for pod in pods if pod.claims)
@@ -332,6 +346,10 @@ def _work(config: RunConfig) -> Iterator[str]:
             f"each of {lengths} context lengths; lower actors.count, raise evaluation.episodes, or have the "
             "actors collect (collect.kind takeover)"
         )
+
+
+def _gpus(gpus: float) -> dict[str, float]:
+    return {"GPU": gpus} if gpus else {}
 
 
 def _fits(group: Object, asked: Mapping[str, float]) -> int:

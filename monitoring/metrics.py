@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Literal
 
 SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+WAIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 TRAINING_STEPS = (0, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
 
@@ -148,6 +150,27 @@ CATALOGUE = {
             "seconds",
             "From the publication of a policy until an actor first acts with it",
             buckets=SECONDS,
+        ),
+        # inference
+        Metric(
+            "longview_inference_decisions_total",
+            "counter",
+            "decisions",
+            "Decisions of the inference servers, each for one simulator",
+        ),
+        Metric(
+            "longview_inference_batch_size",
+            "histogram",
+            "simulators",
+            "Simulators that an inference server decides for at once",
+            buckets=BATCHES,
+        ),
+        Metric(
+            "longview_inference_wait_seconds",
+            "histogram",
+            "seconds",
+            "From the arrival of a request at an inference server until its batch is decided",
+            buckets=WAIT_SECONDS,
         ),
         # evaluation
         Metric(

@@ -431,6 +431,30 @@ THROUGHPUT = Dashboard(
             "none",
             {"{{role}} {{cause}}": f"longview:restarts:increase10m{RUN}"},
         ),
+        Panel(
+            "Decisions of servers",
+            "Decisions of the inference servers per second, each for one simulator. Empty where actors hold "
+            "the policy themselves.",
+            "lines",
+            "suffix: decisions/s",
+            {"decisions": f"longview:inference_decisions:rate1m{RUN}"},
+        ),
+        Panel(
+            "Batches of servers",
+            "Simulators that an inference server decides for at once: half of the batches have at most this "
+            "many. As few as one actor's half: the servers find nothing to gather.",
+            "lines",
+            "none",
+            {"50%": f"longview:inference_batch_size:p50_5m{RUN}"},
+        ),
+        Panel(
+            "Waits at servers",
+            "Time from the arrival of a request at an inference server until its batch is decided, below "
+            "which 90% stay. Far above `inference.wait_ms`: the servers are too few, or too slow.",
+            "lines",
+            "s",
+            {"90%": f"longview:inference_wait_seconds:p90_5m{RUN}"},
+        ),
     ),
 )
 

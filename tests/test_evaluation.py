@@ -1,7 +1,8 @@
 """Evaluations with real simulators: outcomes do not depend on how the episodes are split."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, repeat
 from typing import Any
 
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from longview.actors.config import ActorsConfig
 from longview.actors.environment import SimulatedTask
 from longview.actors.rollout import Policy
+from longview.actors.served import ServedPolicy
 from longview.actors.task import Action, Observation, Task, load_task
 from longview.actors.worker import Order, Worker, episode_seed
 from longview.cluster.run.services import redis_server
+from longview.learner import policy as policies
 from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
+from longview.learner.inference import PolicyServer, Request
 from longview.learner.normalize import measure
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.session import PolicySession
@@ -65,7 +69,7 @@ def evaluated(
     split: Sequence[Sequence[tuple[int, int]]],
     T_o: int,
 ) -> Played:
-    """Evaluate as actors do, one after the other, each with a policy of its own."""
+    """Evaluate as actors do, at the same time, each with a policy of its own."""
     played: dict[int, tuple[str, NDArray[np.float32]]] = {}
 
     class Noting(gymnasium.Wrapper[Observation, Action, Observation, Action]):
@@ -85,12 +89,15 @@ def evaluated(
             return observation, reward, terminated, truncated, info
 
     noting = SimulatedTask(task.spec, lambda spec, render_mode: Noting(task.make(render_mode)))
-    for number, orders in enumerate(split):
-        worker = Worker(noting, ActorsConfig(simulators=simulators), 5, f"actor-{number}", None, Hub().report)
-        policy = next(policies)
+
+    def play(orders: Sequence[tuple[int, int]], policy: Policy) -> None:
+        worker = Worker(noting, ActorsConfig(simulators=simulators), 5, "actor", None, Hub().report)
         for first, episodes in orders:
             result = worker.work(Order("evaluation", first, episodes, T_o, version=0), policy)
             assert sum(result.outcomes.values()) == episodes
+
+    with ThreadPoolExecutor(len(split)) as actors:
+        list(actors.map(play, split, policies))
     return played
 
 
@@ -154,3 +161,81 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
 def test_return_point_ends_the_same_however_it_is_split(weights: bytes, T_o: int) -> None:
     policies = (PolicySession(policy_from_bytes(weights), 8) for _ in count())
     check_splits(load_task("return_point"), policies, T_o)
+
+
+# Served by another thread; tests/cluster/roles/test_inference.py has processes
+
+
+class Miscounter(policies.Policy):
+    """The policy `Miscounting` as a learner's policy, which checks the whole context that it is given."""
+
+    def __init__(self) -> None:
+        config = policy_config(widths=(8,), groups=4, token_size=8, context_length=8, execute=4)
+        super().__init__(config, load_task("counting").spec)
+
+    def tokens(self, observation: Mapping[str, Any], shift_F2: Any = None) -> torch.Tensor:
+        return self.tensor(observation["count"]).expand(-1, self.config.token_size)
+
+    def error(self, *_: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def sample(
+        self,
+        token_BSE: torch.Tensor,
+        seen_BS: NDArray[np.bool_],
+        executed_BPA: NDArray[np.float32],
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.float32]:
+        for count_S, seen_S in zip(token_BSE[..., 0].numpy(), seen_BS, strict=True):
+            assert (np.diff(count_S[seen_S]) == 1).all()
+            assert seen_S.sum() == min(seen_S.size, 1 + count_S[-1] - count_S[seen_S][0])
+        steps = np.arange(self.horizon.positions) - self.horizon.past
+        wrong = np.array([rng.random(len(steps)) < 0.03 for rng in rngs])
+        return (token_BSE[:, -1:, 0].numpy() + steps + wrong).astype(np.float32)[..., None]
+
+
+class Dying:
+    """A server that is replaced by a new one, which knows nothing, before every `lives`-th request."""
+
+    def __init__(self, make: Callable[[], policies.Policy], lives: int) -> None:
+        self.make, self.lives, self.requests = make, lives, 0
+        self.server = self.started()
+
+    def started(self) -> PolicyServer:
+        server = PolicyServer(64, max_batch=64, wait_seconds=0.002)
+        server.load(0, self.make)
+        return server
+
+    def policy(self, client: str) -> ServedPolicy:
+        def send(**request: Any) -> Callable[[], NDArray[np.float32] | None]:
+            self.requests += 1
+            if self.requests % self.lives == 0:
+                self.server = self.started()
+            return self.server.ask(Request(client=client, version=0, **request)).result
+
+        return ServedPolicy(self.make().horizon.execute, send)
+
+
+def check_served(task: Task, make: Callable[[], policies.Policy], T_o: int, lives: int) -> None:
+    """Compare an evaluation by actors that ask a server with one by an actor that holds the policy."""
+    whole = evaluated(task, iter([PolicySession(make(), 8)]), 8, WHOLE, T_o)
+    server = Dying(make, lives)
+    actors = (server.policy(f"actor-{index}") for index in count())
+    served = evaluated(task, actors, 8, SPLITS["four actors"][1], T_o)
+    assert server.requests > lives
+    assert served.keys() == whole.keys()
+    for seed, (outcome, actions) in whole.items():
+        assert served[seed][0] == outcome
+        np.testing.assert_allclose(served[seed][1], actions, rtol=0, atol=1e-5)
+
+
+def test_counting_ends_the_same_with_a_server_that_dies_now_and_then() -> None:
+    check_served(load_task("counting"), Miscounter, T_o=8, lives=7)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "recurrent"])
+def test_return_point_ends_the_same_with_a_server_that_dies_now_and_then(weights: bytes, kind: str) -> None:
+    task = load_task("return_point")
+    recurrent = policy_config(kind="recurrent", hidden=16, token_size=16, context_length=8, components=2)
+    made = policy_to_bytes(recurrent.make(task.spec)) if kind == "recurrent" else weights
+    check_served(task, lambda: policy_from_bytes(made), T_o=8, lives=20)

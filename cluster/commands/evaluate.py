@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
-from longview.cluster.driver.launch import ray_cluster, start_actor
+from longview.cluster.driver.launch import ray_cluster, start_actor, start_servers
 from longview.cluster.driver.orders import Orders
 from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
 from longview.cluster.run.preflight import refuse_unsimulated
@@ -80,6 +80,7 @@ def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -
     with ray_cluster(config, None), Progress(*columns, console=console, transient=True) as bar:
         reference = ray.put(weights)
         dispatcher = Dispatcher(orders)
+        _servers = start_servers(config, cpus=0, reports=False)  # a server ends with its handle
         for index in range(config.actors.count):
             dispatcher.add(f"actor-{index}", start_actor(config, None, 0, f"actor-{index}"))
         total = sum(evaluation.wanted for evaluation in orders.evaluations.values())

@@ -24,6 +24,7 @@ from longview.cluster.driver.training import Training
 from longview.cluster.driver.weights import HeldWeights
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import MetricsHub
+from longview.cluster.roles.inference import CONCURRENT, InferenceServer, server_names
 from longview.cluster.roles.learner import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
@@ -100,7 +101,7 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         places = LearnerPlaces(config, alone=address is None)
         places.wait()
-        roles = start_roles(config, run)
+        roles = start_roles(config, run, alone=address is None)
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
         services.callback(_ignore_interrupts)
@@ -190,20 +191,44 @@ def _nodes() -> list[dict[str, float]]:
 
 @dataclass
 class Roles:
-    """The Ray actors of which a run has one each."""
+    """The Ray actors that a run begins with."""
 
     hub: Handle
     """The metrics hub."""
     board: Handle
     """The weight board."""
+    servers: list[Handle]
+    """The inference servers."""
 
 
-def start_roles(config: RunConfig, run: Run) -> Roles:
-    """Start the roles that a run begins with. They end with the driver's connection to Ray."""
+def start_roles(config: RunConfig, run: Run, *, alone: bool) -> Roles:
+    """Start the roles that a run begins with. They end with the driver's connection to Ray.
+
+    Args:
+        config: the run's config.
+        run: the run's folder.
+        alone: whether the run has started Ray itself, on this machine.
+    """
     monitoring = config.monitoring
     hub = start(MetricsHub, run.name, monitoring.host, monitoring.port, name=HUB, **ALWAYS_BACK)
     board = start(WeightBoard, run.checkpoints.absolute(), **ALWAYS_BACK)
-    return Roles(hub, board)
+    return Roles(hub, board, start_servers(config, cpus=0 if alone else 1))
+
+
+def start_servers(config: RunConfig, cpus: int, *, reports: bool = True) -> list[Handle]:
+    """Start the inference servers of a run, under names by which the actors find them.
+
+    Args:
+        config: the run's config.
+        cpus: CPUs that each takes from Ray.
+        reports: whether there is a hub to report to.
+    """
+    options = {"num_cpus": cpus, "num_gpus": config.placement.inference_gpus, "max_concurrency": CONCURRENT}
+    # Any call may be repeated: a request that a server has answered already does not fit its history.
+    options |= {"max_restarts": -1, "max_task_retries": -1}
+    return [
+        start(InferenceServer, config, name, reports, name=name, **options) for name in server_names(config)
+    ]
 
 
 def start_actor(
@@ -218,8 +243,9 @@ def start_actor(
         name: name of the actor.
         role: the actor's class.
     """
-    options = {"num_cpus": cpus, "resources": config.placement.actor, "max_restarts": -1}
-    return start(role, config, name, store, **options)
+    placement = config.placement
+    options = {"num_cpus": cpus, "num_gpus": placement.actor_gpus, "resources": placement.actor}
+    return start(role, config, name, store, max_restarts=-1, **options)
 
 
 def _scaling(

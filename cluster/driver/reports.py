@@ -32,6 +32,7 @@ SCRAPE_SECONDS = 2.0
 RESTARTS = {
     "actor": ("died", "preempted", "worn"),
     "learner": ("died", "preempted"),
+    "inference": ("died",),
     "board": ("died",),
     "hub": ("died",),
 }

@@ -1,4 +1,7 @@
-"""The rollout actor as a Ray actor: many simulators, and the policy that acts in them."""
+"""The rollout actor as a Ray actor: many simulators, and the policy that acts in them.
+
+The policy is held by this process, or by an inference server; then this process needs no torch.
+"""
 
 import time
 from typing import Any
@@ -7,6 +10,7 @@ import ray
 
 from longview.actors.rollout import Policy
 from longview.actors.worker import Order, Result, Worker
+from longview.cluster.roles.inference import served, server_of
 from longview.cluster.roles.reporting import Heartbeat
 from longview.cluster.run.config import RunConfig, task_of
 from longview.replay.store import StoreAddress
@@ -22,6 +26,8 @@ class RolloutActor:
             name: name of this actor; stays the same when it restarts.
             store: store for its episodes; None if it only evaluates, and then it reports nothing.
         """
+        self._name, self._server = name, server_of(name, config)
+        self._device = "cuda" if config.placement.actor_gpus else "cpu"
         self._session: Policy | None = None
         self._version: int | None = None
         self._newest_used = -1
@@ -55,7 +61,11 @@ class RolloutActor:
         """
         started = time.perf_counter()
         if order.version is not None and order.version != self._version:
-            self._load(order.version, ray.get(weights[0]))
+            if self._server is None:
+                self._load(order.version, ray.get(weights[0]))
+            else:
+                self._session = served(self._server, self._name, order.version, weights)
+                self._version = order.version
             seconds = time.perf_counter() - started
             self._worker.loaded(seconds)
             if order.version > self._newest_used:
@@ -65,12 +75,12 @@ class RolloutActor:
         return self._worker.work(order, self._session, newest or 0, held)
 
     def _load(self, version: int, weights: bytes) -> None:
-        # Imported here because an actor that only demonstrates does not need torch.
+        # Imported here because an actor that only demonstrates, or asks a server, does not need torch.
         import torch
 
         from longview.learner.policy import policy_from_bytes
         from longview.learner.session import PolicySession
 
         torch.set_num_threads(1)
-        self._session = PolicySession(policy_from_bytes(weights), self._simulators)
+        self._session = PolicySession(policy_from_bytes(weights, self._device), self._simulators)
         self._version = version

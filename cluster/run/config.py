@@ -47,6 +47,26 @@ class MonitoringConfig:
 
 
 @dataclass(frozen=True)
+class InferenceConfig:
+    """Servers that hold the policy for the actors. docs/performance.md says when they pay."""
+
+    servers: int = 0
+    """Number of servers, at most as many as actors, which they share out. 0: each actor holds the policy."""
+    max_batch: int = 256
+    """Largest number of simulators that a server decides for at once."""
+    wait_ms: float = 2.0
+    """Milliseconds, 0 to 1000, for which a server waits for more requests before it decides."""
+
+    def __post_init__(self) -> None:
+        if self.servers < 0:
+            raise ValueError(f"servers must not be negative, not {self.servers}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, not {self.max_batch}")
+        if not 0 <= self.wait_ms <= 1000:
+            raise ValueError(f"wait_ms must lie in 0..1000, not {self.wait_ms}")
+
+
+@dataclass(frozen=True)
 class PlacementConfig:
     """Resources that the roles request from an existing Ray cluster, in addition to one CPU each.
 
@@ -57,8 +77,13 @@ class PlacementConfig:
     """Custom resources that a rollout actor takes, such as `{actor: 1}`. Nodes without them get no actors."""
     learner: dict[str, float] = field(default_factory=dict)
     """Custom resources that a learner rank takes."""
-    learner_gpus: int | None = None
-    """GPUs of a learner rank. None: one, if there are enough for all ranks when training starts."""
+    learner_gpus: float | None = None
+    """GPUs of a learner rank: a whole number, or a share of one such as 0.5 if there is only one rank. None:
+    one, if there are enough for all ranks when training starts."""
+    actor_gpus: float = 0.0
+    """GPUs of a rollout actor that holds the policy: a whole number, or a share of one."""
+    inference_gpus: float = 0.0
+    """GPUs of an inference server: a whole number, or a share of one."""
     autoscaled: bool = False
     """Whether the cluster grows on request. Then a run may ask for more than the cluster has at the start."""
 
@@ -67,8 +92,12 @@ class PlacementConfig:
             for name, amount in resources.items():
                 if amount <= 0:
                     raise ValueError(f"{role}.{name} must be positive, not {amount:g}")
-        if self.learner_gpus is not None and self.learner_gpus < 0:
-            raise ValueError(f"learner_gpus must not be negative, not {self.learner_gpus}")
+        for name in ("learner_gpus", "actor_gpus", "inference_gpus"):
+            gpus = getattr(self, name) or 0.0
+            if gpus < 0:
+                raise ValueError(f"{name} must not be negative, not {gpus:g}")
+            if gpus > 1 and gpus % 1:
+                raise ValueError(f"{name} must be a share of one GPU or a whole number, not {gpus:g}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,8 @@ class RunConfig:
     """Episodes that measure success."""
     replay: StoreConfig = field(default_factory=StoreConfig)
     """The episode store."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """Servers that hold the policy for the actors."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     """Where metrics are served."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
@@ -376,6 +407,27 @@ def _check(config: RunConfig) -> None:
             )
     if wrong := fault(task, config.collect):
         raise ConfigError(wrong)
+    servers, placement = config.inference.servers, config.placement
+    if servers > config.actors.count:
+        raise ConfigError(
+            f"inference.servers {servers} are more than actors.count {config.actors.count}: a server without "
+            "actors has nothing to do"
+        )
+    if config.learners > 1 and (placement.learner_gpus or 0) % 1:
+        raise ConfigError(
+            f"placement.learner_gpus {placement.learner_gpus:g} with learners {config.learners}: ranks that "
+            "share a GPU cannot average their gradients; give each a whole one"
+        )
+    if placement.inference_gpus and not servers:
+        raise ConfigError(
+            f"placement.inference_gpus {placement.inference_gpus:g} needs servers: set inference.servers, or "
+            "placement.actor_gpus for actors that hold the policy themselves"
+        )
+    if placement.actor_gpus and servers:
+        raise ConfigError(
+            f"placement.actor_gpus {placement.actor_gpus:g}: no actor holds a policy with inference.servers "
+            f"{servers}; set placement.inference_gpus"
+        )
     staleness, publish_every = config.collect.max_staleness, config.learner.publish_every
     if staleness is not None and staleness < publish_every:
         raise ConfigError(

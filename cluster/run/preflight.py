@@ -58,12 +58,15 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
     placement = config.placement
     if placement.autoscaled:
         return
-    actor = {"CPU": 1.0, **placement.actor}
+    actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
     learner = resources_of_rank(config, placement.learner_gpus or 0)
-    roles = (
+    server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
+    roles = [
         ("actors.count", config.actors.count, actor, "placement.actor"),
         ("learners", config.learners, learner, "placement.learner"),
-    )
+        ("inference.servers", config.inference.servers, server, "placement.inference"),
+    ]
+    roles = [role for role in roles if role[1]]
     mend = "add nodes, or if the cluster does so by itself, set placement.autoscaled=true"
     for _, _, asked, key in roles:
         for name, amount in asked.items():
@@ -75,18 +78,31 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
                     else f"{key}: no node of this Ray cluster has {amount:g} {name} (the most is {most:g}); "
                     f"start nodes with --resources, or {mend}"
                 )
-    cpus, needed = sum(node.get("CPU", 0) for node in nodes), config.actors.count + config.learners
-    if cpus < needed:
-        raise ConfigError(
-            f"actors.count {config.actors.count} + learners {config.learners} need {needed} CPUs, "
-            f"this Ray cluster has {cpus:g}: lower them, {mend}"
-        )
+    _refuse_sum("CPU", roles, nodes, mend)
     for count_key, count, asked, _ in roles:
         if (room := room_for(asked, nodes)) < count:
             raise ConfigError(
                 f"{count_key} {count}: this Ray cluster has room for {room} ({_named(asked)} each): "
                 f"lower it, {mend}"
             )
+    _refuse_sum("GPU", roles, nodes, mend)
+
+
+def _refuse_sum(
+    resource: str,
+    roles: Sequence[tuple[str, int, Mapping[str, float], str]],
+    nodes: Sequence[Mapping[str, float]],
+    mend: str,
+) -> None:
+    """Refuse roles that together need more of a resource than all nodes have."""
+    asking = [f"{key} {count}" for key, count, asked, _ in roles if resource in asked]
+    needed = sum(count * asked.get(resource, 0) for _, count, asked, _ in roles)
+    there = sum(node.get(resource, 0) for node in nodes)
+    if there < needed:
+        raise ConfigError(
+            f"{' + '.join(asking)} need {needed:g} {resource}s, this Ray cluster has {there:g}: lower them, "
+            f"{mend}"
+        )
 
 
 def refuse_unaddable(
@@ -106,7 +122,7 @@ def refuse_unaddable(
         raise ConfigError(
             f"learners {config.learners}: this Ray cluster cannot add nodes for {_named(asked)} each: give "
             "it such nodes (on Kubernetes: maxReplicas of a worker group), or change learners, "
-            f"placement.learner or placement.learner_gpus ({config.placement.learner_gpus})"
+            f"placement.learner or placement.learner_gpus ({config.placement.learner_gpus or 0:g})"
         )
 
 
@@ -147,25 +163,31 @@ def refuse_torch(torch: Torch, *, alone: bool) -> None:
     )
 
 
-def gpus_of_rank(config: RunConfig, available: float) -> int:
+def gpus_of_rank(config: RunConfig, available: float) -> float:
     """Return the GPUs that each learner rank takes.
 
     Args:
         config: the run's.
         available: GPUs of the Ray cluster.
     """
-    asked = config.placement.learner_gpus
-    return int(available >= config.learners) if asked is None else asked
+    placement = config.placement
+    acting = config.actors.count * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    enough = available - acting >= config.learners
+    return float(enough) if placement.learner_gpus is None else placement.learner_gpus
 
 
-def resources_of_rank(config: RunConfig, gpus: int) -> dict[str, float]:
+def resources_of_rank(config: RunConfig, gpus: float) -> dict[str, float]:
     """Return what a learner rank takes from Ray, by name of the resource."""
-    return {"CPU": 1.0, **config.placement.learner} | ({"GPU": float(gpus)} if gpus else {})
+    return {"CPU": 1.0, **config.placement.learner} | _gpus(gpus)
 
 
 def room_for(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
     """Count how many times the nodes of a cluster have what is asked for."""
     return sum(int(min(node.get(name, 0) // amount for name, amount in asked.items())) for node in nodes)
+
+
+def _gpus(gpus: float) -> dict[str, float]:
+    return {"GPU": float(gpus)} if gpus else {}
 
 
 def _named(resources: Mapping[str, float]) -> str:

@@ -1,6 +1,6 @@
 """Rollouts on the counting task, where any gap, repeat or swap shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +135,46 @@ def test_one_batched_decision_serves_all_simulators_for_t_a_steps(execute: int) 
     decisions = [-(-length_of(seed) // execute) for seed in range(4)]
     assert len(policy.calls) == max(decisions)
     assert sum(policy.calls) == sum(decisions)
+
+
+class Elsewhere(Counter):
+    """A counter in another process: what it is asked and when its answers are waited for is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[tuple[str, tuple[int, ...]]] = []
+
+    def ask(self, slots: Sequence[int], *arguments: Any) -> Callable[[], NDArray[np.float32]]:
+        self.notes.append(("asked", tuple(slots)))
+        actions = self.act(slots, *arguments)
+
+        def wait() -> NDArray[np.float32]:
+            self.notes.append(("waited", tuple(slots)))
+            return actions
+
+        return wait
+
+
+def test_one_half_steps_while_a_policy_elsewhere_decides_for_the_other() -> None:
+    policy = Elsewhere()
+    ends, notes = play(assignments(20), policy)
+    assert {(end.meta.seed, end.outcome, end.steps) for end in ends} == {
+        (seed, "success", length_of(seed)) for seed in range(20)
+    }
+    assert policy.notes[:2] == [("asked", (0, 2)), ("asked", (1, 3))]
+    assert {slot % 2 for what, slots in policy.notes for slot in slots} == {0, 1}
+    assert all(len({slot % 2 for slot in slots}) == 1 for _, slots in policy.notes)
+    under_way = np.cumsum([1 if what == "asked" else -1 for what, _ in policy.notes])
+    # The answer for one half is waited for after the other half has asked, until only one half has episodes.
+    assert under_way.max() == 2
+    assert (under_way[:20] >= 1).all()
+    for note in notes:
+        assert note.column("action").tolist() == note.column("observation.count").tolist()
+
+
+def test_a_policy_elsewhere_decides_for_one_simulator() -> None:
+    ends, _ = play(assignments(3), Elsewhere(), simulators=1)
+    assert [end.outcome for end in ends] == ["success"] * 3
 
 
 def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:

@@ -256,6 +256,31 @@ def test_whatever_is_killed_comes_back(longview: Any, config: str) -> None:
     assert_store_is_exact(longview, "hurt")
 
 
+@pytest.mark.slow
+def test_a_run_acts_through_a_server_that_is_killed(longview: Any, config: str) -> None:
+    process = longview.start("launch", config, "name=served", "inference.servers=1", "learner.steps=400")
+    run = run_of(longview, "served")
+    longview.wait_for(lambda: training(run) and acted(run))
+    (victim,) = longview.processes("ray::InferenceServer")
+    os.kill(victim, signal.SIGKILL)
+    longview.wait_for(lambda: restarts(run).get("inference") == 1)
+    before = acted(run)
+    longview.wait_for(lambda: acted(run) > before)
+    assert process.wait(240) == 0, process.communicate()
+    assert_nothing_is_left(longview)
+    counts = summary_of(longview, "served")["success"]["return_point"]
+    assert {length: count["episodes"] for length, count in counts.items()} == {"1": 8, "8": 8}
+    assert_store_is_exact(longview, "served")
+
+
+def acted(run: Run) -> float:
+    """Decisions of the run's servers so far."""
+    try:
+        return read_metrics(run.state()["metrics"]).total("longview_inference_decisions_total")
+    except (KeyError, OSError):
+        return 0.0
+
+
 def restarts(run: Run) -> dict[str, float]:
     try:
         metrics = read_metrics(run.state()["metrics"])

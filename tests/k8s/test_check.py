@@ -177,7 +177,11 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "more learners than GPUs": (
         lambda it: run(it, learners=2),
-        "learners is 2, but the worker groups have room for 1 with 1 CPU, 1 learner, 1 GPU each",
+        "learners is 2, but the worker groups have room for 1 with 1 CPU, 1 learner, 0.5 GPU each",
+    ),
+    "more learners and servers than GPUs": (
+        lambda it: run(it, inference={"servers": 2}),
+        "learners 1 + inference.servers 2 need 1.5 GPUs, but the worker groups have 1",
     ),
     "more GPUs than any group has": (
         lambda it: run(it, placement={"actor": {"actor": 1}, "learner": {"learner": 1}, "learner_gpus": 2}),

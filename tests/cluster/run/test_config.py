@@ -82,11 +82,36 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str) -> Non
         ("placement.actor.slot=many", "placement.actor.slot: input should be a valid number"),
         ("placement.learner.slot=0", "placement.learner.slot must be positive, not 0"),
         ("placement.learner_gpus=-1", "placement.learner_gpus must not be negative"),
+        ("placement.inference_gpus=1.5", "placement.inference_gpus must be a share of one GPU or a whole"),
+        ("inference.servers=-1", "inference.servers must not be negative, not -1"),
+        ("inference.servers=3", "inference.servers 3 are more than actors.count 2"),
+        ("inference.max_batch=0", "inference.max_batch must be at least 1, not 0"),
+        ("inference.wait_ms=.inf", "inference.wait_ms must lie in 0..1000, not inf"),
+        ("inference.server=1", "did you mean inference.servers?"),
+        ("placement.inference_gpus=0.5", "placement.inference_gpus 0.5 needs servers: set inference.servers"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | None) -> None:
     with pytest.raises(ConfigError, match=message):
         read_config(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["inference.servers=1", "placement.actor_gpus=1"],
+            "placement.actor_gpus 1: no actor holds",
+        ),
+        (
+            ["learners=2", "placement.learner_gpus=0.5"],
+            "learner_gpus 0.5 with learners 2: ranks that",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(None, settings)
 
 
 def test_a_file_that_is_no_config(tmp_path: Path) -> None:

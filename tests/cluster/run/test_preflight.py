@@ -58,6 +58,22 @@ def test_what_fits_is_let_through() -> None:
         (["actors.count=12"], "actors.count 12 + learners 1 need 13 CPUs, this Ray cluster has 12"),
         (["learners=2"], "learners 2: this Ray cluster has room for 1 (1 CPU, 1 learner, 2 GPU each)"),
         (["actors.count=7"], "actors.count 7: this Ray cluster has room for 6 (1 CPU, 1 actor each)"),
+        (
+            ["inference.servers=6"],
+            "actors.count 6 + learners 1 + inference.servers 6 need 13 CPUs, this Ray cluster has 12",
+        ),
+        (
+            ["inference.servers=1", "placement.inference_gpus=3"],
+            "placement.inference_gpus 3: no node of this Ray cluster has more than 2 GPUs",
+        ),
+        (
+            ["inference.servers=2", "placement.inference_gpus=0.5"],
+            "learners 1 + inference.servers 2 need 3 GPUs, this Ray cluster has 2",
+        ),
+        (
+            ["placement.actor_gpus=0.25"],
+            "actors.count 6: this Ray cluster has room for 0 (1 CPU, 1 actor, 0.25 GPU each)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_there_is(settings: list[str], words: str) -> None:
@@ -74,6 +90,8 @@ def test_ranks_get_a_gpu_each_if_there_are_enough() -> None:
     assert [gpus_of_rank(two, available) for available in (0, 1, 2, 8)] == [0, 0, 1, 1]
     asked = read_config(None, ["learners=2", "placement.learner_gpus=4"])
     assert [gpus_of_rank(asked, available) for available in (0, 8)] == [4, 4]
+    served = read_config(None, ["inference.servers=2", "placement.inference_gpus=0.5"])
+    assert [gpus_of_rank(served, available) for available in (1, 2)] == [0, 1]
     assert resources_of_rank(two, 0) == {"CPU": 1, "learner": 1}
     assert resources_of_rank(two, 2) == {"CPU": 1, "learner": 1, "GPU": 2}
 
