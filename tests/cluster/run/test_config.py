@@ -8,6 +8,7 @@ import yaml
 from longview.cluster.run.config import (
     PRESETS,
     ConfigError,
+    pixels_file,
     preset_file,
     public_config,
     read_config,
@@ -39,9 +40,24 @@ def test_presets_are_valid(task: str) -> None:
     assert read_config(preset_file(task), [], task=task).task == task
 
 
-@pytest.mark.parametrize("task", ["grasp_and_return", "push_and_return", "square", "lift"])
-def test_the_published_recipe_fits_every_task_with_its_cameras(task: str) -> None:
-    config = read_config(PRESETS / "paper.yaml", [f"task={task}"])
+def test_settings_for_pixels_hide_where_the_object_is() -> None:
+    config = read_config(pixels_file("grasp_and_return"), [], task="grasp_and_return")
+    seen = task_of(config).spec.observation
+    assert {key for key, array in seen.items() if array.is_image} == {
+        "agentview_image",
+        "robot0_eye_in_hand_image",
+    }
+    assert "cube_pos" not in seen
+    assert {"hand_pos", "gripper"} < seen.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "hidden"),
+    [("grasp_and_return", "cube_pos"), ("push_and_return", "puck_pos"), ("square", "object"), ("lift", "object")],
+)
+def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden: str) -> None:
+    settings = [f"task={task}", f"actors.cameras.instead_of=[{hidden}]"]
+    config = read_config(PRESETS / "paper.yaml", settings)
     spec, policy = task_of(config).spec, config.learner.policy
     assert set(policy.crops(spec).values()) == {(112, 112)}
     horizon = policy.horizon(spec)
@@ -67,6 +83,9 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str) -> Non
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("learners=3", "learner.batch_size 64 is not a multiple of 3 learner ranks x windows_per_segment 1"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
+        ("learner.camera_steps=200", "camera_steps 200 has no effect: task return_point has no cameras"),
+        ("learner.camera_steps=2350", "warmup 100 must be shorter than the 50 steps from 2350 on"),
+        ("learner.policy.camera_stages=5", "camera_stages must be 1 to 4, not 5"),
         ("name=a/b", "name must be a plain folder name: 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),
         ("seed.more=1", None),
