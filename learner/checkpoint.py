@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from longview.learner.files import POLICY, STATE, TRAINING, folders
+from longview.learner.tensors import file_parts
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,12 @@ class Checkpoint:
 
 
 def save(
-    directory: Path, step: int, policy: bytes, training: Mapping[str, Tensor], config: Any, keep: int
+    directory: Path,
+    step: int,
+    policy: bytes | memoryview,
+    training: Mapping[str, Tensor],
+    config: Any,
+    keep: int,
 ) -> Path:
     """Write a checkpoint atomically, and remove all but the newest ones.
 
@@ -55,18 +61,21 @@ def save(
     Raises:
         OSError: the checkpoint cannot be written; it names the folder, of which nothing is left.
     """
-    files = {POLICY: policy, TRAINING: save_tensors({k: v.cpu() for k, v in training.items()})}
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    state = {"step": step, "sha256": sums, "config": config}
+    parts: dict[str, Sequence[bytes | memoryview]] = {
+        POLICY: [policy],
+        TRAINING: file_parts({name: tensor.cpu() for name, tensor in training.items()}),
+    }
+    sums = {name: _checksum(each) for name, each in parts.items()}
+    state = json.dumps({"step": step, "sha256": sums, "config": config}, indent=1)
     target = directory / f"step-{step:09d}"
     unfinished = directory / f"{target.name}.tmp"
     for left_over in (*directory.glob("*.tmp"), target):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        for name, data in {**files, STATE: json.dumps(state, indent=1).encode()}.items():
+        for name, each in {**parts, STATE: [state.encode()]}.items():
             with (unfinished / name).open("wb") as file:
-                file.write(data)
+                file.writelines(each)
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
@@ -99,7 +108,7 @@ def load(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_bytes())
     files = {name: (path / name).read_bytes() for name in (POLICY, TRAINING)}
     for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+        if _checksum([data]) != state["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum ({len(data)} bytes)")
     return Checkpoint(state["step"], files[POLICY], load_tensors(files[TRAINING]), state["config"])
 
@@ -115,6 +124,13 @@ def unpack(data: bytes) -> Checkpoint:
     tensors = load_tensors(data)
     policy, step = tensors.pop(POLICY), tensors.pop(STATE)
     return Checkpoint(int(step), policy.numpy().tobytes(), tensors, {})
+
+
+def _checksum(parts: Iterable[bytes | memoryview]) -> str:
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    return checksum.hexdigest()
 
 
 def _sync(directory: Path) -> None:

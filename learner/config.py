@@ -51,7 +51,7 @@ POLICIES: Final = "longview.policies"
 The entry point `<kind>` names the config class of a kind, with its default architecture. The entry point
 `<kind>.<architecture>` names the config class of one architecture."""
 AHEAD = 3
-"""Number of batches that training prepares in advance."""
+"""Number of batches that training prepares in advance, each in a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from longview.learner.config import PolicyConfig, policy_class, policy_config
 from longview.learner.encoder import FrameEncoder
 from longview.learner.files import policy_file
 from longview.learner.normalize import Normalizer, Statistics
+from longview.learner.tensors import file_parts
 from longview.learner.transfer import sent
 from longview.learner.windows import Batch
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, TaskSpec
@@ -238,18 +239,24 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
 
 def policy_to_bytes(policy: Policy) -> bytes:
     """Encode weights, statistics, config and task as safetensors with JSON metadata."""
+    return b"".join(policy_parts(policy))
+
+
+def policy_parts(policy: Policy) -> list[memoryview]:
+    """Return the bytes of `policy_to_bytes` in parts. On a CPU, they are views of the weights."""
     about = {"policy": asdict(policy.config), "task": policy.spec.to_dict()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    return save(tensors, metadata={FORMAT: json.dumps(about)})
+    return file_parts(tensors, {FORMAT: json.dumps(about)})
 
 
-def policy_from_bytes(data: bytes, device: str | torch.device = "cpu") -> Policy:
+def policy_from_bytes(data: bytes | memoryview, device: str | torch.device = "cpu") -> Policy:
     """Decode the bytes of `policy_to_bytes` as a policy in evaluation mode.
 
     Raises:
         ValueError: the bytes are no policy or damaged; or config, task and weights do not fit each other or
             this version of Longview.
     """
+    data = bytes(data)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header["__metadata__"]

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
 from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes, window_losses
 from longview.learner.recipe import DrawSegments, Recipe
+from longview.learner.snapshots import Publish, writing
 from longview.learner.transfer import pack, send
 from longview.learner.validation import validate
 from longview.learner.windows import Batch
@@ -41,7 +42,7 @@ def train(
     seed: int,
     draw: DrawSegments,
     statistics: Callable[[], Mapping[str, Statistics]],
-    publish: Callable[[int, bytes], None],
+    publish: Publish,
     report: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
     checkpoints: Path,
@@ -62,12 +63,13 @@ def train(
         draw: draws this rank's segments.
         statistics: measures the data, or a sample of it (`normalize.measure`); called once, on rank 0, by a
             run without checkpoint.
-        publish: takes version and bytes of the averaged policy; called on rank 0 only.
+        publish: takes version and bytes of the averaged policy; called on rank 0 only, from another thread.
         report: takes the progress; called on rank 0 only.
         should_stop: called after every step. If one rank answers true, all ranks stop: one rank at once,
             several after at most `ASK_EVERY` steps.
         checkpoints: folder of the checkpoints; used by rank 0 only.
-        validation: episodes that are never drawn. Rank 0 validates every published policy on them.
+        validation: episodes that are never drawn, the same on every rank. The ranks together validate every
+            published policy on them.
         rank: this rank.
         world: number of ranks.
         device: device to train on.
@@ -107,47 +109,45 @@ def train(
         weights.vector.data[cameras] = averaged.vector.data[cameras]
         yield from prepared(recipe.with_keypoints(KeypointMemory(average)), remaining, where)
 
+    validating = ranks.any_of(bool(validation), world, device)
     if rank == 0 and start.training:
-        publish(step, start.policy)
+        publish(step, memoryview(start.policy))
+    snapshots = writing(config, start.policy, publish, checkpoints) if rank == 0 else nullcontext()
     # Nothing in a step waits for the device, so that the host prepares the next step while it computes.
-    for batch in lap.timed(send(packed, where) for packed in batches()):
-        error_BT = recipe.error(policy, batch, step)
-        loss_B = window_losses(error_BT, batch.target_BT)
-        weights.backward(loss_B.mean())
-        ranks.average(weights.gradient, world)
-        norm = nn.utils.clip_grad_norm_(weights.vector, config.clip)
-        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
-        optimizer.step()
-        if step >= config.camera_steps:
-            weights.vector.data[cameras] = averaged.vector.data[cameras]
-        averaged.vector.data.lerp_(weights.vector.data, 1 - ema_decay(config, step))
+    with snapshots as out:
+        for batch in lap.timed(send(packed, where) for packed in batches()):
+            error_BT = recipe.error(policy, batch, step)
+            loss_B = window_losses(error_BT, batch.target_BT)
+            weights.backward(loss_B.mean())
+            ranks.average(weights.gradient, world)
+            norm = nn.utils.clip_grad_norm_(weights.vector, config.clip)
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+            optimizer.step()
+            if step >= config.camera_steps:
+                weights.vector.data[cameras] = averaged.vector.data[cameras]
+            averaged.vector.data.lerp_(weights.vector.data, 1 - ema_decay(config, step))
 
-        step += 1
-        taken = TakenStep(step, recipe.context_length(step - 1), batch.episodes)
-        lap.add(taken, error_BT, batch.target_BT, loss_B, norm)
-        stopping |= should_stop()
-        asking = world == 1 or step % ASK_EVERY == 0
-        last = step == config.steps or (asking and ranks.any_of(stopping, world, device))
-        publishing = last or step % config.publish_every == 0
-        saving = last or step % config.checkpoint_every == 0
-        reporting = publishing or saving or step % config.report_every == 0
-        if reporting:
-            samples, rate = step * config.batch_size, optimizer.param_groups[0]["lr"]
-            progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
-            release_memory()
-        if rank == 0 and (publishing or saving):
-            data = policy_to_bytes(average)
-            if publishing:
-                publish(step, data)
-            if saving:
-                training = _training(weights, optimizer)
-                checkpoint.save(checkpoints, step, data, training, asdict(config), config.keep_checkpoints)
-        if rank == 0 and reporting:
-            if publishing and validation:
-                progress = replace(progress, **validate(average, validation, seed))
-            report(progress)
-        if last:
-            break
+            step += 1
+            taken = TakenStep(step, recipe.context_length(step - 1), batch.episodes)
+            lap.add(taken, error_BT, batch.target_BT, loss_B, norm)
+            stopping |= should_stop()
+            asking = world == 1 or step % ASK_EVERY == 0
+            last = step == config.steps or (asking and ranks.any_of(stopping, world, device))
+            publishing = last or step % config.publish_every == 0
+            saving = last or step % config.checkpoint_every == 0
+            reporting = publishing or saving or step % config.report_every == 0
+            if reporting:
+                samples, rate = step * config.batch_size, optimizer.param_groups[0]["lr"]
+                progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
+                release_memory()
+            if out is not None and (publishing or saving):
+                out.take(step, averaged.vector, _training(weights, optimizer) if saving else {}, publishing)
+            if publishing and validating:
+                progress = replace(progress, **validate(average, validation, seed, rank, world, device))
+            if rank == 0 and reporting:
+                report(progress)
+            if last:
+                break
     return average
 
 
@@ -181,13 +181,14 @@ def ema_decay(config: LearnerConfig, step: int) -> float:
 def prepared(recipe: Recipe, steps: range, device: torch.device) -> Generator[Batch[Tensor], None, None]:
     """Yield the batches of these steps in order, packed for a device.
 
-    Another thread prepares them, `AHEAD` steps in advance.
+    `AHEAD` threads prepare one batch each, at most `AHEAD` steps in advance. Decoding and copying release the
+    interpreter, so threads use several cores.
     """
 
     def prepare(step: int) -> Batch[Tensor]:
         return pack(recipe.batch(step), device)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="batches") as pool:
         waiting = deque(pool.submit(prepare, step) for step in steps[:AHEAD])
         try:
             for step in steps:
@@ -237,6 +238,5 @@ def _optimizer(config: LearnerConfig, weights: FlatWeights, training: dict[str, 
 
 
 def _training(weights: FlatWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return weights and moments as a checkpoint holds them: vectors without gaps."""
-    state = {"weights": weights.vector.data, **optimizer.state_dict()["state"][0]}
-    return {name: weights.dense(x) if x.dim() else x for name, x in state.items()}
+    """Return the vectors of weights and moments."""
+    return {"weights": weights.vector.data, **optimizer.state_dict()["state"][0]}

@@ -5,6 +5,7 @@ segments, S observed steps, T action positions, P past positions, A action dimen
 """
 
 from collections.abc import Sequence
+from itertools import compress
 from time import perf_counter
 from typing import Any, TypedDict
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longview.learner import ranks
 from longview.learner.config import Horizon
-from longview.learner.policy import Policy, mean_loss
+from longview.learner.policy import Policy, window_losses
 from longview.learner.transfer import pack, send
 from longview.learner.windows import Batch, build
 from longview.replay.episode import Episode, Segment
@@ -30,7 +32,9 @@ class Validation(TypedDict):
     validation_s: float
 
 
-def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validation:
+def validate(
+    policy: Policy, episodes: Sequence[Episode], seed: int, rank: int = 0, world: int = 1, device: str = "cpu"
+) -> Validation:
     """Measure a policy's loss and action error at each of the task's context lengths that the policy takes.
 
     The action error is the mean distance of the executed actions from their targets, as a share of the action
@@ -38,39 +42,65 @@ def validate(policy: Policy, episodes: Sequence[Episode], seed: int) -> Validati
     episode. Windows and randomness are the same for every policy and every context length, so that results
     can be compared.
 
+    The ranks share out the episodes, because a rank that validated alone would keep all others waiting.
+
     Args:
-        policy: a policy in evaluation mode.
-        episodes: one episode or more.
+        policy: a policy in evaluation mode, the same on every rank.
+        episodes: one episode or more, the same on every rank.
         seed: seed of all randomness.
+        rank: this rank. Every rank calls this function and gets the same results.
+        world: number of ranks.
+        device: device of the exchange between ranks.
     """
     started = perf_counter()
-    spec, horizon = policy.spec, policy.horizon
-    segments = [Segment(e.meta, e.length, start=0, now=0, probability=0.0, arrays=e.arrays) for e in episodes]
-    place_J = (np.arange(max(1, WINDOWS // len(segments))) + 0.5) / max(1, WINDOWS // len(segments))
-    now_GJ = (place_J * np.array([[e.length] for e in episodes])).astype(np.int64)
-    generator = torch.Generator(policy.device)
-    executed = slice(horizon.past, horizon.past + horizon.execute)
-    losses, errors = {}, {}
-    low_A, high_A = policy.action_bounds(margin=0.0)
-    range_A = high_A - low_A
-    for context_length in (length for length in spec.context_lengths if length <= horizon.context):
-        batch = build(segments, spec, horizon, context_length, now_GJ)
-        there = send(pack(batch, policy.device), policy.device)
-        with torch.inference_mode():
-            error_BT = policy.error(there, generator.manual_seed(seed))
-            losses[context_length] = float(mean_loss(error_BT, there.target_BT))
-            token_BSE = policy.batch_tokens(there, generator)
-            action_BTA = policy.sample(
-                token_BSE, batch.seen_BS, _past(batch, horizon), np.random.default_rng(seed).spawn(batch.size)
-            )
-        away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / range_A
-        error = away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]].mean()
-        errors[context_length] = float(error)
+    lengths = [length for length in policy.spec.context_lengths if length <= policy.horizon.context]
+    windows = max(1, WINDOWS // len(episodes))
+    mine = [number // windows % world == rank for number in range(windows * len(episodes))]
+    sums = torch.zeros(len(lengths), 4, dtype=torch.float64, device=device)
+    for row, length in enumerate(lengths if any(mine) else ()):
+        rngs = list(compress(np.random.default_rng(seed).spawn(len(mine)), mine))
+        sums[row] = torch.tensor(_sums(policy, episodes[rank::world], length, windows, seed + rank, rngs))
+    ranks.average(sums, world)
+    loss, losses, error, errors = sums.T
     return Validation(
-        validation_loss_by_context=losses,
-        action_error_by_context=errors,
+        validation_loss_by_context=dict(zip(lengths, (loss / losses).tolist(), strict=True)),
+        action_error_by_context=dict(zip(lengths, (error / errors).tolist(), strict=True)),
         validation_s=perf_counter() - started,
     )
+
+
+def _sums(
+    policy: Policy,
+    episodes: Sequence[Episode],
+    context_length: int,
+    windows: int,
+    seed: int,
+    rngs: Sequence[np.random.Generator],
+) -> tuple[float, int, float, int]:
+    """Add up losses over windows, and action errors over executed actions; return each sum and its number.
+
+    Args:
+        windows: windows of each episode.
+        seed: seed of the loss.
+        rngs: source of randomness of each window's actions.
+    """
+    spec, horizon = policy.spec, policy.horizon
+    segments = [Segment(e.meta, e.length, start=0, now=0, probability=0.0, arrays=e.arrays) for e in episodes]
+    place_J = (np.arange(windows) + 0.5) / windows
+    now_GJ = (place_J * np.array([[e.length] for e in episodes])).astype(np.int64)
+    batch = build(segments, spec, horizon, context_length, now_GJ)
+    there = send(pack(batch, policy.device), policy.device)
+    generator = torch.Generator(policy.device)
+    with torch.inference_mode():
+        error_BT = policy.error(there, generator.manual_seed(seed))
+        loss = float(window_losses(error_BT, there.target_BT).sum())
+        token_BSE = policy.batch_tokens(there, generator)
+        action_BTA = policy.sample(token_BSE, batch.seen_BS, _past(batch, horizon), rngs)
+    low_A, high_A = policy.action_bounds(margin=0.0)
+    executed = slice(horizon.past, horizon.past + horizon.execute)
+    away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / (high_A - low_A)
+    errors = away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]]
+    return loss, batch.size, float(errors.sum()), errors.size
 
 
 def _past(batch: Batch[NDArray[Any]], horizon: Horizon) -> NDArray[np.float32]:

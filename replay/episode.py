@@ -272,7 +272,7 @@ class Rows(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         if name not in self._joined:
             first, *others = self.pieces[name]
-            self._joined[name] = np.concatenate([first, *others]) if others else first
+            self._joined[name] = np.concatenate([first, *others]) if others else first.view()
             self._joined[name].flags.writeable = False
         return self._joined[name]
 

@@ -26,7 +26,7 @@ from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import MetricsHub
 from longview.cluster.roles.inference import CONCURRENT, InferenceServer, server_names
 from longview.cluster.roles.learner import share_out
-from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
+from longview.cluster.roles.ray import ALWAYS_BACK, Handle, object_store_bytes, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
@@ -155,7 +155,7 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
     if address is None:
         cpus = max(os.cpu_count() or 1, config.learners)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        options |= {"object_store_memory": 256 << 20}
+        options |= {"object_store_memory": object_store_bytes()}
         # Ray would start its processes at niceness 15, at which a run starves beside any other work.
         os.environ.setdefault("RAY_worker_niceness", "0")
         if "RAY_TMPDIR" not in os.environ:

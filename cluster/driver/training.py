@@ -25,8 +25,8 @@ STOP_SECONDS = 20.0
 DEATH_SECONDS = 5.0
 """Time within which Ray notices that a process has died."""
 LATE_SECONDS = 600.0
-"""Time that ranks wait for each other: to be started, to meet, and in every exchange. Validation and
-compiling on one rank take minutes, and so does a node that the cluster has to add."""
+"""Time that ranks wait for each other: to be started, to meet, and in every exchange. Compiling on one rank
+takes minutes, and so does a node that the cluster has to add."""
 
 
 class Training:
@@ -67,6 +67,8 @@ class Training:
         if not steps(self._checkpoints):
             measured, drawn = len(demonstrations.measured), demonstrations.drawn
             log.info("the normaliser's statistics are measured on %d of %d demonstrations", measured, drawn)
+        cache_gib = self._config.replay.cache(self._config.learners) / 2**30
+        log.info("each learner rank keeps %.3g GiB of decoded episodes, if its memory is as here", cache_gib)
         self._start()
 
     def _start(self) -> None:

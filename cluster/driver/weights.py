@@ -1,9 +1,13 @@
 """Weights that the driver holds for the actors."""
 
 import time
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Final
 
 import ray
+
+PATIENCE_SECONDS: Final = 0.1
+"""Time that `refresh` waits for the copy of a new version. A thread copies; large weights take it longer."""
 
 
 class HeldWeights:
@@ -14,6 +18,9 @@ class HeldWeights:
         self._board = board
         self._held: dict[int, Any] = {}
         self._published: dict[int, float] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._coming: Future[tuple[int, Any]] | None = None
+        """Copy under way of a newer version: the version and the reference."""
         self.newest: int | None = None
         """The newest version; None before the first."""
 
@@ -21,17 +28,26 @@ class HeldWeights:
         """Take over a newer version from the board, and drop the versions that are not in `keep`.
 
         Returns:
-            The new version; None if the board has no newer one.
+            The new version; None if there is no newer one, or its copy is still under way.
         """
-        version = ray.get(self._board.version.remote())
-        if version is None or version == self.newest:
+        if self._coming is None:
+            version = ray.get(self._board.version.remote())
+            if version is None or version == self.newest:
+                return None
+            self._coming = self._thread.submit(self._copy)
+        if not wait([self._coming], PATIENCE_SECONDS).done:
             return None
-        newest, (reference,) = ray.get(self._board.latest.remote())
+        self.newest, reference = self._coming.result()
+        self._coming = None
         self._held = {version: held for version, held in self._held.items() if version in keep}
-        self._held[newest] = ray.put(ray.get(reference))
+        self._held[self.newest] = reference
         self._published = {version: self._published.get(version, time.monotonic()) for version in self._held}
-        self.newest = newest
-        return int(newest)
+        return self.newest
+
+    def _copy(self) -> tuple[int, Any]:
+        """Copy the newest version."""
+        newest, (reference,) = ray.get(self._board.latest.remote())
+        return newest, ray.put(ray.get(reference))
 
     def of(self, version: int) -> tuple[list[Any], float]:
         """Return a version's reference, and the seconds since this process learned of the version. The

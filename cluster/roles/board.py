@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from longview.cluster.roles.reporting import restarted, send
 
@@ -25,11 +27,16 @@ class WeightBoard:
         from longview.learner.checkpoint import latest
 
         if (newest := latest(checkpoints)) is not None:
-            self.publish(newest.step, newest.policy)
+            self.publish(newest.step, np.frombuffer(newest.policy, np.uint8))
 
-    def publish(self, version: int, weights: bytes) -> None:
+    def publish(self, version: int, weights: NDArray[np.uint8]) -> None:
         """Take over weights, unless they are older than the newest: a resumed learner may publish a version
-        again."""
+        again.
+
+        Args:
+            version: their version.
+            weights: their bytes, as an array. Ray hands out an array from its shared memory without a copy.
+        """
         if self._version is None or version > self._version:
             # One object a version, which others pull; dropping the old reference frees its memory.
             self._version, self._reference = version, ray.put(weights)

@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +98,8 @@ class LearnerRank:
 
         if self._device == "cuda":
             refuse_torch(torch_here(), alone=False)
-        episodes = store.connect(config.replay)
+        cache_bytes = config.replay.cache(self._world)
+        episodes = store.connect(replace(config.replay, cache_bytes=cache_bytes))
         episodes.limiter = limiter = limiter_of(config, self._stop.is_set)
         spec = task_of(config).spec
         selection = config.learner.selection(spec.name)
@@ -109,7 +110,6 @@ class LearnerRank:
             send,
         )
         episodes.hold_out(demonstrations.held_out)
-        validated = demonstrations.held_out if self._rank == 0 else []
         if self._world > 1:
             ranks.join(address, self._rank, self._world, self._device, late_seconds)
 
@@ -137,8 +137,13 @@ class LearnerRank:
                     np.random.default_rng((config.seed, self._rank, step)),
                 ),
                 statistics=lambda: measure(whole(episodes, demonstrations.measured, spec.name), spec),
-                validation=[e for e in whole(episodes, validated, spec.name) if e.outcome != "invalid"],
-                publish=board.publish.remote,
+                validation=[
+                    episode
+                    for episode in whole(episodes, demonstrations.held_out, spec.name)
+                    if episode.outcome != "invalid"
+                ],
+                # Ray copies an array straight into its shared memory, and hands it out without another copy.
+                publish=lambda version, data: board.publish.remote(version, np.frombuffer(data, np.uint8)),
                 report=report,
                 should_stop=self._stop.is_set,
                 checkpoints=checkpoints,

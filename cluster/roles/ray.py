@@ -1,8 +1,16 @@
 """Starting Ray actors, and options that several of them share."""
 
-from typing import Any
+import shutil
+from typing import Any, Final
 
 import ray
+
+from longview.replay.memory import usable_memory
+
+SHARED_MEMORY: Final = "/dev/shm"
+"""Folder of the memory that processes share. A container's is often small."""
+LEAST_OBJECTS: Final = 256 << 20
+"""Bytes that Ray's object store has at least."""
 
 Handle = Any
 """A handle on a Ray actor; Ray does not type them."""
@@ -17,6 +25,17 @@ def start(role: type, *arguments: Any, **options: Any) -> Handle:
         options: options of Ray actors, such as `num_cpus`.
     """
     return ray.remote(**options)(role).remote(*arguments)
+
+
+def object_store_bytes() -> int:
+    """Return the size of the object store of a Ray that a run starts on this machine.
+
+    The store holds weights: about six copies, for those that are published, handed on and evaluated with. It
+    takes no memory before it is used, so its limit fits any policy that the machine can train: a quarter of
+    the memory, as far as shared memory has room for it.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return max(LEAST_OBJECTS, min(usable_memory() // 4, free * 9 // 10))
 
 
 ALWAYS_BACK = {

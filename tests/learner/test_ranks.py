@@ -67,6 +67,17 @@ def test_losses_are_those_of_all_ranks(out: Path) -> None:
         assert json.loads((out / f"reported-{rank}").read_text()) == [2.0, 2.0, 3.0]
 
 
+def test_ranks_share_out_the_episodes_of_a_validation(out: Path) -> None:
+    """Noise of the loss differs from rank to rank, that of the actions belongs to the window."""
+    first, second, alone = (
+        json.loads((out / f"validated-{name}").read_text()) for name in ("0-of-2", "1-of-2", "0-of-1")
+    )
+    assert first == second
+    assert first[1] == pytest.approx(alone[1], rel=1e-5)
+    assert first[0] == pytest.approx(alone[0], rel=0.2)
+    assert first[0] != alone[0]
+
+
 def test_a_bad_episode_of_one_rank_ends_all_and_is_named(out: Path) -> None:
     file = out / "diverged" / "diverged-step-5.json"
     for rank in (0, 1):

@@ -206,7 +206,7 @@ def test_draws_ask_for_what_the_step_needs(
 
     train(replace(tiny, windows_per_segment=windows), **arguments | {"draw": recording})
     contexts = [context_length(tiny.curriculum, 3, step, tiny.steps, 64) for step in range(tiny.steps)]
-    assert asked == [
+    assert sorted(asked) == [  # several threads draw
         (step, contexts[step] - 1 + around, 13 + around, 4 // (windows or 1)) for step in range(tiny.steps)
     ]
 

@@ -136,7 +136,7 @@ def test_rows_in_pieces_give_the_same_windows(
     looking: list[Episode], looking_spec: TaskSpec, cut: Cut, size: int
 ) -> None:
     horizon = Horizon(context=8, past=2, future=4, execute=2)
-    whole = [cut(episode, now, 20, 18) for episode, now in zip(looking, (0, 25, 40, 55), strict=True)]
+    whole = [cut(episode, now, 22, 18) for episode, now in zip(looking, (0, 20, 30, 40), strict=True)]
     parted = [
         replace(segment, arrays=Rows({
             name: [rows[start : start + size] for start in range(0, len(rows), size)]

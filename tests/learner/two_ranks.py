@@ -21,6 +21,7 @@ from longview.learner.normalize import measure
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import mean_loss, policy_to_bytes, window_losses
 from longview.learner.train import train
+from longview.learner.validation import validate
 from longview.learner.windows import build
 from longview.replay.episode import Segment
 
@@ -91,6 +92,15 @@ def reported(rank: int, world: int, folder: Path) -> list[float]:
     return [progress.loss, *progress.loss_by_position.values()]
 
 
+def validated(rank: int, world: int) -> list[list[float]]:
+    """Validate an untrained policy on three episodes, which the ranks share out."""
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(TINY, TASK.spec).eval()
+    policy.fit(STATISTICS)
+    found = validate(policy, EPISODES[:3], 5, rank, world)
+    return [list(found[name].values()) for name in ("validation_loss_by_context", "action_error_by_context")]
+
+
 def diverged(rank: int, world: int, folder: Path) -> str:
     """Train until the last rank draws a bad episode at its fifth step, and return the error message."""
 
@@ -126,6 +136,7 @@ def main(address: str, rank: int, world: int, out: Path) -> None:
     if world > 1:
         ranks.join(address, rank, world, "cpu", timeout_s=60)
     save_file({"gradients": gradients(rank, world)}, out / f"gradients-{rank}-of-{world}")
+    (out / f"validated-{rank}-of-{world}").write_text(json.dumps(validated(rank, world)))
     if world > 1:
         (out / f"straight-{rank}").write_bytes(trained(rank, world, out / "straight"))
         trained(rank, world, out / "resumed", stop_after=13)
