@@ -52,7 +52,8 @@ def demo(
         str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
     ] = "grasp_and_return",
     pixels: Annotated[
-        bool, typer.Option("--pixels", help="See objects through cameras, instead of being told where they are.")
+        bool,
+        typer.Option("--pixels", help="See objects through cameras, instead of being told where they are."),
     ] = False,
     resume: Resume = None,
 ) -> None:

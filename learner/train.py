@@ -6,11 +6,11 @@ Legend (docs/notation.md): B windows, T action positions.
 import ctypes
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,43 +89,20 @@ def train(
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
-    average = policy_from_bytes(start.policy, device)
-    policy = deepcopy(average).train()
-    weights, averaged = flatten(policy), flatten(average)
-    optimizer = _optimizer(config, weights, start.training)
+    model = _Model.of(config, start, device)
     if config.compile:
-        compile_policy(policy, recipe, range(start.step, config.steps))
+        compile_policy(model.policy, recipe, range(start.step, config.steps))
 
-    step, stopping, lap = start.step, False, Lap(policy.horizon, checkpoints, rank, world, device)
-    cameras = weights.span(policy.encoder.cameras) if config.camera_steps else slice(0)
-
-    def batches() -> Iterator[Batch[Tensor]]:
-        """Yield the batches of the remaining steps. Once the cameras are trained, their networks are set."""
-        yield from prepared(recipe, range(step, config.camera_steps), where)
-        remaining = range(step, config.steps)
-        if not config.camera_steps:
-            yield from prepared(recipe, remaining, where)
-            return
-        weights.vector.data[cameras] = averaged.vector.data[cameras]
-        yield from prepared(recipe.with_keypoints(KeypointMemory(average)), remaining, where)
-
+    step, stopping, lap = start.step, False, Lap(model.policy.horizon, checkpoints, rank, world, device)
     validating = ranks.any_of(bool(validation), world, device)
     if rank == 0 and start.training:
         publish(step, memoryview(start.policy))
+    batches = model.batches(recipe, range(step, config.steps), where)
     snapshots = writing(config, start.policy, publish, checkpoints) if rank == 0 else nullcontext()
     # Nothing in a step waits for the device, so that the host prepares the next step while it computes.
     with snapshots as out:
-        for batch in lap.timed(send(packed, where) for packed in batches()):
-            error_BT = recipe.error(policy, batch, step)
-            loss_B = window_losses(error_BT, batch.target_BT)
-            weights.backward(loss_B.mean())
-            ranks.average(weights.gradient, world)
-            norm = nn.utils.clip_grad_norm_(weights.vector, config.clip)
-            optimizer.param_groups[0]["lr"] = learning_rate(config, step)
-            optimizer.step()
-            if step >= config.camera_steps:
-                weights.vector.data[cameras] = averaged.vector.data[cameras]
-            averaged.vector.data.lerp_(weights.vector.data, 1 - ema_decay(config, step))
+        for batch in lap.timed(send(packed, where) for packed in batches):
+            error_BT, loss_B, norm = model.learn(recipe, batch, step)
 
             step += 1
             taken = TakenStep(step, recipe.context_length(step - 1), batch.episodes)
@@ -137,18 +114,74 @@ def train(
             saving = last or step % config.checkpoint_every == 0
             reporting = publishing or saving or step % config.report_every == 0
             if reporting:
-                samples, rate = step * config.batch_size, optimizer.param_groups[0]["lr"]
-                progress = lap.finish(step, samples, rate, policy.out_of_range(batch), spec.context_lengths)
+                samples, rate = step * config.batch_size, learning_rate(config, step - 1)
+                unusual = model.policy.out_of_range(batch)
+                progress = lap.finish(step, samples, rate, unusual, spec.context_lengths)
                 release_memory()
             if out is not None and (publishing or saving):
-                out.take(step, averaged.vector, _training(weights, optimizer) if saving else {}, publishing)
+                out.take(step, model.averaged.vector, model.training() if saving else {}, publishing)
             if publishing and validating:
-                progress = replace(progress, **validate(average, validation, seed, rank, world, device))
+                progress = replace(progress, **validate(model.average, validation, seed, rank, world, device))
             if rank == 0 and reporting:
                 report(progress)
             if last:
                 break
-    return average
+    return model.average
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Policy in training and its average, which acts. The weights of each are one vector."""
+
+    config: LearnerConfig
+    policy: Policy
+    average: Policy
+    weights: FlatWeights
+    averaged: FlatWeights
+    optimizer: torch.optim.AdamW
+
+    @staticmethod
+    def of(config: LearnerConfig, start: checkpoint.Checkpoint, device: str) -> "_Model":
+        """Make the model of a checkpoint."""
+        average = policy_from_bytes(start.policy, device)
+        policy = deepcopy(average).train()
+        weights, averaged = flatten(policy), flatten(average)
+        optimizer = _optimizer(config, weights, start.training)
+        return _Model(config, policy, average, weights, averaged, optimizer)
+
+    def batches(
+        self, recipe: Recipe, steps: range, device: torch.device
+    ) -> Generator[Batch[Tensor], None, None]:
+        """Yield the batches of these steps. Once the cameras are trained, their networks are set."""
+        first = self.config.camera_steps
+        yield from prepared(recipe, range(steps.start, first), device)
+        if first:
+            self._set_cameras()
+            recipe = recipe.with_keypoints(KeypointMemory(self.average))
+        yield from prepared(recipe, range(max(steps.start, first), steps.stop), device)
+
+    def learn(self, recipe: Recipe, batch: Batch[Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take a training step, and return the error (B, T), the loss (B,) and the norm of the gradient."""
+        error_BT = recipe.error(self.policy, batch, step)
+        loss_B = window_losses(error_BT, batch.target_BT)
+        self.weights.backward(loss_B.mean())
+        ranks.average(self.weights.gradient, recipe.world)
+        norm = nn.utils.clip_grad_norm_(self.weights.vector, self.config.clip)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, step)
+        self.optimizer.step()
+        if 0 < self.config.camera_steps <= step:
+            self._set_cameras()
+        self.averaged.vector.data.lerp_(self.weights.vector.data, 1 - ema_decay(self.config, step))
+        return error_BT, loss_B, norm
+
+    def training(self) -> dict[str, Tensor]:
+        """Return the vectors of weights and moments."""
+        return {"weights": self.weights.vector.data, **self.optimizer.state_dict()["state"][0]}
+
+    def _set_cameras(self) -> None:
+        """Set the networks of the cameras to their average. Momentum would still move them."""
+        place = self.weights.span(self.policy.encoder.cameras)
+        self.weights.vector.data[place] = self.averaged.vector.data[place]
 
 
 def release_memory() -> None:
@@ -235,8 +268,3 @@ def _optimizer(config: LearnerConfig, weights: FlatWeights, training: dict[str, 
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
     return optimizer
-
-
-def _training(weights: FlatWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the vectors of weights and moments."""
-    return {"weights": weights.vector.data, **optimizer.state_dict()["state"][0]}

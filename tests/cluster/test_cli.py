@@ -42,7 +42,10 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["demo", "learner.policy={widths: [32, 64], future_actions: 13}"], ["T_p 15", "divisible by 2"]),
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
-        (["demo", "--task", "lift", "--pixels"], ["no settings to learn lift from pixels", "grasp_and_return"]),
+        (
+            ["demo", "--task", "lift", "--pixels"],
+            ["no settings to learn lift from pixels", "grasp_and_return"],
+        ),
         (
             ["demo", "--pixels", "actors.cameras.instead_of=[cube]"],
             ["has no observation cube", "hand_pos, gripper, cube_pos"],

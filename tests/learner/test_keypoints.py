@@ -27,7 +27,9 @@ CAMERAS = "encoder.cameras."
 def config(tiny: LearnerConfig) -> LearnerConfig:
     """Return settings that train the cameras for 10 of 24 steps."""
     short = replace(tiny.policy, context_length=6, camera_stages=2)
-    return replace(tiny, policy=short, camera_steps=10, windows_per_segment=2, publish_every=5, checkpoint_every=6)
+    return replace(
+        tiny, policy=short, camera_steps=10, windows_per_segment=2, publish_every=5, checkpoint_every=6
+    )
 
 
 @pytest.fixture
@@ -66,7 +68,10 @@ def test_keypoints_are_those_of_the_frames_however_they_are_asked_for(
     for now, before, after in ((20, 3, 5), (22, 1, 30), (0, 0, 0), (40, 40, 2)):
         part = twice.locate(cut(episode, now, before, after))
         for key in policy.cameras:
-            name, rows = OBSERVATION_PREFIX + key, slice(part.start, part.start + part.arrays["action"].shape[0])
+            name, rows = (
+                OBSERVATION_PREFIX + key,
+                slice(part.start, part.start + part.arrays["action"].shape[0]),
+            )
             assert np.array_equal(part.arrays[name], whole.arrays[name][rows])
     images = {key: episode.arrays[OBSERVATION_PREFIX + key] for key in looking_spec.observation}
     found = {**images, **{key: whole.arrays[OBSERVATION_PREFIX + key] for key in policy.cameras}}

@@ -53,7 +53,12 @@ def test_settings_for_pixels_hide_where_the_object_is() -> None:
 
 @pytest.mark.parametrize(
     ("task", "hidden"),
-    [("grasp_and_return", "cube_pos"), ("push_and_return", "puck_pos"), ("square", "object"), ("lift", "object")],
+    [
+        ("grasp_and_return", "cube_pos"),
+        ("push_and_return", "puck_pos"),
+        ("square", "object"),
+        ("lift", "object"),
+    ],
 )
 def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden: str) -> None:
     settings = [f"task={task}", f"actors.cameras.instead_of=[{hidden}]"]
