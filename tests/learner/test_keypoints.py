@@ -102,7 +102,7 @@ def test_cameras_learn_from_single_frames_and_then_stay_as_they_are(
         segments: list[Segment] = seeing["draw"](step, before, after, count)
         return segments
 
-    publish = {"publish": lambda version, data: published.update({version: load(data)})}
+    publish = {"publish": lambda version, data: published.update({version: load(bytes(data))})}
     config = replace(config, windows_per_segment=1, curriculum=CurriculumConfig("fixed"))
     train(config, **seeing | publish | {"draw": draw})
     assert asked == [0] * 10 + [5] * 14
