@@ -1,6 +1,7 @@
 """Tests of the manifests' Redis, started by its own script: each user's rights, and the replica."""
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -135,6 +136,14 @@ def test_other_users_may_do_only_their_part(start: Start) -> None:
         assert ray.hscan("RAYname@KV")[1] == {b"key": b"value"}
         with pytest.raises(NoPermissionError):
             ray.hset("{first}:tasks", "key", "value")
+
+
+def test_the_runbooks_questions_are_answered(start: Start) -> None:
+    port = start("longview-redis-0")
+    questions = set(re.findall(r"`in_redis ([a-z ]+)`", (ROOT / "docs" / "runbook.md").read_text()))
+    assert questions
+    with Redis(port=port, username="longview", password=PASSWORD) as user:
+        assert all(user.execute_command(*question.split()) for question in questions)
 
 
 def test_passwords_are_written_nowhere_but_for_the_replica(start: Start, tmp_path: Path) -> None:

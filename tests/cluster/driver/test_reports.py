@@ -76,7 +76,8 @@ def check(served: Snapshot) -> None:
     assert served["longview_success_ratio_upper"][newest] == pytest.approx(0.3010, abs=1e-4)
     assert served["longview_completion_ratio"][newest] == 0.8
     assert served["longview_contextual_success_ratio"][newest] == 0.125
-    assert served["longview_success_ratio_best_lower"][newest] == pytest.approx(0.6990, abs=1e-4)
+    assert served["longview_success_drop_ratio"] == {newest: 0, ("return_point", "1"): 0}
+    assert served["longview_phase"][()] == 0, "the run has ended"
     assert served["longview_evaluation_version"][()] == 300
     # Without completed episodes there is no contextual success.
     assert served["longview_completion_ratio"]["return_point", "1"] == 0
