@@ -20,8 +20,8 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 BY_LENGTH = "T_o = {{context_length}}"
 
 Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
-"""`stat` is the number of this moment, or nothing while the hub is away; `lines` and `stack` are lines and areas
-over time; `bars` and `table` are over context length; `heatmap` is a distribution over time."""
+"""`stat` is the number of this moment, or nothing while the hub is away; `lines` and `stack` are over time;
+`bars` and `table` are over context length; `heatmap` is a distribution over time."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     """
     if address is None:
         config = replace(config, placement=PlacementConfig())
+    run.write_state()
     file = LogFile(run.path / "log.txt")
     logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
     task = task_of(config)

@@ -74,8 +74,8 @@ DASHBOARDS = Path(monitoring.__file__).parent / "dashboards"
 NOTHING_TO_SHOW = {f"{file.stem}: Alerts" for file in DASHBOARDS.glob("*.json")} | {
     f"store: {panel.title}" for panel in KUBERNETES
 }
-"""Marks that find nothing, since no alert fires; the panel of that name counts alerts, and shows 0. And panels
-about Kubernetes."""
+"""Marks that find nothing, since no alert fires; the panel of that name counts alerts, and shows 0. Panels on
+Kubernetes."""
 
 
 def ask(url: str, path: str) -> Any:

@@ -1,7 +1,9 @@
 """Tests of every overlay as built: its schemas, its references, and how Ray's autoscaler reads it."""
 
 import gzip
+import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from k8s.check import entrypoint, problems, run_config
 from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
 from k8s.pods import Object, pods_of
+from longview.cluster.driver.reports import CLOSE_SECONDS, SCRAPE_SECONDS
+from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
-from tests.k8s.conftest import find
+from tests.k8s.conftest import ROOT, find
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.32"
@@ -128,8 +132,45 @@ def test_ray_reads_the_groups_as_intended(objects: list[Object], overlay: str) -
 
 
 def test_only_learners_tolerate_gpu_nodes(objects: list[Object]) -> None:
-    tolerant = {pod.name for pod in pods_of(objects) if "tolerations" in pod.spec}
+    tolerant = {
+        pod.name
+        for pod in pods_of(objects)
+        if any(it["key"] == "nvidia.com/gpu" for it in pod.spec.get("tolerations", []))
+    }
     assert tolerant <= {"longview learners"}
+
+
+def test_a_head_on_a_dead_node_is_given_up_soon(objects: list[Object]) -> None:
+    (head,) = (pod for pod in pods_of(objects) if pod.name == "longview head")
+    given_up = {it["key"]: it["tolerationSeconds"] for it in head.spec["tolerations"]}
+    assert given_up == {f"node.kubernetes.io/{state}": 30 for state in ("not-ready", "unreachable")}
+
+
+def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:
+    drain = (ROOT / "k8s" / "drain.sh").read_text()
+    (stop,) = map(int, re.findall(r"longview stop .* --timeout (\d+)", drain))
+    (learner,) = map(int, re.findall(r"seconds\" -lt (\d+)", drain))
+    (rays_stop,) = map(int, re.findall(r"ray stop --grace-period (\d+)", drain))
+    ends = {pod.name: pod for pod in pods_of(objects)}
+    environment = {it["name"]: it.get("value") for it in ends["longview head"].containers[0]["env"]}
+    job = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
+    driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS
+    assert driver + 20 <= job < stop, "the driver ends first, then the job, and the drain sees both"
+    assert stop <= learner, "a learner's pod lasts as long as its driver"
+    for name in ("longview head", "longview learners"):
+        assert max(stop, learner) + rays_stop < ends[name].spec["terminationGracePeriodSeconds"]
+
+
+def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    chained = 0
+    for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL):
+        lines = [line for line in block.splitlines() if line.strip() and not line.startswith((" ", "#"))]
+        for line, following in pairwise(lines):
+            if re.search(r'"suspend":true| scale statefulset | delete rayjob ', line):
+                chained += 1
+                assert re.search(r"^kubectl .*\b(wait|rollout status) ", following), f"{line}\n{following}"
+    assert chained >= 5
 
 
 def test_what_is_generated_is_current() -> None:
