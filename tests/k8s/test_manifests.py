@@ -71,6 +71,17 @@ def test_every_object_fits_its_schema(objects: list[Object]) -> None:
     assert [f"{it['kind']} {it['metadata']['name']}: {error}" for it in objects for error in errors(it)] == []
 
 
+def test_the_job_that_restores_a_backup_is_in_order(objects: list[Object]) -> None:
+    job = yaml.safe_load((ROOT / "k8s" / "restore-redis.yaml").read_text())
+    assert errors(job) == []
+    # The StatefulSet makes the claim of its first pod.
+    claim = {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data-longview-redis-0", "namespace": "longview"},
+    }
+    assert problems([*objects, claim, job]) == []
+
+
 @pytest.mark.parametrize("overlay", ["local"])
 @pytest.mark.parametrize(
     ("kind", "path", "value"),
@@ -144,6 +155,13 @@ def test_a_head_on_a_dead_node_is_given_up_soon(objects: list[Object]) -> None:
     (head,) = (pod for pod in pods_of(objects) if pod.name == "longview head")
     given_up = {it["key"]: it["tolerationSeconds"] for it in head.spec["tolerations"]}
     assert given_up == {f"node.kubernetes.io/{state}": 30 for state in ("not-ready", "unreachable")}
+
+
+def test_redis_is_the_last_pod_to_be_ended(objects: list[Object], overlay: str) -> None:
+    (redis,) = (pod for pod in pods_of(objects) if pod.claims)
+    guaranteed = all(it["resources"]["requests"] == it["resources"]["limits"] for it in redis.containers)
+    assert guaranteed == (overlay != "local"), "a laptop has no CPUs to set aside"
+    assert redis.spec["priorityClassName"] == "longview-services"
 
 
 def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:

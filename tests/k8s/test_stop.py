@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -143,16 +142,10 @@ def test_a_job_that_is_stopped_saves_first(ray_job: Command, tmp_path: Path) -> 
     (tmp_path / "run.yaml").write_text(STOPPED)
     run = Run(tmp_path / "runs" / "stopped")
     with redis_server(tmp_path / "redis") as url:
-        launch = [
-            "launch",
-            str(tmp_path / "run.yaml"),
-            "--or-resume",
-            "--address",
-            "auto",
-            f"replay.url={url}",
-        ]
-        entrypoint = shlex.join([sys.executable, "-c", COMMAND, *launch])
-        ray_job("submit", "--no-wait", "--submission-id", "one", "--", entrypoint)
+        (tmp_path / "command.py").write_text(COMMAND)
+        launch = [sys.executable, str(tmp_path / "command.py"), "launch", str(tmp_path / "run.yaml")]
+        options = ["--or-resume", "--address", "auto", f"replay.url={url}"]
+        ray_job("submit", "--no-wait", "--submission-id", "one", "--", *launch, *options)
         eventually(lambda: read_metrics(run.state()["metrics"])["longview_learner_step"][()] > 0)
         assert steps(run.checkpoints) == []
 

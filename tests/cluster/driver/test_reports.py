@@ -34,7 +34,10 @@ def evaluation(version: int, length: int, successes: int, completed: int) -> Eva
     return Evaluation(version, length, 20).plus(outcomes, 10)
 
 
-def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(cluster: None, tmp_path: Path) -> None:
+def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "CLOSE_SECONDS", 60.0)
     config, task = read_config(None, ["actors.count=3"]), load_task("return_point")
     run = Run(tmp_path / "told")
     run.path.mkdir()
@@ -94,7 +97,7 @@ def check(served: Snapshot) -> None:
 def test_a_hub_that_cannot_serve_is_no_reason_to_stop(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reports, "CLOSE_SECONDS", 20.0)
+    monkeypatch.setattr(reports, "CLOSE_SECONDS", 60.0)
     config = read_config(None, [])
     run = Run(tmp_path / "unheard")
     run.path.mkdir()
