@@ -38,7 +38,7 @@ generated: install  ## Renew every file that is made from another: metrics' page
 	$(VENV)/bin/python -m k8s.generate
 
 deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
-	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)"
+	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)" "$(RUNBOOK)"
 
 format: install  ## Format the code.
 	$(VENV)/bin/ruff check --fix .

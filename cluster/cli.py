@@ -108,7 +108,7 @@ def launch(
     """
     from longview.cluster.driver.scaling import still_scaled
     from longview.cluster.run.config import ConfigError, read_config
-    from longview.cluster.run.folder import resumable_run
+    from longview.cluster.run.folder import LEASE_SECONDS, resumable_run
 
     settings = settings or []
     if resume is not None:
@@ -118,7 +118,8 @@ def launch(
     else:
         wanted = read_config(Path(config), settings)
         run = resumable_run(wanted) if or_resume else None
-        _run(wanted if run is None else still_scaled(run, wanted), run, address)
+        wanted = wanted if run is None else still_scaled(run, wanted)
+        _run(wanted, run, address, patience=LEASE_SECONDS if or_resume else 0.0)
 
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
@@ -129,7 +130,7 @@ def _resume(name: str, settings: list[str], address: str | None) -> None:
     _run(run.configured([*scaled_settings(run), *settings]), run, address)
 
 
-def _run(config: Any, run: Any, address: str | None) -> None:
+def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> None:
     from longview.cluster.run.folder import refuse_port_in_use, take_run
     from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
 
@@ -141,7 +142,7 @@ def _run(config: Any, run: Any, address: str | None) -> None:
     # Without Ray this fails, so it comes before a run's folder is made.
     from longview.cluster.driver import launch as launching
 
-    raise typer.Exit(launching.launch(config, take_run(config, run), address))
+    raise typer.Exit(launching.launch(config, take_run(config, run, patience=patience), address))
 
 
 @app.command()
@@ -266,7 +267,7 @@ def status(
 @explained
 def stop(
     run: RunName = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the run to save and end.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the run to save and end.")] = 120.0,
 ) -> None:
     """End a run cleanly: everything is saved, `--resume` goes on with it."""
     from longview.cluster.run.folder import RunError, open_run

@@ -18,6 +18,9 @@ from longview.cluster.run.config import ConfigError, RunConfig, read_config, tas
 SECRETS = {"longview-redis": {"password", "ray-password"}}
 """Secrets that the user creates before deploying, with their keys: docs/kubernetes.md says how."""
 
+CLUSTER_WIDE = ("Namespace", "PriorityClass")
+"""Kinds whose objects are in no namespace."""
+
 CONFIG = "/etc/longview/run.yaml"
 """Path of the run's config file in the head's container."""
 
@@ -67,7 +70,7 @@ def _names(objects: list[Object]) -> Iterator[str]:
         seen.add(key)
         if item["kind"] == "Secret":
             yield f"Secret {key[1]}: secrets must not be part of the manifests; refer to them by name"
-        elif item["kind"] != "Namespace" and item["metadata"].get("namespace") != "longview":
+        elif item["kind"] not in CLUSTER_WIDE and item["metadata"].get("namespace") != "longview":
             yield f"{' '.join(key)}: is not in the namespace longview"
 
 
@@ -78,6 +81,9 @@ def _references(pod: Pod, objects: list[Object]) -> Iterator[str]:
             held = _find(objects, "ConfigMap", reference["name"])
             if held is None or reference["key"] not in held["data"]:
                 yield f"no ConfigMap {reference['name']} has a key {reference['key']}"
+    priority = pod.spec.get("priorityClassName")
+    if priority and _find(objects, "PriorityClass", priority) is None:
+        yield f"PriorityClass {priority} does not exist"
     volumes = {it["name"]: it for it in pod.spec.get("volumes", [])}
     for volume in volumes.values():
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")

@@ -3,6 +3,7 @@
 make deploy OVERLAY=local
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,17 @@ from k8s.pods import Object
 
 OVERLAYS = Path(__file__).parent / "overlays"
 NAMESPACE = "longview"
+RUNBOOK = "docs/runbook.md"
+"""Path of the runbook in the repository; the alerts in monitoring/rules.yaml link to it."""
 OPERATORS = {"ray.io": "KubeRay's operator", "monitoring.coreos.com": "Prometheus' operator"}
 
 
-def main(overlay: str) -> None:
+def main(overlay: str, runbook: str = "") -> None:
     """Check the overlay and the cluster, then apply the overlay.
+
+    Args:
+        overlay: name of a folder in overlays/.
+        runbook: address of the page that alerts link to; by default the runbook of the clone's origin.
 
     Raises:
         SystemExit: with code 2, after printing what is wrong and what to do about it.
@@ -28,7 +35,7 @@ def main(overlay: str) -> None:
     known = sorted(folder.name for folder in OVERLAYS.iterdir())
     if overlay not in known:
         _refuse([f"OVERLAY must be one of {', '.join(known)}, not {overlay!r}"])
-    text = _kubectl("kustomize", str(OVERLAYS / overlay))
+    text = linked(_kubectl("kustomize", str(OVERLAYS / overlay)), runbook or origins_runbook(_origin()))
     objects: list[Object] = list(yaml.safe_load_all(text))
     if found := problems(objects):
         _refuse(found)
@@ -36,6 +43,28 @@ def main(overlay: str) -> None:
     if found := list(_missing(objects)):
         _refuse(found)
     print(_kubectl("apply", "--server-side", "--filename", "-", stdin=text), end="")
+
+
+def linked(manifests: str, runbook: str | None) -> str:
+    """Make the alerts' links to the runbook absolute, if its address is known."""
+    return re.sub(rf"\b{RUNBOOK}(?=#)", runbook, manifests) if runbook else manifests
+
+
+def origins_runbook(origin: str) -> str | None:
+    """Make the runbook's web address from that of a Git repository; None if that is on no other machine."""
+    found = re.fullmatch(
+        r"(?:https://|ssh://)?(?:[^@/]+@)?(\w[\w.-]+)(?::\d+/|[:/])([\w./~-]+?)(?:\.git)?/?", origin.strip()
+    )
+    return f"https://{found[1]}/{found[2]}/blob/HEAD/{RUNBOOK}" if found else None
+
+
+def _origin() -> str:
+    """Return the address that this repository was cloned from; empty if it was not."""
+    asked = ["git", "-C", str(OVERLAYS), "remote", "get-url", "origin"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
 
 
 def _missing(objects: list[Object]) -> Iterator[str]:

@@ -4,9 +4,10 @@
 set -u
 case $1 in
 head)
-    # The driver saves everything and ends. If the run is under way on another head, this command leaves it alone.
-    name=$(sed -n "s/^name: *[\"']*\([^\"' #]*\).*/\1/p" /etc/longview/run.yaml)
-    longview stop "$name" --timeout 120
+    # `longview launch` wrote down on which host it runs. The driver saves everything and ends.
+    grep -ls "\"host\": \"$(uname -n)\"" "$LONGVIEW_RUNS"/*/run.json | while read -r state; do
+        longview stop "$(dirname "$state")" --timeout 120
+    done
     ;;
 learner)
     # When the whole cluster ends, the head is ending too. Wait until its driver has made the learner save and end.

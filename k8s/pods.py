@@ -55,6 +55,10 @@ def pods_of(objects: Iterable[Object]) -> Iterator[Pod]:
         if item["kind"] == "StatefulSet":
             claims = tuple(it["metadata"]["name"] for it in spec.get("volumeClaimTemplates", []))
             yield _pod(name, spec["template"], replicas=spec["replicas"], claims=claims)
+        elif item["kind"] == "Job":
+            yield _pod(name, spec["template"])
+        elif item["kind"] == "CronJob":
+            yield _pod(name, spec["jobTemplate"]["spec"]["template"])
         elif item["kind"] == "RayJob":
             cluster = spec["rayClusterSpec"]
             yield _pod(f"{name} submitter", spec["submitterPodTemplate"])

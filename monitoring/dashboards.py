@@ -106,7 +106,9 @@ def _annotations() -> Iterable[dict[str, Any]]:
         series = f"longview_{metric}{RUN}"
         changed = f'count_values("version", {series} unless {series} == {series} offset {ANNOTATION_STEP})'
         yield _annotation(name, color, text, changed)
-    yield _annotation("Alerts", RED, "{{alertname}}", f'ALERTS{{alertstate="firing", {RUN[1:-1]}}}')
+    yield _annotation(
+        "Alerts", RED, "{{alertname}}", f'ALERTS{{alertname=~"Longview.+", alertstate="firing", {RUN[1:-1]}}}'
+    )
 
 
 def _annotation(name: str, color: str, text: str, expression: str) -> dict[str, Any]:
@@ -145,6 +147,8 @@ def _query(panel: Panel, legend: str, expression: str) -> "Dataquery":
     query = Dataquery().expr(expression).legend_format(legend)
     if panel.kind in ("bars", "table"):
         return query.instant().format(PromQueryFormat.TABLE)
+    if panel.kind == "stat":  # over a range it would show the last number of a run that is long dead
+        return query.instant().format(PromQueryFormat.TIME_SERIES)
     return query.range().format(
         PromQueryFormat.HEATMAP if panel.kind == "heatmap" else PromQueryFormat.TIME_SERIES
     )
@@ -167,7 +171,7 @@ def _stat(panel: Panel) -> Any:
     return (
         stat.Panel()
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .graph_mode(BigValueGraphMode.NONE if several else BigValueGraphMode.AREA)
+        .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.VALUE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE)
     )

@@ -221,10 +221,11 @@ CATALOGUE = {
             }.items()
         ),
         Metric(
-            "longview_success_ratio_best_lower",
+            "longview_success_drop_ratio",
             "gauge",
             "ratio",
-            "Lower end of the 95% Wilson interval of the success ratio: the highest of any earlier version",
+            "Success of the best earlier policy versions minus that of the newest ones, each three "
+            "successive versions together; 0 where chance may explain the difference",
             ("task", "context_length"),
             merge="last",
         ),
@@ -314,6 +315,14 @@ CATALOGUE = {
             "Time that validating published policies took",
         ),
         # store and roles
+        Metric(
+            "longview_phase",
+            "gauge",
+            "phase",
+            "What the run does: 1 collects, 2 trains, 3 evaluates its last version; 0 it has ended, "
+            "finished or stopped. A run that failed keeps its last phase",
+            merge="last",
+        ),
         Metric(
             "longview_store_bytes", "gauge", "bytes", "Size of the stored chunks", ("source",), merge="last"
         ),

@@ -20,8 +20,8 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 BY_LENGTH = "T_o = {{context_length}}"
 
 Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
-"""`stat` is a number; `lines` and `stack` are lines and areas over time; `bars` and `table` are over context
-length; `heatmap` is a distribution over time."""
+"""`stat` is the number of this moment, or nothing while the hub is away; `lines` and `stack` are over time;
+`bars` and `table` are over context length; `heatmap` is a distribution over time."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,20 @@ ALERTS = Panel(
     "docs/runbook.md says what to do about each.",
     "stat",
     "none",
-    {"alerts": 'count(ALERTS{alertstate="firing", run="$run"}) or vector(0)'},
+    {"alerts": 'count(ALERTS{alertname=~"Longview.+", alertstate="firing", run="$run"}) or vector(0)'},
     thresholds={1: RED},
-    width=3,
+    width=2,
+    height=4,
+)
+HEARD = Panel(
+    "Last heard",
+    "Time since Prometheus last reached the run's hub. The other numbers of this row are of this moment, and "
+    "missing while the hub is away or once the run has ended.",
+    "stat",
+    "s",
+    {"ago": f"time() - max by (run) (last_over_time(longview:heard_timestamp_seconds:max{RUN}[1d]))"},
+    thresholds={60: ORANGE, 600: RED},
+    width=2,
     height=4,
 )
 ACTORS = Panel(
@@ -125,7 +136,7 @@ BEST_SUCCESS = ratio(
     "Success of the newest evaluated policy at the context length where it is highest.",
     {"best": f"max by (run) (longview_success_ratio{TASK})"},
     "stat",
-    width=3,
+    width=2,
     height=4,
 )
 STEPS = Panel(
@@ -240,12 +251,41 @@ WRITE_RATE = Panel(
     {"{{source}}": f"longview:store_committed_bytes:rate1m{RUN}"},
 )
 
+KUBERNETES = (
+    ratio(
+        "Memory of Redis",
+        "Kubernetes: used memory of Redis as a share of its maxmemory. More than 90%: soon it refuses "
+        "writes.",
+        {"used": f"longview:redis_memory:ratio{RUN}"},
+        thresholds={0.9: RED},
+    ),
+    ratio(
+        "Fullest volume",
+        "Kubernetes: how far the volume of the runs or of Redis is filled, whichever is fuller.",
+        {"filled": f"longview:volume:ratio{RUN}"},
+        thresholds={0.85: RED},
+    ),
+    Panel(
+        "Redis and the RayJob",
+        "Kubernetes: 1 while Redis can write its append-only file, 1 while the second Redis follows the "
+        "first, and 1 when the RayJob has used up its attempts.",
+        "lines",
+        "none",
+        {
+            "file is written": f"longview:redis_file:ok{RUN}",
+            "copy follows": f"longview:redis_copy:ok{RUN}",
+            "attempts used up": f"longview:attempts_used_up:bool{RUN}",
+        },
+    ),
+)
+"""Panels that have data only on Kubernetes."""
+
 OVERVIEW = Dashboard(
     "longview-overview",
     "Longview: Overview",
     "Is the run healthy, and is it getting better?",
     (
-        *(ALERTS, ACTORS, BEST_SUCCESS, STEPS, SAMPLES, DATA_WAIT, STALENESS, STORE_FILL),
+        *(ALERTS, HEARD, BEST_SUCCESS, ACTORS, STEPS, SAMPLES, DATA_WAIT, STALENESS, STORE_FILL),
         *(SUCCESS, SUCCESS_BARS),
         *(ACTOR_TIME, STEP_RATE, SAMPLE_RATE),
     ),
@@ -310,12 +350,12 @@ SUCCESS_BY_CONTEXT = Dashboard(
         ),
         Panel(
             "Below its best",
-            "Distance of the interval's upper end below the highest lower end of any earlier policy. Above 0 "
-            "the policy has become worse, and an alert fires.",
+            "Success of the best three successive policies minus that of the newest three. 0 unless chance "
+            "is ruled out; above 0 the policy has become worse, and an alert fires.",
             "lines",
             "percentunit",
-            {BY_LENGTH: f"longview_success_ratio_best_lower{TASK} - longview_success_ratio_upper{TASK}"},
-            thresholds={0: RED},
+            {BY_LENGTH: f"longview_success_drop_ratio{TASK}"},
+            thresholds={0.01: RED},
         ),
         ratio(
             "Action error",
@@ -424,12 +464,16 @@ THROUGHPUT = Dashboard(
             dict(ACTORS.queries),
         ),
         Panel(
-            "Restarts over time",
+            "Restarts and errors over time",
             "Ray actors started again within 10 minutes, by role and cause: died, preempted with their "
-            "node, or worn from rendering.",
+            "node, or worn from rendering; and errors that a role survived. More than 10 deaths and errors "
+            "of a role for 15 minutes: a cause remains.",
             "stack",
             "none",
-            {"{{role}} {{cause}}": f"longview:restarts:increase10m{RUN}"},
+            {
+                "{{role}} {{cause}}": f"longview:restarts:increase10m{RUN}",
+                "{{role}} errors": f"longview:errors:increase10m{RUN}",
+            },
         ),
         Panel(
             "Decisions of servers",
@@ -706,6 +750,7 @@ STORE = Dashboard(
             {"learner waits": f"longview:limiter_wait:ratio5m{RUN}"},
             width=12,
         ),
+        *KUBERNETES,
     ),
 )
 

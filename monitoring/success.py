@@ -10,10 +10,19 @@ only memory could have ruled out. Three rates tell them apart:
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
+
+POOLED = 3
+"""Successive versions whose evaluations are put together before they are compared: one alone has few
+episodes."""
+CHANCE = 1e-8
+"""A difference that is less probable than this is no chance. It is small because a run makes thousands of
+comparisons, and because equally good versions do differ a little."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +173,44 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     centre = (rate + weight / 2) / (1 + weight)
     half = math.sqrt(rate * (1 - rate) * weight + weight * weight / 4) / (1 + weight)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_drop(versions: Sequence[Rate]) -> float:
+    """Compute how far success has fallen: the best earlier versions' share minus that of the newest.
+
+    Args:
+        versions: success of every evaluated version at one context length, oldest first.
+
+    Returns:
+        Difference of the shares of two groups of `POOLED` successive versions that have none in common. 0 if
+        chance explains the difference with a probability of `CHANCE` or more, and with too few versions.
+    """
+    versions = [rate for rate in versions if rate.of]
+    if len(versions) < 2 * POOLED:
+        return 0.0
+    counts = _pooled([rate.count for rate in versions])
+    episodes = _pooled([rate.of for rate in versions])
+    shares = [count / of for count, of in zip(counts, episodes, strict=True)]
+    best = max(range(len(shares) - POOLED), key=shares.__getitem__)
+    fallen = shares[best] - shares[-1]
+    if fallen <= 0 or _chance_of_fewer(counts[-1], episodes[-1], counts[best], episodes[best]) >= CHANCE:
+        return 0.0
+    return fallen
+
+
+def _pooled(numbers: Sequence[int]) -> list[int]:
+    """Add up every `POOLED` successive numbers."""
+    sums = [0, *accumulate(numbers)]
+    return [later - earlier for earlier, later in zip(sums, sums[POOLED:], strict=False)]
+
+
+@cache
+def _chance_of_fewer(count: int, of: int, more: int, of_more: int) -> float:
+    """Compute the probability of at most `count` successes in `of` episodes, if all successes of both groups
+    were dealt out to the episodes at random (Fisher's exact test, one-sided)."""
+    successes, episodes = count + more, of + of_more
+    ways = (
+        math.comb(successes, fewer) * math.comb(episodes - successes, of - fewer)
+        for fewer in range(max(0, successes - of_more), count + 1)
+    )
+    return sum(ways) / math.comb(episodes, of)

@@ -18,7 +18,7 @@ from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher, RunFailed
 from longview.cluster.driver.orders import Orders
 from longview.cluster.driver.places import LearnerPlaces
-from longview.cluster.driver.reports import DriverReporter
+from longview.cluster.driver.reports import DriverReporter, reporting
 from longview.cluster.driver.scaling import Scaling
 from longview.cluster.driver.training import Training
 from longview.cluster.driver.weights import HeldWeights
@@ -65,6 +65,7 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     """
     if address is None:
         config = replace(config, placement=PlacementConfig())
+    run.write_state()
     file = LogFile(run.path / "log.txt")
     logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
     task = task_of(config)
@@ -102,13 +103,14 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         places = LearnerPlaces(config, alone=address is None)
         places.wait()
         roles = start_roles(config, run, alone=address is None)
+        reporter = services.enter_context(reporting(roles.hub, store, progress))
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
         services.callback(_ignore_interrupts)
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
             scaling = partial(_scaling, config, run, store_address, alone=address is None)
-            _supervise(progress, roles, scaling, places, training, store, task, show)
+            _supervise(progress, roles, reporter, scaling, places, training, store, task, show)
             show_newest(config, store_address, run.path / "episodes.png")
         finally:
             with suppress(StoreError):  # the error that ended the run matters more
@@ -266,6 +268,7 @@ def _scaling(
 def _supervise(
     progress: RunProgress,
     roles: Roles,
+    reporter: DriverReporter,
     scaling_of: Callable[[Dispatcher], Scaling],
     places: LearnerPlaces,
     training: Training,
@@ -283,7 +286,6 @@ def _supervise(
     dispatcher = Dispatcher(orders)
     scaling = scaling_of(dispatcher)
     weights = HeldWeights(roles.board)
-    reporter = DriverReporter(roles.hub, store, progress)
     last_version: int | None = None
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
@@ -317,7 +319,6 @@ def _supervise(
         progress.errors = dispatcher.errors
         progress.update(reporter.report())
         show(progress)
-    reporter.close()
 
 
 def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Collection:

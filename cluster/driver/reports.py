@@ -4,7 +4,8 @@ import json
 import logging
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ from longview.cluster.run.progress import RunProgress
 from longview.monitoring.hub import Reporters, Totals, encode_report
 from longview.monitoring.metrics import RATES
 from longview.monitoring.snapshot import Snapshot
+from longview.monitoring.success import success_drop
+from longview.replay.errors import StoreError
 from longview.replay.store import EpisodeStore
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,10 @@ REPORT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 """Longest wait for the hub at the end of a run."""
 SCRAPE_SECONDS = 2.0
-"""Time between two scrapes, as in monitoring/prometheus.yml."""
+"""Time between two scrapes, as in monitoring/prometheus.yml and k8s/base/monitoring.yaml."""
+
+PHASES = {"collect": 1, "train": 2, "evaluate": 3}
+"""Values of `longview_phase` while the run is under way."""
 
 RESTARTS = {
     "actor": ("died", "preempted", "worn"),
@@ -37,6 +43,26 @@ RESTARTS = {
     "hub": ("died",),
 }
 """Causes of restarts by role. Each is reported as 0 from the start, so that Prometheus sees the first one."""
+
+
+@contextmanager
+def reporting(hub: Any, store: EpisodeStore, progress: RunProgress) -> "Iterator[DriverReporter]":
+    """Report until the context ends. If the run has finished or was stopped, the last report says so; a run
+    that failed is missed by its alerts until it is resumed.
+
+    Args:
+        hub: handle on the metrics hub.
+        store: the run's store, whose counts are reported.
+        progress: the run's progress, which is reported.
+    """
+    reporter = DriverReporter(hub, store, progress)
+    try:
+        yield reporter
+    except KeyboardInterrupt:
+        with suppress(StoreError):
+            reporter.close()
+        raise
+    reporter.close()
 
 
 class DriverReporter:
@@ -61,6 +87,7 @@ class DriverReporter:
         """Number of the reports that the driver keeps for the hub, and Ray's reference to them."""
         self._counted = Totals()
         self._counted.add("longview_errors_total", 0, role="hub")
+        self._ended = False
 
     def arrived(self, order: Order, result: Result, newest: int | None) -> None:
         """Count how old the policy was that acted in newly collected episodes.
@@ -86,7 +113,9 @@ class DriverReporter:
         return self._snapshot
 
     def close(self) -> None:
-        """Wait until the last numbers are served, and until the run's own Prometheus has scraped them."""
+        """Report that the run has ended, and wait until the last numbers are served and scraped: by the run's
+        own Prometheus, or by another one, which needs to know the port."""
+        self._ended = True
         with suppress(GetTimeoutError):
             # The exchange under way, one that a restarted hub needs, one with the last numbers, and one that
             # has them served.
@@ -94,7 +123,7 @@ class DriverReporter:
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)
-            if self._progress.prometheus is not None:
+            if self._progress.prometheus is not None or self._progress.config.monitoring.port:
                 time.sleep(1.25 * SCRAPE_SECONDS)
 
     def _ask(self) -> None:
@@ -147,6 +176,7 @@ class DriverReporter:
             for cause in causes:
                 totals.add("longview_actor_restarts_total", known[cause], role=role, cause=cause)
         totals.add("longview_errors_total", progress.errors, role="actor")
+        totals.set("longview_phase", 0 if self._ended else PHASES.get(progress.phase, 1))
         totals.set("longview_actors_target", progress.actors)
         totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
         if progress.version is not None:
@@ -171,10 +201,9 @@ def _add_success(totals: Totals, progress: RunProgress) -> None:
                 totals.set(name, rate.share, **labels)
                 totals.set(f"{name}_lower", lower, **labels)
                 totals.set(f"{name}_upper", upper, **labels)
-        earlier = [
-            before.counts.rates["success"].interval[0]
-            for before in progress.history
-            if before.context_length == newest.context_length and before.version < newest.version
+        versions = [
+            found.counts.rates["success"]
+            for found in sorted(progress.history, key=lambda found: found.version)
+            if found.context_length == newest.context_length and found.version <= newest.version
         ]
-        if earlier:
-            totals.set("longview_success_ratio_best_lower", max(earlier), **labels)
+        totals.set("longview_success_drop_ratio", success_drop(versions), **labels)

@@ -20,8 +20,9 @@ from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 20.0
-"""Time that the ranks get to save when the run is stopped."""
+STOP_SECONDS = 60.0
+"""Time that the ranks get to save when the run is stopped. `longview stop` waits longer, and so do
+Kubernetes' ends of a job and of a pod."""
 DEATH_SECONDS = 5.0
 """Time within which Ray notices that a process has died."""
 LATE_SECONDS = 600.0

@@ -15,6 +15,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 """Folder of all runs."""
+
+LEASE_SECONDS = 300.0
+"""Longest wait for the lock of an attempt that is gone. If its machine died, an NFS server frees the lock
+only when its lease ends, after a minute or two."""
+LOCK_LOOK_SECONDS = 0.5
+"""Time between two looks at a lock."""
 
 
 class RunError(Exception):
@@ -113,21 +120,32 @@ class Run:
             )
         return read_config(file, overrides)
 
-    def lock(self) -> None:
+    def lock(self, patience: float = 0.0) -> None:
         """Take the run for this process, until `unlock` or until this process ends, however it ends.
+
+        Args:
+            patience: seconds to wait for another process to leave the run.
 
         Raises:
             RunError: another process has it.
         """
+        deadline, said = time.monotonic() + patience, False
         lock = (self.path / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise RunError(
-                f"run {self.name} is under way (process {self.state().get('pid')}): "
-                f"`longview status {self.typed}` shows it, `longview stop {self.typed}` ends it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    lock.close()
+                    raise RunError(
+                        f"run {self.name} is under way (process {self.state().get('pid')}): "
+                        f"`longview status {self.typed}` shows it, `longview stop {self.typed}` ends it"
+                    ) from None
+            if not said:
+                print(f"longview: waiting up to {patience:g} s until {self.name} is free", file=sys.stderr)
+                said = True
+            time.sleep(LOCK_LOOK_SECONDS)
         self._lock = lock
 
     def unlock(self) -> None:
@@ -178,13 +196,14 @@ class Run:
         return self.path / "series.jsonl"
 
 
-def take_run(config: RunConfig, run: Run | None, root: Path = ROOT) -> Run:
+def take_run(config: RunConfig, run: Run | None, root: Path = ROOT, patience: float = 0.0) -> Run:
     """Lock a run for this process.
 
     Args:
         config: the run's config.
         run: the run to go on with; None creates one.
         root: folder of all runs.
+        patience: seconds to wait for another process to leave the run.
 
     Raises:
         RunError: the run cannot be created, is under way, was made for another task or with another seed, or
@@ -206,7 +225,7 @@ def take_run(config: RunConfig, run: Run | None, root: Path = ROOT) -> Run:
             f"{run.path} is a copy of {origin.folder}, and both would write into namespace "
             f"{origin.namespace} of the same Redis: go on with the original, or launch another run"
         )
-    run.lock()
+    run.lock(patience)
     _write_origin(run, replace(origin, folder=here))
     return run
 

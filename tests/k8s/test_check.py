@@ -71,6 +71,10 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: head(it)["containers"][0]["volumeMounts"][2].update(mountPath="/etc/lonview"),
         "no mounted ConfigMap holds /etc/longview/run.yaml",
     ),
+    "a priority": (
+        lambda it: drop(it, "PriorityClass", "longview-services"),
+        "PriorityClass longview-services does not exist",
+    ),
     "a claim": (
         lambda it: drop(it, "PersistentVolumeClaim", "longview-runs"),
         "PersistentVolumeClaim longview-runs does not exist",

@@ -4,12 +4,14 @@ A script in place of kubectl stands for the cluster.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from k8s.deploy import origins_runbook
 from tests.k8s.conftest import ROOT, build
 
 KUBECTL = """#!/bin/sh
@@ -47,7 +49,7 @@ def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[st
     for name, content in cluster.items():
         (folder / name).write_text(content)
     done = subprocess.run(
-        [sys.executable, "-m", "k8s.deploy", overlay],
+        [sys.executable, "-m", "k8s.deploy", overlay, "https://wiki.example/runbook"],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)},
         capture_output=True,
@@ -60,7 +62,29 @@ def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[st
 
 def test_what_kustomize_builds_is_applied(tmp_path: Path, overlay: str) -> None:
     assert deploy(tmp_path, overlay, READY) == "0 applied\n"
-    assert (tmp_path / "applied").read_text() == build(overlay)
+    applied = (tmp_path / "applied").read_text()
+    assert applied == build(overlay).replace("docs/runbook.md#", "https://wiki.example/runbook#")
+    links = re.findall(r"runbook_url: (\S+)#longview\w+\n", applied)
+    assert len(links) == applied.count("alert: Longview")
+    assert set(links) == {"https://wiki.example/runbook"}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://git.example/lab/longview.git\n",
+        "https://token@git.example/lab/longview",
+        "git@git.example:lab/longview.git",
+        "ssh://git@git.example:7999/lab/longview.git",
+    ],
+)
+def test_the_clones_origin_has_the_runbook(origin: str) -> None:
+    assert origins_runbook(origin) == "https://git.example/lab/longview/blob/HEAD/docs/runbook.md"
+
+
+@pytest.mark.parametrize("origin", ["", "/srv/git/longview.git", "../longview"])
+def test_an_origin_that_is_no_web_page_gives_no_link(origin: str) -> None:
+    assert origins_runbook(origin) is None
 
 
 @pytest.mark.parametrize(

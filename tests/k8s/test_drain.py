@@ -1,10 +1,14 @@
-"""Tests of what happens to an actor in the middle of an episode when its pod is told to end.
+"""Tests of what happens when a pod is told to end.
 
-The pod's preStop hook runs `ray stop`, which sends SIGTERM.
+The pod's preStop hook runs k8s/drain.sh: a head stops its run, and then every pod runs `ray stop`. That sends
+SIGTERM, also to an actor in the middle of an episode.
 """
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,8 +22,11 @@ from longview.cluster.driver.launch import ray_cluster
 from longview.cluster.roles.ray import start
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import read_config, task_of
+from longview.cluster.run.folder import create_run
 from longview.cluster.run.services import redis_server
 from longview.replay.store import EpisodeStore, StoreAddress
+from tests.conftest import COMMAND
+from tests.k8s.conftest import ROOT
 
 
 class Slow(RolloutActor):
@@ -74,3 +81,52 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
 def pending(redis: Redis) -> bool:
     """Tell whether the store holds chunks of uncommitted episodes: no other keys expire."""
     return any(redis.ttl(key) > 0 for key in redis.scan_iter())
+
+
+HOLDER = """
+import signal, sys, time
+from pathlib import Path
+from longview.cluster.run.folder import Run
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+run = Run(Path(sys.argv[1]))
+run.lock()
+run.write_state()
+if sys.argv[2:]:
+    state = run.path / "run.json"
+    state.write_text(state.read_text().replace(run.state()["host"], sys.argv[2]))
+print("ready", flush=True)
+time.sleep(600)
+"""
+"""A driver as far as the drain knows it: it has a run's lock, and wrote down where it is."""
+
+
+def test_the_drain_of_a_head_stops_the_runs_of_that_head_only(tmp_path: Path) -> None:
+    # The live config may name another run by now; the drain does not read it.
+    runs = tmp_path / "runs"
+    drivers = {}
+    for name, host in {"mine": [], "mine too": [], "of another head": ["another"]}.items():
+        create_run(read_config(None, [f"name={name}"]), runs).unlock()
+        drivers[name] = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, runs / name, *host], stdout=subprocess.PIPE, text=True
+        )
+    try:
+        for driver in drivers.values():
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "ready\n"
+        longview = shlex.join([sys.executable, "-c", COMMAND])
+        for command, does in {"longview": f'exec {longview} "$@"', "ray": "true"}.items():
+            (tmp_path / command).write_text(f"#!/bin/sh\n{does}\n")
+            (tmp_path / command).chmod(0o755)
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LONGVIEW_RUNS": str(runs)}
+        drain = [ROOT / "k8s" / "drain.sh", "head"]
+        done = subprocess.run(["sh", *drain], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert {name: driver.poll() for name, driver in drivers.items()} == {
+            "mine": 0,
+            "mine too": 0,
+            "of another head": None,
+        }
+    finally:
+        for driver in drivers.values():
+            driver.kill()
+            driver.communicate()

@@ -1,7 +1,9 @@
 """Tests of every overlay as built: its schemas, its references, and how Ray's autoscaler reads it."""
 
 import gzip
+import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from k8s.check import entrypoint, problems, run_config
 from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
 from k8s.pods import Object, pods_of
+from longview.cluster.driver.reports import CLOSE_SECONDS, SCRAPE_SECONDS
+from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
-from tests.k8s.conftest import find
+from tests.k8s.conftest import ROOT, find
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.32"
@@ -65,6 +69,17 @@ def errors(item: Object) -> list[str]:
 
 def test_every_object_fits_its_schema(objects: list[Object]) -> None:
     assert [f"{it['kind']} {it['metadata']['name']}: {error}" for it in objects for error in errors(it)] == []
+
+
+def test_the_job_that_restores_a_backup_is_in_order(objects: list[Object]) -> None:
+    job = yaml.safe_load((ROOT / "k8s" / "restore-redis.yaml").read_text())
+    assert errors(job) == []
+    # The StatefulSet makes the claim of its first pod.
+    claim = {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data-longview-redis-0", "namespace": "longview"},
+    }
+    assert problems([*objects, claim, job]) == []
 
 
 @pytest.mark.parametrize("overlay", ["local"])
@@ -128,8 +143,52 @@ def test_ray_reads_the_groups_as_intended(objects: list[Object], overlay: str) -
 
 
 def test_only_learners_tolerate_gpu_nodes(objects: list[Object]) -> None:
-    tolerant = {pod.name for pod in pods_of(objects) if "tolerations" in pod.spec}
+    tolerant = {
+        pod.name
+        for pod in pods_of(objects)
+        if any(it["key"] == "nvidia.com/gpu" for it in pod.spec.get("tolerations", []))
+    }
     assert tolerant <= {"longview learners"}
+
+
+def test_a_head_on_a_dead_node_is_given_up_soon(objects: list[Object]) -> None:
+    (head,) = (pod for pod in pods_of(objects) if pod.name == "longview head")
+    given_up = {it["key"]: it["tolerationSeconds"] for it in head.spec["tolerations"]}
+    assert given_up == {f"node.kubernetes.io/{state}": 30 for state in ("not-ready", "unreachable")}
+
+
+def test_redis_is_the_last_pod_to_be_ended(objects: list[Object], overlay: str) -> None:
+    (redis,) = (pod for pod in pods_of(objects) if pod.claims)
+    guaranteed = all(it["resources"]["requests"] == it["resources"]["limits"] for it in redis.containers)
+    assert guaranteed == (overlay != "local"), "a laptop has no CPUs to set aside"
+    assert redis.spec["priorityClassName"] == "longview-services"
+
+
+def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:
+    drain = (ROOT / "k8s" / "drain.sh").read_text()
+    (stop,) = map(int, re.findall(r"longview stop .* --timeout (\d+)", drain))
+    (learner,) = map(int, re.findall(r"seconds\" -lt (\d+)", drain))
+    (rays_stop,) = map(int, re.findall(r"ray stop --grace-period (\d+)", drain))
+    ends = {pod.name: pod for pod in pods_of(objects)}
+    environment = {it["name"]: it.get("value") for it in ends["longview head"].containers[0]["env"]}
+    job = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
+    driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS
+    assert driver + 20 <= job < stop, "the driver ends first, then the job, and the drain sees both"
+    assert stop <= learner, "a learner's pod lasts as long as its driver"
+    for name in ("longview head", "longview learners"):
+        assert max(stop, learner) + rays_stop < ends[name].spec["terminationGracePeriodSeconds"]
+
+
+def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    chained = 0
+    for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL):
+        lines = [line for line in block.splitlines() if line.strip() and not line.startswith((" ", "#"))]
+        for line, following in pairwise(lines):
+            if re.search(r'"suspend":true| scale statefulset | delete rayjob ', line):
+                chained += 1
+                assert re.search(r"^kubectl .*\b(wait|rollout status) ", following), f"{line}\n{following}"
+    assert chained >= 5
 
 
 def test_what_is_generated_is_current() -> None:

@@ -1,15 +1,19 @@
-"""Tests of the manifests' Redis, started by its own script: each user's rights, and the replica."""
+"""Tests of the manifests' Redis, started by its own script: each user's rights, the replica, the backup."""
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 import pytest
+import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
@@ -22,45 +26,80 @@ from tests.k8s.conftest import ROOT
 BASE = ROOT / "k8s" / "base"
 PASSWORD, RAY_PASSWORD = "store-secret", "ray-secret"
 MEMORY = 1 << 30
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+"""A primary that does not wait for further replicas before it copies its data to the first."""
 
-Start = Callable[..., int]
+PRIMARY, COPY = "longview-redis-0", "longview-redis-1"
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts a pod's Redis on a free port and returns the port."""
-    servers: list[subprocess.Popen[bytes]] = []
+class Pods:
+    """The Redis of each pod, on a port of this machine. A pod that starts again keeps both."""
 
-    def start(pod: str, *options: str) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        data, run = tmp_path / pod / "data", tmp_path / pod / "run"
-        data.mkdir(parents=True)
-        run.mkdir()
-        folder = Path(find_redis_server()).parent
-        environment = {
-            "PATH": f"{folder}:{os.environ['PATH']}",
-            "HOSTNAME": pod,
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ports: dict[str, int] = {}
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = {
+            "PATH": f"{Path(find_redis_server()).parent}:{os.environ['PATH']}",
             "LONGVIEW_REDIS_PASSWORD": PASSWORD,
             "RAY_REDIS_PASSWORD": RAY_PASSWORD,
             "MEMORY": str(MEMORY),
         }
+
+    def __call__(self, pod: str, *options: str) -> int:
+        """Start a pod's Redis, and return its port once it answers."""
+        port = self._ports.setdefault(pod, free_port())
+        data, run = self.volume(pod), self._folder / pod / "run"
+        data.mkdir(parents=True, exist_ok=True)
+        run.mkdir(exist_ok=True)
+        primary = f"127.0.0.1 {self._ports.get(PRIMARY)}"
         command = ["/bin/sh", BASE / "start-redis.sh", BASE / "redis.conf", run, data]
         places = ["--port", str(port), "--bind", "127.0.0.1"]
-        with (tmp_path / f"{pod}.log").open("wb") as log:
-            servers.append(
-                subprocess.Popen([*command, *places, *options], env=environment, stdout=log, stderr=log)
+        with (self._folder / f"{pod}.log").open("ab") as log:
+            self._servers[pod] = subprocess.Popen(
+                [*command, *places, *options],
+                env=self.environment | {"HOSTNAME": pod, "PRIMARY": primary},
+                stdout=log,
+                stderr=log,
             )
-        probe_user = Redis(port=port, username="probe", password="")
-        eventually(probe_user.ping)
-        probe_user.close()
+        with Redis(port=port, username="probe", password="") as probe:
+            eventually(probe.ping)
         return port
 
-    yield start
-    for server in servers:
-        server.kill()
-        server.wait()
+    def volume(self, pod: str) -> Path:
+        """Return the folder of a pod's data."""
+        return self._folder / pod / "data"
+
+    def stop(self, pod: str) -> None:
+        """End a pod's Redis as Kubernetes ends it."""
+        self._servers[pod].terminate()
+        self._servers[pod].wait(30)
+
+    def kill(self) -> None:
+        """End all of them at once."""
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Pods]:
+    """Return a function that starts a pod's Redis and returns its port."""
+    pods = Pods(tmp_path)
+    yield pods
+    pods.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def store_user(port: int) -> Redis:
+    """Connect as the user that has the episode store."""
+    return Redis(port=port, username="longview", password=PASSWORD)
 
 
 def eventually(question: Callable[[], object], seconds: float = 20.0) -> None:
@@ -71,14 +110,14 @@ def eventually(question: Callable[[], object], seconds: float = 20.0) -> None:
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(RedisError):
+        with suppress(RedisError, OSError):
             if question():
                 return
         time.sleep(0.02)
     raise AssertionError(f"the answer was not true within {seconds} s")
 
 
-def test_the_store_works_as_its_user_and_keeps_its_limits(start: Start) -> None:
+def test_the_store_works_as_its_user_and_keeps_its_limits(start: Pods) -> None:
     port = start("longview-redis-0")
     spec = TaskSpec(
         name="walk",
@@ -112,7 +151,7 @@ def test_the_store_works_as_its_user_and_keeps_its_limits(start: Start) -> None:
         assert user.info("memory")["maxmemory"] == MEMORY // 4 * 3
 
 
-def test_the_stores_user_may_do_what_the_guide_says(start: Start, tmp_path: Path) -> None:
+def test_the_stores_user_may_do_what_the_guide_says(start: Pods, tmp_path: Path) -> None:
     start("longview-redis-0")
     guide = (ROOT / "docs" / "store.md").read_text().splitlines()
     (told,) = (line.split(" -@all ")[1] for line in guide if line.strip().startswith("user lab "))
@@ -121,7 +160,7 @@ def test_the_stores_user_may_do_what_the_guide_says(start: Start, tmp_path: Path
     assert made == told
 
 
-def test_other_users_may_do_only_their_part(start: Start) -> None:
+def test_other_users_may_do_only_their_part(start: Pods) -> None:
     port = start("longview-redis-0")
     with Redis(port=port) as nobody, pytest.raises((AuthenticationError, ResponseError)):
         nobody.ping()
@@ -137,24 +176,155 @@ def test_other_users_may_do_only_their_part(start: Start) -> None:
             ray.hset("{first}:tasks", "key", "value")
 
 
-def test_passwords_are_written_nowhere_but_for_the_replica(start: Start, tmp_path: Path) -> None:
+def test_the_runbooks_questions_are_answered(start: Pods) -> None:
+    port = start("longview-redis-0")
+    questions = set(re.findall(r"`in_redis ([a-z ]+)`", (ROOT / "docs" / "runbook.md").read_text()))
+    assert questions
+    with Redis(port=port, username="longview", password=PASSWORD) as user:
+        assert all(user.execute_command(*question.split()) for question in questions)
+
+
+def test_passwords_are_written_nowhere_but_for_the_replica(start: Pods, tmp_path: Path) -> None:
     start("longview-redis-0")
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert written
     assert not any(secret.encode() in text for text in written for secret in (PASSWORD, RAY_PASSWORD))
 
 
-def test_a_second_pod_has_a_copy_of_everything(start: Start) -> None:
-    primary = start("longview-redis-0", "--repl-diskless-sync-delay", "0")
-    # In a cluster a replica finds the primary by its host name. Here both are ports of one machine.
-    copy = start("longview-redis-1", "--replicaof", "127.0.0.1", str(primary))
-    with (
-        Redis(port=primary, username="longview", password=PASSWORD) as one,
-        Redis(port=copy, username="longview", password=PASSWORD) as two,
-    ):
+def test_a_second_pod_has_a_copy_of_everything(start: Pods) -> None:
+    primary, copy = start(PRIMARY, *AT_ONCE), start(COPY)
+    with store_user(primary) as one, store_user(copy) as two:
         one.hset("{run}:layout", "shards", "4")
         eventually(lambda: two.hget("{run}:layout", "shards") == b"4")
         assert two.info("replication")["role"] == "slave"
+
+    # Either may start again: the data is that which it was.
+    start.stop(COPY)
+    start.stop(PRIMARY)
+    start(PRIMARY, *AT_ONCE)
+    start(COPY)
+    with store_user(primary) as one, store_user(copy) as two:
+        one.hset("{run}:layout", "shards", "5")
+        eventually(lambda: two.hget("{run}:layout", "shards") == b"5")
+
+
+def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> None:
+    primary, copy = start(PRIMARY, *AT_ONCE), start(COPY)
+    with store_user(primary) as one, store_user(copy) as two:
+        one.hset("{run}:layout", "shards", "4")
+        eventually(lambda: two.hget("{run}:layout", "shards") == b"4")
+        start.stop(PRIMARY)
+        shutil.rmtree(start.volume(PRIMARY))
+        start(PRIMARY, *AT_ONCE)
+        assert not one.exists("{run}:layout")
+        log = start.volume(COPY).parents[1] / f"{COPY}.log"
+        eventually(lambda: b"WRONGPASS" in log.read_bytes())
+        assert two.hget("{run}:layout", "shards") == b"4"
+        # A copy that starts again does not follow it either.
+        start.stop(COPY)
+        start(COPY)
+        time.sleep(2)
+        assert two.hget("{run}:layout", "shards") == b"4"
+        assert two.info("replication")["master_link_status"] == "down"
+
+    # The guide's remedy: the copy's data goes into the new volume.
+    start.stop(PRIMARY)
+    start.stop(COPY)
+    shutil.rmtree(start.volume(PRIMARY))
+    shutil.copytree(start.volume(COPY), start.volume(PRIMARY))
+    start(PRIMARY, *AT_ONCE)
+    start(COPY)
+    with store_user(primary) as one, store_user(copy) as two:
+        assert one.hget("{run}:layout", "shards") == b"4"
+        one.hset("{run}:layout", "shards", "5")
+        eventually(lambda: two.hget("{run}:layout", "shards") == b"5")
+
+
+@pytest.mark.parametrize("limits", ["the script's", "Redis' own, at the same scale"])
+def test_a_first_copy_ends_while_much_is_written(start: Pods, limits: str) -> None:
+    # 1/64 of a small cluster: Redis' own limits of 256 MB and 64 MB for 60 s become 4 MB and 1 MB for 1 s.
+    start.environment["MEMORY"] = str(64 << 20)
+    own = () if limits == "the script's" else ("--client-output-buffer-limit", "replica 4mb 1mb 1")
+    primary = start(PRIMARY, *AT_ONCE, *own)
+    with store_user(primary) as one:
+        for number in range(2000):
+            one.hset(f"{{run}}:{number}", "chunk", b"x" * 1000)
+        # The copy takes 2 ms for each key that it loads, as it takes long over gigabytes.
+        copy = start(COPY, "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+        with store_user(copy) as two:
+            ends, copied = time.monotonic() + 12, False
+            while time.monotonic() < ends and not copied:
+                one.hset("{run}:written", "chunk", os.urandom(100_000))
+                time.sleep(0.05)
+                with suppress(RedisError):  # it answers nothing else while it loads
+                    copied = two.info("replication")["master_link_status"] == "up"
+    assert copied == (limits == "the script's")
+
+
+@pytest.mark.skipif(shutil.which("redis-check-rdb") is None, reason="redis-check-rdb is not installed")
+def test_a_backup_is_made_and_brought_back(start: Pods, tmp_path: Path) -> None:
+    port = start(PRIMARY)
+    backups = tmp_path / "backup"
+    backups.mkdir()
+    for old in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z"):
+        (backups / f"{old}.rdb").touch()
+    with store_user(port) as user:
+        user.hset("{run}:layout", "shards", "4")
+    script = ["/bin/sh", BASE / "backup-redis.sh", "127.0.0.1", str(port), backups]
+    done = subprocess.run(script, env=start.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = sorted(backups.iterdir())
+    assert [it.name for it in kept[:-1]] == ["20260102T000000Z.rdb", "20260103T000000Z.rdb"]
+    assert done.stdout.splitlines()[-1] == str(kept[-1])
+
+    start.stop(PRIMARY)
+    shutil.rmtree(start.volume(PRIMARY))
+    job = yaml.safe_load((ROOT / "k8s" / "restore-redis.yaml").read_text())
+    (*shell, restore) = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    start.volume(PRIMARY).mkdir()
+    restore = restore.replace("/backup/", f"{backups}/").replace("/data/", f"{start.volume(PRIMARY)}/")
+    subprocess.run([*shell, restore], check=True)
+    start(PRIMARY)
+    with store_user(port) as user:
+        assert user.hget("{run}:layout", "shards") == b"4"
+        user.hset("{run}:layout", "shards", "5")
+    # It is the data from now on.
+    start.stop(PRIMARY)
+    start(PRIMARY)
+    with store_user(port) as user:
+        assert user.hget("{run}:layout", "shards") == b"5"
+
+
+EXPORTER = shutil.which("prometheus-redis-exporter") or shutil.which("redis_exporter")
+
+
+@pytest.mark.skipif(EXPORTER is None, reason="no exporter (Debian: apt install prometheus-redis-exporter)")
+def test_the_exporter_tells_what_the_rules_ask(start: Pods, tmp_path: Path) -> None:
+    primary, copy = start(PRIMARY, *AT_ONCE), start(COPY)
+    documents = yaml.safe_load_all((BASE / "redis.yaml").read_text())
+    (pod,) = (it["spec"]["template"]["spec"] for it in documents if it["kind"] == "StatefulSet")
+    _, container = pod["containers"]
+    told = ""
+    for port in (primary, copy):
+        listens = free_port()
+        environment = {it["name"]: it["value"] for it in container["env"]}
+        environment |= {"REDIS_ADDR": f"redis://127.0.0.1:{port}"}
+        environment |= {"REDIS_EXPORTER_WEB_LISTEN_ADDRESS": f"127.0.0.1:{listens}"}
+        with (tmp_path / "exporter.log").open("ab") as log:
+            exporter = subprocess.Popen([str(EXPORTER)], env=environment, stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{listens}/metrics"
+            opened = build_opener(ProxyHandler({}))
+            eventually(lambda opened=opened, address=address: b"redis_up 1" in opened.open(address).read())
+            told += opened.open(address).read().decode()
+        finally:
+            exporter.kill()
+            exporter.wait()
+    rules = (ROOT / "monitoring" / "rules.yaml").read_text()
+    asked = set(re.findall(r"(?<![:\w])redis_[a-z_]+\b(?!\()", rules)) - {"redis_aof_last_"}
+    assert asked >= {"redis_memory_used_bytes", "redis_memory_max_bytes", "redis_master_link_up"}
+    for name in asked | {"redis_aof_last_write_status", "redis_aof_last_bgrewrite_status"}:
+        assert re.search(rf"^{name}(\{{.*\}})? ", told, re.MULTILINE), name
 
 
 def test_without_a_password_nothing_starts(tmp_path: Path) -> None:

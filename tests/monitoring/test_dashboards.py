@@ -59,6 +59,13 @@ def test_every_panel_says_what_it_shows(uid: str, panel: Panel) -> None:
         assert panel.unit == "percentunit"
 
 
+def test_numbers_are_of_this_moment() -> None:
+    for board in DASHBOARDS:
+        tree = json.loads(dashboards.dashboard_json(board))
+        stats = [target for panel in tree["panels"] if panel["type"] == "stat" for target in panel["targets"]]
+        assert all(target["instant"] and not target.get("range") for target in stats)
+
+
 @pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.title)
 def test_panels_fill_their_rows_and_have_their_own_names(board: Any) -> None:
     titles = [panel.title for panel in board.panels]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from longview.cluster.cli import app
 from longview.cluster.driver.reports import SCRAPE_SECONDS
 from longview.monitoring.metrics import CATALOGUE
 
@@ -48,6 +49,14 @@ def test_rules_read_metrics_that_exist() -> None:
         assert set(re.findall(r"\blongview:[\w:]+", rule["expr"])) <= RECORDED
 
 
+def test_every_rule_keeps_namespaces_and_runs_apart() -> None:
+    for rule in RULES:
+        groups = re.findall(r"\b(?:by|on) \((.*?)\)", rule["expr"])
+        assert all(group.startswith("namespace") for group in groups), rule
+        if "record" in rule and groups:
+            assert "run" in rule["expr"], rule
+
+
 def test_every_rule_is_tested() -> None:
     tests = yaml.safe_load(Path(__file__).with_name("rules_test.yaml").read_text())["tests"]
     queried = " ".join(case["expr"] for test in tests for case in test.get("promql_expr_test", ()))
@@ -73,6 +82,28 @@ def test_the_runbook_has_no_other_alerts() -> None:
     assert headings == list(ALERTS)
 
 
+def test_commands_of_the_runbook_exist_in_the_pods() -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    in_head = re.findall(r"\bin_head ((?:[\w./=-]+ ?)+)", text)
+    assert {command.split()[0] for command in in_head} <= {"longview", "ray", "tail", "df", "du"}
+    known = {
+        command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands
+    }
+    known |= {group.name for group in app.registered_groups}
+    assert {command.split()[1] for command in in_head if command.startswith("longview ")} <= known
+    names = set(re.findall(r"app.kubernetes.io/name=([\w-]+)", text))
+    assert names <= set(
+        re.findall(r"app.kubernetes.io/name: ([\w-]+)", (ROOT / "k8s/base/run.yaml").read_text())
+    )
+    for link in re.findall(r"\(((?:kubernetes|store)\.md)?#([\w-]+)\)", text):
+        page = (ROOT / "docs" / (link[0] or "runbook.md")).read_text()
+        titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+        assert link[1] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
 def test_the_last_numbers_are_scraped() -> None:
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     assert config["global"]["scrape_interval"] == f"{SCRAPE_SECONDS:g}s"
+    on_kubernetes = yaml.safe_load_all((ROOT / "k8s" / "base" / "monitoring.yaml").read_text())
+    (hub, *_) = next(on_kubernetes)["spec"]["podMetricsEndpoints"]
+    assert (hub["port"], hub["interval"]) == ("hub", f"{SCRAPE_SECONDS:g}s")

@@ -2,10 +2,21 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from longview.monitoring.success import Counts, Evaluation, needs_memory, read_success, wilson_interval
+from longview.monitoring.success import (
+    Counts,
+    Evaluation,
+    Rate,
+    needs_memory,
+    read_success,
+    success_drop,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +104,52 @@ def test_memory_is_needed_where_completing_the_task_is_not_success(
 ) -> None:
     assert needs_memory([Counts(9, 9, 9), counts], chance) == needed
     assert needs_memory([], chance) == (chance is not None)
+
+
+def rates(*successes: int, of: int = 10) -> list[Rate]:
+    return [Rate(count, of) for count in successes]
+
+
+def test_success_that_has_fallen_is_told_from_bad_luck() -> None:
+    # Chance explains that one version does badly, whatever its episodes; three that do badly are worse.
+    assert success_drop(rates(9, 10, 10, 10, 9, 10, 0)) == 0
+    assert success_drop(rates(9, 10, 10, 10, 9, 10, 0, 1, 0)) == pytest.approx(29 / 30)
+    assert success_drop(rates(10, 10, 10, 5, 5, 5)) == 0
+    assert success_drop(rates(10, 10, 10, 3, 3, 3)) == pytest.approx(0.7)
+    assert success_drop(rates(20, 20, 20, 11, 11, 11, of=20)) == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        [],
+        rates(10, 10, 10),
+        rates(10, 10, 0, 0, 0),
+        rates(0, 0, 0, 10, 10, 10),
+        rates(0, 0, 0, 0, 0, 0, of=0),
+    ],
+    ids=["none", "too few to compare", "not two groups", "success that rises", "invalid episodes only"],
+)
+def test_success_has_not_fallen(versions: list[Rate]) -> None:
+    assert success_drop(versions) == 0
+
+
+def readme() -> list[float]:
+    """Return the success rates of the README's table, by ascending context length."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return [
+        int(share) / 100 for share in re.findall(r"^\| \d+ \|.*\| (\d+) % \| \d+ \.\.", text, re.MULTILINE)
+    ]
+
+
+def test_healthy_runs_raise_no_alarm() -> None:
+    # 50 versions at every length of the README's run, equally good but for small differences.
+    generator, runs, episodes, shares = np.random.default_rng(0), 150, 20, np.array(readme())
+    assert len(shares) == 8
+    odds = np.log(np.clip(shares, 0.01, 0.99) / (1 - np.clip(shares, 0.01, 0.99)))[:, None]
+    alarms = 0
+    for _ in range(runs):
+        truth = 1 / (1 + np.exp(-odds - generator.normal(0, 0.3, (len(shares), 50))))
+        counted = [rates(*map(int, row), of=episodes) for row in generator.binomial(episodes, truth)]
+        alarms += any(success_drop(row[:newest]) for row in counted for newest in range(1, 51))
+    assert alarms < 0.01 * runs

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def test_the_run_of_a_configs_name_is_gone_on_with_once_it_exists(tmp_path: Path
     assert other is not None
     with pytest.raises(RunError, match="run mine is under way"):
         other.lock()
+    run.unlock()
+
+
+def test_the_lock_of_an_attempt_that_is_gone_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_config(None, ["name=mine"])
+    held = create_run(config, tmp_path)
+    leave = threading.Timer(1.0, held.unlock)  # a file server ends the lease of a machine that died
+    leave.start()
+    with pytest.raises(RunError, match="run mine is under way"):
+        take_run(config, resumable_run(config, tmp_path), tmp_path, patience=0.1)
+    run = take_run(config, resumable_run(config, tmp_path), tmp_path, patience=30)
+    leave.join()
+    assert held.under_way()
+    assert "waiting up to 30 s until mine is free" in capsys.readouterr().err
     run.unlock()
 
 
