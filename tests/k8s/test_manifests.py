@@ -185,7 +185,7 @@ def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
     for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL):
         lines = [line for line in block.splitlines() if line.strip() and not line.startswith((" ", "#"))]
         for line, following in pairwise(lines):
-            if re.search(r'"suspend":true| scale statefulset | delete rayjob ', line):
+            if re.search(r'"suspend":true| scale statefulset | delete (rayjob|statefulset) ', line):
                 chained += 1
                 assert re.search(r"^kubectl .*\b(wait|rollout status) ", following), f"{line}\n{following}"
     assert chained >= 5
