@@ -63,9 +63,12 @@ class Comparison:
 
 
 OFTEN = ("learner.publish_every=500", "learner.checkpoint_every=2000")
-"""A policy that collects should be new; the presets publish rarely, because they evaluate each version."""
+"""Settings that give the actors a new policy often. The presets publish rarely, because they evaluate each
+version."""
+
 COMPARISONS = {
     "push_and_return": Comparison(100, (4, 80), (*OFTEN, "learner.steps=8000")),
+    # From 8 demonstrations on, arm A leaves nothing to gain.
     "count_scoops": Comparison(3, (1, 92), (*OFTEN, "learner.steps=4000")),
     "square": Comparison(25, (1, 20), (*OFTEN, "learner.steps=6000"), seeds=(0,)),
     # Few simulators: an order of eight episodes would use the whole budget of five demonstrations at once.
@@ -154,6 +157,7 @@ def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> 
         command += ["evaluation.final_episodes=50"] if options.quick else []
         command += options.overrides
     environment = os.environ | {"LONGVIEW_RUNS": str(options.runs)}
+    options.runs.mkdir(parents=True, exist_ok=True)
     with (options.runs.parent / f"{name}.log").open("a") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
     return taken(json.loads((options.runs / name / "summary.json").read_text()))
@@ -291,8 +295,8 @@ def plot(found: Found, file: Path) -> None:
                     axes.errorbar([steps], [rate.share], ends, label=f"{arm}, T_o {length}", **style)
         axes.set(title=task, xlabel="expert steps, in thousands", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small")  # each task has context lengths of its own
     panels[0].set_ylabel("success")
-    panels[-1].legend(fontsize="small")
     figure.savefig(file, dpi=130)
 
 
