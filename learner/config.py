@@ -375,11 +375,15 @@ class LearnerConfig:
             0 <= self.camera_steps < self.steps,
             f"camera_steps {self.camera_steps} must be fewer than steps {self.steps}",
         )
-        for part in filter(len, (range(self.camera_steps), range(self.camera_steps, self.steps))):
-            require(
-                0 <= self.warmup < len(part),
-                f"warmup {self.warmup} must be shorter than the {len(part)} steps from {part.start} on",
-            )
+        require(
+            0 <= self.warmup < self.steps,
+            f"warmup {self.warmup} must be shorter than steps {self.steps}",
+        )
+        require(
+            not self.camera_steps or self.warmup < min(len(self.part(0)), len(self.part(self.camera_steps))),
+            f"warmup {self.warmup} must be shorter than camera_steps {self.camera_steps}, and than the steps "
+            f"from then to {self.steps}",
+        )
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"betas must be two numbers in [0, 1), not {list(self.betas)}",

@@ -1,6 +1,6 @@
 """Keypoints of frames by cameras' networks that no longer change. Each frame's are computed once.
 
-Legend (docs/notation.md): F frames, R rows: steps of a segment.
+Legend (docs/notation.md): F frames, C channels, H height, W width, R rows: steps of an episode.
 """
 
 import threading

@@ -11,12 +11,12 @@ conf=${1:-/etc/redis/redis.conf}
 run=${2:-/run/redis}
 data=${3:-/data}
 [ $# -lt 3 ] || shift 3
-primary=${PRIMARY:-${HOSTNAME%-*}-0.${HOSTNAME%-*}-pods 6379}
 umask 077
 
 digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 longview=$(digest "$LONGVIEW_REDIS_PASSWORD")
 ray=$(digest "$RAY_REDIS_PASSWORD")
+primary=${PRIMARY:-${HOSTNAME%-*}-0.${HOSTNAME%-*}-pods 6379}
 
 # A backup that lies here becomes the data. Redis loads it as the base of an append-only file.
 if [ -e "$data/restore.rdb" ]; then
