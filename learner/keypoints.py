@@ -82,7 +82,7 @@ class KeypointMemory:
         with torch.inference_mode():
             blocks = [
                 self._encoder.keypoints(index, block.to(self._device), centre_F2).cpu()
-                for block in images.split(TOGETHER)
+                for block in torch.split(images, TOGETHER)
             ]
         found: NDArray[np.float32] = torch.cat(blocks).numpy()[: len(image_FHWC)]
         return found

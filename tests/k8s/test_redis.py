@@ -73,8 +73,8 @@ class Pods:
     def stop(self, pod: str) -> None:
         """End a pod's Redis.
 
-        Redis refuses to end, and forgets the signal, while a new copy writes its first append-only file. Kubernetes
-        kills it after the grace period; here it is asked again.
+        Redis refuses to end, and forgets the signal, while a new copy writes its first append-only file.
+        Kubernetes kills it after the grace period; here it is asked again.
         """
         server = self._servers[pod]
         for _ in range(30):
@@ -251,8 +251,8 @@ def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> N
 
 @pytest.mark.parametrize("limits", ["the script's", "Redis' own, at the same scale"])
 def test_a_first_copy_ends_while_much_is_written(start: Pods, limits: str) -> None:
-    # 1/8 of a small cluster: Redis' own limits of 256 MB and 64 MB for 60 s become 32 MB and 8 MB for 1 s. Smaller ones
-    # would be within what the sockets hold.
+    # 1/8 of a small cluster: Redis' own limits of 256 MB and 64 MB for 60 s become 32 MB and 8 MB for 1 s.
+    # Smaller ones would be within what the sockets hold.
     start.environment["MEMORY"] = str(512 << 20)
     own = () if limits == "the script's" else ("--client-output-buffer-limit", "replica 32mb 8mb 1")
     primary = start(PRIMARY, *AT_ONCE, *own)
