@@ -67,9 +67,9 @@ class DiffusionConfig(PolicyConfig):
     noise, where the noise hardly depends on the actions (docs/method.md)."""
     diffusion_steps: int = 100
     """Diffusion steps in training."""
-    sampling_steps: int = 10
-    """Diffusion steps in acting, at most `diffusion_steps`. A decision takes about as long as there are
-    steps."""
+    sampling_steps: int = 3
+    """Diffusion steps in acting, at most `diffusion_steps`. A decision gets longer with each. With `epsilon`, 10
+    or more are needed (docs/policies.md)."""
     candidates: int = 1
     """Samples per decision. The sample whose past actions are closest to the executed ones is executed:
     self-verification, arXiv 2505.09561."""
