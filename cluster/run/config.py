@@ -262,6 +262,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"expected key=value, not {override!r}")
     value = _value(text) if key not in AS_TYPED or text in ("", "null") else text
     *parents, last = key.split(".")
+    if parents == ["learner", "mix"]:  # the other strata keep their weights
+        learner = tree.setdefault("learner", {})
+        if isinstance(learner, dict):
+            learner.setdefault("mix", dict(LearnerConfig().mix))
     for parent in parents:
         below = tree.setdefault(parent, {})
         if not isinstance(below, dict):

@@ -35,6 +35,14 @@ def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path
     assert config.learner.policy.widths == (16, 32)
 
 
+def test_an_override_of_one_stratum_leaves_the_weights_of_the_others(tmp_path: Path) -> None:
+    mix = read_config(None, ["learner.mix.correction=2"]).learner.mix
+    assert (mix["correction"], mix["demo"]) == (2, 0.75)
+    file = tmp_path / "run.yaml"
+    file.write_text("learner: {mix: {demo: 3}}\n")
+    assert read_config(file, ["learner.mix.correction=2"]).learner.mix == {"demo": 3, "correction": 2}
+
+
 @pytest.mark.parametrize("task", ["return_point", "lift", "push_t"])
 def test_presets_are_valid(task: str) -> None:
     assert read_config(preset_file(task), [], task=task).task == task
