@@ -37,8 +37,6 @@ ARMS = {
     "C": "N0 + as many expert steps of demonstrations",
     "D": "2 N0 demonstrations",
 }
-BUDGET = 1.0
-"""Expert steps of B's corrections, as a share of those of its demonstrations."""
 SPREAD = 0.8
 """Share of the training within which B collects its corrections."""
 TARGETS = {
@@ -60,6 +58,8 @@ class Comparison:
     """Settings beyond the task's preset."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs."""
+    budget: float = 1.0
+    """Expert steps of B's corrections, over those of N0 demonstrations."""
 
 
 OFTEN = ("learner.publish_every=500", "learner.checkpoint_every=2000")
@@ -76,7 +76,11 @@ COMPARISONS = {
 }
 QUICK = {
     "return_point": Comparison(
-        8, (1, 64), ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"), seeds=(0,)
+        8,
+        (1, 64),
+        ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"),
+        seeds=(0,),
+        budget=60,  # without so much to do, the limiter would hold the actors nearly all the time
     )
 }
 
@@ -174,7 +178,7 @@ def settings(cell: Cell, comparison: Comparison, done: Found) -> list[str]:
         plain = done[cell._replace(arm="A")]
         length = plain["demonstration_steps"] / plain["demonstrations"]
     if cell.arm == "B":
-        budget = round(BUDGET * count * length)
+        budget = round(comparison.budget * count * length)
         # Half of an episode, or more, is the policy's.
         pace = 2 * budget / (SPREAD * plain["training_steps"])
         common += ["collect.kind=takeover", f"collect.expert_steps={budget}"]

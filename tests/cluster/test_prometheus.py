@@ -44,6 +44,7 @@ learner:
   validation_episodes: 4
   policy: {widths: [16, 32], token_size: 32}
 evaluation: {episodes: 4, context_lengths: [1, 8]}
+inference: {servers: 1}
 """
 RECORDED = {
     rule["record"]

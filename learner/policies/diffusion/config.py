@@ -68,8 +68,8 @@ class DiffusionConfig(PolicyConfig):
     diffusion_steps: int = 100
     """Diffusion steps in training."""
     sampling_steps: int = 3
-    """Diffusion steps in acting, at most `diffusion_steps`. A decision gets longer with each. With `epsilon`, 10
-    or more are needed (docs/policies.md)."""
+    """Diffusion steps in acting, at most `diffusion_steps`. A decision gets longer with each. `epsilon` needs
+    10 or more (docs/policies.md)."""
     candidates: int = 1
     """Samples per decision. The sample whose past actions are closest to the executed ones is executed:
     self-verification, arXiv 2505.09561."""

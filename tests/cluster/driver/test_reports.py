@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(
 
         # Another process goes on with the hub, and no number has changed.
         ray.kill(hub, no_restart=False)
+        with suppress(OSError):
+            while read_metrics(run.state()["metrics"]):
+                pass  # it is not dead yet
         reporter.close()
         again = read_metrics(run.state()["metrics"])
         store.close()
