@@ -37,6 +37,8 @@ ARMS = {
     "C": "N0 + as many expert steps of demonstrations",
     "D": "2 N0 demonstrations",
 }
+BUDGET = 1.0
+"""Expert steps of B's corrections, as a share of those of its demonstrations."""
 SPREAD = 0.8
 """Share of the training within which B collects its corrections."""
 TARGETS = {
@@ -58,8 +60,6 @@ class Comparison:
     """Settings beyond the task's preset."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs."""
-    budget: float = 1.0
-    """Expert steps of B's corrections, over those of N0 demonstrations."""
 
 
 OFTEN = ("learner.publish_every=500", "learner.checkpoint_every=2000")
@@ -76,11 +76,7 @@ COMPARISONS = {
 }
 QUICK = {
     "return_point": Comparison(
-        8,
-        (1, 64),
-        ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"),
-        seeds=(0,),
-        budget=60,  # without so much to do, the limiter would hold the actors nearly all the time
+        8, (1, 64), ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"), seeds=(0,)
     )
 }
 
@@ -178,7 +174,7 @@ def settings(cell: Cell, comparison: Comparison, done: Found) -> list[str]:
         plain = done[cell._replace(arm="A")]
         length = plain["demonstration_steps"] / plain["demonstrations"]
     if cell.arm == "B":
-        budget = round(comparison.budget * count * length)
+        budget = round(BUDGET * count * length)
         # Half of an episode, or more, is the policy's.
         pace = 2 * budget / (SPREAD * plain["training_steps"])
         common += ["collect.kind=takeover", f"collect.expert_steps={budget}"]
@@ -205,8 +201,9 @@ def taken(summary: Mapping[str, Any]) -> dict[str, Any]:
         "correction_steps": sum(row["learnable"] for row in by_source["correction"]),
         "success": summary["success"][summary["task"]],
         "training_steps": summary["config"]["learner"]["steps"],
-        # Of the time in which the limiter lets actors work.
-        "busy": 1 - seconds["waiting"] / (sum(seconds.values()) - seconds["limited"]),
+        # Actors that the limiter holds are not idle: the learner has as much data as it was told to ask for.
+        "busy": 1 - seconds["waiting"] / sum(seconds.values()),
+        "limited": seconds["limited"] / sum(seconds.values()),
         "minutes": round(sum(summary["phases"].values()) / 60, 1),
     }
 
@@ -264,7 +261,7 @@ def rows(found: Found) -> list[Row]:
 
 def ratios(found: Found) -> dict[str, float]:
     """Return by task the points of success at the longest T_o that corrections add to what A and C reach, and
-    how busy actors were that collected."""
+    the shares of time in which actors that collect were not idle, and in which the limiter held them."""
     groups, made = grouped(found), dict[str, float]()
     for task in dict.fromkeys(cell.task for cell in found):
         longest = COMPARED[task].context_lengths[1]
@@ -272,13 +269,18 @@ def ratios(found: Found) -> dict[str, float]:
             if {(task, "B"), (task, other)} <= groups.keys():
                 ours, theirs = (pooled(found, task, arm, longest).rates["success"] for arm in ("B", other))
                 made[f"{name}: {task}"] = 100 * (ours.share - theirs.share)
-    busy = [result["busy"] for cell, result in found.items() if cell.arm == "B"]
-    return made | ({"actor_busy": mean(busy)} if busy else {})
+    collecting = [result for cell, result in found.items() if cell.arm == "B"]
+    if collecting:
+        made |= {
+            f"actor_{share}": mean(result[share] for result in collecting) for share in ("busy", "limited")
+        }
+    return made
 
 
 def targets(found: Found) -> dict[str, str]:
-    """Return the target of each ratio of `found`."""
-    return {name: TARGETS[name.partition(":")[0]] for name in ratios(found)}
+    """Return the target of each ratio of `found` that has one."""
+    names = {name: name.partition(":")[0] for name in ratios(found)}
+    return {name: TARGETS[kind] for name, kind in names.items() if kind in TARGETS}
 
 
 def plot(found: Found, file: Path) -> None:
