@@ -88,9 +88,12 @@ class CollectConfig:
     expert_steps: int | None = None
     """Steps of the expert after which collection ends. None: no limit."""
     gate: Gate = "random"
-    """Rule by which the expert takes over. `random`: at a random step of a demonstration's length.
+    """Rule by which the expert takes over. `random`: at a random step of a demonstration's first part.
     `distance`: where the policy's and the expert's plans differ by more than `distance`. `progress`: where
     nothing has moved for `patience` steps."""
+    first_part: float = 0.35
+    """Length of that first part, as a share of the mean length of a demonstration, in (0, 1]. What a policy
+    does for long leaves traces that tell what it should remember (docs/collect.md)."""
     distance: float = 0.2
     """Mean distance of two plans at which `distance` opens, as a share of the action range; above 0."""
     patience: int = 20
@@ -104,8 +107,9 @@ class CollectConfig:
             if getattr(self, name) not in get_args(kinds):
                 known = ", ".join(get_args(kinds))
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must lie in (0, 1], not {self.share}")
+        for name in ("share", "first_part"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], not {getattr(self, name)}")
         weights = self.context_lengths.values()
         if any(length < 1 for length in self.context_lengths) or not all(0 <= w < math.inf for w in weights):
             raise ValueError(

@@ -311,7 +311,8 @@ def _start(
     if needs_saving(assignment.control, assignment.collect) and not isinstance(lane.env, Restorable):
         raise ValueError(f"task {task.spec.name} cannot save its state, which the expert's plans need")
     if assignment.control == "takeover":
-        random_step = int(lane.rng.uniform(0, assignment.typical_steps))
+        latest = assignment.collect.first_part * assignment.typical_steps
+        random_step = int(lane.rng.uniform(0, latest))
         lane.takeover = Takeover(assignment.collect, task.spec, random_step)
     lane.recorder = record(assignment.meta) if record is not None else None
     lane.observation, lane.decisions, lane.frames, lane.executed = observation, 0, [observation], []

@@ -127,13 +127,14 @@ def taken_over(note: Notes) -> int:
     return int((controller == 0).sum())
 
 
-def test_the_random_gate_opens_uniformly_before_the_length_of_a_demonstration() -> None:
-    settings = CollectConfig(kind="takeover")
+@pytest.mark.parametrize("first_part", [0.5, 1.0])
+def test_the_random_gate_opens_uniformly_in_the_first_part_of_a_demonstration(first_part: float) -> None:
+    settings = CollectConfig(kind="takeover", first_part=first_part)
     ends, notes, clock = play("takeover", Repeats(), settings, episodes=300, simulators=10)
     steps = np.array([taken_over(note) for note in notes])
     assert {end.outcome for end in ends} == {"success"}, "the expert goes on from wherever the policy was"
-    assert steps.max() < 40
-    assert abs(np.bincount(steps // 10, minlength=4) - 75).max() < 40
+    assert steps.max() < 40 * first_part
+    assert abs(np.bincount(steps // int(10 * first_part), minlength=4) - 75).max() < 40
     assert clock.expert_steps == sum(len(note.steps) - taken_over(note) for note in notes)
     _, others, _ = play("takeover", Repeats(), settings, episodes=300, simulators=3)
     by_seed = {note.meta.seed: taken_over(note) for note in others}
