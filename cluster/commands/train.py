@@ -65,7 +65,8 @@ def new_config(
             "or set learner.validation_episodes=0"
         )
     cameras = [key for key, array in spec.observation.items() if array.is_image]
-    facts = Facts(spec.control_hz, lengths, len(cameras), gpu=device() == "cuda")
+    step_bytes = sum(array.bytes for array in spec.arrays().values())
+    facts = Facts(spec.control_hz, lengths, len(cameras), step_bytes, gpu=device() == "cuda")
     chosen = settings_for(facts, given)
     tree: dict[str, Any] = {"replay": {} if url is None else {"url": url}}
     if data.size is None and cameras:
@@ -96,11 +97,13 @@ def train(config: RunConfig, run: Run | None) -> int:
         The exit code: 0 finished, 1 failed, 130 interrupted.
 
     Raises:
-        ConfigError: the run has a simulator.
+        ConfigError: the run has a simulator, or wants several learner ranks.
         RunError: as for `take_run`.
     """
     if not config.data.spec:
         raise ConfigError("this run has a simulator: go on with it by `longview launch --resume RUN`")
+    if config.learners > 1:
+        raise ConfigError(f"learners {config.learners}: `longview train` trains in one process")
     return train_recorded(config, take_run(config, run))
 
 

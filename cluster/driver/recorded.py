@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longview.cluster.driver.conduct import conduct, ignore_interrupts
 from longview.cluster.driver.totals import totals_of
 from longview.cluster.roles.rank import Demonstrations, share_out_recorded, train_rank, whole
 from longview.cluster.run.config import DataConfig, RunConfig, task_of, without_password
 from longview.cluster.run.ending import RunFailed, ending
-from longview.cluster.run.folder import Run, store_of, write_atomically
+from longview.cluster.run.folder import IMPORT, Run, store_of, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.terminal import console, show_account
 from longview.monitoring.bootstrap import mean_interval
+from longview.monitoring.film import write_sheet
 from longview.monitoring.hub import Hub, encode_report
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
 from longview.replay.datasets.source import Source
-from longview.replay.episode import TaskSpec
+from longview.replay.episode import OBSERVATION_PREFIX, Episode, TaskSpec
 from longview.replay.errors import StoreError
 from longview.replay.store import EpisodeStore, StoreAddress
 
@@ -35,8 +37,8 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5
 """Time between two looks at the training."""
-PLACES = 20
-"""Windows of each held-out episode whose actions are compared."""
+WINDOWS = 20
+"""Windows of each held-out episode whose actions are compared: a multiple of `POSITIONS`."""
 POSITIONS = 10
 """Parts of an episode by which the report tells errors apart."""
 WORST = 4
@@ -106,7 +108,7 @@ def _run(progress: RunProgress, show: Show) -> None:
 
 def _import(progress: RunProgress, store: EpisodeStore, show: Show) -> None:
     """Import the data sets, unless an earlier launch has imported them, and say what became of each part."""
-    data, file = progress.config.data, progress.run.path / "import.json"
+    data, file = progress.config.data, progress.run.path / IMPORT
     done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     if done is not None and len(store) >= done["episodes"]:
         progress.demonstrations = progress.wanted
@@ -194,38 +196,53 @@ def device() -> str:
 
 
 def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dict[str, Any] | None:
-    """Measure the newest policy's action error on held-out episodes, by T_o and by place in the episode."""
+    """Measure the newest policy's action error on held-out episodes, by T_o and by position in the episode,
+    and draw the worst episodes. None if no episode is held out."""
     from longview.learner import checkpoint
     from longview.learner.policy import policy_from_bytes
     from longview.learner.validation import action_errors
 
     newest = checkpoint.latest(progress.run.checkpoints)
-    episodes = list(whole(store, ids, progress.spec.name))
-    if newest is None or not episodes:
+    if newest is None or not ids:
         return None
     policy = policy_from_bytes(newest.policy, device())
     lengths = [length for length in progress.spec.context_lengths if length <= policy.horizon.context]
-    seed = progress.config.seed
-    error_GLJ = np.array(
-        [[action_errors(policy, episode, length, PLACES, seed) for length in lengths] for episode in episodes]
-    )
-    error_GLK = error_GLJ.reshape(len(episodes), len(lengths), POSITIONS, -1).mean(axis=3)
-    by_length = _plain(error_GLJ.mean(axis=2))
-    by_place = _plain(error_GLK)
-    order = np.argsort(-error_GLJ.mean(axis=(1, 2)), kind="stable")
+    errors_of = {
+        episode.meta.id: [
+            action_errors(policy, episode, length, WINDOWS, progress.config.seed) for length in lengths
+        ]
+        for episode in whole(store, ids, progress.spec.name)
+    }
+    errors = np.array(list(errors_of.values()))  # (episodes, context lengths, WINDOWS)
+    by_position = errors.reshape(len(errors_of), len(lengths), POSITIONS, -1).mean(axis=3)
+    mean_of = dict(zip(errors_of, errors.mean(axis=(1, 2)).tolist(), strict=True))
+    worst = sorted(mean_of, key=lambda id: -mean_of[id])[:WORST]
+    films = [film for id in worst if (film := _film(store.read(id)))]
+    if films:
+        write_sheet(progress.run.path / "episodes.png", films, progress.spec.control_hz)
     return {
-        "episodes": len(episodes),
-        "action_error": dict(zip(map(str, lengths), by_length, strict=True)),
-        "by_position": dict(zip(map(str, lengths), by_place, strict=True)),
-        "worst": [
-            {"id": episodes[index].meta.id, "action_error": float(error_GLJ[index].mean())}
-            for index in order[:WORST]
-        ],
+        "episodes": len(errors_of),
+        "action_error": dict(zip(map(str, lengths), _plain(errors.mean(axis=2)), strict=True)),
+        "by_position": dict(zip(map(str, lengths), _plain(by_position), strict=True)),
+        "worst": [{"id": id, "action_error": float(f"{mean_of[id]:.5g}")} for id in worst],
     }
 
 
+def _film(episode: Episode) -> list[NDArray[np.uint8]]:
+    """Put the pictures of an episode's cameras side by side, (H, W, 3) for each step; empty without cameras
+    of a common height."""
+    pictures = [
+        array
+        for name, array in sorted(episode.arrays.items())
+        if name.startswith(OBSERVATION_PREFIX) and array.dtype == np.uint8 and array.ndim == 4
+    ]
+    if len({array.shape[1] for array in pictures}) != 1:
+        return []
+    return list(np.concatenate(pictures, axis=2))
+
+
 def _plain(values: np.ndarray[Any, Any]) -> Any:
-    """Return mean and interval over episodes (G, ...) as nested lists of plain numbers."""
+    """Return mean and interval over the first axis, the episodes, as nested lists of plain numbers."""
     mean, low, high = mean_interval(values)
     found = np.stack((mean, low, high), axis=-1)
 

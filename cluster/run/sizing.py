@@ -23,6 +23,8 @@ BATCH: Final = 64
 """Windows of a training step."""
 HELD_OUT: Final = (2, 32)
 """Fewest and most episodes that are held out; in between a tenth."""
+HELD_OUT_BYTES: Final = 1 << 30
+"""Bytes of held-out episodes, which stay in memory, where pictures are large."""
 FEWEST: Final = 2 * HELD_OUT[0] + 1
 """Fewest episodes to train on: fewer than half of them may be held out."""
 
@@ -40,6 +42,8 @@ class Facts:
     """Length of each episode, in steps."""
     cameras: int
     """Number of cameras."""
+    step_bytes: int
+    """Bytes of a step's arrays."""
     gpu: bool
     """Whether training runs on a GPU."""
 
@@ -90,7 +94,8 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
     fewest, most = STEPS[device]
     steps = _within(round(PASSES * total / BATCH, -2), fewest, most)
     steps = given.get("learner.steps", steps)
-    held_out = _within(len(facts.lengths) // 10, *HELD_OUT)
+    affordable = HELD_OUT_BYTES * len(facts.lengths) // max(1, total * facts.step_bytes)
+    held_out = _within(min(len(facts.lengths) // 10, affordable), *HELD_OUT)
     chosen = [
         Setting("evaluation.context_lengths", lengths, why),
         Setting("learner.policy.context_length", max(lengths), "the longest of these"),
@@ -112,7 +117,8 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
         Setting(
             "learner.validation_episodes",
             held_out,
-            f"a tenth of {len(facts.lengths):,} episodes, {HELD_OUT[0]} to {HELD_OUT[1]}",
+            f"a tenth of {len(facts.lengths):,} episodes, {HELD_OUT[0]} to {HELD_OUT[1]}, at most "
+            f"{HELD_OUT_BYTES >> 30} GiB",
         ),
     ]
     if facts.gpu:

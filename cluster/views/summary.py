@@ -8,7 +8,7 @@ from typing import Any
 
 from longview.cluster.run.config import public_config, task_of
 from longview.cluster.run.ending import ending
-from longview.cluster.run.folder import Run, naming, read_rows, write_atomically
+from longview.cluster.run.folder import IMPORT, Run, naming, read_rows, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.terminal import (
     console,
@@ -36,6 +36,7 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "seed": progress.config.seed,
         "success": {progress.spec.name: success},
         "held_out": progress.held_out,
+        "data_sets": _data_sets(progress.run),
         "policy_version": newest[0].version if newest else progress.version,
         "environment_steps": collected + sum(found.steps for found in progress.history),
         "episodes": [
@@ -59,10 +60,17 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
     }
 
 
+def _data_sets(run: Run) -> list[dict[str, Any]]:
+    """Read what became of each part of the data sets that a run has imported."""
+    file = run.path / IMPORT
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"data_sets": []}
+    return list(found["data_sets"])
+
+
 def write(run: Run, summary: dict[str, Any]) -> None:
-    """Write summary.json, and the report once something has been evaluated."""
+    """Write summary.json, and the report once something has been evaluated or measured."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-    if summary["history"]:
+    if summary["history"] or summary["held_out"]:
         with naming(run.path / "report.html"):
             write_report(run.path, summary, read_rows(run.series))
 

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ import zarr
 from longview.cluster.commands.train import split
 from longview.cluster.run.services import redis_server
 from longview.replay.config import StoreConfig
-from longview.replay.episode import Episode, EpisodeMeta
+from longview.replay.datasets import lerobot_writer
+from longview.replay.episode import BY_EXPERT, ArraySpec, Episode, EpisodeMeta, TaskSpec
 from longview.replay.store import EpisodeStore
 from tests.conftest import Longview
 
 QUICK = ("learner.steps=12", "learner.batch_size=16", "learner.policy.sampling_steps=1")
 """Settings that make a training short."""
+
+MINUTES = 30
+"""Length of the recordings of the slow test."""
 
 
 def recorded(
@@ -78,6 +84,9 @@ def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     folder = longview.folder / "runs" / "drawer"
     for name in ("config.yaml", "log.txt", "checkpoints/step-000000012", "import.json"):
         assert (folder / name).exists(), name
+    report = (folder / "report.html").read_text()
+    for text in ("Action error by context length", "Worst episodes", "monday.zarr", "</b> recorded steps"):
+        assert text in report, text
     code, said = longview("status", "drawer")
     assert (code, "action error on 2 held-out" in " ".join(said.split())) == (0, True), said
     code, said = longview("launch", "--resume", "drawer")
@@ -138,6 +147,7 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
     code, said = longview("train", str(data), "--hz", "10", "name=small", *quick)
     assert code == 0, said
     assert "pictures are stored at 96x96: --resize WxH or none changes that" in said
+    assert "through its cameras" in (longview.folder / "runs" / "small" / "report.html").read_text()
     code, said = longview("train", str(data), "--hz", "10", "name=large", "--resize", "none", *quick)
     assert code == 0, said
     assert "pictures keep their size, and are stored as JPEG" in said
@@ -153,6 +163,7 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
         (9, "action", ("--hz", "10"), 1, "there is no action that is a vector"),
         (9, "", (), 1, "give it by --hz"),
         (9, "", ("--hz", "10", "learner.stepz=5"), 2, "did you mean learner.steps?"),
+        (9, "", ("--hz", "10", "learners=2"), 2, "trains in one process"),
         (9, "", ("--hz", "10", "learner.steps=many"), 2, "learner.steps"),
         (9, "", ("--hz", "10", "learner.validation_episodes=5"), 1, "too few to hold out 5"),
     ],
@@ -183,3 +194,48 @@ def test_an_existing_path_is_no_setting(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a=b").mkdir()
     given = ["./data", "a=b", "c=d", "learner.steps=5", "x/y=z"]
     assert split(given) == (["./data", "a=b", "x/y=z"], ["c=d", "learner.steps=5"])
+
+
+def filmed_episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
+    """Make episodes whose pictures move like a camera's: a texture that slides."""
+    rng = np.random.default_rng(0)
+    textures = {key: rng.integers(0, 255, (60, 80, 3), np.uint8) for key in ("front", "wrist")}
+    textures = {key: small.repeat(8, axis=0).repeat(8, axis=1) for key, small in textures.items()}
+    for index in range(count):
+        state = rng.normal(size=(spec.max_steps, 6)).cumsum(axis=0).astype(np.float32)
+        pictures = {
+            f"observation.{key}": np.stack([np.roll(wide, step, axis=1) for step in range(spec.max_steps)])
+            for key, wide in textures.items()
+        }
+        arrays = {"observation.state": state, "action": np.roll(state, -1, axis=0)} | pictures
+        arrays["reward"] = np.zeros(spec.max_steps, np.float32)
+        arrays["controller"] = np.full(spec.max_steps, BY_EXPERT)
+        yield Episode(EpisodeMeta(f"demo.arm.{index:09d}", "arm", index, "demo"), "success", arrays)
+
+
+@pytest.mark.slow
+def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> None:
+    """Import and training of 30 minutes of VGA video: the memory of all processes together, a shared page
+    counted once."""
+    picture = ArraySpec((480, 640, 3), "uint8", 0.0, 255.0)
+    arrays = {"state": ArraySpec((6,)), "front": picture, "wrist": picture}
+    steps = 10 * 30
+    spec = TaskSpec("arm", arrays, ArraySpec((6,)), 30.0, steps, (1, 2, 4, 8, 16), 1)
+    lerobot_writer.write(longview.folder / "arm", spec, filmed_episodes(spec, MINUTES * 6), False)
+    process = longview.start("train", "arm", "name=arm", "learner.steps=24", "learner.camera_steps=12")
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(proportional_bytes, longview.processes())))
+        time.sleep(0.5)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert peak <= 8 << 30, f"{peak / 2**30:.1f} GiB"
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return the memory of a process, of which shared pages are divided among those who share them."""
+    try:
+        rows = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return next((1024 * int(row.split()[1]) for row in rows if row.startswith("Pss:")), 0)

@@ -9,7 +9,7 @@ from longview.cluster.run.config import ConfigError, described, read_config
 from longview.cluster.run.sizing import BATCH, Facts, settings_for
 from longview.replay.episode import ArraySpec, TaskSpec
 
-STATE = Facts(control_hz=10, lengths=[120] * 200, cameras=0, gpu=False)
+STATE = Facts(control_hz=10, lengths=[120] * 200, cameras=0, step_bytes=40, gpu=False)
 
 
 def values(facts: Facts, **given: Any) -> dict[str, Any]:
@@ -45,6 +45,12 @@ def test_training_draws_the_data_a_bounded_number_of_times() -> None:
     assert values(replace(STATE, lengths=[1000] * 500))["learner.steps"] == 8_000
 
 
+def test_held_out_episodes_fit_into_memory() -> None:
+    assert values(STATE)["learner.validation_episodes"] == 20
+    large = replace(STATE, cameras=2, step_bytes=2 * 640 * 480 * 3)
+    assert values(large)["learner.validation_episodes"] == 4
+
+
 def test_what_is_given_is_not_chosen_and_the_rest_fits_it() -> None:
     chosen = values(STATE, learner__steps=40, learner__policy__context_length=12)
     assert "learner.steps" not in chosen
@@ -70,7 +76,7 @@ def test_a_given_value_that_others_follow_from_is_a_number(key: str, value: obje
 def test_every_choice_is_a_valid_config(cameras: int, gpu: bool, lengths: list[int], hz: float) -> None:
     """The policy, its horizon and the training accept what is chosen."""
     pictures = {f"camera_{index}": ArraySpec((96, 96, 3), "uint8", 0, 255) for index in range(cameras)}
-    settings = settings_for(Facts(hz, lengths, cameras, gpu), {})
+    settings = settings_for(Facts(hz, lengths, cameras, 40, gpu), {})
     grid = next(setting.value for setting in settings if setting.key == "evaluation.context_lengths")
     state = {"state": ArraySpec((3,))}
     spec = TaskSpec("arm", state | pictures, ArraySpec((7,)), hz, max(lengths), tuple(grid), len(lengths))
