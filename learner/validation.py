@@ -1,8 +1,7 @@
 """Validation of a policy on episodes that it was not trained on, without a simulator.
 
 Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, B windows of all
-segments, S observed steps, T action positions, P past positions, X executed actions, A action dimensions,
-E token features.
+segments, S observed steps, T action positions, P past positions, A action dimensions, E token features.
 """
 
 from collections.abc import Sequence
@@ -60,9 +59,9 @@ def validate(
     sums = torch.zeros(len(lengths), 4, dtype=torch.float64, device=device)
     for row, length in enumerate(lengths if any(mine) else ()):
         rngs = list(compress(np.random.default_rng(seed).spawn(len(mine)), mine))
-        loss_B, error_BX = _windows(policy, episodes[rank::world], length, windows, seed + rank, rngs)
-        executed = np.isfinite(error_BX)
-        sums[row] = torch.tensor((loss_B.sum(), loss_B.size, error_BX[executed].sum(), executed.sum()))
+        loss_B, away_BT = _windows(policy, episodes[rank::world], length, windows, seed + rank, rngs)
+        executed = np.isfinite(away_BT)
+        sums[row] = torch.tensor((loss_B.sum(), loss_B.size, away_BT[executed].sum(), executed.sum()))
     ranks.average(sums, world)
     loss, losses, error, errors = sums.T
     return Validation(
@@ -88,8 +87,8 @@ def action_errors(
         Mean error of the executed actions of each window, (J,).
     """
     rngs = np.random.default_rng(seed).spawn(windows)
-    _, error_BX = _windows(policy, [episode], context_length, windows, seed, rngs)
-    mean_B: NDArray[np.float32] = np.nanmean(error_BX, axis=1)
+    _, away_BT = _windows(policy, [episode], context_length, windows, seed, rngs)
+    mean_B: NDArray[np.float32] = np.nanmean(away_BT, axis=1)
     return mean_B
 
 
@@ -101,7 +100,7 @@ def _windows(
     seed: int,
     rngs: Sequence[np.random.Generator],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Measure the loss (B,) of windows, and the error (B, X) of each executed action; NaN behind the
+    """Measure the loss (B,) of windows, and the error (B, T) of each executed action; NaN behind the
     episode's end.
 
     Args:
@@ -124,8 +123,8 @@ def _windows(
     low_A, high_A = policy.action_bounds(margin=0.0)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / (high_A - low_A)
-    error_BX = np.where(batch.target_BT, away_BTA.mean(axis=2), np.float32(np.nan))[:, executed]
-    return loss_B, error_BX
+    away_BT = np.where(batch.target_BT, away_BTA.mean(axis=2), np.float32(np.nan))[:, executed]
+    return loss_B, away_BT
 
 
 def _past(batch: Batch[NDArray[Any]], horizon: Horizon) -> NDArray[np.float32]:

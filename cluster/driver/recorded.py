@@ -22,7 +22,6 @@ from longview.cluster.run.ending import RunFailed, ending
 from longview.cluster.run.folder import IMPORT, Run, store_of, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.views.terminal import console, show_account
-from longview.monitoring.bootstrap import mean_interval
 from longview.monitoring.film import write_sheet
 from longview.monitoring.hub import Hub, encode_report
 from longview.replay.datasets.formats import open_source
@@ -243,6 +242,8 @@ def _film(episode: Episode) -> list[NDArray[np.uint8]]:
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:
     """Return mean and interval over the first axis, the episodes, as nested lists of plain numbers."""
+    from longview.learner.bootstrap import mean_interval
+
     mean, low, high = mean_interval(values)
     found = np.stack((mean, low, high), axis=-1)
 

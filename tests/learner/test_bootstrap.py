@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longview.monitoring.bootstrap import mean_interval
+from longview.learner.bootstrap import mean_interval
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
