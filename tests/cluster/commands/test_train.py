@@ -227,7 +227,7 @@ def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> 
     while process.poll() is None:
         peak = max(peak, sum(map(proportional_bytes, longview.processes())))
         time.sleep(0.5)
-    said, _ = process.communicate()
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert peak <= 8 << 30, f"{peak / 2**30:.1f} GiB"
 
