@@ -11,6 +11,7 @@ simulator is installed, so a task imports its simulator only when `make` is call
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -98,6 +99,24 @@ class FilmedTask(Task, Protocol):
         Raises:
             ValueError: the task has no such camera.
         """
+
+
+@dataclass
+class RecordedTask:
+    """A task that is known only from recorded data: it has no simulator and no expert."""
+
+    spec: TaskSpec
+    """Description of the data."""
+    expert = None
+    """Recorded data come without an expert."""
+
+    def make(self, render_mode: str | None = None) -> Environment:
+        """Refuse to make a simulator.
+
+        Raises:
+            SimulatorError: always.
+        """
+        raise SimulatorError("it is known only from recorded data, and has no simulator")
 
 
 def columns_of(task: Task) -> Mapping[str, Columns]:

@@ -48,7 +48,7 @@ from longview.cluster.driver.training import Training
 from longview.cluster.driver.weights import HeldWeights
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import Answer, MetricsHub
-from longview.cluster.roles.learner import share_out
+from longview.cluster.roles.rank import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, Handle, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor

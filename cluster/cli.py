@@ -147,6 +147,85 @@ def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> N
 
 @app.command()
 @explained
+def train(
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATASET... [KEY=VALUE]...",
+            help="Data sets of one robot: robomimic's HDF5 files, LeRobotDatasets, zarr replay buffers; with "
+            "--url a namespace. Config values, such as `learner.steps=3000`.",
+        ),
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A Redis that holds the episodes already.")] = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task; by default the data set's.")] = None,
+    filter: Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")] = None,
+    hz: Annotated[
+        float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(metavar="KEY,KEY", help="Only these observations, such as `state,front`.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Leave out this array; may be repeated.")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="THEIRS=OURS", help="Take an array under another name; may be repeated."),
+    ] = None,
+    resize: Annotated[
+        str, typer.Option(metavar="WIDTHxHEIGHT", help="Store pictures at this size; `none` keeps theirs.")
+    ] = "96x96",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
+    ] = False,
+    resume: Resume = None,
+) -> None:
+    """Train a policy on recorded data alone, without a simulator, and measure it on held-out episodes.
+
+    What is not set is chosen from the data and this machine, and said.
+
+    Examples:
+
+        longview train pusht_cchi_v7_replay.zarr --hz 10
+
+        longview train monday.hdf5 tuesday.hdf5 --hz 20 learner.steps=5000 name=drawer
+
+        longview train lerobot/so101_pick --resize 128x96
+
+        longview train demos --url redis://store:6379
+
+        longview train --resume drawer
+    """
+    from longview.cluster.commands import train as training
+    from longview.cluster.commands.transfer import choice_of
+    from longview.cluster.run.config import ConfigError, DataConfig
+    from longview.cluster.run.folder import open_run, refuse_port_in_use
+
+    paths, settings = training.split(datasets or [])
+    if resume is not None:
+        if paths:
+            raise ConfigError(f"--resume takes the run's own data, not {', '.join(paths)}")
+        run = open_run(resume)
+        config = run.configured(settings)
+    else:
+        size = None if resize == "none" else resize
+        choice = choice_of(keys, drop or (), map or (), size, skip_bad)
+        data = DataConfig(
+            filter=filter,
+            hz=hz,
+            keys=tuple(choice.keys),
+            drop=tuple(choice.drop),
+            map=choice.map,
+            size=choice.size,
+            skip_bad=skip_bad,
+        )
+        run, config = None, training.new_config(paths, settings, data, url, task)
+    refuse_port_in_use(config.monitoring)
+    raise typer.Exit(training.train(config, run))
+
+
+@app.command()
+@explained
 def collect(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task to demonstrate.")],
     settings: Settings = None,

@@ -59,7 +59,9 @@ def validate(
     sums = torch.zeros(len(lengths), 4, dtype=torch.float64, device=device)
     for row, length in enumerate(lengths if any(mine) else ()):
         rngs = list(compress(np.random.default_rng(seed).spawn(len(mine)), mine))
-        sums[row] = torch.tensor(_sums(policy, episodes[rank::world], length, windows, seed + rank, rngs))
+        loss_B, away_BT = _windows(policy, episodes[rank::world], length, windows, seed + rank, rngs)
+        executed = np.isfinite(away_BT)
+        sums[row] = torch.tensor((loss_B.sum(), loss_B.size, away_BT[executed].sum(), executed.sum()))
     ranks.average(sums, world)
     loss, losses, error, errors = sums.T
     return Validation(
@@ -69,15 +71,37 @@ def validate(
     )
 
 
-def _sums(
+def action_errors(
+    policy: Policy, episode: Episode, context_length: int, windows: int, seed: int
+) -> NDArray[np.float32]:
+    """Measure a policy's action error along one episode, as `validate` does.
+
+    Args:
+        policy: a policy in evaluation mode.
+        episode: an episode that the policy was not trained on.
+        context_length: T_o.
+        windows: J, number of windows, which lie evenly over the episode.
+        seed: seed of all randomness.
+
+    Returns:
+        Mean error of the executed actions of each window, (J,).
+    """
+    rngs = np.random.default_rng(seed).spawn(windows)
+    _, away_BT = _windows(policy, [episode], context_length, windows, seed, rngs)
+    mean_B: NDArray[np.float32] = np.nanmean(away_BT, axis=1)
+    return mean_B
+
+
+def _windows(
     policy: Policy,
     episodes: Sequence[Episode],
     context_length: int,
     windows: int,
     seed: int,
     rngs: Sequence[np.random.Generator],
-) -> tuple[float, int, float, int]:
-    """Add up losses over windows, and action errors over executed actions; return each sum and its number.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Measure the loss (B,) of windows, and the error (B, T) of each executed action; NaN behind the
+    episode's end.
 
     Args:
         windows: windows of each episode.
@@ -93,14 +117,14 @@ def _sums(
     generator = torch.Generator(policy.device)
     with torch.inference_mode():
         error_BT = policy.error(there, generator.manual_seed(seed))
-        loss = float(window_losses(error_BT, there.target_BT).sum())
+        loss_B = window_losses(error_BT, there.target_BT).float().cpu().numpy()
         token_BSE = policy.batch_tokens(there, generator)
         action_BTA = policy.sample(token_BSE, batch.seen_BS, _past(batch, horizon), rngs)
     low_A, high_A = policy.action_bounds(margin=0.0)
     executed = slice(horizon.past, horizon.past + horizon.execute)
     away_BTA = np.abs(action_BTA.clip(*policy.action_bounds()) - batch.action_BTA) / (high_A - low_A)
-    errors = away_BTA.mean(axis=2)[:, executed][batch.target_BT[:, executed]]
-    return loss, batch.size, float(errors.sum()), errors.size
+    away_BT = np.where(batch.target_BT, away_BTA.mean(axis=2), np.float32(np.nan))[:, executed]
+    return loss_B, away_BT
 
 
 def _past(batch: Batch[NDArray[Any]], horizon: Horizon) -> NDArray[np.float32]:

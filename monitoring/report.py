@@ -111,6 +111,44 @@ def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
+def error_plot(held_out: Mapping[str, Any], path: Path) -> None:
+    """Draw action error on held-out episodes over context length, with 95% intervals, as a PNG.
+
+    Args:
+        held_out: `held_out` of summary.json.
+        path: the file to write.
+    """
+    figure, (axes,) = _plots(1, height=2.8)
+    rows = held_out["action_error"]
+    means = [row["mean"] for row in rows.values()]
+    reach = [[abs(row[side] - row["mean"]) for row in rows.values()] for side in ("low", "high")]
+    axes.errorbar(range(len(rows)), means, reach, fmt="o", color=BLUE, markersize=7, elinewidth=2, capsize=4)
+    axes.set_xticks(range(len(rows)), list(rows))
+    axes.set_xlabel("context length $T_o$ (observations that the policy sees)")
+    axes.set_ylabel("action error")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=DPI)
+
+
+def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
+    """Draw action error from the start to the end of an episode, a line and its 95% interval for every
+    context length; arguments as for `error_plot`."""
+    figure, (axes,) = _plots(1, height=2.8)
+    rows = held_out["by_position"]
+    for length, color in _colors(sorted(map(int, rows))).items():
+        places = rows[str(length)]
+        at = [100 * (index + 0.5) / len(places) for index in range(len(places))]
+        axes.plot(at, [place["mean"] for place in places], color=color, linewidth=1.5, label=str(length))
+        low, high = ([place[side] for place in places] for side in ("low", "high"))
+        axes.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("position in the episode (%)")
+    axes.set_ylabel("action error")
+    figure.legend(title="$T_o$", loc="outside right upper", frameon=False, reverse=True)
+    figure.savefig(path, dpi=DPI)
+
+
 def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw simulated steps and trained windows per second over time; `series` as for `write_report`."""
     figure, pair = _plots(2)
@@ -138,7 +176,8 @@ def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write report.html, one file that needs no other, and its plots beside it.
 
-    The report shows the video or contact sheet of episodes that the run's folder has.
+    The report shows the video or contact sheet of episodes that the run's folder has. A run on recorded data
+    has action errors in place of success.
 
     Args:
         run_dir: the run's folder.
@@ -164,9 +203,14 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     if summary["history"]:
         plots.append(run_dir / "learning.png")
         learning_plot([Evaluation.from_dict(line) for line in summary["history"]], plots[-1])
+    held_out = summary.get("held_out")
+    if held_out:
+        plots += [run_dir / "error.png", run_dir / "position.png"]
+        error_plot(held_out, plots[-2])
+        position_plot(held_out, plots[-1])
     for name, draw, drawable in (
         ("loss", loss_plot, any(row[key] for row in series for key in LOSSES)),
-        ("throughput", throughput_plot, len(series) > 1),
+        ("throughput", throughput_plot, len(series) > 1 and not held_out),
         ("staleness", staleness_plot, any(row["staleness"] is not None for row in series)),
     ):
         if drawable:
@@ -176,7 +220,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    page = templates.get_template("report.html").render(
+    page = templates.get_template("recorded.html" if held_out else "report.html").render(
         summary=summary,
         success={
             task: {length: counts.rates for length, counts in success.items()}

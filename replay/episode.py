@@ -171,7 +171,7 @@ class TaskSpec:
         """
 
         def array(spec: Mapping[str, Any]) -> ArraySpec:
-            return ArraySpec(tuple(spec["shape"]), spec["dtype"], spec["low"], spec["high"])
+            return ArraySpec(**{**spec, "shape": tuple(spec["shape"])})
 
         return TaskSpec(
             **{

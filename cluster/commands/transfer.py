@@ -16,12 +16,12 @@ from longview.actors.task import columns_of, load_task, task_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import ROOT, RunError, any_store, create_run, find_run, open_run
-from longview.cluster.views.terminal import console
+from longview.cluster.views.terminal import console, show_account
 from longview.replay.codec import Record
 from longview.replay.datasets.formats import open_source, recognise, writers
 from longview.replay.datasets.intake import bring_in
 from longview.replay.datasets.plan import Choice
-from longview.replay.datasets.source import Account, Columns
+from longview.replay.datasets.source import Columns
 from longview.replay.episode import OPTIONAL, OUTCOMES, SOURCES, Episode, TaskSpec, unknown_sources
 from longview.replay.errors import DatasetError, StoreError, UnknownEpisode
 from longview.replay.store import EpisodeStore
@@ -101,7 +101,7 @@ def import_path(
         return
     said = f"{format} data set, task {task}: {new} new episodes, {counts['there']} were there"
     console.print(said, soft_wrap=True, markup=False)
-    _show_account(account, source.reader.notes)
+    show_account(account, source.reader.notes)
 
 
 def export_path(
@@ -206,23 +206,6 @@ def forget_task(
     console.print(
         f"removed the registration of task {task}, and {deleted} episodes", soft_wrap=True, markup=False
     )
-
-
-def _show_account(account: Account, notes: Sequence[str]) -> None:
-    """Print what became of each part of a data set."""
-    taken = {
-        name: f"{said}, off by up to {account.rounded[name]:.1g}" if name in account.rounded else said
-        for name, said in account.taken.items()
-    }
-    lists = {
-        "taken:": [f"{name} from {said}" for name, said in taken.items()],
-        "left out by rule:": [f"{place}: {rule}" for place, rule in account.left_out.items()],
-        f"could not be read, left out {len(account.bad)}:": account.bad,
-        "notes:": notes,
-    }
-    for title, lines in lists.items():
-        for line in [title, *(f"  {line}" for line in lines)] if lines else ():
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _new_run(name: str, task: str) -> None:

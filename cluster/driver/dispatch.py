@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from longview.actors.worker import Order, Result
 from longview.cluster.driver.orders import Orders
 from longview.cluster.roles.ray import Handle
+from longview.cluster.run.ending import RunFailed
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,6 @@ MAX_FAILURES = 5
 
 LEAVING_SECONDS = 60.0
 """Time that a leaving actor gets to finish its order."""
-
-
-class RunFailed(Exception):
-    """A failure that ends the run. Everything that it had is saved."""
 
 
 @dataclass(eq=False)

@@ -15,7 +15,8 @@ import ray
 
 from longview.actors.task import Task, columns_of
 from longview.cluster.driver.collection import Collection
-from longview.cluster.driver.dispatch import Dispatcher, RunFailed
+from longview.cluster.driver.conduct import conduct, ignore_interrupts
+from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.orders import Orders
 from longview.cluster.driver.places import LearnerPlaces
 from longview.cluster.driver.reports import DriverReporter, reporting
@@ -25,24 +26,21 @@ from longview.cluster.driver.weights import HeldWeights
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.hub import MetricsHub
 from longview.cluster.roles.inference import CONCURRENT, InferenceServer, server_names
-from longview.cluster.roles.learner import share_out
+from longview.cluster.roles.rank import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, Handle, object_store_bytes, start
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import Run, store_of
-from longview.cluster.run.log import LogFile
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.run.services import RAY_SOCKET, ServiceError, prometheus_server, socket_folder
-from longview.cluster.views import summary
+from longview.cluster.run.services import RAY_SOCKET, prometheus_server, socket_folder
 from longview.cluster.views.episodes import show_newest
-from longview.cluster.views.terminal import watching
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
 from longview.replay.episode import TaskSpec, episode_id
-from longview.replay.errors import DatasetError, StoreError
+from longview.replay.errors import StoreError
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
 
@@ -65,25 +63,9 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     """
     if address is None:
         config = replace(config, placement=PlacementConfig())
-    run.write_state()
-    file = LogFile(run.path / "log.txt")
-    logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
     task = task_of(config)
     progress = RunProgress(run, config, task.spec, history=run.evaluations())
-    code = 0
-    try:
-        with summary.concluding(progress), watching() as show:
-            _run(progress, task, address, show)
-    except KeyboardInterrupt:
-        code = 130
-    except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
-        code = 1
-        log.error("%s", error)
-        print(f"longview: {error}", file=sys.stderr)
-    summary.show(run, summary.summarize(progress, progress.phase))
-    if code != 0:
-        print(f"go on with it by: longview launch --resume {run.typed}", file=sys.stderr)
-    return code
+    return conduct(progress, "launch", lambda show: _run(progress, task, address, show))
 
 
 def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[[RunProgress], None]) -> None:
@@ -106,7 +88,7 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         reporter = services.enter_context(reporting(roles.hub, store, progress))
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
-        services.callback(_ignore_interrupts)
+        services.callback(ignore_interrupts)
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
             scaling = partial(_scaling, config, run, store_address, alone=address is None)
@@ -115,12 +97,6 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         finally:
             with suppress(StoreError):  # the error that ended the run matters more
                 progress.stats = store.stats()
-
-
-def _ignore_interrupts() -> None:
-    """Ignore Ctrl-C and SIGTERM while everything is saved and stopped, which takes bounded time."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,12 +12,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from longview.actors.worker import Order, Result
+from longview.cluster.driver.totals import totals_of
 from longview.cluster.run.folder import write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.monitoring.hub import Reporters, Totals, encode_report
-from longview.monitoring.metrics import RATES
 from longview.monitoring.snapshot import Snapshot
-from longview.monitoring.success import success_drop
 from longview.replay.errors import StoreError
 from longview.replay.store import EpisodeStore
 
@@ -31,18 +28,6 @@ CLOSE_SECONDS = 5.0
 """Longest wait for the hub at the end of a run."""
 SCRAPE_SECONDS = 2.0
 """Time between two scrapes, as in monitoring/prometheus.yml and k8s/base/monitoring.yaml."""
-
-PHASES = {"collect": 1, "train": 2, "evaluate": 3}
-"""Values of `longview_phase` while the run is under way."""
-
-RESTARTS = {
-    "actor": ("died", "preempted", "worn"),
-    "learner": ("died", "preempted"),
-    "inference": ("died",),
-    "board": ("died",),
-    "hub": ("died",),
-}
-"""Causes of restarts by role. Each is reported as 0 from the start, so that Prometheus sees the first one."""
 
 
 @contextmanager
@@ -160,50 +145,7 @@ class DriverReporter:
                     log.warning("Prometheus is not told where the hub is: %s", error)
 
     def _totals(self) -> Totals:
-        progress, totals, stats = self._progress, Totals(), self._store.stats()
+        totals = totals_of(self._progress, self._store.stats(), ended=self._ended)
         totals.values.update(self._counted.values)
-        for source, count in stats.stored.items():
-            totals.set("longview_store_bytes", count.bytes, source=source)
-            totals.set("longview_store_episodes", count.episodes, source=source)
-        totals.set("longview_store_byte_budget", stats.byte_budget)
-        for (source, _), count in stats.committed.items():
-            totals.add("longview_store_committed_bytes_total", count.bytes, source=source)
-        evicted = sum(count.episodes for count in stats.evicted.values())
-        totals.add("longview_store_evicted_episodes_total", evicted)
-        totals.set("longview_store_quarantined_episodes", stats.quarantined)
-        for role, causes in RESTARTS.items():
-            known = progress.restarts.get(role, Counter[str]())
-            for cause in causes:
-                totals.add("longview_actor_restarts_total", known[cause], role=role, cause=cause)
-        totals.add("longview_errors_total", progress.errors, role="actor")
-        totals.set("longview_phase", 0 if self._ended else PHASES.get(progress.phase, 1))
-        totals.set("longview_actors_target", progress.actors)
-        totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
-        if progress.version is not None:
-            totals.set("longview_policy_version", progress.version)
-        _add_success(totals, progress)
+        totals.set("longview_actors_target", self._progress.actors)
         return totals
-
-
-def _add_success(totals: Totals, progress: RunProgress) -> None:
-    """Add counts, rates and intervals of the newest evaluated version."""
-    for newest in progress.newest_round():
-        totals.set("longview_evaluation_version", newest.version)
-        labels: dict[str, str | int] = {
-            "task": progress.spec.name,
-            "context_length": newest.context_length,
-        }
-        for name, count in asdict(newest.counts).items():
-            totals.set(f"longview_evaluation_{name}", count, **labels)
-        for key, rate in newest.counts.rates.items():
-            if rate.of:
-                name, (lower, upper) = f"longview_{RATES[key][0]}_ratio", rate.interval
-                totals.set(name, rate.share, **labels)
-                totals.set(f"{name}_lower", lower, **labels)
-                totals.set(f"{name}_upper", upper, **labels)
-        versions = [
-            found.counts.rates["success"]
-            for found in sorted(progress.history, key=lambda found: found.version)
-            if found.context_length == newest.context_length and found.version <= newest.version
-        ]
-        totals.set("longview_success_drop_ratio", success_drop(versions), **labels)

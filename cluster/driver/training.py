@@ -10,10 +10,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed, cause_of
-from longview.cluster.roles.learner import Demonstrations, LearnerRank
+from longview.cluster.driver.dispatch import MAX_FAILURES, cause_of
+from longview.cluster.roles.learner import LearnerRank
+from longview.cluster.roles.rank import Demonstrations
 from longview.cluster.roles.ray import Handle, start
 from longview.cluster.run.config import RunConfig
+from longview.cluster.run.ending import RunFailed
 from longview.cluster.run.preflight import gpus_of_rank
 from longview.learner.files import steps
 from longview.replay.store import StoreAddress

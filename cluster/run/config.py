@@ -3,6 +3,7 @@
 Nothing here imports torch, Ray or a simulator: a wrong config is an error in the first second.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -16,11 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.control import fault
-from longview.actors.task import Task, load_task, task_file
+from longview.actors.task import RecordedTask, Task, load_task, task_file
 from longview.cluster.run.upgrade import GONE
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
+from longview.replay.errors import ReplayError
 from longview.replay.names import check_name
 
 PRESETS, PIXELS = Path(__file__).parent / "presets", ".pixels.yaml"
@@ -101,6 +103,41 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Recorded data that a run learns from without a simulator. `longview train` sets this section."""
+
+    paths: tuple[str, ...] = ()
+    """Data sets of one robot, in any format that `longview store import` reads. Empty: the episodes are in
+    the store already."""
+    namespace: str | None = None
+    """Namespace of the episodes in the Redis of `replay.url`, which is only read. None: the run's own, into
+    which `paths` are imported."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Description of the data: arrays, control rate, longest episode, T_o grid. Empty: `task` names an
+    installed task, which has a simulator."""
+    filter: str | None = None
+    """Named subset of the episodes of each data set. None: all episodes."""
+    hz: float | None = None
+    """Control steps per second, where the data do not say."""
+    keys: tuple[str, ...] = ()
+    """Observations to take. Empty: all that the format's rules take."""
+    drop: tuple[str, ...] = ()
+    """Arrays to leave out."""
+    map: Mapping[str, str] = field(default_factory=dict)
+    """New names of arrays, by their name in the data set."""
+    size: tuple[int, int] | None = (96, 96)
+    """Width and height that pictures are stored at. None: their own."""
+    skip_bad: bool = False
+    """Whether what cannot be read is left out and listed. Otherwise it ends the run."""
+
+    def __post_init__(self) -> None:
+        if self.hz is not None and not self.hz > 0:
+            raise ValueError(f"hz must be positive, not {self.hz:g}")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size must be two sides of at least 1 pixel, not {list(self.size)}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made of. A laptop and a cluster take the same file."""
 
@@ -113,6 +150,8 @@ class RunConfig:
     demonstrations: str | None = None
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Recorded data of a run without a simulator."""
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -184,13 +223,28 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
 
 
 def task_of(config: RunConfig) -> Task:
-    """The run's task, seen through its cameras.
+    """The run's task, seen through its cameras; or the task that recorded data describe.
 
     Raises:
         UnknownTask: there is none of that name.
-        ValueError: it has no such cameras.
+        ValueError: it has no such cameras, or the description is damaged.
     """
+    if config.data.spec:
+        try:
+            return RecordedTask(TaskSpec.from_dict(config.data.spec))
+        except (KeyError, TypeError, AttributeError, ReplayError) as error:
+            raise ValueError(f"data.spec is damaged: {error}") from None
     return load_task(config.task, config.actors.cameras)
+
+
+def described(spec: TaskSpec) -> dict[str, Any]:
+    """Describe a task for `data.spec`. Limits that are infinite are left out, because JSON has none."""
+    plain_spec = spec.to_dict()
+    for array in (plain_spec["action"], *plain_spec["observation"].values()):
+        for side in ("low", "high"):
+            if not math.isfinite(array[side]):
+                del array[side]
+    return cast(dict[str, Any], plain(plain_spec))
 
 
 def preset_file(task: str) -> Path | None:

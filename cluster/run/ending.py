@@ -7,6 +7,10 @@ from contextlib import contextmanager
 log = logging.getLogger(__name__)
 
 
+class RunFailed(Exception):
+    """A failure that ends the run. Everything that it had is saved."""
+
+
 @contextmanager
 def ending(end: Callable[[], object]) -> Iterator[None]:
     """Call a function when the context ends. If the context ends with an error, that error is raised, and an

@@ -5,6 +5,7 @@ origin.json         what the run was when it was made; stays when the folder is 
 run.json            where it can be reached while under way     report.html  what a person reads
 evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
+import.json         what was imported, of a run on recorded data
 checkpoints/        log.txt           redis/  the embedded store's data
 """
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 """Folder of all runs."""
+
+IMPORT = "import.json"
+"""File of a run on recorded data: what became of each part of its data sets."""
 
 LEASE_SECONDS = 300.0
 """Longest wait for the lock of an attempt that is gone. If its machine died, an NFS server frees the lock

@@ -13,8 +13,13 @@ def refuse_untrainable(config: RunConfig) -> None:
     """Refuse a run that has nothing to learn from.
 
     Raises:
-        ConfigError: the demonstrations do not exist; or none are given, and the task has no expert.
+        ConfigError: the demonstrations do not exist; or none are given, and the task has no expert; or the
+            run has no simulator.
     """
+    if config.data.spec:
+        raise ConfigError(
+            "this run learns from recorded data: go on with it by `longview train --resume RUN`"
+        )
     task = task_of(config)
     if config.demonstrations is not None:
         if not Path(config.demonstrations).exists():

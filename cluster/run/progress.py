@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from longview.cluster.run.config import RunConfig
 from longview.cluster.run.folder import Run
@@ -27,7 +28,7 @@ class RunProgress:
     spec: TaskSpec
     """Spec of the run's task."""
     phase: str = "start"
-    """Present phase: `start`, `collect`, `train` or `evaluate`; at the end `finished` or another status."""
+    """Present phase: `start`, or one of `phases`; at the end `finished` or another status."""
     started: float = field(default_factory=time.monotonic)
     """Monotonic time of the start."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,6 +51,8 @@ class RunProgress:
     """Orders that failed without the actor's death."""
     prometheus: str | None = None
     """Address of the run's own Prometheus, if it has one."""
+    held_out: dict[str, Any] | None = None
+    """Action error on held-out episodes, as summary.json has it; None before it is measured."""
     stats: StoreStats | None = None
     """The store's counts at the end of the run."""
     _entered: float = field(default_factory=time.monotonic)
@@ -62,9 +65,15 @@ class RunProgress:
         self._series = Series(self.run.series)
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Phases of the run, in order."""
+        return ("import" if self.config.data.spec else "collect", "train", "evaluate")
+
+    @property
     def wanted(self) -> int:
         """Demonstrations to start from; an expert also gives those that are held out for validation."""
-        held_out = self.config.learner.validation_episodes if self.config.demonstrations is None else 0
+        recorded = self.config.demonstrations is not None or self.config.data.spec
+        held_out = 0 if recorded else self.config.learner.validation_episodes
         return self.config.demonstration_count(self.spec) + held_out
 
     def enter(self, phase: str) -> None:

@@ -8,9 +8,15 @@ from typing import Any
 
 from longview.cluster.run.config import public_config, task_of
 from longview.cluster.run.ending import ending
-from longview.cluster.run.folder import Run, naming, read_rows, write_atomically
+from longview.cluster.run.folder import IMPORT, Run, naming, read_rows, write_atomically
 from longview.cluster.run.progress import RunProgress
-from longview.cluster.views.terminal import console, metrics_success, metrics_table, success_table
+from longview.cluster.views.terminal import (
+    console,
+    error_table,
+    metrics_success,
+    metrics_table,
+    success_table,
+)
 from longview.monitoring.report import write_report
 from longview.monitoring.snapshot import Snapshot, read_metrics
 from longview.monitoring.success import read_success
@@ -29,7 +35,9 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "chance": progress.spec.chance,
         "seed": progress.config.seed,
         "success": {progress.spec.name: success},
-        "policy_version": newest[0].version if newest else None,
+        "held_out": progress.held_out,
+        "data_sets": _data_sets(progress.run),
+        "policy_version": newest[0].version if newest else progress.version,
         "environment_steps": collected + sum(found.steps for found in progress.history),
         "episodes": [
             {
@@ -52,10 +60,17 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
     }
 
 
+def _data_sets(run: Run) -> list[dict[str, Any]]:
+    """Read what became of each part of the data sets that a run has imported."""
+    file = run.path / IMPORT
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"data_sets": []}
+    return list(found["data_sets"])
+
+
 def write(run: Run, summary: dict[str, Any]) -> None:
-    """Write summary.json, and the report once something has been evaluated."""
+    """Write summary.json, and the report once something has been evaluated or measured."""
     write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-    if summary["history"]:
+    if summary["history"] or summary["held_out"]:
         with naming(run.path / "report.html"):
             write_report(run.path, summary, read_rows(run.series))
 
@@ -89,12 +104,15 @@ def show(run: Run, summary: dict[str, Any]) -> None:
     if any(row["successes"] < row.get("best_reward", 0) * row["episodes"] - 0.5 for row in newest):
         rewards = (f"T_o {row['context_length']}: {row['best_reward']:.3f}" for row in newest)
         console.print(f"largest reward of an episode, on average: {', '.join(rewards)}")
-    seconds = sum(summary["phases"].values())
+    if held_out := summary.get("held_out"):
+        console.print(error_table(held_out))
+    seconds, steps = sum(summary["phases"].values()), summary["environment_steps"]
+    recorded = bool(summary["config"].get("data", {}).get("spec"))
     console.print(
         f"{summary['status']} after {seconds / 60:.1f} min, seed {summary['seed']}, "
-        f"{summary['environment_steps']:,} environment steps"
+        f"{steps:,} {'recorded' if recorded else 'environment'} steps"
     )
-    files = ["summary.json", *(["report.html"] if success else [])]
+    files = ["summary.json", *(["report.html"] if (run.path / "report.html").exists() else [])]
     console.print("\n".join(str(run.path / name) for name in files), soft_wrap=True)
 
 

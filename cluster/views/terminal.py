@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -18,10 +18,9 @@ from rich.text import Text
 from longview.cluster.run.progress import RunProgress
 from longview.monitoring.snapshot import Snapshot
 from longview.monitoring.success import COUNTS, Counts, Rate, Success, needs_memory
+from longview.replay.datasets.source import Account
 from longview.replay.stats import StoreStats
 
-PHASES = ("collect", "train", "evaluate")
-"""Phases of a run, in order."""
 PLAIN_SECONDS = 10.0
 """Time between two lines where there is no terminal."""
 TROUBLES = {
@@ -39,7 +38,7 @@ def watching() -> Iterator[Callable[[RunProgress], None]]:
     if not console.is_terminal:
         yield _Lines().show
         return
-    waiting = Text("starting Redis and Ray ...")
+    waiting = Text("starting ...")
     with Live(waiting, console=console, refresh_per_second=4, transient=True) as live:
         yield lambda progress: live.update(_live_view(progress))
 
@@ -108,6 +107,21 @@ def metrics_success(metrics: Snapshot) -> Success:
     }
 
 
+def error_table(held_out: Mapping[str, Any]) -> Table:
+    """Make a table of the action error on held-out episodes by context length.
+
+    Args:
+        held_out: `held_out` of summary.json.
+    """
+    title = f"action error on {held_out['episodes']} held-out episodes, as a share of the action range"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("T_o", "error", "95 % interval"):
+        table.add_column(name, justify="right")
+    for length, found in held_out["action_error"].items():
+        table.add_row(length, f"{found['mean']:.4f}", f"{found['low']:.4f}–{found['high']:.4f}")
+    return table
+
+
 def store_table(stats: StoreStats) -> Table:
     """Make a table of what a store holds, and of what was ever committed to it, by source and outcome."""
     table = Table(title=f"store: {stats.total.bytes / 1e6:,.1f} of {stats.byte_budget / 1e6:,.0f} MB")
@@ -137,6 +151,23 @@ def plain_stats(stats: StoreStats) -> dict[str, Any]:
     }
 
 
+def show_account(account: Account, notes: Sequence[str]) -> None:
+    """Print what became of each part of a data set."""
+    taken = {
+        name: f"{said}, off by up to {account.rounded[name]:.1g}" if name in account.rounded else said
+        for name, said in account.taken.items()
+    }
+    lists = {
+        "taken:": [f"{name} from {said}" for name, said in taken.items()],
+        "left out by rule:": [f"{place}: {rule}" for place, rule in account.left_out.items()],
+        f"could not be read, left out {len(account.bad)}:": account.bad,
+        "notes:": notes,
+    }
+    for title, lines in lists.items():
+        for line in [title, *(f"  {line}" for line in lines)] if lines else ():
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def _rate(rate: Rate) -> str:
     low, high = rate.interval
     return f"{rate.share:.1%} ({100 * low:.0f}–{100 * high:.0f})" if rate.of else "-"
@@ -145,7 +176,7 @@ def _rate(rate: Rate) -> str:
 def _live_view(progress: RunProgress) -> RenderableType:
     done, wanted = progress.done()
     steps = Text()
-    for phase in PHASES:
+    for phase in progress.phases:
         here = phase == progress.phase
         past = phase in progress.seconds and not here
         steps.append(
@@ -205,17 +236,35 @@ def _figures(metrics: Snapshot, rate: str) -> dict[str, str]:
     episodes = metrics.by("longview_episodes_total", "source")
     losses = metrics.by("longview_loss", "context_length").values()
     troubles = {trouble: total(name) for trouble, name in TROUBLES.items()}
-    return {
-        "environment steps": f"{total('longview_env_steps_total'):,.0f}" + (f", {rate}" if rate else ""),
-        "episodes": ", ".join(f"{count:,.0f} {source}" for source, count in sorted(episodes.items())) or "0",
+    acting = {
+        "environment steps": f"{total('longview_env_steps_total'):,.0f}" + (f", {rate}" if rate else "")
+    }
+    acting["episodes"] = (
+        ", ".join(f"{count:,.0f} {source}" for source, count in sorted(episodes.items())) or "0"
+    )
+    learning = {
         "training step": f"{total('longview_learner_step'):,.0f}",
         "loss": f"{sum(losses) / len(losses):.4f}" if losses else "-",
         "policy version": f"{total('longview_policy_version'):,.0f}",
+    }
+    errors = metrics.by("longview_action_error_ratio", "context_length")
+    held_out = {"held-out action error": _by_length(errors)} if errors else {}
+    others = {
         "staleness": f"{total('longview_staleness_max'):,.0f}",
         "store": f"{total('longview_store_episodes'):,.0f} episodes, "
         f"{total('longview_store_bytes') / 1e6:,.1f} MB",
         "restarts": f"{total('longview_actor_restarts_total'):,.0f}",
-    } | {trouble: f"{count:,.0f}" for trouble, count in troubles.items() if count}
+    }
+    if not metrics.get("longview_actors_target"):  # a run without actors
+        acting, others = {}, {"store": others["store"]}
+    found = {trouble: f"{count:,.0f}" for trouble, count in troubles.items() if count}
+    return acting | learning | held_out | others | found
+
+
+def _by_length(errors: Mapping[str, float]) -> str:
+    """Write errors by context length on one line."""
+    lengths = sorted(errors, key=int)
+    return "  ".join(f"T_o={length}: {errors[length]:.3f}" for length in lengths)
 
 
 def _clock(seconds: float | None) -> str:

@@ -15,12 +15,13 @@ from ray.cluster_utils import Cluster
 
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
-from longview.cluster.driver.dispatch import MAX_FAILURES, RunFailed
+from longview.cluster.driver.dispatch import MAX_FAILURES
 from longview.cluster.driver.training import LATE_SECONDS, Training
 from longview.cluster.roles.board import WeightBoard
-from longview.cluster.roles.learner import share_out
+from longview.cluster.roles.rank import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, start
 from longview.cluster.run.config import read_config
+from longview.cluster.run.ending import RunFailed
 from longview.cluster.run.services import redis_server
 from longview.learner.files import steps
 from longview.monitoring.hub import Hub

@@ -10,7 +10,7 @@ from redis import Redis
 from longview.actors.config import ActorsConfig
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
-from longview.cluster.roles.learner import (
+from longview.cluster.roles.rank import (
     Demonstrations,
     held_out,
     limiter_of,

@@ -1,0 +1,38 @@
+"""Intervals of means over episodes, by the bootstrap.
+
+Legend: G episodes.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2_000
+"""Number of samples with replacement."""
+
+
+def mean_interval(
+    values: NDArray[Any], seed: int = 0, share: float = 0.95
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return means over episodes, and the ends of their percentile intervals. Missing values are left out.
+
+    The episode is what is drawn again, because the steps of one episode resemble each other.
+
+    Args:
+        values: (G, ...), NaN where an episode has no value.
+        seed: seed of the draws.
+        share: share of the draws inside the interval.
+
+    Returns:
+        Mean, lower and upper end, each of the shape (...).
+    """
+    flat = values.reshape(len(values), -1)
+    drawn = np.random.default_rng(seed).multinomial(len(flat), np.full(len(flat), 1 / len(flat)), DRAWS)
+    known = np.isfinite(flat)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (drawn @ np.where(known, flat, 0)) / (drawn @ known)
+        mean = np.where(known, flat, 0).sum(axis=0) / known.sum(axis=0)
+    low, high = np.nanquantile(means, ((1 - share) / 2, (1 + share) / 2), axis=0)
+    shape = values.shape[1:]
+    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)

@@ -1,0 +1,241 @@
+"""`longview train`: data sets as files, a real store, real processes."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from longview.cluster.commands.train import split
+from longview.cluster.run.services import redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.datasets import lerobot_writer
+from longview.replay.episode import BY_EXPERT, ArraySpec, Episode, EpisodeMeta, TaskSpec
+from longview.replay.store import EpisodeStore
+from tests.conftest import Longview
+
+QUICK = ("learner.steps=12", "learner.batch_size=16", "learner.policy.sampling_steps=1")
+"""Settings that make a training short."""
+
+MINUTES = 30
+"""Length of the recordings of the slow test."""
+
+
+def recorded(
+    path: Path, episodes: int = 10, steps: int = 24, seed: int = 0, side: int = 0, skip: str = ""
+) -> Path:
+    """Write a replay buffer in which the action is where the state goes next.
+
+    Args:
+        path: folder to make.
+        episodes: number of episodes.
+        steps: length of each.
+        seed: seed of the states.
+        side: side of the pictures; 0: none.
+        skip: an array to leave out.
+    """
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(episodes * steps, 3)).cumsum(axis=0).astype(np.float32)
+    arrays = {"state": states, "action": np.roll(states[:, :2], -1, axis=0)}
+    if side:
+        arrays["img"] = rng.integers(0, 255, (len(states), side, side, 3)).astype(np.uint8)
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, rows in arrays.items():
+        if name != skip:
+            group.create_array(f"data/{name}", data=rows, chunks=(steps, *rows.shape[1:]))
+    group.create_array("meta/episode_ends", data=np.arange(steps, len(states) + 1, steps))
+    return path
+
+
+def summary_of(longview: Longview, name: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((longview.folder / "runs" / name / "summary.json").read_text())
+    return summary
+
+
+def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
+    """One command imports, trains, validates at every T_o and writes down what it found; Ray is never even
+    imported."""
+    first = recorded(longview.folder / "monday.zarr")
+    second = recorded(longview.folder / "tuesday.zarr", episodes=4, seed=1)
+    (longview.folder / "no_ray" / "ray").mkdir(parents=True)
+    (longview.folder / "no_ray" / "ray" / "__init__.py").write_text("raise ImportError('no Ray here')")
+    path = f"{longview.folder / 'no_ray'}:{Path(__file__).parents[3]}"
+    code, said = longview(
+        "train", str(first), str(second), "--hz", "10", "name=drawer", *QUICK, PYTHONPATH=path
+    )
+    assert code == 0, said
+    assert "monday: 14 episodes, 336 steps at 10 Hz; state [3], action [2]" in said
+    assert "evaluation.context_lengths=[1,2,4,8,12]: powers of two" in said
+    assert "observation.state from data/state [3] float32" in said
+    summary = summary_of(longview, "drawer")
+    assert summary["status"] == "finished"
+    held_out = summary["held_out"]
+    assert held_out["episodes"] == 2
+    assert list(held_out["action_error"]) == ["1", "2", "4", "8", "12"]
+    for found in held_out["action_error"].values():
+        assert 0 <= found["low"] <= found["mean"] <= found["high"]
+    assert {len(places) for places in held_out["by_position"].values()} == {10}
+    folder = longview.folder / "runs" / "drawer"
+    for name in ("config.yaml", "log.txt", "checkpoints/step-000000012", "import.json"):
+        assert (folder / name).exists(), name
+    report = (folder / "report.html").read_text()
+    for text in ("Action error by context length", "Worst episodes", "monday.zarr", "</b> recorded steps"):
+        assert text in report, text
+    code, said = longview("status", "drawer")
+    assert (code, "action error on 2 held-out" in " ".join(said.split())) == (0, True), said
+    code, said = longview("launch", "--resume", "drawer")
+    assert (code, "longview train --resume" in said) == (2, True), said
+
+
+def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
+    """After kill -9 a resume imports nothing again, and ends as it would have; Ctrl-C saves."""
+    data = recorded(longview.folder / "monday.zarr")
+    quick = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.policy.execute=4")
+    process = longview.start("train", str(data), "--hz", "10", "name=drawer", *quick)
+    checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
+    longview.wait_for(lambda: list(checkpoints.glob("step-*")))
+    process.kill()
+    process.wait()
+    longview.wait_for(lambda: not longview.processes())
+    data.rename(longview.folder / "moved.zarr")
+    before = max(path.name for path in checkpoints.glob("step-*"))
+    process = longview.start("train", "--resume", "drawer")
+    longview.wait_for(lambda: max(path.name for path in checkpoints.glob("step-*")) > before)
+    code, said = longview("train", "--resume", "drawer")
+    assert (code, "is under way" in said) == (2, True), said
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "go on with it by: longview train --resume drawer" in said
+    assert summary_of(longview, "drawer")["status"] == "interrupted"
+    last = int(max(path.name for path in checkpoints.glob("step-*")).removeprefix("step-"))
+    code, said = longview("train", "--resume", "drawer", f"learner.steps={last + 5}", "learner.warmup=1")
+    assert code == 0, said
+    assert summary_of(longview, "drawer")["policy_version"] == last + 5
+
+
+def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
+    with redis_server(longview.folder / "redis") as url:
+        store = EpisodeStore.connect(url, "demos", StoreConfig())
+        data = recorded(longview.folder / "monday.zarr", episodes=6)
+        code, said = longview(
+            "store", "import", str(data), "--task", "drawer", "demos", "--url", url, "--hz", "10"
+        )
+        assert code == 0, said
+        bad = store.read(store.ids()[0])
+        meta = EpisodeMeta("import.drawer.bad", "drawer", 0, "import")
+        store.add(Episode(meta, "invalid", bad.arrays))
+        before = store.ids()
+        code, said = longview("train", "demos", "--url", url, "name=read", *QUICK)
+        assert code == 0, said
+        assert store.ids() == before
+        assert summary_of(longview, "read")["held_out"]["episodes"] == 2
+        code, said = longview("train", "nothing", "--url", url)
+        assert (code, "namespace nothing has tasks none" in said) == (1, True), said
+        store.close()
+
+
+def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
+    data = recorded(longview.folder / "filmed.zarr", episodes=6, steps=12, side=128)
+    quick = ("learner.camera_steps=4", "learner.steps=8", *QUICK[1:])
+    code, said = longview("train", str(data), "--hz", "10", "name=small", *quick)
+    assert code == 0, said
+    assert "pictures are stored at 96x96: --resize WxH or none changes that" in said
+    assert "through its cameras" in (longview.folder / "runs" / "small" / "report.html").read_text()
+    code, said = longview("train", str(data), "--hz", "10", "name=large", "--resize", "none", *quick)
+    assert code == 0, said
+    assert "pictures keep their size, and are stored as JPEG" in said
+    code, said = longview("train", str(data), "--hz", "10", "--resize", "small")
+    assert (code, "--resize takes WIDTHxHEIGHT" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("episodes", "skip", "arguments", "code", "message"),
+    [
+        (0, "", (), 1, "there is no file or folder"),
+        (3, "", ("--hz", "10"), 1, "3 episodes are too few"),
+        (9, "action", ("--hz", "10"), 1, "there is no action that is a vector"),
+        (9, "", (), 1, "give it by --hz"),
+        (9, "", ("--hz", "10", "learner.stepz=5"), 2, "did you mean learner.steps?"),
+        (9, "", ("--hz", "10", "learners=2"), 2, "trains in one process"),
+        (9, "", ("--hz", "10", "learner.steps=many"), 2, "learner.steps"),
+        (9, "", ("--hz", "10", "learner.validation_episodes=5"), 1, "too few to hold out 5"),
+    ],
+)
+def test_mistakes_are_explained(
+    longview: Longview, episodes: int, skip: str, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    data = longview.folder / "monday.zarr"
+    if episodes:
+        recorded(data, episodes, skip=skip)
+    found, said = longview("train", str(data), *arguments)
+    assert (found, message in said, "Traceback" in said) == (code, True, False), said
+
+
+def test_data_sets_of_another_robot_are_refused(longview: Longview) -> None:
+    first = recorded(longview.folder / "monday.zarr")
+    with h5py.File(longview.folder / "other.hdf5", "w") as file:
+        for index in range(3):
+            demo = file.create_group(f"data/demo_{index}")
+            demo["obs/joints"], demo["actions"] = np.zeros((8, 4)), np.zeros((8, 2))
+    code, said = longview("train", str(first), "other.hdf5", "--hz", "10")
+    assert (code, "there is no observation.state" in said) == (1, True), said
+    assert not (longview.folder / "runs").exists()
+
+
+def test_an_existing_path_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    given = ["./data", "a=b", "c=d", "learner.steps=5", "x/y=z"]
+    assert split(given) == (["./data", "a=b", "x/y=z"], ["c=d", "learner.steps=5"])
+
+
+def filmed_episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
+    """Make episodes whose pictures move like a camera's: a texture that slides."""
+    rng = np.random.default_rng(0)
+    textures = {key: rng.integers(0, 255, (60, 80, 3), np.uint8) for key in ("front", "wrist")}
+    textures = {key: small.repeat(8, axis=0).repeat(8, axis=1) for key, small in textures.items()}
+    for index in range(count):
+        state = rng.normal(size=(spec.max_steps, 6)).cumsum(axis=0).astype(np.float32)
+        pictures = {
+            f"observation.{key}": np.stack([np.roll(wide, step, axis=1) for step in range(spec.max_steps)])
+            for key, wide in textures.items()
+        }
+        arrays = {"observation.state": state, "action": np.roll(state, -1, axis=0)} | pictures
+        arrays["reward"] = np.zeros(spec.max_steps, np.float32)
+        arrays["controller"] = np.full(spec.max_steps, BY_EXPERT)
+        yield Episode(EpisodeMeta(f"demo.arm.{index:09d}", "arm", index, "demo"), "success", arrays)
+
+
+@pytest.mark.slow
+def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> None:
+    """Import and training of 30 minutes of VGA video: the memory of all processes together, a shared page
+    counted once."""
+    picture = ArraySpec((480, 640, 3), "uint8", 0.0, 255.0)
+    arrays = {"state": ArraySpec((6,)), "front": picture, "wrist": picture}
+    steps = 10 * 30
+    spec = TaskSpec("arm", arrays, ArraySpec((6,)), 30.0, steps, (1, 2, 4, 8, 16), 1)
+    lerobot_writer.write(longview.folder / "arm", spec, filmed_episodes(spec, MINUTES * 6), False)
+    process = longview.start("train", "arm", "name=arm", "learner.steps=24", "learner.camera_steps=12")
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(proportional_bytes, longview.processes())))
+        time.sleep(0.5)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert peak <= 8 << 30, f"{peak / 2**30:.1f} GiB"
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return the memory of a process, of which shared pages are divided among those who share them."""
+    try:
+        rows = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return next((1024 * int(row.split()[1]) for row in rows if row.startswith("Pss:")), 0)
