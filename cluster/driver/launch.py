@@ -30,6 +30,7 @@ from longview.cluster.roles.ray import ALWAYS_BACK, Handle, object_store_bytes, 
 from longview.cluster.roles.reporting import HUB
 from longview.cluster.roles.rollout import RolloutActor
 from longview.cluster.run.config import ConfigError, PlacementConfig, RunConfig, task_of, without_password
+from longview.cluster.run.copies import copying
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import Run, store_of
 from longview.cluster.run.log import LogFile
@@ -71,15 +72,16 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
     task = task_of(config)
     progress = RunProgress(run, config, task.spec, history=run.evaluations())
     code = 0
-    try:
-        with summary.concluding(progress), watching() as show:
-            _run(progress, task, address, show)
-    except KeyboardInterrupt:
-        code = 130
-    except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
-        code = 1
-        log.error("%s", error)
-        print(f"longview: {error}", file=sys.stderr)
+    with copying(run, config.copy_to) as progress.copies:
+        try:
+            with summary.concluding(progress), watching() as show:
+                _run(progress, task, address, show)
+        except KeyboardInterrupt:
+            code = 130
+        except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
+            code = 1
+            log.error("%s", error)
+            print(f"longview: {error}", file=sys.stderr)
     summary.show(run, summary.summarize(progress, progress.phase))
     if code != 0:
         print(f"go on with it by: longview launch --resume {run.typed}", file=sys.stderr)

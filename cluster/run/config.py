@@ -3,6 +3,7 @@
 Nothing here imports torch, Ray or a simulator: a wrong config is an error in the first second.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -113,6 +114,9 @@ class RunConfig:
     demonstrations: str | None = None
     """Path of human demonstrations to start from, in any format that `longview store import` reads. None: the
     task's expert demonstrates."""
+    copy_to: str | None = None
+    """URL of a folder that the run's results are copied to while it is under way, into a folder of the run's
+    name: `s3://bucket/runs`, `gs://bucket/runs` or `file:///path`. The environment gives credentials."""
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -139,6 +143,11 @@ class RunConfig:
             raise ValueError(f"seed must not be negative, not {self.seed}")
         if self.name is not None:
             check_name(self.name)
+        if self.copy_to is not None and not re.fullmatch(r"(s3|gs|file)://[^@]+", self.copy_to):
+            raise ValueError(
+                "copy_to must be a URL that starts with s3://, gs:// or file:// and holds no credentials, "
+                f"not {self.copy_to!r}"
+            )
 
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""
