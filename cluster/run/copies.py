@@ -234,7 +234,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     """
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(url, auto_mkdir=True)
+    options = {"auto_mkdir": True} if url.startswith("file://") else {}  # object stores have no folders
+    system, path = url_to_fs(url, **options)
     return system, path.rstrip("/")
 
 
