@@ -222,7 +222,12 @@ def test_a_run_goes_on_from_its_copy_on_a_machine_that_has_nothing(longview: Any
     url = (tmp_path / "copies").as_uri()
     small = [
         *("task=counting", "name=mine", f"copy_to={url}", "actors.count=1", "actors.simulators=2"),
-        *("learner.publish_every=20", "learner.checkpoint_every=20", "learner.batch_size=16"),
+        *(
+            "learner.warmup=5",
+            "learner.publish_every=20",
+            "learner.checkpoint_every=20",
+            "learner.batch_size=16",
+        ),
         *("evaluation.episodes=0", "evaluation.final_episodes=2", "learner.validation_episodes=0"),
     ]
     (tmp_path / "run.yaml").write_text("actors: {demonstrations: 8}\n")
