@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/.installed
 # online.py takes many hours, outcomes.py one, and fleet.py is a part of online.py.
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/online.py benchmarks/outcomes.py benchmarks/fleet.py, $(wildcard benchmarks/*.py))
 
-.PHONY: help install demo test test-slow lint kustomize generated deploy format bench constraints clean
+.PHONY: help install demo test test-slow lint kustomize generated deploy fetch put format bench constraints clean
 
 help:  ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,22 @@ generated: install  ## Renew every file that is made from another: metrics' page
 
 deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
 	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)" "$(RUNBOOK)"
+
+fetch:  ## Copy a run from Kubernetes: make fetch RUN=gpu, to runs/gpu.
+	@[ -n "$(RUN)" ] || { echo "name the run: make fetch RUN=gpu" >&2; exit 2; }
+	@[ ! -e "runs/$(RUN)" ] || { echo "runs/$(RUN) exists: move it away" >&2; exit 2; }
+	@mkdir -p runs
+	$(call with_files_pod, cp "longview-files:/var/lib/longview/runs/$(RUN)" "runs/$(RUN)")
+
+put:  ## Copy a file to Kubernetes: make put FILE=demos.hdf5, to /var/lib/longview/demos.hdf5 in the head.
+	@[ -e "$(FILE)" ] || { echo "name a file or folder: make put FILE=demos.hdf5" >&2; exit 2; }
+	$(call with_files_pod, cp "$(FILE)" "longview-files:/var/lib/longview/$(notdir $(FILE))")
+
+# Run kubectl with these arguments while the pod of k8s/files.yaml is there.
+with_files_pod = @trap 'kubectl --namespace longview delete pod longview-files --now' EXIT && \
+	kubectl apply --filename k8s/files.yaml && \
+	kubectl --namespace longview wait pod/longview-files --for condition=Ready --timeout 5m && \
+	kubectl --namespace longview $(1)
 
 format: install  ## Format the code.
 	$(VENV)/bin/ruff check --fix .

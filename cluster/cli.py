@@ -27,7 +27,10 @@ app = group("Train robot policies that remember: many context lengths, one set o
 app.add_typer(store_cli.app, name="store")
 app.add_typer(dashboards_cli.app, name="dashboards")
 
-Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Go on with this run where it stopped; a URL brings back its copy."),
+]
 Address = Annotated[
     str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
 ]
@@ -117,24 +120,36 @@ def launch(
         raise ConfigError("give a config file, or --resume RUN")
     else:
         wanted = read_config(Path(config), settings)
-        run = resumable_run(wanted) if or_resume else None
+        run = resumable_run(wanted) or _copied(wanted) if or_resume else None
         wanted = wanted if run is None else still_scaled(run, wanted)
         _run(wanted, run, address, patience=LEASE_SECONDS if or_resume else 0.0)
 
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
     from longview.cluster.driver.scaling import scaled_settings
+    from longview.cluster.run.copies import bring_back
     from longview.cluster.run.folder import open_run
 
-    run = open_run(name)
+    run = bring_back(name) if "://" in name else open_run(name)
     _run(run.configured([*scaled_settings(run), *settings]), run, address)
 
 
+def _copied(config: Any) -> Any:
+    """Bring the run of the config's name back, if this machine has lost it and its copy exists."""
+    from longview.cluster.run.copies import bring_back, copy_of, has_copy
+
+    if config.copy_to is None or not has_copy(url := copy_of(config.copy_to, config.name)):
+        return None
+    return bring_back(url)
+
+
 def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> None:
+    from longview.cluster.run.copies import refuse_uncopyable
     from longview.cluster.run.folder import refuse_port_in_use, take_run
     from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
 
     refuse_untrainable(config)
+    refuse_uncopyable(config)
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)

@@ -55,6 +55,8 @@ def pods_of(objects: Iterable[Object]) -> Iterator[Pod]:
         if item["kind"] == "StatefulSet":
             claims = tuple(it["metadata"]["name"] for it in spec.get("volumeClaimTemplates", []))
             yield _pod(name, spec["template"], replicas=spec["replicas"], claims=claims)
+        elif item["kind"] == "Pod":
+            yield _pod(name, item)
         elif item["kind"] == "Job":
             yield _pod(name, spec["template"])
         elif item["kind"] == "CronJob":

@@ -49,7 +49,7 @@ THIRD_PARTY = {
     },
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},
-    "cluster": {"numpy", "pydantic", "ray", "rich", "torch", "typer", "yaml"},
+    "cluster": {"fsspec", "numpy", "pydantic", "ray", "rich", "torch", "typer", "yaml"},
     "k8s": {"yaml"},
 }
 SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}
@@ -59,7 +59,7 @@ SIMULATED = {"actors.tasks.osc", "actors.tasks.scenes", "actors.tasks.table"}
 LAZY = {
     "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},
     "monitoring": {"matplotlib", "jinja2", "PIL", "av", "grafana_api", "grafana_foundation_sdk"},
-    "cluster": {"torch", "longview.learner"},
+    "cluster": {"fsspec", "torch", "longview.learner"},
     "actors": SIMULATORS,
     "learner": {"longview.learner.policies"},
 }

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from longview.cluster.run.copies import copying
 from longview.cluster.run.ending import RunFailed
 from longview.cluster.run.log import LogFile
 from longview.cluster.run.progress import RunProgress
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def conduct(
     progress: RunProgress, command: str, work: Callable[[Callable[[RunProgress], None]], None]
 ) -> int:
-    """Do the work of a run, show it, and write down how it ended.
+    """Do the work of a run, show it, copy its results if it should, and write down how it ended.
 
     Args:
         progress: the run's progress; its folder is locked.
@@ -33,15 +34,16 @@ def conduct(
     run.write_state()
     file = LogFile(run.path / "log.txt")
     logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
-    try:
-        with summary.concluding(progress), watching() as show:
-            work(show)
-    except KeyboardInterrupt:
-        code = 130
-    except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
-        code = 1
-        log.error("%s", error)
-        print(f"longview: {error}", file=sys.stderr)
+    with copying(run, progress.config.copy_to) as progress.copies:
+        try:
+            with summary.concluding(progress), watching() as show:
+                work(show)
+        except KeyboardInterrupt:
+            code = 130
+        except (RunFailed, DatasetError, StoreError, ServiceError, OSError) as error:
+            code = 1
+            log.error("%s", error)
+            print(f"longview: {error}", file=sys.stderr)
     summary.show(run, summary.summarize(progress, progress.phase))
     if code != 0:
         print(f"go on with it by: longview {command} --resume {run.typed}", file=sys.stderr)

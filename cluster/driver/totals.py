@@ -45,6 +45,7 @@ def totals_of(progress: RunProgress, stats: StoreStats, *, ended: bool) -> Total
         for cause in causes:
             totals.add("longview_actor_restarts_total", known[cause], role=role, cause=cause)
     totals.add("longview_errors_total", progress.errors, role="actor")
+    totals.add("longview_errors_total", progress.copies.failures if progress.copies else 0, role="copies")
     totals.set("longview_phase", 0 if ended else PHASES.get(progress.phase, 1))
     totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
     if progress.version is not None:

@@ -4,6 +4,7 @@ Nothing here imports torch, Ray or a simulator: a wrong config is an error in th
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -152,6 +153,9 @@ class RunConfig:
     task's expert demonstrates."""
     data: DataConfig = field(default_factory=DataConfig)
     """Recorded data of a run without a simulator."""
+    copy_to: str | None = None
+    """URL of a folder that the run's results are copied to while it is under way, into a folder of the run's
+    name: `s3://bucket/runs`, `gs://bucket/runs` or `file:///path`. The environment gives credentials."""
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -178,6 +182,11 @@ class RunConfig:
             raise ValueError(f"seed must not be negative, not {self.seed}")
         if self.name is not None:
             check_name(self.name)
+        if self.copy_to is not None and not re.fullmatch(r"(s3|gs|file)://[^@]+", self.copy_to):
+            raise ValueError(
+                "copy_to must be a URL that starts with s3://, gs:// or file:// and holds no credentials, "
+                f"not {self.copy_to!r}"
+            )
 
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""

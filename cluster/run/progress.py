@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longview.cluster.run.config import RunConfig
+from longview.cluster.run.copies import Copies
 from longview.cluster.run.folder import Run
 from longview.cluster.run.series import Series
 from longview.monitoring.snapshot import Snapshot, rate
@@ -49,6 +50,8 @@ class RunProgress:
     """Ray actors that were started again, by role and cause."""
     errors: int = 0
     """Orders that failed without the actor's death."""
+    copies: Copies | None = None
+    """Copies of the results at a URL, if the config wants them."""
     prometheus: str | None = None
     """Address of the run's own Prometheus, if it has one."""
     held_out: dict[str, Any] | None = None

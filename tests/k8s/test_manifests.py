@@ -19,6 +19,7 @@ from k8s.pods import Object, pods_of
 from longview.cluster.driver.reports import CLOSE_SECONDS, SCRAPE_SECONDS
 from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
+from longview.cluster.run.copies import END_SECONDS
 from tests.k8s.conftest import ROOT, find
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -80,6 +81,12 @@ def test_the_job_that_restores_a_backup_is_in_order(objects: list[Object]) -> No
         "metadata": {"name": "data-longview-redis-0", "namespace": "longview"},
     }
     assert problems([*objects, claim, job]) == []
+
+
+def test_the_pod_that_files_are_copied_through_is_in_order(objects: list[Object]) -> None:
+    pod = yaml.safe_load((ROOT / "k8s" / "files.yaml").read_text())
+    assert errors(pod) == []
+    assert problems([*objects, pod]) == []
 
 
 @pytest.mark.parametrize("overlay", ["local"])
@@ -172,7 +179,7 @@ def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:
     ends = {pod.name: pod for pod in pods_of(objects)}
     environment = {it["name"]: it.get("value") for it in ends["longview head"].containers[0]["env"]}
     job = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
-    driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS
+    driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS + END_SECONDS
     assert driver + 20 <= job < stop, "the driver ends first, then the job, and the drain sees both"
     assert stop <= learner, "a learner's pod lasts as long as its driver"
     for name in ("longview head", "longview learners"):
