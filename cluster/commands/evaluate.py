@@ -5,10 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longview.actors.task import load_task
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import ray_cluster, start_actor, start_servers
@@ -51,7 +53,9 @@ def evaluate_checkpoint(
         policy = policy_from_bytes(weights)
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
-    config = read_config(None, settings, task=task or policy.spec.name, seed=seed)
+    name = task or policy.spec.name
+    actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}
+    config = read_config(None, settings, task=name, seed=seed, actors=actors)
     spec, longest = task_of(config).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
         raise ConfigError(
@@ -71,6 +75,19 @@ def evaluate_checkpoint(
         print(json.dumps({"policy": str(file), "seed": seed, "success": {spec.name: counts}}))
     else:
         console.print(success_table(success, f"{config.task}: {file}", spec.chance))
+
+
+def cameras_of(simulated: TaskSpec, seen: TaskSpec) -> dict[str, Any]:
+    """Return the settings of cameras with which a policy that saw `seen` saw the task `simulated`."""
+    sizes = {
+        key.removesuffix("_image"): array.shape[0]
+        for key, array in seen.observation.items()
+        if array.is_image and key not in simulated.observation
+    }
+    if not sizes:
+        return {}
+    hidden = sorted(simulated.observation.keys() - seen.observation.keys())
+    return {"names": list(sizes), "size": max(sizes.values()), "instead_of": hidden}
 
 
 def _evaluate(config: RunConfig, spec: TaskSpec, version: int, weights: bytes) -> Success:
