@@ -249,7 +249,11 @@ def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> N
         eventually(lambda: two.hget("{run}:layout", "shards") == b"5")
 
 
-@pytest.mark.parametrize("limits", ["the script's", "Redis' own, at the same scale"])
+@pytest.mark.parametrize(
+    "limits",
+    # A busy machine may write too slowly for the second one to be exceeded.
+    ["the script's", pytest.param("Redis' own, at the same scale", marks=pytest.mark.slow)],
+)
 def test_a_first_copy_ends_while_much_is_written(start: Pods, limits: str) -> None:
     # 1/8 of a small cluster: Redis' own limits of 256 MB and 64 MB for 60 s become 32 MB and 8 MB for 1 s.
     # Smaller ones would be within what the sockets hold.
