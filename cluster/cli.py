@@ -15,8 +15,14 @@ from longview.cluster.commands import store as store_cli
 from longview.cluster.commands.common import (
     INTERRUPTED,
     AsJson,
+    Drop,
+    Filter,
+    Hz,
+    Keys,
+    Map,
     RunName,
     Settings,
+    SkipBad,
     explained,
     group,
     outlast_readers,
@@ -127,10 +133,9 @@ def launch(
 
 def _resume(name: str, settings: list[str], address: str | None) -> None:
     from longview.cluster.driver.scaling import scaled_settings
-    from longview.cluster.run.copies import bring_back
-    from longview.cluster.run.folder import open_run
+    from longview.cluster.run.copies import resumed
 
-    run = bring_back(name) if "://" in name else open_run(name)
+    run = resumed(name)
     _run(run.configured([*scaled_settings(run), *settings]), run, address)
 
 
@@ -173,26 +178,15 @@ def train(
     ] = None,
     url: Annotated[str | None, typer.Option(help="A Redis that holds the episodes already.")] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task; by default the data set's.")] = None,
-    filter: Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")] = None,
-    hz: Annotated[
-        float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")
-    ] = None,
-    keys: Annotated[
-        str | None, typer.Option(metavar="KEY,KEY", help="Only these observations, such as `state,front`.")
-    ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Leave out this array; may be repeated.")
-    ] = None,
-    map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="THEIRS=OURS", help="Take an array under another name; may be repeated."),
-    ] = None,
+    filter: Filter = None,
+    hz: Hz = None,
+    keys: Keys = None,
+    drop: Drop = None,
+    map: Map = None,
     resize: Annotated[
         str, typer.Option(metavar="WIDTHxHEIGHT", help="Store pictures at this size; `none` keeps theirs.")
     ] = "96x96",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
-    ] = False,
+    skip_bad: SkipBad = False,
     resume: Resume = None,
 ) -> None:
     """Train a policy on recorded data alone, without a simulator, and measure it on held-out episodes.
@@ -214,13 +208,14 @@ def train(
     from longview.cluster.commands import train as training
     from longview.cluster.commands.transfer import choice_of
     from longview.cluster.run.config import ConfigError, DataConfig
-    from longview.cluster.run.folder import open_run, refuse_port_in_use
+    from longview.cluster.run.copies import resumed
+    from longview.cluster.run.folder import refuse_port_in_use
 
     paths, settings = training.split(datasets or [])
     if resume is not None:
         if paths:
             raise ConfigError(f"--resume takes the run's own data, not {', '.join(paths)}")
-        run = open_run(resume)
+        run = resumed(resume)
         config = run.configured(settings)
     else:
         size = None if resize == "none" else resize
@@ -263,9 +258,9 @@ def collect(
     """
     from longview.cluster.commands.collect import collect as demonstrate
     from longview.cluster.run.config import ConfigError, preset_file, read_config
-    from longview.cluster.run.folder import open_run
+    from longview.cluster.run.copies import resumed
 
-    run = None if resume is None else open_run(resume)
+    run = None if resume is None else resumed(resume)
     wanted = [] if episodes is None else [f"actors.demonstrations={episodes}"]
     file = preset_file(task) if run is None else run.path / "config.yaml"
     config = read_config(file, [*(settings or []), *wanted], task=task)

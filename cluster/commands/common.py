@@ -20,6 +20,19 @@ Settings = Annotated[
 RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run; by default the newest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# What to take of a data set.
+Filter = Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")]
+Hz = Annotated[float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")]
+Keys = Annotated[
+    str | None, typer.Option(metavar="KEY,KEY", help="Only these observations, such as `state,front`.")
+]
+Drop = Annotated[list[str] | None, typer.Option(metavar="KEY", help="Leave out this array; may be repeated.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(metavar="THEIRS=OURS", help="Take an array under another name; may be repeated."),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")]
+
 
 def group(help: str) -> typer.Typer:
     """Make a command that has commands below it."""

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longview.actors.task import load_task
+from longview.actors.task import UnknownTask, load_task
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import ray_cluster, start_actor, start_servers
@@ -44,7 +44,8 @@ def evaluate_checkpoint(
         as_json: print JSON.
 
     Raises:
-        ConfigError: the file holds no policy, the task does not fit it, or it takes no such context length.
+        ConfigError: the file holds no policy, the task has no simulator or does not fit the policy, or the
+            policy takes no such context length.
     """
     from longview.learner.policy import policy_from_bytes
 
@@ -54,7 +55,10 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
     name = task or policy.spec.name
-    actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}
+    try:
+        actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}
+    except UnknownTask as error:
+        raise ConfigError(f"{file}: only a policy of a task with a simulator is evaluated: {error}") from None
     config = read_config(None, settings, task=name, seed=seed, actors=actors)
     spec, longest = task_of(config).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from longview.cluster.commands.common import FAILED, AsJson, RunName, explained, group
+from longview.cluster.commands.common import (
+    FAILED,
+    AsJson,
+    Drop,
+    Filter,
+    Hz,
+    Keys,
+    Map,
+    RunName,
+    SkipBad,
+    explained,
+    group,
+)
 
 app = group("Look into the episode store, and exchange episodes with others.")
 
@@ -131,26 +143,15 @@ def import_(
     task: Annotated[str, typer.Option(help="Task of the episodes; a new name makes a new task.")],
     run: RunName = None,
     url: Url = None,
-    filter: Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")] = None,
-    hz: Annotated[
-        float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")
-    ] = None,
-    keys: Annotated[
-        str | None, typer.Option(metavar="KEY,KEY", help="Only these observations, such as `state,front`.")
-    ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Leave out this array; may be repeated.")
-    ] = None,
-    map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="THEIRS=OURS", help="Take an array under another name; may be repeated."),
-    ] = None,
+    filter: Filter = None,
+    hz: Hz = None,
+    keys: Keys = None,
+    drop: Drop = None,
+    map: Map = None,
     resize: Annotated[
         str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Resize all pictures, such as to `96x96`.")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and list it.")
-    ] = False,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
     """Add a data set's episodes to the store of a run, which may be new. No episode is ever added twice.

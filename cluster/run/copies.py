@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from longview.cluster.run.config import ConfigError, RunConfig
 from longview.cluster.run.ending import ending
-from longview.cluster.run.folder import ROOT, Run, RunError
+from longview.cluster.run.folder import ROOT, Run, RunError, open_run
 from longview.learner.files import STATE, folders
 from longview.replay.names import check_name
 
@@ -223,6 +223,15 @@ def bring_back(url: str, root: Path = ROOT) -> Run:
             system.get_file(f"{source}/{path}", str(draft / path))
     draft.rename(run.path)
     return run
+
+
+def resumed(name: str) -> Run:
+    """Find the run to go on with by its name or path, or bring it back from the URL of its copy.
+
+    Raises:
+        RunError: there is none, or it cannot be brought back.
+    """
+    return bring_back(name) if "://" in name else open_run(name)
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -1,8 +1,16 @@
 """Tests of `longview evaluate` beyond those of whole runs."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from longview.actors.config import CamerasConfig
 from longview.actors.task import load_task
-from longview.cluster.commands.evaluate import cameras_of
+from longview.cluster.commands.evaluate import cameras_of, evaluate_checkpoint
+from longview.cluster.run.config import ConfigError
+from longview.learner.config import policy_config
+from longview.learner.policy import policy_to_bytes
 
 
 def test_a_policy_is_evaluated_through_the_cameras_that_it_saw() -> None:
@@ -10,3 +18,11 @@ def test_a_policy_is_evaluated_through_the_cameras_that_it_saw() -> None:
     plain, seen = (load_task("grasp_and_return", some).spec for some in (CamerasConfig(), cameras))
     assert cameras_of(plain, seen) == {"names": list(cameras.names), "size": 60, "instead_of": ["cube_pos"]}
     assert cameras_of(plain, plain) == {}
+
+
+def test_a_policy_of_a_task_without_a_simulator_is_refused(tmp_path: Path) -> None:
+    spec = replace(load_task("counting").spec, name="recorded")
+    file = tmp_path / "policy.safetensors"
+    file.write_bytes(policy_to_bytes(policy_config(widths=(8,), groups=4, token_size=8).make(spec)))
+    with pytest.raises(ConfigError, match="task with a simulator is evaluated: unknown task 'recorded'"):
+        evaluate_checkpoint(file, None, None, 4, 0, [], as_json=False)
