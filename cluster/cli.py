@@ -207,7 +207,7 @@ def train(
     """
     from longview.cluster.commands import train as training
     from longview.cluster.commands.transfer import choice_of
-    from longview.cluster.run.config import ConfigError, DataConfig
+    from longview.cluster.run.config import ConfigError
     from longview.cluster.run.copies import resumed
     from longview.cluster.run.folder import refuse_port_in_use
 
@@ -220,18 +220,58 @@ def train(
     else:
         size = None if resize == "none" else resize
         choice = choice_of(keys, drop or (), map or (), size, skip_bad)
-        data = DataConfig(
-            filter=filter,
-            hz=hz,
-            keys=tuple(choice.keys),
-            drop=tuple(choice.drop),
-            map=choice.map,
-            size=choice.size,
-            skip_bad=skip_bad,
-        )
+        data = training.data_of(choice, filter, hz)
         run, config = None, training.new_config(paths, settings, data, url, task)
     refuse_port_in_use(config.monitoring)
     raise typer.Exit(training.train(config, run))
+
+
+@app.command()
+@explained
+def audit(
+    datasets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATASET...",
+            help="Data sets of one robot: robomimic's HDF5 files, LeRobotDatasets, zarr replay buffers; with "
+            "--url a namespace.",
+        ),
+    ],
+    url: Annotated[str | None, typer.Option(help="A Redis that holds the episodes.")] = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task; by default the data set's.")] = None,
+    filter: Filter = None,
+    hz: Hz = None,
+    keys: Keys = None,
+    drop: Drop = None,
+    map: Map = None,
+    skip_bad: SkipBad = False,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="The HTML report to write; by default TASK-audit.html.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find out whether recorded data need memory, and how far back.
+
+    Networks that see more or less of the past predict the actions of episodes that they were not trained on.
+    Minutes for a hundred episodes.
+
+    Examples:
+
+        longview audit pusht_cchi_v7_replay.zarr --hz 10
+
+        longview audit monday.hdf5 tuesday.hdf5 --hz 20 --report drawer.html
+
+        longview audit lerobot/so101_pick --json
+
+        longview audit demos --url redis://store:6379
+    """
+    from longview.cluster.commands import audit as auditing
+    from longview.cluster.commands.train import data_of
+    from longview.cluster.commands.transfer import choice_of
+
+    choice = choice_of(keys, drop or (), map or (), None, skip_bad)
+    auditing.audit(datasets, data_of(choice, filter, hz), url, task, seed, report, as_json)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def learning_plot(history: Sequence[Evaluation], path: Path) -> None:
         path: the file to write.
     """
     figure, axes = _figure()
-    for length, color in _colors(sorted({found.context_length for found in history})).items():
+    for length, color in colors(sorted({found.context_length for found in history})).items():
         points = sorted(
             (found.version, found.counts.rates["success"].share)
             for found in history
@@ -90,10 +90,10 @@ def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, pair = _plots(2, sharey=True)
+    figure, pair = empty_plots(2, sharey=True)
     for axes, key, title in zip(pair, LOSSES, ("training", "not trained on"), strict=True):
         lengths = sorted({int(length) for row in series for length in row[key]})
-        for length, color in _colors(lengths).items():
+        for length, color in colors(lengths).items():
             points = {
                 row["training_step"]: row[key][str(length)] for row in series if str(length) in row[key]
             }
@@ -118,7 +118,7 @@ def error_plot(held_out: Mapping[str, Any], path: Path) -> None:
         held_out: `held_out` of summary.json.
         path: the file to write.
     """
-    figure, (axes,) = _plots(1, height=2.8)
+    figure, (axes,) = empty_plots(1, height=2.8)
     rows = held_out["action_error"]
     means = [row["mean"] for row in rows.values()]
     reach = [[abs(row[side] - row["mean"]) for row in rows.values()] for side in ("low", "high")]
@@ -133,9 +133,9 @@ def error_plot(held_out: Mapping[str, Any], path: Path) -> None:
 def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
     """Draw action error from the start to the end of an episode, a line and its 95% interval for every
     context length; arguments as for `error_plot`."""
-    figure, (axes,) = _plots(1, height=2.8)
+    figure, (axes,) = empty_plots(1, height=2.8)
     rows = held_out["by_position"]
-    for length, color in _colors(sorted(map(int, rows))).items():
+    for length, color in colors(sorted(map(int, rows))).items():
         places = rows[str(length)]
         at = [100 * (index + 0.5) / len(places) for index in range(len(places))]
         axes.plot(at, [place["mean"] for place in places], color=color, linewidth=1.5, label=str(length))
@@ -151,7 +151,7 @@ def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
 
 def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw simulated steps and trained windows per second over time; `series` as for `write_report`."""
-    figure, pair = _plots(2)
+    figure, pair = empty_plots(2)
     for axes, key, title, color in zip(
         pair,
         ("steps_per_second", "windows_per_second"),
@@ -167,7 +167,7 @@ def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the staleness of collected episodes over time, as a PNG; `series` as for `write_report`."""
-    figure, (axes,) = _plots(1)
+    figure, (axes,) = empty_plots(1)
     _draw_over_time(axes, [row for row in series if row["staleness"] is not None], "staleness", BLUE, "o-")
     axes.set_ylabel("training steps")
     figure.savefig(path, dpi=DPI)
@@ -286,7 +286,7 @@ def _draw_over_time(
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _colors(lengths: Sequence[int]) -> dict[int, Any]:
+def colors(lengths: Sequence[int]) -> dict[int, Any]:
     """Choose a colour for each context length of an ascending sequence: the longer, the darker."""
     from matplotlib import colormaps
 
@@ -300,14 +300,14 @@ def _embedded(file: Path) -> str:
 
 def _figure() -> "tuple[Figure, Axes]":
     """Make a figure with an empty plot of rates."""
-    figure, (axes,) = _plots(1, height=3.2)
+    figure, (axes,) = empty_plots(1, height=3.2)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylabel("success")
     return figure, axes
 
 
-def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
+def empty_plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
     """Make a figure with empty plots, one above the other, narrow enough for a phone. It does not touch
     pyplot's global state."""
     from matplotlib.figure import Figure

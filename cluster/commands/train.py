@@ -14,10 +14,11 @@ from longview.cluster.run.folder import Run, take_run
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, settings_for
 from longview.cluster.views.terminal import console
 from longview.replay.config import StoreConfig, with_password
+from longview.replay.datasets.plan import Choice
 from longview.replay.episode import TaskSpec
 from longview.replay.errors import DatasetError, StoreError
 from longview.replay.names import check_name
-from longview.replay.store import StoreAddress
+from longview.replay.store import EpisodeStore, StoreAddress
 
 SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 """Beginning of an argument that is a setting rather than a path."""
@@ -29,6 +30,19 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tell data sets from settings `key=value`. An existing path with such a name is a data set."""
     settings = [text for text in arguments if SETTING.match(text) and not Path(text).exists()]
     return [text for text in arguments if text not in settings], settings
+
+
+def data_of(choice: Choice, filter: str | None, hz: float | None) -> DataConfig:
+    """Make the config's section of the data from what a person typed."""
+    return DataConfig(
+        filter=filter,
+        hz=hz,
+        keys=tuple(choice.keys),
+        drop=tuple(choice.drop),
+        map=choice.map,
+        size=choice.size,
+        skip_bad=choice.skip_bad,
+    )
 
 
 def new_config(
@@ -109,7 +123,7 @@ def train(config: RunConfig, run: Run | None) -> int:
 
 def _look_at_files(data: DataConfig, task: str | None) -> tuple[TaskSpec, list[int]]:
     """Describe data sets, and list the lengths of their episodes."""
-    name, spec, lengths = task or _name(Path(data.paths[0])), None, []
+    name, spec, lengths = task or name_after(Path(data.paths[0])), None, []
     for path in data.paths:
         source = open_recorded(Path(path), data, name, spec)
         spec = spec or source.spec
@@ -126,17 +140,26 @@ def _look_at_store(address: StoreAddress, task: str | None) -> tuple[TaskSpec, l
     """
     store = address.connect(StoreConfig())
     try:
-        tasks = store.tasks()
-        if task is None and len(tasks) != 1:
-            known = ", ".join(tasks) or "none"
-            raise StoreError(f"namespace {address.namespace} has tasks {known}: choose one by --task")
-        spec = store.spec(task or tasks[0])
+        spec = store.spec(task_in(store, address.namespace, task))
         return spec, [record.length for record in store.records(task=spec.name)]
     finally:
         store.close()
 
 
-def _name(path: Path) -> str:
+def task_in(store: EpisodeStore, namespace: str, task: str | None) -> str:
+    """Return the task that a person has named, or else the only one of a namespace.
+
+    Raises:
+        StoreError: the namespace has no task or several, and none is named.
+    """
+    tasks = store.tasks()
+    if task is None and len(tasks) != 1:
+        known = ", ".join(tasks) or "none"
+        raise StoreError(f"namespace {namespace} has tasks {known}: choose one by --task")
+    return task or tasks[0]
+
+
+def name_after(path: Path) -> str:
     """Name a task after its data set."""
     try:
         check_name(path.stem)

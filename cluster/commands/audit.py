@@ -1,0 +1,180 @@
+"""Whether recorded data need memory, and how far back: `longview audit`."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from longview.cluster.commands.train import name_after, task_in
+from longview.cluster.driver.recorded import open_recorded
+from longview.cluster.run.config import ConfigError, DataConfig, without_password
+from longview.cluster.run.folder import write_atomically
+from longview.cluster.views.terminal import console
+from longview.learner.audit.answer import Clock, answer, lengths_to_try
+from longview.learner.audit.errors import FOLDS, STEPS, train_auditors
+from longview.learner.audit.recordings import record, stride_of
+from longview.monitoring.audit import audit_page
+from longview.replay.config import StoreConfig, with_password
+from longview.replay.episode import Episode, TaskSpec
+from longview.replay.errors import DatasetError
+from longview.replay.store import StoreAddress
+
+MOST_EPISODES: Final = 400
+"""Episodes that are looked at. More would hardly change the answer."""
+SOURCES: Final = ("demo", "import", "human")
+"""Sources of those episodes of a store that are looked at: no policy has acted in them."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Recorded episodes of one task."""
+
+    spec: TaskSpec
+    lengths: Sequence[int]
+    """Length of each episode that is looked at, in steps."""
+    recorded: int
+    """Number of episodes that there are."""
+    episodes: Iterator[Episode]
+    """Episodes that are looked at, read one after another."""
+
+
+def audit(
+    datasets: Sequence[str],
+    data: DataConfig,
+    url: str | None,
+    task: str | None,
+    seed: int,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Find out whether recorded data need memory, say so, and write a report.
+
+    Args:
+        datasets: paths of data sets of one robot; with a URL, the namespace of episodes in that Redis.
+        data: what to take of the data sets.
+        url: a Redis that holds the episodes already; None: they are read from the paths.
+        task: name of the task; None: after the data set.
+        seed: seed of all randomness.
+        report: the HTML file to write; None: named after the task, in this folder.
+        as_json: print JSON, and nothing else to stdout.
+
+    Raises:
+        ConfigError: no data set is given, or several namespaces are.
+        DatasetError: a data set cannot be read, or its episodes are too few or too short.
+        StoreError: the store cannot be reached, or holds no such episodes.
+    """
+    if not datasets:
+        raise ConfigError("give a data set")
+    with ExitStack() as stack:
+        if url is None:
+            found = _in_files(datasets, data, task, seed)
+        else:
+            found = _in_store(datasets, url, task, seed, stack)
+        if len(found.lengths) < 2 * FOLDS:
+            raise DatasetError(
+                f"{len(found.lengths)} episodes are too few: an audit needs at least {2 * FOLDS}"
+            )
+        clock = Clock(found.spec.control_hz, stride_of(found.lengths))
+        lengths, short = lengths_to_try(clock, max(found.lengths))
+        if not as_json:
+            _say_data(found, clock)
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True, disable=as_json) as bar:
+            reading = bar.add_task("reading", total=len(found.lengths))
+            training = bar.add_task("looking for memory", total=FOLDS * STEPS)
+            recordings = record(_counted(found.episodes, bar, reading), found.spec, clock.stride)
+            auditors = train_auditors(
+                recordings,
+                lengths,
+                clock.stride,
+                clock.hz,
+                seed,
+                threads=min(FOLDS, os.cpu_count() or 1),
+                progress=lambda: bar.advance(training),
+            )
+            found_out = answer(auditors, lengths, short, clock, seed)
+    file = report or Path(f"{found.spec.name}-audit.html")
+    result = asdict(found_out) | {
+        "task": found.spec.name,
+        "episodes": len(found.lengths),
+        "steps": sum(found.lengths),
+        "control_hz": clock.hz,
+        "command": _command(datasets, url, task, found_out.T_o),
+        "report": str(file),
+    }
+    write_atomically(file, audit_page(result))
+    if as_json:
+        print(json.dumps(result))
+        return
+    for line in (*found_out.lines, f"train with it: {result['command']}", f"report: {file}"):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _in_files(datasets: Sequence[str], data: DataConfig, task: str | None, seed: int) -> Data:
+    """Open data sets, and choose episodes of them at random where there are too many."""
+    name, spec = task or name_after(Path(datasets[0])), None
+    places = []
+    for path in datasets:
+        source = open_recorded(Path(path), data, name, spec)
+        spec = spec or source.spec
+        places += [(source, index) for index in source.indices]
+    assert spec is not None
+    chosen = _chosen(len(places), seed)
+    lengths = [places[place][0].reader.length(places[place][1]) for place in chosen]
+    return Data(spec, lengths, len(places), (places[place][0].read(places[place][1]) for place in chosen))
+
+
+def _in_store(datasets: Sequence[str], url: str, task: str | None, seed: int, stack: ExitStack) -> Data:
+    """Find the episodes of a namespace in which no policy acted."""
+    if len(datasets) > 1:
+        raise ConfigError(f"--url takes one namespace, not {', '.join(datasets)}")
+    store = StoreAddress(with_password(url), datasets[0]).connect(StoreConfig())
+    stack.callback(store.close)
+    spec = store.spec(task_in(store, datasets[0], task))
+    records = [
+        record
+        for record in store.records(task=spec.name)
+        if record.meta.source in SOURCES and record.outcome != "invalid"
+    ]
+    chosen = [records[index] for index in _chosen(len(records), seed)]
+    episodes = (store.read(record.meta.id) for record in chosen)
+    return Data(spec, [record.length for record in chosen], len(records), episodes)
+
+
+def _chosen(count: int, seed: int) -> list[int]:
+    """Choose at most `MOST_EPISODES` places at random, in ascending order."""
+    most = min(count, MOST_EPISODES)
+    return sorted(np.random.default_rng(seed).permutation(count)[:most].tolist())
+
+
+def _counted(episodes: Iterator[Episode], bar: Progress, reading: Any) -> Iterator[Episode]:
+    """Yield episodes, and move a bar after each."""
+    for episode in episodes:
+        yield episode
+        bar.advance(reading)
+
+
+def _command(datasets: Sequence[str], url: str | None, task: str | None, length: int) -> str:
+    """Write the command that trains with a context length."""
+    options = [*(["--url", without_password(url)] if url else []), *(["--task", task] if task else [])]
+    return shlex.join(["longview", "train", *datasets, *options, f"learner.policy.context_length={length}"])
+
+
+def _say_data(found: Data, clock: Clock) -> None:
+    """Print what is looked at."""
+    lines = [
+        f"{found.spec.name}: {len(found.lengths):,} episodes, {sum(found.lengths):,} steps at {clock.hz:g} Hz"
+    ]
+    if len(found.lengths) < found.recorded:
+        lines.append(f"these are chosen at random from {found.recorded:,} episodes")
+    if clock.stride > 1:
+        lines.append(f"every {clock.stride}th frame is looked at: episodes are long")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,213 @@
+"""Answer of an audit: whether data need memory, how far back, and why, in words and numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from longview.learner.audit.errors import Auditors
+from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept
+from longview.learner.audit.views import View
+from longview.learner.bootstrap import mean_interval
+from longview.replay.errors import DatasetError
+
+LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
+"""Context lengths that are compared, in frames: each about 1.4 times the one before."""
+SHORT_SECONDS: Final = 0.5
+"""Reach of a past that counts as no memory: it tells speeds and what is being done, not what has happened."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Frames of thinned episodes, as steps and seconds."""
+
+    hz: float
+    """Steps per second."""
+    stride: int
+    """Steps between two frames."""
+
+    def steps(self, frames: int) -> int:
+        """Return how many steps a context of so many frames reaches back."""
+        return (frames - 1) * self.stride
+
+    def seconds(self, frames: int) -> float:
+        """Return how many seconds a context of so many frames reaches back."""
+        return self.steps(frames) / self.hz
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of an audit, as `longview audit --json` prints it.
+
+    Errors are squared, in variances of the actions.
+    """
+
+    memory: bool | None
+    """Whether a longer past than `short_seconds` is needed; None: these data do not tell."""
+    verdict: Memory
+    """The same with its reason: `shortcut` is no memory, though a longer past helps."""
+    reach_steps: int
+    """Steps that a policy has to look back."""
+    T_o: int
+    """Context length to train with."""
+    confidence: float
+    """Confidence in `memory`, 0.5 to 1."""
+    more_episodes: int
+    """Further episodes that would settle an unclear answer, about."""
+    gain: float
+    """Largest share of the error that a longer past takes off, over the parts of an episode."""
+    chance: float
+    """Probability of such a gain by chance."""
+    short_seconds: float
+    """Reach of the past that longer ones are compared with."""
+    parts: list[tuple[float, float]]
+    """Parts of an episode in which a longer past helps, 0 to 1."""
+    controls: dict[str, dict[str, float]]
+    """Error with each control's view in these parts (in all, where there are none), and the share of the long
+    context's gain that it keeps."""
+    action_error: dict[int, dict[str, float]]
+    """Error over whole episodes by T_o, with its interval over episodes."""
+    in_parts: dict[int, dict[str, float]]
+    """Error in the parts in which a longer past helps, by T_o; empty where there are none."""
+    by_part: dict[int, list[float]]
+    """Error by T_o in each part of an episode."""
+    lines: list[str]
+    """Answer in words."""
+
+
+def lengths_to_try(clock: Clock, longest: int) -> tuple[list[int], int]:
+    """Return the context lengths to compare, in frames, and the short one of them.
+
+    Args:
+        clock: how frames lie in time.
+        longest: steps of the longest episode.
+
+    Raises:
+        DatasetError: the episodes are too short to ask for memory.
+    """
+    lengths = [length for length in LENGTHS if clock.steps(length) < longest]
+    short = max(2, *(length for length in LENGTHS if clock.seconds(length) <= SHORT_SECONDS))
+    if lengths[-1] <= short:
+        raise DatasetError(
+            f"episodes of at most {longest} steps at {clock.hz:g} Hz are too short to need a memory of more "
+            f"than {clock.seconds(short):g} s"
+        )
+    return lengths, short
+
+
+def answer(auditors: Auditors, lengths: Sequence[int], short: int, clock: Clock, seed: int) -> Answer:
+    """Ask trained auditors whether the data need memory.
+
+    Args:
+        auditors: the auditors.
+        lengths, short: as `lengths_to_try` returns them.
+        clock: how frames lie in time.
+        seed: seed of the statistics.
+    """
+    errors = {length: auditors.errors(View(length)) for length in lengths}
+    other = {length: auditors.errors(View(length, history="other")) for length in lengths if length > short}
+    found = judge(errors, other, short, seed)
+    long = found.context_length if found.context_length > short else lengths[-1]
+    views = {
+        "single frame": View(1, time=False),
+        "time alone": View(1),
+        "truncated": View(short),
+        "past of another episode": View(long, history="other"),
+        "past reversed": View(long, history="reversed"),
+        "past actions alone": View(long, sees="actions"),
+    }
+    controls = {}
+    for name, view in views.items():
+        error_GS = auditors.errors(view)
+        controls[name] = {
+            "error": _short(np.nanmean(by_part(error_GS)[:, list(found.parts) or slice(None)])),
+            "gain_kept": _short(kept(errors[short], errors[long], error_GS, found.parts)),
+        }
+    parts = [(part / PARTS, (part + 1) / PARTS) for part in found.parts]
+    inside = {length: by_part(rows)[:, list(found.parts)] for length, rows in errors.items()}
+    return Answer(
+        memory={"yes": True, "unclear": None}.get(found.memory, False),
+        verdict=found.memory,
+        reach_steps=clock.steps(found.context_length),
+        T_o=clock.steps(found.context_length) + 1,
+        confidence=_short(found.confidence),
+        more_episodes=found.more_episodes,
+        gain=_short(found.gain),
+        chance=_short(found.chance),
+        short_seconds=_short(clock.seconds(short)),
+        parts=parts,
+        controls=controls,
+        action_error=_intervals({length: np.nanmean(rows, axis=1) for length, rows in errors.items()}, clock),
+        in_parts=_intervals({length: np.nanmean(rows, axis=1) for length, rows in inside.items()}, clock)
+        if parts
+        else {},
+        by_part={
+            clock.steps(length) + 1: [_short(value) for value in np.nanmean(by_part(rows), axis=0)]
+            for length, rows in errors.items()
+        },
+        lines=_lines(found, controls, clock, short),
+    )
+
+
+def _lines(
+    found: Verdict, controls: Mapping[str, Mapping[str, float]], clock: Clock, short: int
+) -> list[str]:
+    """Put an answer into words."""
+    reach, least = clock.seconds(found.context_length), clock.seconds(short)
+    sure, length = f"confidence {found.confidence:.0%}", f"T_o {clock.steps(found.context_length) + 1}"
+    where = ", ".join(_places(found.parts))
+    beyond = f"a past of more than {least:.2g} s takes"
+    takes = f"{beyond} {found.gain:.0%} off the action error, at {where} of an episode"
+    if found.memory == "yes":
+        other = controls["past of another episode"]["gain_kept"]
+        return [
+            f"memory: yes, about {reach:.2g} s of it ({length}); {sure}",
+            takes,
+            f"the past of another episode keeps {max(0, other):.0%} of that: it counts what happened here",
+            f"past actions alone keep {controls['past actions alone']['gain_kept']:.0%}",
+        ]
+    if found.memory == "shortcut":
+        return [
+            f"memory: no, but a shortcut; {sure} that a longer past helps",
+            takes,
+            "the past of another episode helps as much: it tells the time or the stage, not what happened",
+        ]
+    helps = (
+        "no sign that more than a single frame helps"
+        if found.context_length == 1
+        else f"no sign that more than {reach:.2g} s of the past helps ({length})"
+    )
+    most = f"{beyond} at most {max(0, found.gain):.0%} off the action error"
+    if found.memory == "no":
+        return [f"memory: no; {helps}; {sure}", f"{most}, in any part of an episode"]
+    return [
+        f"memory: unclear; {most}, in some part of an episode, and chance may have done it",
+        f"about {found.more_episodes:,} more episodes would settle it",
+    ]
+
+
+def _places(parts: Sequence[int]) -> list[str]:
+    """Name runs of parts, such as 50-75 %."""
+    runs = list[list[int]]()
+    for part in parts:
+        if runs and runs[-1][1] == part:
+            runs[-1][1] = part + 1
+        else:
+            runs.append([part, part + 1])
+    return [f"{100 * first / PARTS:.0f}-{100 * last / PARTS:.0f} %" for first, last in runs]
+
+
+def _intervals(values: Mapping[int, Any], clock: Clock) -> dict[int, dict[str, float]]:
+    """Return mean and interval over episodes, by T_o in steps."""
+    found = {}
+    for length, rows in values.items():
+        ends = mean_interval(rows)
+        found[clock.steps(length) + 1] = {
+            name: _short(value) for name, value in zip(("mean", "low", "high"), ends, strict=True)
+        }
+    return found
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.4g}")

@@ -1,0 +1,62 @@
+"""Views of an episode: what an auditor may look at before it predicts the next actions.
+
+Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, S observed steps, T
+action positions, A action dimensions, D dimensions of a frame, E token features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the past at each frame of an episode. The present frame is always seen."""
+
+    context_length: int
+    """T_o, in frames."""
+    time: bool = True
+    """Whether the frames since the start of the episode are told."""
+    sees: Literal["frames", "actions"] = "frames"
+    """What is seen of the past: frames, or the executed actions alone."""
+    history: Literal["own", "other", "reversed"] = "own"
+    """Whose past it is: the episode's own, that of another episode at the same time, or the own one from its
+    youngest frame to its oldest."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Views of the windows of a batch."""
+
+    now_GJ: Tensor
+    """Frame of each decision, int64."""
+    length_GJ: Tensor
+    """T_o of each decision, int64."""
+    time_GJ: Tensor
+    """Whether time is told, bool."""
+    actions_GJ: Tensor
+    """Whether the past is seen as actions, bool."""
+    reversed: bool = False
+    """Whether the past is seen in reverse order."""
+
+    @classmethod
+    def through(cls, view: View, now_GJ: Tensor) -> "Looks":
+        """Look through one view at every decision."""
+        return cls(
+            now_GJ,
+            torch.full_like(now_GJ, view.context_length),
+            torch.full_like(now_GJ, view.time, dtype=torch.bool),
+            torch.full_like(now_GJ, view.sees == "actions", dtype=torch.bool),
+            view.history == "reversed",
+        )
+
+    def ages(self, frames: int) -> tuple[Tensor, Tensor]:
+        """Return the age (G, J, S) of each frame at each decision, at least 0, and whether it is seen."""
+        age_GJS = self.now_GJ.unsqueeze(2) - torch.arange(frames)
+        seen_GJS = (age_GJS >= 1) & (age_GJS < self.length_GJ.unsqueeze(2))
+        if self.reversed:
+            oldest_GJ = torch.minimum(self.length_GJ - 1, self.now_GJ)
+            age_GJS = torch.where(seen_GJS, oldest_GJ.unsqueeze(2) + 1 - age_GJS, age_GJS)
+        return age_GJS.clamp(min=0), seen_GJS

@@ -1,0 +1,104 @@
+"""Tests of `longview audit`: data sets as files and in a store, real networks."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from longview.cluster.commands.audit import audit
+from longview.cluster.run.config import ConfigError, DataConfig
+from longview.cluster.run.services import redis_server
+from longview.learner.audit import errors
+from longview.replay.errors import DatasetError
+from tests.conftest import Longview
+
+
+def recorded(path: Path, episodes: int = 24, steps: int = 24, memory: bool = True) -> Path:
+    """Write a robomimic file in which the last actions are what the first frames showed, or what the present
+    frame shows."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for number in range(episodes):
+            side = rng.choice((-1.0, 1.0))
+            state, action = rng.normal(size=(steps, 2)) / 10, np.zeros((steps, 1))
+            state[:3, 0], action[16:, 0] = side, side
+            state[:, 1] = np.arange(steps) / steps
+            if not memory:
+                state[:, 0] += side
+            group = file.create_group(f"data/demo_{number}")
+            group.attrs["num_samples"] = steps
+            group["obs/state"], group["actions"] = state.astype(np.float32), action.astype(np.float32)
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train for a moment only. The test whose data are audited as a user would has a process of its own."""
+    for name, value in {"STEPS": 120, "SEGMENTS": 8, "WINDOWS": 16}.items():
+        monkeypatch.setattr(errors, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("memory", [True, False])
+def test_an_audit_tells_whether_memory_is_needed(
+    tmp_path: Path, memory: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, report = recorded(tmp_path / "drawer.hdf5", memory=memory), tmp_path / "report.html"
+    audit([str(data)], DataConfig(hz=10), None, None, 0, report, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"] is memory
+    assert found["episodes"] == 24
+    if memory:
+        assert 14 <= found["T_o"] <= 24
+        assert found["reach_steps"] == found["T_o"] - 1
+        assert found["controls"]["past of another episode"]["gain_kept"] < 0.5
+        assert f"learner.policy.context_length={found['T_o']}" in found["command"]
+    else:
+        assert found["T_o"] <= 6
+    assert list(found["action_error"]) == ["1", "2", "3", "4", "6", "8", "11", "16", "23"]
+    page = report.read_text()
+    for text in ("Does drawer need memory?", "Controls", "past actions alone", found["lines"][0]):
+        assert text in page, text
+
+
+@pytest.mark.slow
+def test_a_user_reads_the_answer_and_can_follow_it(longview: Longview) -> None:
+    data = recorded(longview.folder / "drawer.hdf5")
+    code, said = longview("audit", str(data), "--hz", "10")
+    assert code == 0, said
+    assert "drawer: 24 episodes, 576 steps at 10 Hz" in said
+    assert "memory: yes, about" in said
+    assert "report: drawer-audit.html" in said
+    assert (longview.folder / "drawer-audit.html").exists()
+    command = next(line for line in said.splitlines() if line.startswith("train with it: longview train"))
+    code, said = longview(*command.split()[5:], "--hz", "10", "learner.steps=12", "name=followed")
+    assert code == 0, said
+
+
+def test_episodes_of_a_store_are_audited_as_those_of_a_file_are(
+    longview: Longview, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors, "STEPS", 3)
+    data = recorded(longview.folder / "drawer.hdf5", episodes=10)
+    with redis_server(longview.folder / "redis") as url:
+        code, said = longview(
+            "store", "import", str(data), "--task", "drawer", "demos", "--url", url, "--hz", "10"
+        )
+        assert code == 0, said
+        audit(["demos"], DataConfig(), url, None, 0, longview.folder / "r.html", as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert (found["task"], found["episodes"]) == ("drawer", 10)
+        assert found["command"].startswith(f"longview train demos --url {url} learner.")
+        with pytest.raises(ConfigError, match="--url takes one namespace, not demos, more"):
+            audit(["demos", "more"], DataConfig(), url, None, 0, None, as_json=True)
+
+
+def test_too_little_data_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    few = recorded(tmp_path / "few.hdf5", episodes=7)
+    with pytest.raises(DatasetError, match="7 episodes are too few: an audit needs at least 8"):
+        audit([str(few)], DataConfig(hz=10), None, None, 0, None, as_json=True)
+    short = recorded(tmp_path / "short.hdf5", episodes=8, steps=5)
+    with pytest.raises(DatasetError, match=r"too short to need a memory of more than 0\.5 s"):
+        audit([str(short)], DataConfig(hz=10), None, None, 0, None, as_json=True)
