@@ -17,13 +17,9 @@ from longview.cluster.driver.recorded import open_recorded
 from longview.cluster.run.config import ConfigError, DataConfig, without_password
 from longview.cluster.run.folder import write_atomically
 from longview.cluster.views.terminal import console
-from longview.learner.audit.answer import Clock, answer, lengths_to_try
-from longview.learner.audit.errors import FOLDS, STEPS, train_auditors
-from longview.learner.audit.recordings import record, stride_of
 from longview.monitoring.audit import audit_page
 from longview.replay.config import StoreConfig, with_password
 from longview.replay.episode import Episode, TaskSpec
-from longview.replay.errors import DatasetError
 from longview.replay.store import StoreAddress
 
 MOST_EPISODES: Final = 400
@@ -66,54 +62,46 @@ def audit(
         as_json: print JSON, and nothing else to stdout.
 
     Raises:
-        ConfigError: no data set is given, or several namespaces are.
+        ConfigError: several namespaces are given.
         DatasetError: a data set cannot be read, or its episodes are too few or too short.
         StoreError: the store cannot be reached, or holds no such episodes.
     """
-    if not datasets:
-        raise ConfigError("give a data set")
+    from longview.learner.audit.answer import find_out, plan
+
     with ExitStack() as stack:
         if url is None:
             found = _in_files(datasets, data, task, seed)
         else:
             found = _in_store(datasets, url, task, seed, stack)
-        if len(found.lengths) < 2 * FOLDS:
-            raise DatasetError(
-                f"{len(found.lengths)} episodes are too few: an audit needs at least {2 * FOLDS}"
-            )
-        clock = Clock(found.spec.control_hz, stride_of(found.lengths))
-        lengths, short = lengths_to_try(clock, max(found.lengths))
+        planned = plan(found.lengths, found.spec.control_hz)
         if not as_json:
-            _say_data(found, clock)
+            _say_data(found, planned.stride)
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True, disable=as_json) as bar:
             reading = bar.add_task("reading", total=len(found.lengths))
-            training = bar.add_task("looking for memory", total=FOLDS * STEPS)
-            recordings = record(_counted(found.episodes, bar, reading), found.spec, clock.stride)
-            auditors = train_auditors(
-                recordings,
-                lengths,
-                clock.stride,
-                clock.hz,
+            training = bar.add_task("looking for memory", total=planned.work)
+            answer = find_out(
+                planned,
+                _counted(found.episodes, bar, reading),
+                found.spec,
                 seed,
-                threads=min(FOLDS, os.cpu_count() or 1),
+                threads=os.cpu_count() or 1,
                 progress=lambda: bar.advance(training),
             )
-            found_out = answer(auditors, lengths, short, clock, seed)
     file = report or Path(f"{found.spec.name}-audit.html")
-    result = asdict(found_out) | {
+    result = asdict(answer) | {
         "task": found.spec.name,
         "episodes": len(found.lengths),
         "steps": sum(found.lengths),
-        "control_hz": clock.hz,
-        "command": _command(datasets, url, task, found_out.T_o),
+        "control_hz": found.spec.control_hz,
+        "command": _command(datasets, url, task, answer.T_o),
         "report": str(file),
     }
     write_atomically(file, audit_page(result))
     if as_json:
         print(json.dumps(result))
         return
-    for line in (*found_out.lines, f"train with it: {result['command']}", f"report: {file}"):
+    for line in (*answer.lines, f"train with it: {result['command']}", f"report: {file}"):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -167,14 +155,13 @@ def _command(datasets: Sequence[str], url: str | None, task: str | None, length:
     return shlex.join(["longview", "train", *datasets, *options, f"learner.policy.context_length={length}"])
 
 
-def _say_data(found: Data, clock: Clock) -> None:
-    """Print what is looked at."""
-    lines = [
-        f"{found.spec.name}: {len(found.lengths):,} episodes, {sum(found.lengths):,} steps at {clock.hz:g} Hz"
-    ]
+def _say_data(found: Data, stride: int) -> None:
+    """Print what is looked at: one frame of so many steps."""
+    sizes = f"{len(found.lengths):,} episodes, {sum(found.lengths):,} steps"
+    lines = [f"{found.spec.name}: {sizes} at {found.spec.control_hz:g} Hz"]
     if len(found.lengths) < found.recorded:
         lines.append(f"these are chosen at random from {found.recorded:,} episodes")
-    if clock.stride > 1:
-        lines.append(f"every {clock.stride}th frame is looked at: episodes are long")
+    if stride > 1:
+        lines.append(f"one of {stride} frames is looked at: episodes are long")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

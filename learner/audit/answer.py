@@ -1,31 +1,45 @@
 """Answer of an audit: whether data need memory, how far back, and why, in words and numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from longview.learner.audit.errors import Auditors
-from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept
+from longview.learner.audit.errors import FOLDS, STEPS, Auditors, Progress, train_auditors
+from longview.learner.audit.recordings import record, stride_of
+from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept, known_mean
 from longview.learner.audit.views import View
 from longview.learner.bootstrap import mean_interval
+from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import DatasetError
 
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
 """Context lengths that are compared, in frames: each about 1.4 times the one before."""
 SHORT_SECONDS: Final = 0.5
 """Reach of a past that counts as no memory: it tells speeds and what is being done, not what has happened."""
+FEWEST: Final = 2 * FOLDS
+"""Fewest episodes to audit: each part of the data has two, so that a past can be another episode's."""
 
 
 @dataclass(frozen=True)
-class Clock:
-    """Frames of thinned episodes, as steps and seconds."""
+class Plan:
+    """Plan of an audit: which contexts are compared, and how their frames lie in time."""
 
     hz: float
     """Steps per second."""
     stride: int
     """Steps between two frames."""
+    lengths: tuple[int, ...]
+    """Context lengths to compare, in frames, ascending."""
+    short: int
+    """Length that the longer ones are compared with."""
+
+    @property
+    def work(self) -> int:
+        """Training steps of all networks."""
+        return FOLDS * STEPS
 
     def steps(self, frames: int) -> int:
         """Return how many steps a context of so many frames reaches back."""
@@ -76,35 +90,58 @@ class Answer:
     """Answer in words."""
 
 
-def lengths_to_try(clock: Clock, longest: int) -> tuple[list[int], int]:
-    """Return the context lengths to compare, in frames, and the short one of them.
+def plan(lengths: Sequence[int], hz: float) -> Plan:
+    """Plan an audit.
 
     Args:
-        clock: how frames lie in time.
-        longest: steps of the longest episode.
+        lengths: steps of each episode.
+        hz: steps per second.
 
     Raises:
-        DatasetError: the episodes are too short to ask for memory.
+        DatasetError: the episodes are too few, or too short to ask for memory.
     """
-    lengths = [length for length in LENGTHS if clock.steps(length) < longest]
-    short = max(2, *(length for length in LENGTHS if clock.seconds(length) <= SHORT_SECONDS))
-    if lengths[-1] <= short:
+    if len(lengths) < FEWEST:
+        raise DatasetError(f"{len(lengths)} episodes are too few: an audit needs at least {FEWEST}")
+    stride = stride_of(lengths)
+    reach = {length: (length - 1) * stride for length in LENGTHS}
+    short = max(2, *(length for length in LENGTHS if reach[length] <= SHORT_SECONDS * hz))
+    tried = tuple(length for length in LENGTHS if reach[length] < max(lengths))
+    if tried[-1] <= short:
         raise DatasetError(
-            f"episodes of at most {longest} steps at {clock.hz:g} Hz are too short to need a memory of more "
-            f"than {clock.seconds(short):g} s"
+            f"episodes of at most {max(lengths)} steps at {hz:g} Hz are too short to need a memory of more "
+            f"than {reach[short] / hz:g} s"
         )
-    return lengths, short
+    return Plan(hz, stride, tried, short)
 
 
-def answer(auditors: Auditors, lengths: Sequence[int], short: int, clock: Clock, seed: int) -> Answer:
-    """Ask trained auditors whether the data need memory.
+def find_out(
+    planned: Plan,
+    episodes: Iterable[Episode],
+    spec: TaskSpec,
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> Answer:
+    """Find out whether data need memory.
 
     Args:
-        auditors: the auditors.
-        lengths, short: as `lengths_to_try` returns them.
-        clock: how frames lie in time.
-        seed: seed of the statistics.
+        planned: the plan.
+        episodes: the episodes that it was made for.
+        spec: their task.
+        seed: seed of all randomness.
+        threads: networks that are trained at a time.
+        progress: called `planned.work` times, from any thread.
     """
+    recordings = record(episodes, spec, planned.stride)
+    auditors = train_auditors(
+        recordings, planned.lengths, planned.stride, planned.hz, seed, threads, progress
+    )
+    return _answer(auditors, planned, seed)
+
+
+def _answer(auditors: Auditors, planned: Plan, seed: int) -> Answer:
+    """Ask trained auditors whether the data need memory."""
+    lengths, short = planned.lengths, planned.short
     errors = {length: auditors.errors(View(length)) for length in lengths}
     other = {length: auditors.errors(View(length, history="other")) for length in lengths if length > short}
     found = judge(errors, other, short, seed)
@@ -129,33 +166,29 @@ def answer(auditors: Auditors, lengths: Sequence[int], short: int, clock: Clock,
     return Answer(
         memory={"yes": True, "unclear": None}.get(found.memory, False),
         verdict=found.memory,
-        reach_steps=clock.steps(found.context_length),
-        T_o=clock.steps(found.context_length) + 1,
+        reach_steps=planned.steps(found.context_length),
+        T_o=planned.steps(found.context_length) + 1,
         confidence=_short(found.confidence),
         more_episodes=found.more_episodes,
         gain=_short(found.gain),
         chance=_short(found.chance),
-        short_seconds=_short(clock.seconds(short)),
+        short_seconds=_short(planned.seconds(short)),
         parts=parts,
         controls=controls,
-        action_error=_intervals({length: np.nanmean(rows, axis=1) for length, rows in errors.items()}, clock),
-        in_parts=_intervals({length: np.nanmean(rows, axis=1) for length, rows in inside.items()}, clock)
-        if parts
-        else {},
+        action_error=_intervals(errors, planned),
+        in_parts=_intervals(inside, planned) if parts else {},
         by_part={
-            clock.steps(length) + 1: [_short(value) for value in np.nanmean(by_part(rows), axis=0)]
+            planned.steps(length) + 1: [_short(value) for value in np.nanmean(by_part(rows), axis=0)]
             for length, rows in errors.items()
         },
-        lines=_lines(found, controls, clock, short),
+        lines=_lines(found, controls, planned),
     )
 
 
-def _lines(
-    found: Verdict, controls: Mapping[str, Mapping[str, float]], clock: Clock, short: int
-) -> list[str]:
+def _lines(found: Verdict, controls: Mapping[str, Mapping[str, float]], planned: Plan) -> list[str]:
     """Put an answer into words."""
-    reach, least = clock.seconds(found.context_length), clock.seconds(short)
-    sure, length = f"confidence {found.confidence:.0%}", f"T_o {clock.steps(found.context_length) + 1}"
+    reach, least = planned.seconds(found.context_length), planned.seconds(planned.short)
+    sure, length = f"confidence {found.confidence:.0%}", f"T_o {planned.steps(found.context_length) + 1}"
     where = ", ".join(_places(found.parts))
     beyond = f"a past of more than {least:.2g} s takes"
     takes = f"{beyond} {found.gain:.0%} off the action error, at {where} of an episode"
@@ -198,12 +231,12 @@ def _places(parts: Sequence[int]) -> list[str]:
     return [f"{100 * first / PARTS:.0f}-{100 * last / PARTS:.0f} %" for first, last in runs]
 
 
-def _intervals(values: Mapping[int, Any], clock: Clock) -> dict[int, dict[str, float]]:
-    """Return mean and interval over episodes, by T_o in steps."""
+def _intervals(errors: Mapping[int, NDArray[Any]], planned: Plan) -> dict[int, dict[str, float]]:
+    """Average each episode's errors, and return mean and interval over episodes, by T_o in steps."""
     found = {}
-    for length, rows in values.items():
-        ends = mean_interval(rows)
-        found[clock.steps(length) + 1] = {
+    for length, rows in errors.items():
+        ends = mean_interval(known_mean(rows))
+        found[planned.steps(length) + 1] = {
             name: _short(value) for name, value in zip(("mean", "low", "high"), ends, strict=True)
         }
     return found

@@ -25,7 +25,8 @@ LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-2
 SEGMENTS, WINDOWS = 16, 32
 """Episodes of a training step, and decisions of each."""
 ACTIONS_SHARE, TIMELESS_SHARE = 0.2, 0.25
-"""Share of the decisions at which past actions are seen instead of frames, and at which time is not told."""
+"""Share of the training steps in which past actions are seen instead of frames, and of the decisions at which
+time is not told."""
 TOGETHER = 8
 """Episodes that are predicted at once."""
 
@@ -129,7 +130,7 @@ def _train(
     known = torch.from_numpy(np.setdiff1d(np.arange(len(episodes.frames_G)), held_out))
     choices = torch.tensor(lengths)
     optimizer = torch.optim.AdamW(
-        network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY
+        network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / STEPS)) / 2
@@ -141,8 +142,8 @@ def _train(
         now_GJ = (share_GJ * batch.frames_G.unsqueeze(1)).long()
         length_GJ = choices[torch.randint(len(choices), now_GJ.shape, generator=generator)]
         time_GJ = torch.rand(now_GJ.shape, generator=generator) >= TIMELESS_SHARE
-        actions_GJ = torch.rand(now_GJ.shape, generator=generator) < ACTIONS_SHARE
-        looks = Looks(now_GJ, length_GJ, time_GJ, actions_GJ)
+        actions = torch.rand((), generator=generator).item() < ACTIONS_SHARE
+        looks = Looks(now_GJ, length_GJ, time_GJ, actions)
         action_GJTA, exists_GJT = batch.targets(now_GJ)
         predicted_GJTA = network(batch.frame_GSD, batch.frame_GSD, batch.past_GSA, looks)
         loss = (predicted_GJTA - action_GJTA)[exists_GJT].square().mean()

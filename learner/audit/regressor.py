@@ -53,10 +53,8 @@ class Regressor(nn.Module):
         time_GJ = looks.now_GJ / self.time * looks.time_GJ
         known_GJ2 = torch.stack((time_GJ, looks.time_GJ.float()), dim=2)
         query_GJE = self.present(torch.cat((frame_GSD.gather(1, index_GJD), known_GJ2), dim=2))
-        token_GSE = torch.cat((self.frame(past_GSD), self.action(past_GSA)), dim=1)
+        token_GSE = self.action(past_GSA) if looks.actions else self.frame(past_GSD)
         age_GJS, seen_GJS = looks.ages(past_GSD.shape[1])
-        actions_GJ1 = looks.actions_GJ.unsqueeze(2)
-        seen_GJS = torch.cat((seen_GJS & ~actions_GJ1, seen_GJS & actions_GJ1), dim=2)
         for block in self.blocks:
             query_GJE = block(query_GJE, token_GSE, age_GJS, seen_GJS)
         action_GJTA: Tensor = self.head(query_GJE).unflatten(2, (self.positions, -1))
@@ -75,8 +73,7 @@ class Look(nn.Module):
         self.layers = nn.Sequential(nn.LayerNorm(WIDTH), _mlp(WIDTH, WIDTH, 4 * WIDTH))
 
     def forward(self, query_GJE: Tensor, token_GSE: Tensor, age_GJS: Tensor, seen_GJS: Tensor) -> Tensor:
-        """Return the queries (G, J, E) with what they have seen. Tokens are frames, then actions: twice as
-        many as there are ages."""
+        """Return the queries (G, J, E) with what they have seen."""
         heads = (HEADS, WIDTH // HEADS)
         key_GSKV, value_GSKV = self.past(token_GSE).unflatten(2, (2, *heads)).unbind(2)
         query_GJKV = self.query(query_GJE).unflatten(2, heads)
@@ -84,8 +81,9 @@ class Look(nn.Module):
         by_age_GKJS = torch.einsum("gjkv,skv->gkjs", query_GJKV, self.age_SKV)
         index_GKJS = age_GJS.clamp(max=len(self.age_SKV) - 1).unsqueeze(1).expand(-1, HEADS, -1, -1)
         age_GKJS = by_age_GKJS.gather(3, index_GKJS)
-        logit_GKJS = content_GKJS + torch.cat((age_GKJS, age_GKJS), dim=3)
-        logit_GKJS = logit_GKJS.masked_fill(~seen_GJS.unsqueeze(1), -math.inf) / math.sqrt(heads[1])
+        logit_GKJS = (content_GKJS + age_GKJS).masked_fill(~seen_GJS.unsqueeze(1), -math.inf) / math.sqrt(
+            heads[1]
+        )
         # A last token of value 0 stands for nothing, to which a query attends where the past tells nothing.
         share_GKJS = nn.functional.pad(logit_GKJS, (0, 1)).softmax(dim=3)[..., :-1]
         found_GJKV = torch.einsum("gkjs,gskv->gjkv", share_GKJS, value_GSKV)

@@ -81,11 +81,14 @@ def by_part(error_GS: NDArray[Any]) -> NDArray[np.float64]:
     frames_G1 = np.isfinite(error_GS).sum(axis=1, keepdims=True)
     part_GS = np.arange(error_GS.shape[1]) * PARTS // np.maximum(frames_G1, 1)
     found = [np.where(part_GS == part, error_GS, np.nan) for part in range(PARTS)]
-    counts = [np.isfinite(rows).sum(axis=1) for rows in found]
+    return np.stack([known_mean(rows) for rows in found], axis=1)
+
+
+def known_mean(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Average the values of each row that are known; NaN where none is."""
     with np.errstate(invalid="ignore"):
-        means = [np.nansum(rows, axis=1) / count for rows, count in zip(found, counts, strict=True)]
-    found_by_part: NDArray[np.float64] = np.stack(means, axis=1).astype(np.float64)
-    return found_by_part
+        mean: NDArray[np.float64] = np.nansum(rows, axis=1) / np.isfinite(rows).sum(axis=1)
+    return mean
 
 
 def gains(errors: Mapping[int, NDArray[Any]], short: int) -> Gains:

@@ -36,10 +36,10 @@ class Looks:
     """T_o of each decision, int64."""
     time_GJ: Tensor
     """Whether time is told, bool."""
-    actions_GJ: Tensor
-    """Whether the past is seen as actions, bool."""
+    actions: bool = False
+    """Whether the past is seen as actions, at all decisions."""
     reversed: bool = False
-    """Whether the past is seen in reverse order."""
+    """Whether the past is seen in reverse order, at all decisions."""
 
     @classmethod
     def through(cls, view: View, now_GJ: Tensor) -> "Looks":
@@ -48,7 +48,7 @@ class Looks:
             now_GJ,
             torch.full_like(now_GJ, view.context_length),
             torch.full_like(now_GJ, view.time, dtype=torch.bool),
-            torch.full_like(now_GJ, view.sees == "actions", dtype=torch.bool),
+            view.sees == "actions",
             view.history == "reversed",
         )
 
