@@ -69,6 +69,7 @@ def test_a_run_on_this_machine(longview: Any, elsewhere: dict[str, str]) -> None
     assert_it_ran(longview, *longview("demo", "--task", "counting", *TINY, **elsewhere))
 
 
+@pytest.mark.slow
 def test_a_run_on_an_existing_cluster(longview: Any, elsewhere: dict[str, str], address: str) -> None:
     (longview.folder / "tiny.yaml").write_text("task: counting")
     assert_it_ran(longview, *longview("launch", "tiny.yaml", "--address", address, *TINY, **elsewhere))

@@ -14,6 +14,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_terminal_without_letters_that_goes_away_and_a_long_temporary_folder(longview: Any) -> None:
     temporary = longview.folder / ("x" * 100)
     temporary.mkdir()

@@ -1,6 +1,8 @@
 """`longview train`: data sets as files, a real store, real processes."""
 
 import json
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -9,8 +11,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as arrow
+import pyarrow.compute
 import pytest
 import zarr
+from pyarrow import parquet
 
 from longview.cluster.commands.train import split
 from longview.cluster.run.services import redis_server
@@ -221,8 +226,11 @@ def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> 
     arrays = {"state": ArraySpec((6,)), "front": picture, "wrist": picture}
     steps = 10 * 30
     spec = TaskSpec("arm", arrays, ArraySpec((6,)), 30.0, steps, (1, 2, 4, 8, 16), 1)
-    lerobot_writer.write(longview.folder / "arm", spec, filmed_episodes(spec, MINUTES * 6), False)
-    process = longview.start("train", "arm", "name=arm", "learner.steps=24", "learner.camera_steps=12")
+    first = longview.folder / "arm-0"
+    lerobot_writer.write(first, spec, filmed_episodes(spec, 6), False)
+    data = [first, *(repeated(first, number) for number in range(1, MINUTES))]
+    settings = ("name=arm", "learner.steps=24", "learner.camera_steps=12")
+    process = longview.start("train", *map(str, data), "--task", "arm", *settings)
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(map(proportional_bytes, longview.processes())))
@@ -230,6 +238,22 @@ def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> 
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert peak <= 8 << 30, f"{peak / 2**30:.1f} GiB"
+
+
+def repeated(first: Path, number: int) -> Path:
+    """Copy a data set of a minute, with other actions, so that its episodes count as others. The videos are
+    linked: to encode each would take longer than the test."""
+    copy = first.with_name(f"arm-{number}")
+    shutil.copytree(first, copy, copy_function=os.link)
+    for file in copy.glob("data/**/*.parquet"):
+        table = parquet.read_table(file)
+        actions = table["action"].combine_chunks()
+        moved = arrow.FixedSizeListArray.from_arrays(
+            arrow.compute.add(actions.flatten(), arrow.scalar(number, arrow.float32())), type=actions.type
+        )
+        file.unlink()
+        parquet.write_table(table.set_column(table.column_names.index("action"), "action", moved), file)
+    return copy
 
 
 def proportional_bytes(pid: int) -> int:

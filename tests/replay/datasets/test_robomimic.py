@@ -245,6 +245,7 @@ def simulator(config: Any) -> Any:
     return robosuite.make(name, **arguments)
 
 
+@pytest.mark.slow
 def test_an_old_controller_works_in_the_simulator_of_today() -> None:
     """The file's Lift can be made; its hand moves as with the old controller, by deltas in the world."""
     env = simulator(OLD)
