@@ -311,7 +311,6 @@ def test_a_driver_killed_leaves_a_run_that_resumes(longview: Any, config: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_runs_side_by_side(longview: Any, config: str) -> None:
     both = [longview.start("launch", config, f"name=side-{number}", f"seed={number}") for number in (1, 2)]
     for process in both:

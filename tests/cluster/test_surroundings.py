@@ -4,6 +4,8 @@ import json
 import shutil
 from typing import Any
 
+import pytest
+
 from tests.conftest import FullDisk
 
 TINY = (
