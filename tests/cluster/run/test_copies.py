@@ -64,8 +64,6 @@ class S3Server:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """Start a server of S3 that the environment names, as it would name another one."""
-    for package in ("moto", "flask", "s3fs", "boto3"):
-        pytest.importorskip(package)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
