@@ -91,25 +91,28 @@ class Decider:
 
     def _decide(self) -> None:
         while True:
-            batch = self._gatherer.take()
-            self._count(len(batch))
-            try:
-                actions_BTA = batch[0].session.act(
-                    [question.slot for question in batch],
-                    [question.frames for question in batch],
-                    [question.executed for question in batch],
-                    np.array([question.reset for question in batch]),
-                    batch[0].T_o,
-                    [question.rng for question in batch],
-                    [question.skipped for question in batch],
-                )
-            except Exception as error:
-                for question in batch:
-                    question.answer.set_exception(error)
-            else:
-                for question, actions_TA in zip(batch, actions_BTA, strict=True):
-                    question.answer.set_result(actions_TA)
-            del batch  # so that it does not keep a session that no robot holds
+            _answer(self._gatherer.take(), self._count)
+
+
+def _answer(batch: Sequence[Question], count: Callable[[int], None]) -> None:
+    """Answer the questions of one batch."""
+    count(len(batch))
+    try:
+        actions_BTA = batch[0].session.act(
+            [question.slot for question in batch],
+            [question.frames for question in batch],
+            [question.executed for question in batch],
+            np.array([question.reset for question in batch]),
+            batch[0].T_o,
+            [question.rng for question in batch],
+            [question.skipped for question in batch],
+        )
+    except Exception as error:
+        for question in batch:
+            question.answer.set_exception(error)
+    else:
+        for question, actions_TA in zip(batch, actions_BTA, strict=True):
+            question.answer.set_result(actions_TA)
 
 
 def warm_session(policy: "Policy", version: int, robots: int) -> "PolicySession":

@@ -162,6 +162,7 @@ class RobotServer:
             self._config.port,
             ssl=tls,
             process_request=self._admit,
+            origins=[None],  # no page in a browser may connect
             compression=None,
             max_size=self._config.message_bytes,
             max_queue=2,
