@@ -225,8 +225,12 @@ class RobotServer:
         due = time.monotonic()
         try:
             with self._metrics.connections.track_inprogress():
-                await connection.send(wire.encode(self._metadata(robot, terms)))
+                async with robot.lock:  # an earlier connection's last call may still be worked on
+                    about = self._metadata(robot, terms)
+                await connection.send(wire.encode(about))
                 async for message in connection:
+                    if robot.connection is not connection:
+                        break
                     await asyncio.sleep(due - time.monotonic())
                     due = time.monotonic() + 1 / self._config.calls_per_second
                     await connection.send(await self._answer(robot, terms, message))

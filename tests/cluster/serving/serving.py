@@ -90,10 +90,10 @@ class Served:
             tls: certificate and key.
             recorder: makes a recorder from the task and the metrics; None records nothing.
             names: names of observations, as in `Form`.
-            settings: settings of the server.
+            settings: settings of the server; without them, a busy machine may take its time to answer.
         """
         weights, self.metrics = Weights(path, "cpu"), ServingMetrics()
-        spec, config = weights.policy.spec, ServeConfig(port=0, **settings)
+        spec, config = weights.policy.spec, ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
         form = Form(spec, weights.policy.horizon.context, names or {})
         server = RobotServer(
