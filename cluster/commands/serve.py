@@ -20,6 +20,7 @@ from longview.cluster.serving.recorder import Recorder
 from longview.cluster.serving.server import RobotServer, ServeConfig
 from longview.cluster.serving.weights import Weights
 from longview.cluster.views.terminal import console
+from longview.learner.files import policy_file
 from longview.monitoring.serving import ServingMetrics
 from longview.replay.config import StoreConfig, with_password
 
@@ -100,6 +101,7 @@ def serve_checkpoint(
         )
     names = new_names(map)
     try:
+        policy_file(checkpoint)  # fails before PyTorch loads
         weights = Weights(checkpoint, device())
         run = run_of(weights.file)
         spec, longest = weights.policy.spec, weights.policy.horizon.context

@@ -136,4 +136,5 @@ main()
         assert robot.infer({"where": np.zeros(2)})["actions"].shape == (8, 2)
     finally:
         server.terminate()
-    assert server.wait(60) == 130
+        server.communicate(timeout=60)
+    assert server.returncode == 130

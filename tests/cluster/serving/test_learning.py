@@ -64,6 +64,7 @@ def correct(url: str, seed: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_learns_from_a_person_and_serves_what_it_learnt(longview: Any, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,9 +73,9 @@ def test_a_run_learns_from_a_person_and_serves_what_it_learnt(longview: Any, tmp
     with redis_server(tmp_path / "redis") as url:
         launched = longview.start("launch", "run.yaml", "name=drawer", f"replay.url={url}", *SETTINGS)
         run = Run(tmp_path / "runs" / "drawer")
-        longview.wait_for(lambda: steps(run.checkpoints) or launched.poll() is not None, 200)
+        longview.wait_for(lambda: steps(run.checkpoints) or launched.poll() is not None, 400)
         server = longview.start("serve", "drawer", "--record", url, "--port", str(port))
-        longview.wait_for(lambda: healthy(port) or server.poll() is not None)
+        longview.wait_for(lambda: healthy(port) or server.poll() is not None, 300)
 
         versions, played = [], 0
         while launched.poll() is None and played < 40:

@@ -255,10 +255,11 @@ def test_tls_and_a_key(
     for wrong in ("open", "Open sesame", None, "öffne dich"):
         headers = {} if wrong is None else {"Authorization": f"Api-Key {wrong}".encode().decode("latin-1")}
         with pytest.raises(InvalidStatus, match="HTTP 401") as refused:
-            connect(url, additional_headers=headers)
+            connect(url, additional_headers=headers, open_timeout=120)
         assert b"sesame" not in (refused.value.response.body or b"")
     with pytest.raises(InvalidStatus, match="HTTP 403"):
-        connect(url, origin="https://localhost", additional_headers={"Authorization": "Api-Key open sesame"})
+        headers = {"Authorization": "Api-Key open sesame"}
+        connect(url, origin="https://localhost", additional_headers=headers, open_timeout=120)
     context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     health = urllib.request.urlopen(f"https://localhost:{server.port}/healthz", context=context)
     assert health.read() == b"OK\n"
