@@ -257,8 +257,8 @@ def test_tls_and_a_key(
         with pytest.raises(InvalidStatus, match="HTTP 401") as refused:
             connect(url, additional_headers=headers, open_timeout=120)
         assert b"sesame" not in (refused.value.response.body or b"")
+    headers = {"Authorization": "Api-Key open sesame"}
     with pytest.raises(InvalidStatus, match="HTTP 403"):
-        headers = {"Authorization": "Api-Key open sesame"}
         connect(url, origin="https://localhost", additional_headers=headers, open_timeout=120)
     context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     health = urllib.request.urlopen(f"https://localhost:{server.port}/healthz", context=context)
