@@ -369,6 +369,77 @@ def evaluate(
 
 @app.command()
 @explained
+def serve(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A run, by folder or name; a folder of checkpoints, one of them; or a file."),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
+    robots: Annotated[int, typer.Option(min=1, help="Most robots at a time.")] = 16,
+    map: Map = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that robots bring; else LONGVIEW_API_KEY.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate for TLS, as PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key of the certificate, as PEM.")] = None,
+    max_message: Annotated[int, typer.Option(min=1, help="Largest message of a robot, in MiB.")] = 16,
+    max_rate: Annotated[
+        float, typer.Option(min=0.1, help="Calls per second and robot; others wait.")
+    ] = 200.0,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve /metrics at this port; 0 chooses a free one.")
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option(metavar="URL", help="Record episodes into the store in this Redis.")
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of these episodes; by default that of the policy's run.")
+    ] = None,
+    ensemble: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="DECAY", help="Average overlapping decisions, as ACT does with 0.01."),
+    ] = None,
+) -> None:
+    """Serve a policy to robots over the network, with the history of each; `openpi-client` works unchanged.
+
+    A run's newest checkpoint acts in every new episode. A single checkpoint stays.
+
+    Examples:
+
+        longview serve runs/my_run
+
+        longview serve runs/my_run --map observation/state=state --map observation/image=front
+
+        LONGVIEW_API_KEY=... longview serve my_run --host 0.0.0.0 --cert cert.pem --key key.pem
+
+        longview serve my_run --record redis://store:6379 --metrics-port 9100
+    """
+    from longview.cluster.commands import serve as serving
+    from longview.cluster.serving.server import ServeConfig
+
+    config = ServeConfig(
+        host=host,
+        port=port,
+        key=serving.api_key(api_key_file),
+        robots=robots,
+        message_bytes=max_message << 20,
+        calls_per_second=max_rate,
+        ensemble=ensemble,
+    )
+    serving.serve_checkpoint(
+        checkpoint,
+        config,
+        map=map or (),
+        tls=serving.tls_context(cert, key),
+        metrics_port=metrics_port,
+        record=record,
+        namespace=namespace,
+    )
+
+
+@app.command()
+@explained
 def status(
     run: RunName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the run ends.")] = False,

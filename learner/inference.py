@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,30 @@ class Request:
     """The actions (B, T_a, A); None if the server does not know a simulator's history."""
 
 
-class Gatherer:
+class Gathered(Protocol):
+    """Part of a request that decides which batch it is in."""
+
+    @property
+    def version(self) -> int:
+        """Policy version to decide with."""
+
+    @property
+    def T_o(self) -> int:
+        """Context length to decide with."""
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Simulators or robots to decide for."""
+
+    @property
+    def arrived(self) -> float:
+        """Monotonic time of the request's arrival."""
+
+
+Asked = TypeVar("Asked", bound=Gathered)
+
+
+class Gatherer(Generic[Asked]):
     """Queue of requests that hands them out in batches. Thread-safe.
 
     All requests of a batch ask for one version and one T_o. A batch is complete when its oldest request has
@@ -75,16 +98,16 @@ class Gatherer:
             wait_seconds: longest time for which a request waits for others.
         """
         self._max_batch, self._wait_seconds = max_batch, wait_seconds
-        self._waiting: list[Request] = []
+        self._waiting: list[Asked] = []
         self._arrived = threading.Condition()
 
-    def put(self, request: Request) -> None:
+    def put(self, request: Asked) -> None:
         """Add a request."""
         with self._arrived:
             self._waiting.append(request)
             self._arrived.notify()
 
-    def take(self) -> list[Request]:
+    def take(self) -> list[Asked]:
         """Wait for the next batch, and take it off the queue."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting)
@@ -100,12 +123,12 @@ class Gatherer:
             self._waiting = [request for request in self._waiting if request not in batch]
             return batch
 
-    def _beside(self, oldest: Request) -> int:
+    def _beside(self, oldest: Asked) -> int:
         """Count the simulators of all waiting requests that could be in one batch with the oldest."""
         return sum(len(request.slots) for request in self._waiting if _kind(request) == _kind(oldest))
 
 
-def _kind(request: Request) -> tuple[int, int]:
+def _kind(request: Gathered) -> tuple[int, int]:
     return request.version, request.T_o
 
 
@@ -128,7 +151,7 @@ class PolicyServer:
                 requests has waited.
         """
         self._slots, self._count = slots, count
-        self._gatherer = Gatherer(max_batch, wait_seconds)
+        self._gatherer = Gatherer[Request](max_batch, wait_seconds)
         self._versions: dict[int, _Version] = {}
         self._loading = threading.Lock()
         threading.Thread(target=self._serve, name="inference", daemon=True).start()

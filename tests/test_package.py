@@ -135,6 +135,7 @@ def test_without_extras_the_command_line_explains_itself(arguments: list[str], s
         (["demo", "--task", "lift"], "mujoco", "sim"),
         (["demo", "--task", "push_t", "demonstrations=."], "gym_pusht", "sim"),
         (["dashboards", "build"], "grafana_foundation_sdk", "monitoring"),
+        (["serve", "runs/lift"], "websockets", "serve"),
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(

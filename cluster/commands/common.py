@@ -3,7 +3,7 @@
 import errno
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Annotated, Any, Final, NoReturn, ParamSpec
 
@@ -45,6 +45,21 @@ def group(help: str) -> typer.Typer:
     )
 
 
+def new_names(map: Sequence[str]) -> dict[str, str]:
+    """Read new names of arrays that a person typed, as a mapping from the old ones.
+
+    Raises:
+        ConfigError: a pair is not written as THEIRS=OURS.
+    """
+    from longview.cluster.run.config import ConfigError
+
+    names = [pair.partition("=") for pair in map]
+    for pair, (theirs, _, ours) in zip(map, names, strict=True):
+        if not theirs or not ours:
+            raise ConfigError(f"--map takes THEIRS=OURS, such as qpos=state, not {pair}")
+    return {theirs: ours for theirs, _, ours in names}
+
+
 EXTRAS: Final = {
     "PIL": "store",
     "redis": "store",
@@ -65,6 +80,7 @@ EXTRAS: Final = {
     "jinja2": "monitoring",
     "matplotlib": "monitoring",
     "prometheus_client": "monitoring",
+    "websockets": "serve",
 }
 """Modules that a plain `pip install longview` leaves out, and the extra that installs each."""
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from longview.cluster.driver.recorded import device, open_recorded, train_recorded
+from longview.cluster.driver.recorded import open_recorded, train_recorded
 from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, described, plain, read_config
 from longview.cluster.run.folder import Run, take_run
-from longview.cluster.run.sizing import FEWEST, Facts, Setting, settings_for
+from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
 from longview.cluster.views.terminal import console
 from longview.replay.config import StoreConfig, with_password
 from longview.replay.datasets.plan import Choice

@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from longview.actors.task import columns_of, load_task, task_names
+from longview.cluster.commands.common import new_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import ROOT, RunError, any_store, create_run, find_run, open_run
@@ -38,17 +39,13 @@ def choice_of(
     Raises:
         ConfigError: a name or a size is not written as it should be.
     """
-    names = [pair.partition("=") for pair in map]
-    for pair, (theirs, _, ours) in zip(map, names, strict=True):
-        if not theirs or not ours:
-            raise ConfigError(f"--map takes THEIRS=OURS, such as qpos=state, not {pair}")
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", resize or "1x1")
     if sides is None:
         raise ConfigError(f"--resize takes WIDTHxHEIGHT, such as 96x96, not {resize}")
     return Choice(
         keys=[key for key in (keys or "").split(",") if key],
         drop=drop,
-        map={theirs: ours for theirs, _, ours in names},
+        map=new_names(map),
         size=None if resize is None else (int(sides[1]), int(sides[2])),
         skip_bad=skip_bad,
     )

@@ -21,6 +21,7 @@ from longview.cluster.run.config import DataConfig, RunConfig, task_of, without_
 from longview.cluster.run.ending import RunFailed, ending
 from longview.cluster.run.folder import IMPORT, Run, store_of, write_atomically
 from longview.cluster.run.progress import RunProgress
+from longview.cluster.run.sizing import device
 from longview.cluster.views.terminal import console, show_account
 from longview.monitoring.film import write_sheet
 from longview.monitoring.hub import Hub, encode_report
@@ -185,13 +186,6 @@ def _version(training: "Future[int]") -> int:
     except Exception as error:
         log.exception("training failed")
         raise RunFailed(f"training failed: {error}") from error
-
-
-def device() -> str:
-    """Choose the device to train on: a GPU, if PyTorch finds one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dict[str, Any] | None:

@@ -161,3 +161,10 @@ def _chunk(facts: Facts, typical: int) -> int:
 
 def _within(value: float, fewest: int, most: int) -> int:
     return int(min(max(value, fewest), most))
+
+
+def device() -> str:
+    """Choose the device for a policy: a GPU, if PyTorch finds one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -63,6 +63,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         (["launch", "absent.yaml"], ["cannot read config absent.yaml"]),
         (["evaluate", "absent"], ["absent holds no policy"]),
         (["evaluate", "absent", "--context", "1,x"], ["--context takes numbers"]),
+        (["serve", "absent"], ["absent holds no policy"]),
+        (["serve", "absent", "--host", "0.0.0.0"], ["set LONGVIEW_API_KEY or give --api-key-file"]),
         (["collect", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["collect", "push_t"], ["task push_t has no expert"]),
         (["collect", "lift", "--episodes", "0"], ["--episodes"]),

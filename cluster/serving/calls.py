@@ -1,0 +1,229 @@
+"""Calls of a robot, checked against the policy's task and brought into its form.
+
+Legend (docs/notation.md): F frames, A action dimensions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longview.replay.datasets.convert import as_float32, as_rgb, layout_of, picture_shape
+from longview.replay.episode import BY_PERSON, OUTCOMES, Array, ArraySpec, TaskSpec
+from longview.replay.errors import DatasetError
+
+KEYS: Final = ("frames", "executed", "skipped", "controller", "T_o", "reset", "outcome")
+"""Keys of a call that are no observations."""
+MOST_SKIPPED: Final = 1 << 20
+"""Most steps without a frame before a call."""
+
+
+class CallError(ValueError):
+    """A call that does not fit the policy; the message names what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the calls for one policy look like."""
+
+    spec: TaskSpec
+    """Task of the policy."""
+    longest: int
+    """Longest context length of the policy."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names of observations in the task, by the robot's names for them; others have the same name."""
+    resize: bool = False
+    """Whether pictures of another size are resized, as those of the training data were."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.names.values()) - self.spec.observation.keys()):
+            known = ", ".join(self.spec.observation)
+            raise ValueError(f"the policy has no observation {', '.join(unknown)}; it has {known}")
+        if taken := sorted(self.wire_names.keys() & set(KEYS)):
+            raise ValueError(f"calls use {', '.join(taken)} for something else: rename the observation")
+
+    @property
+    def wire_names(self) -> dict[str, str]:
+        """Names of all observations in the task, by the names that calls use."""
+        renamed = {ours: theirs for theirs, ours in self.names.items()}
+        return {renamed.get(key, key): key for key in self.spec.observation}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a robot, which asks for actions from its newest frame on."""
+
+    frames: Mapping[str, Array]
+    """New frames (F, ...) by key, oldest first; the last one is now."""
+    single: bool
+    """Whether the call holds the present observation alone, as a plain client's."""
+    skipped: int | None
+    """Steps without a frame before the first new frame; None where the robot does not say."""
+    executed: NDArray[np.float32] | None
+    """Actions (n, A) executed since the last call; None where the robot does not say."""
+    controller: NDArray[np.uint8] | None
+    """Who was in control of each executed action (n,); None: the policy."""
+    T_o: int
+    """Context length to decide with."""
+    reset: bool
+    """Whether an episode begins with the first new frame."""
+    outcome: str | None
+    """How the episode ended with the newest frame; None while it goes on."""
+
+    @property
+    def count(self) -> int:
+        """Number of new frames."""
+        return len(next(iter(self.frames.values())))
+
+
+def read_call(message: Mapping[str, Any], form: Form) -> Call:
+    """Check a decoded message, and bring its arrays into the form that the policy was trained with.
+
+    Args:
+        message: what `wire.decode` returned. Keys of no meaning here, such as `prompt`, are left out.
+        form: what calls look like.
+
+    Raises:
+        CallError: an observation is missing or does not fit the task, or another key has no valid value.
+    """
+    single = "frames" not in message
+    arrays = dict(_flat(message if single else _map(message["frames"])))
+    frames = {
+        key: _frames(name, arrays, spec, form, single=single)
+        for name, key in form.wire_names.items()
+        if (spec := form.spec.observation[key])
+    }
+    counts = {name: len(frames[key]) for name, key in form.wire_names.items()}
+    if len(set(counts.values())) > 1 or not all(counts.values()):
+        raise CallError(f"frames must hold one frame or more, and every observation in each, not {counts}")
+    executed, controller = message.get("executed"), message.get("controller")
+    if executed is not None:
+        executed = _numbers("executed", executed, (None, *form.spec.action.shape))
+    if controller is not None:
+        if executed is None:
+            raise CallError("controller says who was in control of executed actions: give these as well")
+        controller = _controller(controller, len(executed))
+    return Call(
+        frames=frames,
+        single=single,
+        skipped=_whole(message, "skipped", 0, MOST_SKIPPED),
+        executed=executed,
+        controller=controller,
+        T_o=_whole(message, "T_o", 1, form.longest) or form.longest,
+        reset=_flag(message),
+        outcome=_outcome(message),
+    )
+
+
+def _flat(found: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values by name; those of a map within the map carry its name, as in `images/front`."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}/")
+        else:
+            yield f"{above}{key}", value
+
+
+def _map(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, dict):
+        raise CallError(f"frames is a map of arrays, not {_shown(value)}")
+    return value
+
+
+def _frames(name: str, arrays: Mapping[str, Any], spec: ArraySpec, form: Form, *, single: bool) -> Array:
+    """Return an observation as frames (F, ...) in the form of its spec."""
+    if name not in arrays:
+        came = ", ".join(sorted(arrays.keys() - set(KEYS))) or "none"
+        raise CallError(f"observation {name} is missing; the call holds {came}")
+    value = arrays[name]
+    expected = f"{spec.dtype}{list(spec.shape)}" + ("" if single else " for each frame")
+    if not isinstance(value, np.ndarray | bool | int | float):
+        raise CallError(f"observation {name} is {_shown(value)}, expected {expected}")
+    rows = np.asarray(value)[None] if single else np.asarray(value)
+    if rows.ndim:
+        try:
+            rows = _pictures(name, rows, spec, form) if spec.is_image else _values(name, rows, spec)
+        except DatasetError as error:
+            raise CallError(f"observation {error}; expected {expected}") from None
+    if not rows.ndim or rows.shape[1:] != spec.shape or rows.dtype != spec.dtype:
+        raise CallError(f"observation {name} is {_shown(value)}, expected {expected}")
+    return rows
+
+
+def _pictures(name: str, rows: Array, spec: ArraySpec, form: Form) -> Array:
+    """Convert pictures as an import of data does. What has no layout of pictures stays as it is."""
+    layout = layout_of(rows.shape[1:], rows.dtype)
+    if not layout:
+        return rows
+    height, width, _ = picture_shape(rows.shape[1:], layout, None)
+    same = (height, width) == spec.shape[:2]
+    if not same and not form.resize:
+        raise CallError(
+            f"observation {name} shows {width}x{height} pixels, expected {spec.shape[1]}x{spec.shape[0]}: "
+            "the policy was trained with pictures as they came, so they are not resized"
+        )
+    return as_rgb(name, rows, layout, None if same else (spec.shape[1], spec.shape[0]))
+
+
+def _values(name: str, rows: Array, spec: ArraySpec) -> Array:
+    """Convert numbers to the dtype of the spec."""
+    if spec.dtype == "float32":
+        return as_float32(name, rows)[0]
+    converted = rows.astype(np.uint8, casting="unsafe")
+    if not np.array_equal(converted, rows):
+        raise CallError(f"observation {name} holds more than whole numbers of 0 to 255")
+    return converted
+
+
+def _numbers(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """Check an array of finite numbers; None stands for any size of an axis."""
+    fits = isinstance(value, np.ndarray) and len(value.shape) == len(shape)
+    if not fits or any(side not in (None, found) for side, found in zip(shape, value.shape, strict=True)):
+        sides = ", ".join("n" if side is None else str(side) for side in shape)
+        raise CallError(f"{name} is {_shown(value)}, expected float32[{sides}]")
+    try:
+        return as_float32(name, value)[0]
+    except DatasetError as error:
+        raise CallError(str(error)) from None
+
+
+def _controller(value: Any, count: int) -> NDArray[np.uint8]:
+    numbers = _numbers("controller", value, (None,))
+    if len(numbers) != count or not np.isin(numbers, range(int(BY_PERSON) + 1)).all():
+        raise CallError(
+            f"controller says for each of {count} executed actions who was in control: 0 the policy, "
+            "1 an expert, 2 a person"
+        )
+    return numbers.astype(np.uint8)
+
+
+def _whole(message: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    value = message.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not low <= value <= high:
+        raise CallError(f"{name} is a whole number in {low}..{high}, not {value!r:.40}")
+    return value
+
+
+def _flag(message: Mapping[str, Any]) -> bool:
+    value = message.get("reset", False)
+    if not isinstance(value, bool):
+        raise CallError(f"reset is true or false, not {_shown(value)}")
+    return value
+
+
+def _outcome(message: Mapping[str, Any]) -> str | None:
+    value = message.get("outcome")
+    if value is None or (isinstance(value, str) and value in OUTCOMES):
+        return value
+    raise CallError(f"outcome is one of {', '.join(OUTCOMES)}, not {value!r:.40}")
+
+
+def _shown(value: Any) -> str:
+    """Describe a value of a message."""
+    return (
+        f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    )

@@ -1,0 +1,332 @@
+"""Server that acts for robots over websockets, in the protocol of openpi's policy server.
+
+A connection gets a frame with metadata, and then an answer to each call: actions, or a text that says what is
+wrong. docs/serve.md describes the protocol.
+"""
+
+import asyncio
+import hmac
+import logging
+import math
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from longview.cluster.serving import wire
+from longview.cluster.serving.calls import Call, CallError, Form, read_call
+from longview.cluster.serving.deciding import Decider, Question, warm_session
+from longview.cluster.serving.recorder import Recorder
+from longview.cluster.serving.robots import NoPlaceError, Robot, Robots
+from longview.cluster.serving.weights import Weights
+from longview.monitoring.serving import ServingMetrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 1.0
+"""Time between two looks for newer weights, and for robots that have been away for too long."""
+TRY_AGAIN_LATER: Final = 1013
+"""Code that closes a connection for which there is no place."""
+TAKEN_OVER: Final = 4000
+"""Code that closes a connection whose robot has another one."""
+LIMITS: Final = ("message_bytes", "calls_per_second", "answer_seconds", "keep_seconds")
+"""Settings that robots are told."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of a server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 chooses a free one."""
+    key: str | None = field(default=None, repr=False)
+    """Key that a connection must bring in its header `Authorization: Api-Key ...`; None lets all in."""
+    robots: int = 16
+    """Most robots at a time; each has a place in a batch."""
+    message_bytes: int = 16 << 20
+    """Size of the largest message that is taken."""
+    calls_per_second: float = 200.0
+    """Calls per second that are answered on a connection; faster ones wait."""
+    answer_seconds: float = 10.0
+    """Time within which every call is answered, if only by an error."""
+    keep_seconds: float = 60.0
+    """Time for which a robot whose connection ended may come back and go on."""
+    ensemble: float | None = None
+    """Decay of temporal ensembling, as for `ensembled`; None turns it off."""
+
+    def __post_init__(self) -> None:
+        if self.robots < 1:
+            raise ValueError(f"robots must be at least 1, not {self.robots}")
+        for name in ("message_bytes", "calls_per_second", "answer_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.ensemble is not None and not 0 <= self.ensemble < math.inf:
+            raise ValueError(f"ensemble must not be negative, not {self.ensemble}")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a connection asks for in its URL."""
+
+    steps_per_call: int
+    """Steps from one call to the next, where a call holds the present observation alone."""
+    idle_reset: float
+    """Seconds without a call after which the next one begins an episode."""
+    token: str | None
+    """Token of the robot to go on with; None for a new robot."""
+
+
+def read_terms(path: str, execute: int) -> Terms:
+    """Read the terms in the path of a URL, such as `/?steps_per_call=8&idle_reset=5`.
+
+    Args:
+        path: the path with its query.
+        execute: T_a of the policy: a call brings that many actions, so no more steps may lie between calls.
+
+    Raises:
+        CallError: a name is unknown, or a value is out of range.
+    """
+    given = dict(parse_qsl(urlsplit(path).query, keep_blank_values=True))
+    if unknown := given.keys() - {"steps_per_call", "idle_reset", "token"}:
+        known = "steps_per_call, idle_reset and token"
+        raise CallError(f"the URL takes {known}, not {', '.join(sorted(unknown))}")
+    try:
+        between = int(given.get("steps_per_call", execute))
+        idle = float(given.get("idle_reset", "inf"))
+    except ValueError as error:
+        raise CallError(f"steps_per_call and idle_reset are numbers: {error}") from None
+    if not 1 <= between <= execute:
+        raise CallError(f"steps_per_call must lie in 1..{execute}, the actions of a call, not {between}")
+    if not idle > 0:
+        raise CallError(f"idle_reset must be a positive number of seconds, not {idle:g}")
+    return Terms(between, idle, given.get("token"))
+
+
+class RobotServer:
+    """Server of the newest policy in a folder, for many robots."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        form: Form,
+        config: ServeConfig,
+        metrics: ServingMetrics,
+        recorder: Recorder | None = None,
+        rng: Callable[[], np.random.Generator] = np.random.default_rng,
+    ) -> None:
+        """
+        Args:
+            weights: the policy, and those that follow it.
+            form: what calls look like.
+            config: settings.
+            metrics: counts what happens.
+            recorder: records the episodes; None records nothing.
+            rng: makes the source of the noise of a robot's actions.
+        """
+        self._weights, self._form, self._config = weights, form, config
+        self._metrics, self._recorder = metrics, recorder
+        self._horizon = weights.policy.horizon
+        self._newest = warm_session(weights.policy, weights.version, config.robots)
+        self._decider = Decider(config.robots, metrics.batch_size.observe)
+        actions = form.spec.action.shape[0]
+        self._robots = Robots(config.robots, actions, config.keep_seconds, self._cut_off, rng)
+        self._working: set[asyncio.Task[Any]] = set()
+        """Tasks that nobody may wait for; the event loop alone would not keep them."""
+        metrics.version.set(weights.version)
+
+    async def run(self, started: Callable[[int], None], tls: ssl.SSLContext | None = None) -> None:
+        """Serve until the task is cancelled. Episodes under way are cut off then.
+
+        Args:
+            started: called with the port once robots can connect.
+            tls: certificate and key; None serves without TLS.
+
+        Raises:
+            OSError: the port is in use, or the address is not this machine's.
+        """
+        serving = serve(
+            self._connected,
+            self._config.host,
+            self._config.port,
+            ssl=tls,
+            process_request=self._admit,
+            origins=[None],  # no page in a browser may connect
+            compression=None,
+            max_size=self._config.message_bytes,
+            max_queue=2,
+        )
+        try:
+            async with serving as server:
+                started(next(iter(server.sockets)).getsockname()[1])
+                while True:
+                    await asyncio.sleep(LOOK_SECONDS)
+                    self._robots.sweep()
+                    await self._look()
+        finally:
+            for robot in self._robots:
+                self._robots.forget(robot)
+
+    async def _look(self) -> None:
+        """Let newer weights act in the episodes that begin from now on."""
+        weights = self._weights
+        try:
+            if await asyncio.to_thread(weights.look):
+                self._newest = await asyncio.to_thread(
+                    warm_session, weights.policy, weights.version, self._config.robots
+                )
+                self._metrics.version.set(weights.version)
+                log.info("version %d acts in new episodes", weights.version)
+        except (OSError, ValueError) as error:
+            log.warning("the newest policy was not taken: %s", error)
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Refuse a connection without the key, or with terms that make no sense."""
+        if urlsplit(request.path).path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        key, given = self._config.key, " ".join(request.headers.get_all("Authorization"))
+        sent = given.encode(errors="surrogateescape")
+        if key is not None and not hmac.compare_digest(sent, f"Api-Key {key}".encode()):
+            return connection.respond(
+                HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key ...\n"
+            )
+        try:
+            self._terms(request)
+        except CallError as error:
+            return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
+        return None
+
+    def _terms(self, request: Request | None) -> Terms:
+        assert request is not None
+        return read_terms(request.path, self._horizon.execute)
+
+    async def _connected(self, connection: ServerConnection) -> None:
+        """Serve one connection until it ends."""
+        terms = self._terms(connection.request)
+        try:
+            robot = self._robots.enter(terms.token)
+        except NoPlaceError as error:
+            await connection.close(TRY_AGAIN_LATER, str(error))
+            return
+        earlier, robot.connection = robot.connection, connection
+        if earlier is not None:
+            self._start(earlier.close(TAKEN_OVER, "another connection came with this token"))
+        due = time.monotonic()
+        try:
+            with self._metrics.connections.track_inprogress():
+                async with robot.lock:  # an earlier connection's last call may still be worked on
+                    about = self._metadata(robot, terms)
+                await connection.send(wire.encode(about))
+                async for message in connection:
+                    if robot.connection is not connection:
+                        break
+                    await asyncio.sleep(due - time.monotonic())
+                    due = time.monotonic() + 1 / self._config.calls_per_second
+                    await connection.send(await self._answer(robot, terms, message))
+        except ConnectionClosed:
+            pass
+        finally:
+            self._robots.leave(robot, connection)
+
+    def _metadata(self, robot: Robot, terms: Terms) -> dict[str, Any]:
+        """Describe the policy and the connection."""
+        spec, session = self._form.spec, robot.session or self._newest
+        return {
+            "server": "longview",
+            "task": spec.name,
+            "policy_version": session.version,
+            "control_hz": spec.control_hz,
+            "observation": {
+                name: {"shape": spec.observation[key].shape, "dtype": spec.observation[key].dtype}
+                for name, key in self._form.wire_names.items()
+            },
+            "action_size": spec.action.shape[0],
+            "actions_per_call": self._horizon.execute,
+            "T_o": self._horizon.context,
+            "steps_per_call": terms.steps_per_call,
+            "token": robot.token,
+            "steps": robot.steps,
+            "limits": {name: getattr(self._config, name) for name in LIMITS},
+        }
+
+    async def _answer(self, robot: Robot, terms: Terms, message: str | bytes) -> str | bytes:
+        """Answer a call: a message with actions, or a text that says what is wrong."""
+        started = time.monotonic()
+        try:
+            if isinstance(message, str):
+                raise CallError("a call is a binary frame with msgpack, not a text frame")
+            call = read_call(wire.decode(message), self._form)
+            async with asyncio.timeout(self._config.answer_seconds):
+                answer = await asyncio.shield(self._start(self._decide(robot, terms, call)))
+        except (wire.WireError, CallError) as error:
+            text = str(error)
+        except TimeoutError:
+            text = f"no decision within {self._config.answer_seconds:g} s"
+        except Exception:
+            log.exception("a call failed")
+            text = "the server failed, and its log says why"
+        else:
+            seconds = time.monotonic() - started
+            self._metrics.calls.labels("actions").inc()
+            self._metrics.decision_seconds.observe(seconds)
+            return wire.encode(answer | {"server_timing": {"infer_ms": 1000 * seconds}})
+        self._metrics.calls.labels("error").inc()
+        return text
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start a task, and keep it until it is done, whoever waits for it."""
+
+        def done(task: "asyncio.Task[Any]") -> None:
+            self._working.discard(task)
+            if not task.cancelled():
+                task.exception()  # if nobody waits any more, nobody needs it
+
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(done)
+        return task
+
+    async def _decide(self, robot: Robot, terms: Terms, call: Call) -> dict[str, Any]:
+        """Decide for a robot. Its calls are worked on one after the other, even if nobody waits any more."""
+        async with robot.lock:
+            idle = time.monotonic() - robot.called_at > terms.idle_reset
+            reset = call.reset or idle
+            question = robot.question(call, self._newest, terms.steps_per_call, reset=reset)
+            chosen_TA = await asyncio.wrap_future(self._decider.ask(question))
+            actions_TA = robot.answered(question, chosen_TA, self._config.ensemble)
+            answer = {"actions": actions_TA, "policy_version": question.version, "steps": robot.steps}
+            if self._recorder is not None:
+                answer["recording"] = self._record(robot, question, call, self._recorder)
+            if call.outcome is not None:
+                robot.session = None
+            robot.called_at = time.monotonic()
+            return answer
+
+    def _record(self, robot: Robot, question: Question, call: Call, recorder: Recorder) -> bool:
+        """Record the steps that a call tells of, and return whether the episode is recorded so far."""
+        if question.reset or robot.recording is None:
+            self._cut_off(robot)
+            robot.recording = recorder.begin(question.version, call.T_o)
+        recording = robot.recording
+        recorder.add(recording, question, call.controller)
+        if call.outcome is not None:
+            recorder.end(recording, call.outcome)
+            robot.recording = None
+        return not recording.lost
+
+    def _cut_off(self, robot: Robot) -> None:
+        """End the recording of a robot whose episode ended without an outcome."""
+        if robot.recording is not None and self._recorder is not None:
+            self._recorder.end(robot.recording)
+        robot.recording = None

@@ -1,0 +1,140 @@
+"""`longview serve`: what it refuses at once, and a server as a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+from longview.actors.task import load_task
+from longview.cluster.commands.serve import (
+    KEY_VARIABLE,
+    api_key,
+    resizes,
+    run_of,
+    serve_checkpoint,
+    tls_context,
+)
+from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, write_config
+from longview.cluster.serving.server import ServeConfig
+from longview.learner.config import policy_config
+from longview.learner.policy import policy_to_bytes
+
+OPTIONS: dict[str, Any] = {"map": (), "tls": None, "metrics_port": None, "record": None, "namespace": None}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return the folder of a checkpoint that lies in no run."""
+    folder = tmp_path / "step-000000003"
+    folder.mkdir()
+    policy = policy_config(widths=(8,), groups=4, token_size=8).make(load_task("return_point").spec)
+    (folder / "policy.safetensors").write_bytes(policy_to_bytes(policy))
+    return folder
+
+
+def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert api_key(None) is None
+    monkeypatch.setenv(KEY_VARIABLE, "from outside")
+    assert api_key(None) == "from outside"
+    file.write_text("of the file\n")
+    assert api_key(file) == "of the file"
+    for wrong in ("", " \n", "two\nlines", "schlüssel"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="must be printable ASCII, and not empty"):
+            api_key(file)
+    with pytest.raises(ConfigError, match="cannot read the key"):
+        api_key(tmp_path / "none")
+    assert "sesame" not in repr(ServeConfig(key="sesame"))
+
+
+def test_tls_takes_a_certificate_with_its_key(tmp_path: Path) -> None:
+    one, other = (trustme.CA().issue_cert("localhost") for _ in range(2))
+    certificate, key, foreign = (tmp_path / name for name in ("cert.pem", "key.pem", "foreign.pem"))
+    one.cert_chain_pems[0].write_to_path(str(certificate))
+    one.private_key_pem.write_to_path(str(key))
+    other.private_key_pem.write_to_path(str(foreign))
+    assert tls_context(None, None) is None
+    assert tls_context(certificate, key) is not None
+    with pytest.raises(ConfigError, match="needs both --cert and --key"):
+        tls_context(certificate, None)
+    for wrong in (foreign, tmp_path / "none"):
+        with pytest.raises(ConfigError, match="cannot use --cert"):
+            tls_context(certificate, wrong)
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "message"),
+    [
+        ("0.0.0.0", {}, r"0\.0\.0\.0 is reached from outside: set LONGVIEW_API_KEY or give --api-key-file"),
+        ("localhost", {"map": ["a=b"]}, "the policy has no observation b; it has position"),
+        ("localhost", {"map": ["a"]}, "--map takes THEIRS=OURS"),
+        ("localhost", {"record": "redis://nowhere"}, "say by --namespace where to record"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    checkpoint: Path, host: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        serve_checkpoint(checkpoint, ServeConfig(host=host, port=0), **OPTIONS | options)
+
+
+def test_a_path_without_a_policy_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.safetensors").write_bytes(b"nothing")
+    for path, message in ((tmp_path / "none", "holds no policy"), (tmp_path, "not a policy of format")):
+        with pytest.raises(ConfigError, match=message):
+            serve_checkpoint(path, ServeConfig(port=0), **OPTIONS)
+
+
+def test_pictures_are_resized_as_train_did_with_them(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "drawer"
+    checkpoint = folder / "checkpoints" / "step-000000003"
+    checkpoint.mkdir(parents=True)
+    file = checkpoint / "policy.safetensors"
+    assert run_of(file) is None
+    for data, expected in (
+        (DataConfig(paths=("a.hdf5",)), True),
+        (DataConfig(paths=("a.hdf5",), size=None), False),
+        (DataConfig(), False),
+    ):
+        write_config(RunConfig(data=data), folder / "config.yaml")
+        run = run_of(file)
+        assert run is not None
+        assert (run.path, resizes(run)) == (folder, expected)
+
+
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
+def test_a_server_is_a_process_without_ray_and_simulators(checkpoint: Path, tmp_path: Path) -> None:
+    """It needs the extra `serve` alone, and no argument of it holds the key."""
+    script = f"""
+import sys
+for name in ("ray", "mujoco", "robosuite", "gym_pusht", "redis", "zstandard", "xxhash", "matplotlib"):
+    sys.modules[name] = None
+sys.argv = ["longview", "serve", {str(checkpoint)!r}, "--port", "0", "--map", "where=position"]
+from longview.cluster.cli import main
+main()
+"""
+    server = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {KEY_VARIABLE: "sesame"},
+    )
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        url = said.split()[-1]
+        assert said.startswith("return_point, version 3: ws://127.0.0.1:")
+        robot = WebsocketClientPolicy(url, api_key="sesame")
+        assert robot.infer({"where": np.zeros(2)})["actions"].shape == (8, 2)
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    assert server.returncode == 130
