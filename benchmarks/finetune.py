@@ -47,8 +47,11 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 """Settings of each arm, beyond those of the task."""
 EVALUATED = (f"evaluation.context_lengths={list(LENGTHS)}", "evaluation.episodes=0")
 LONG = ("evaluation.final_episodes=200",)
-"""Settings of every run."""
-SHORT = ("evaluation.final_episodes=4", "learner.steps=60", "learner.publish_every=60", "learner.warmup=10")
+"""Settings of every run, and those of every run without `--quick`."""
+SHORT = (
+    *("actors.demonstrations=5", "evaluation.final_episodes=4"),
+    *("learner.steps=60", "learner.publish_every=60", "learner.warmup=10"),
+)
 """Settings of every run with `--quick`."""
 MOVED = (
     "task=finetune:task",

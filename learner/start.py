@@ -112,8 +112,8 @@ def fit_scales(policy: Policy, statistics: Mapping[str, Statistics], base: Polic
 def grouped(names: tuple[str, ...]) -> Iterator[str]:
     """Shorten names of parameters: those of one part of a network, two levels deep, become one entry."""
     for part, some in groupby(names, key=lambda name: ".".join(name.split(".")[:2])):
-        count = len(list(some))
-        yield f"{part}.* ({count})" if count > 1 else part
+        every = list(some)
+        yield f"{part}.* ({len(every)})" if len(every) > 1 else every[0]
 
 
 def _take_columns(policy: Policy, base: Policy) -> int:
