@@ -152,8 +152,10 @@ def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> N
     from longview.cluster.run.copies import refuse_uncopyable
     from longview.cluster.run.folder import refuse_port_in_use, take_run
     from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
+    from longview.cluster.run.start import found_start
 
     refuse_untrainable(config)
+    config = found_start(config, run)
     refuse_uncopyable(config)
     refuse_port_in_use(config.monitoring)
     if address is None:
@@ -341,16 +343,22 @@ def evaluate(
     context: Annotated[str | None, typer.Option(help="Context lengths, such as `1,8,64`.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per context length.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Evaluation seeds follow from it.")] = 0,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="An adapter that was trained from CHECKPOINT: a run, a checkpoint or a file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint at several context lengths, on seeds that no training episode has.
 
-    Example:
+    Examples:
 
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
+
+        longview evaluate runs/base --adapter runs/new_places
     """
     from longview.cluster.run.config import ConfigError, read_config
-    from longview.learner.files import policy_file
+    from longview.learner.files import adapter_file, policy_file
 
     try:
         lengths = None if context is None else [int(length) for length in context.split(",")]
@@ -358,13 +366,14 @@ def evaluate(
         raise ConfigError(f"--context takes numbers such as 1,8,64, not {context!r}") from None
     try:
         file = policy_file(checkpoint)
+        adapter = None if adapter is None else adapter_file(adapter)
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from None
     read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
     from longview.cluster.commands.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(file, task, lengths, episodes, seed, settings or [], as_json=as_json)
+    evaluate_checkpoint(file, adapter, task, lengths, episodes, seed, settings or [], as_json=as_json)
 
 
 @app.command()

@@ -2,8 +2,9 @@
 
 <directory>/step-000001500/
     policy.safetensors      the averaged policy, which acts; it describes itself
-    training.safetensors    raw weights and the optimizer's moments
-    state.json              step, config, checksums of the other two files
+    adapter.safetensors     the averaged adapter alone, if adapters are trained
+    training.safetensors    raw weights and the optimizer's moments; with adapters also the base's weights
+    state.json              step, config, checksums of the other files
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from longview.learner.files import POLICY, STATE, TRAINING, folders
+from longview.learner.files import ADAPTER, POLICY, STATE, TRAINING, folders
 from longview.learner.tensors import file_parts
 
 log = logging.getLogger(__name__)
+
+BASE = "base."
+"""Beginning of the names of a base's weights among the tensors of a training."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Checkpoint:
     policy: bytes
     training: dict[str, Tensor]
     config: dict[str, Any]
+    base: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the base that adapters change, by name; empty without adapters."""
 
 
 def save(
@@ -44,6 +50,7 @@ def save(
     training: Mapping[str, Tensor],
     config: Any,
     keep: int,
+    adapter: bytes | memoryview | None = None,
 ) -> Path:
     """Write a checkpoint atomically, and remove all but the newest ones.
 
@@ -51,9 +58,10 @@ def save(
         directory: folder of all checkpoints of a run.
         step: training steps done.
         policy: bytes of the averaged policy.
-        training: raw weights and the optimizer's moments.
-        config: settings of the run, as JSON can hold them; for readers of the file only.
+        training: raw weights and the optimizer's moments, and what `with_base` adds.
+        config: settings of the training, as JSON can hold them.
         keep: number of checkpoints that stay.
+        adapter: bytes of the averaged adapter, if adapters are trained.
 
     Returns:
         The folder of the checkpoint.
@@ -65,6 +73,8 @@ def save(
         POLICY: [policy],
         TRAINING: file_parts({name: tensor.cpu() for name, tensor in training.items()}),
     }
+    if adapter is not None:
+        parts[ADAPTER] = [adapter]
     sums = {name: _checksum(each) for name, each in parts.items()}
     state = json.dumps({"step": step, "sha256": sums, "config": config}, indent=1)
     target = directory / f"step-{step:09d}"
@@ -110,20 +120,35 @@ def load(path: Path) -> Checkpoint:
     for name, data in files.items():
         if _checksum([data]) != state["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum ({len(data)} bytes)")
-    return Checkpoint(state["step"], files[POLICY], load_tensors(files[TRAINING]), state["config"])
+    training, base = _without_base(load_tensors(files[TRAINING]))
+    return Checkpoint(state["step"], files[POLICY], training, state["config"], base)
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
     """Encode a checkpoint, without its config, as bytes for other ranks."""
     policy = torch.frombuffer(bytearray(checkpoint.policy), dtype=torch.uint8)
-    return save_tensors({**checkpoint.training, POLICY: policy, STATE: torch.tensor(checkpoint.step)})
+    training = with_base(checkpoint.training, checkpoint.base)
+    return save_tensors({**training, POLICY: policy, STATE: torch.tensor(checkpoint.step)})
 
 
 def unpack(data: bytes) -> Checkpoint:
     """Decode the bytes of `pack`."""
     tensors = load_tensors(data)
     policy, step = tensors.pop(POLICY), tensors.pop(STATE)
-    return Checkpoint(int(step), policy.numpy().tobytes(), tensors, {})
+    training, base = _without_base(tensors)
+    return Checkpoint(int(step), policy.numpy().tobytes(), training, {}, base)
+
+
+def with_base(training: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join the tensors of a training and the weights of its base under names that tell them apart."""
+    return {**training, **{BASE + name: tensor for name, tensor in base.items()}}
+
+
+def _without_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Separate what `with_base` has joined."""
+    training = {name: tensor for name, tensor in tensors.items() if not name.startswith(BASE)}
+    base = {name.removeprefix(BASE): tensors[name] for name in tensors.keys() - training.keys()}
+    return training, base
 
 
 def _checksum(parts: Iterable[bytes | memoryview]) -> str:

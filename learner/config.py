@@ -280,11 +280,37 @@ class CurriculumConfig:
 
 
 @dataclass(frozen=True)
+class AdaptersConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) of the policy in `start_from`. docs/finetune.md explains
+    them."""
+
+    rank: int = 0
+    """Rank of the change that is trained of each weight matrix. The weights in `start_from` stay as they are,
+    and what does not fit there is trained as a whole. 0: all weights are trained."""
+    alpha: float = 16.0
+    """Factor of the change, over `rank`. A larger one makes each training step change the weights more."""
+    layers: tuple[str, ...] = ("*",)
+    """Patterns of the names of weights that get an adapter, such as `denoiser.*`. A weight matrix that has
+    fewer numbers than its adapter is trained as a whole."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, f"rank must not be negative: {self.rank}")
+        positive(self, "alpha")
+        require(len(self.layers) > 0, "layers must hold at least one pattern")
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """Settings of the training of one policy at many context lengths."""
 
     policy: PolicyConfig = field(default_factory=policy_config)
     """Policy that is trained."""
+    start_from: str | None = None
+    """Trained policy whose weights a new training begins from: a file, a checkpoint's folder, or a run by its
+    folder or name. It may be of another task. What fits is taken, and what does not is named. None: the
+    weights are random at first."""
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
+    """Adapters, which are trained in place of all weights."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Context length of each training step."""
     mix: Mapping[str, float] = field(
@@ -395,6 +421,14 @@ class LearnerConfig:
             self.priority_power == 0 or self.draw_by == "priority",
             f"priority_power {self.priority_power:g} has no effect with draw_by {self.draw_by}: set "
             "draw_by to priority",
+        )
+        require(
+            not self.adapters.rank or self.start_from is not None,
+            f"adapters.rank {self.adapters.rank} needs a trained policy: set learner.start_from",
+        )
+        require(
+            not self.adapters.rank or not self.camera_steps,
+            f"camera_steps {self.camera_steps} trains whole networks of cameras: set it to 0 with adapters",
         )
         self.selection(None)
 

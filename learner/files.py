@@ -7,10 +7,14 @@ from typing import Final
 
 POLICY: Final = "policy.safetensors"
 """File of a checkpoint's averaged policy."""
+ADAPTER: Final = "adapter.safetensors"
+"""File of a checkpoint's averaged adapter, if adapters are trained."""
 TRAINING: Final = "training.safetensors"
 """File of a checkpoint's raw weights and optimizer moments."""
 STATE: Final = "state.json"
 """File of a checkpoint's step, config and checksums."""
+START: Final = "start.json"
+"""File beside the checkpoints: what a training took from the policy that it began from."""
 
 _NAME = re.compile(r"step-\d{9}")
 
@@ -35,12 +39,26 @@ def policy_file(path: Path) -> Path:
     Raises:
         FileNotFoundError: no policy is found.
     """
+    return _found(path, POLICY, "policy")
+
+
+def adapter_file(path: Path) -> Path:
+    """Find the file of an adapter; arguments as for `policy_file`.
+
+    Raises:
+        FileNotFoundError: no adapter is found.
+    """
+    return _found(path, ADAPTER, "adapter")
+
+
+def _found(path: Path, name: str, kind: str) -> Path:
+    """Find a file of this name in a checkpoint's folder or a run, unless the path is a file."""
     if path.is_file():
         return path
     run = path if path.exists() else Path(os.environ.get("LONGVIEW_RUNS", "runs")) / path
     for folder in (path, *reversed(folders(path)), *reversed(folders(run / "checkpoints"))):
-        if (folder / POLICY).is_file():
-            return folder / POLICY
+        if (folder / name).is_file():
+            return folder / name
     raise FileNotFoundError(
-        f"{path} holds no policy: expected a file, a checkpoint's folder with {POLICY} in it, or a run"
+        f"{path} holds no {kind}: expected a file, a checkpoint's folder with {name} in it, or a run"
     )

@@ -55,6 +55,9 @@ class FlatWeights:
         found = torch.autograd.grad(loss, list(self.parameters), allow_unused=True, materialize_grads=True)
         torch._foreach_copy_(self.gradients, found)
 
+    def merge(self) -> None:
+        """Set the module's parameters from the vector. Views of it, as here, follow by themselves."""
+
     def dense(self, vector: Tensor) -> Tensor:
         """Return a vector of this layout without its gaps. Checkpoints hold vectors in this form."""
         return torch.cat([part.flatten() for part in self.parts(vector)])
@@ -71,12 +74,17 @@ class FlatWeights:
 def flatten(module: nn.Module) -> FlatWeights:
     """Make all parameters of a module views of one vector."""
     parameters = list(module.parameters())
+    return FlatWeights(one_vector(parameters), parameters)
+
+
+def one_vector(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Make parameters views of one vector, in their order, and return the vector."""
     vector = parameters[0].new_zeros(_starts(parameters)[-1])
     parts = _parts(vector, parameters)
     torch._foreach_copy_(parts, [parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part
-    return FlatWeights(nn.Parameter(vector), parameters)
+    return nn.Parameter(vector)
 
 
 def _starts(parameters: Sequence[Tensor]) -> list[int]:

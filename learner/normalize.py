@@ -19,6 +19,11 @@ from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, A
 SMALLEST = 1e-4
 """Narrowest range of a dimension that is scaled. A narrower one counts as constant and is only centred."""
 
+REACH = 0.5
+"""Part of a known range by which new data may leave it on either side, for its scale to be kept."""
+NARROWEST = 0.1
+"""Smallest part of a known range that new data span, for its scale to be kept."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -83,6 +88,38 @@ class Normalizer(nn.Module):
         buffers = (self.centre, self.scale, self.low, self.high)
         for buffer, row in zip(buffers, torch.from_numpy(table), strict=True):
             buffer.copy_(row)
+
+    def keep(self, place: slice, measured: Statistics, base: "Normalizer", there: slice) -> int:
+        """Keep the scale of another normaliser in every dimension in which it suits the data.
+
+        It suits data that reach at most half of its range beyond it on either side, and that are constant or
+        span a tenth of it or more; and it may be the scale that these dimensions have. Then `low` and `high`
+        cover both ranges.
+
+        Args:
+            place: dimensions here, which were fitted to the data.
+            measured: statistics of the data in these dimensions.
+            base: the other normaliser.
+            there: the same dimensions of the other one.
+
+        Returns:
+            The number of dimensions in which the scale was kept.
+        """
+        centre, scale, low, high = (
+            buffer[there].to(self.centre.device) for buffer in (base.centre, base.scale, base.low, base.high)
+        )
+        least, most = (torch.from_numpy(bound).to(centre) for bound in (measured.low, measured.high))
+        least, most, span = (least - centre) / scale, (most - centre) / scale, high - low
+        inside = (least >= low - REACH * span) & (most <= high + REACH * span)
+        wide = (most - least >= NARROWEST * span) | ((most - least) * scale < SMALLEST)
+        kept = (inside & wide) | ((centre == self.centre[place]) & (scale == self.scale[place]))
+        for buffer, value in zip(
+            (self.centre, self.scale, self.low, self.high),
+            (centre, scale, torch.minimum(low, least), torch.maximum(high, most)),
+            strict=True,
+        ):
+            buffer[place] = torch.where(kept, value, buffer[place])
+        return int(kept.sum())
 
     def forward(self, values: Tensor) -> Tensor:
         return (values - self.centre) / self.scale

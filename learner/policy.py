@@ -244,9 +244,13 @@ def policy_to_bytes(policy: Policy) -> bytes:
 
 def policy_parts(policy: Policy) -> list[memoryview]:
     """Return the bytes of `policy_to_bytes` in parts. On a CPU, they are views of the weights."""
-    about = {"policy": asdict(policy.config), "task": policy.spec.to_dict()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    return file_parts(tensors, {FORMAT: json.dumps(about)})
+    return file_parts(tensors, {FORMAT: json.dumps(description(policy))})
+
+
+def description(policy: Policy) -> dict[str, Any]:
+    """Describe a policy for `untrained`: its config and its task."""
+    return {"policy": asdict(policy.config), "task": policy.spec.to_dict()}
 
 
 def policy_from_bytes(data: bytes | memoryview, device: str | torch.device = "cpu") -> Policy:
@@ -256,24 +260,52 @@ def policy_from_bytes(data: bytes | memoryview, device: str | torch.device = "cp
         ValueError: the bytes are no policy or damaged; or config, task and weights do not fit each other or
             this version of Longview.
     """
-    data = bytes(data)
+    written, about, tensors = described(data, "a policy", FORMAT, OLD_FORMAT)
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = header["__metadata__"]
-        about = json.loads(metadata[FORMAT if FORMAT in metadata else OLD_FORMAT])
-        tensors = load(data)
-    except (ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"not a policy of format {FORMAT} or {OLD_FORMAT} ({len(data)} bytes): {error!r}"
-        ) from error
-    try:
-        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["policy"].items()}
-        config = policy_config(**settings) if FORMAT in metadata else _old_config(settings)
-        policy = config.make(TaskSpec.from_dict(about["task"]))
+        policy = untrained(about, written)
         policy.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the policy does not fit this version of Longview: {error}") from error
     return policy.eval().to(device)
+
+
+def described(
+    data: bytes | memoryview, kind: str, *formats: str
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Decode a file of safetensors that describes itself: its format, its description and its tensors.
+
+    Args:
+        data: the file.
+        kind: what the file should hold, for the error.
+        formats: formats that can be read.
+
+    Raises:
+        ValueError: the file has none of these formats, or is damaged.
+    """
+    data = bytes(data)
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header["__metadata__"]
+        written = next((each for each in formats if each in metadata), formats[-1])
+        return written, json.loads(metadata[written]), load(data)
+    except (ValueError, KeyError, SafetensorError) as error:
+        known = " or ".join(formats)
+        raise ValueError(f"not {kind} of format {known} ({len(data)} bytes): {error!r}") from error
+
+
+def untrained(about: Mapping[str, Any], written: str = FORMAT) -> Policy:
+    """Make the untrained policy of a file's description.
+
+    Args:
+        about: description with the config `policy` and the `task`.
+        written: format that the config is in.
+
+    Raises:
+        TypeError, ValueError, KeyError: the description does not fit this version of Longview.
+    """
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["policy"].items()}
+    config = policy_config(**settings) if written == FORMAT else _old_config(settings)
+    return config.make(TaskSpec.from_dict(about["task"]))
 
 
 def _old_config(settings: Mapping[str, Any]) -> PolicyConfig:

@@ -5,13 +5,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from longview.learner import checkpoint
+from longview.learner.adapters import AdaptedWeights, adapter_parts, trained_weights
 from longview.learner.config import LearnerConfig
-from longview.learner.flat import flatten
 from longview.learner.policy import policy_from_bytes, policy_parts
 from longview.learner.tensors import joined
 
@@ -29,12 +30,13 @@ class Snapshots:
         policy: bytes,
         publish: Publish,
         checkpoints: Path,
+        base: Mapping[str, Tensor],
     ) -> None:
         """See `writing` for the arguments; `thread` is the thread that writes."""
         self._thread, self._config = thread, config
         self._publish, self._checkpoints = publish, checkpoints
         self._policy = policy_from_bytes(policy)
-        self._average = flatten(self._policy)
+        self._average, self._base = trained_weights(self._policy, config.adapters, base), base
         self._copies: dict[str, Tensor] = {}
         """Copies of the vectors of a training by name. Each snapshot uses their memory again, because fresh
         memory takes longer than the copy."""
@@ -70,18 +72,31 @@ class Snapshots:
             self._last.result()
 
     def _write(self, step: int, saving: bool, publishing: bool) -> None:
+        self._average.merge()
         policy = joined(policy_parts(self._policy))
         if publishing:
             self._publish(step, policy)
         if saving:
             # Checkpoints hold vectors without the gaps of the layout in memory.
             vectors = {name: self._average.dense(x) if x.dim() else x for name, x in self._copies.items()}
+            training = checkpoint.with_base(vectors, self._base)
             config, keep = asdict(self._config), self._config.keep_checkpoints
-            checkpoint.save(self._checkpoints, step, policy, vectors, config, keep)
+            adapter = (
+                joined(adapter_parts(self._policy, self._average))
+                if isinstance(self._average, AdaptedWeights)
+                else None
+            )
+            checkpoint.save(self._checkpoints, step, policy, training, config, keep, adapter)
 
 
 @contextmanager
-def writing(config: LearnerConfig, policy: bytes, publish: Publish, checkpoints: Path) -> Iterator[Snapshots]:
+def writing(
+    config: LearnerConfig,
+    policy: bytes,
+    publish: Publish,
+    checkpoints: Path,
+    base: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Iterator[Snapshots]:
     """Publish and save snapshots in a thread. The context ends when the last one is written.
 
     Args:
@@ -89,11 +104,12 @@ def writing(config: LearnerConfig, policy: bytes, publish: Publish, checkpoints:
         policy: bytes of the policy that is trained.
         publish: takes version and bytes of the averaged policy.
         checkpoints: folder of the checkpoints.
+        base: weights of the base that adapters change, by name.
 
     Raises:
         Exception: a snapshot could not be published or saved. The next one raises it, or the context's end.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="snapshots") as thread:
-        snapshots = Snapshots(thread, config, policy, publish, checkpoints)
+        snapshots = Snapshots(thread, config, policy, publish, checkpoints, base)
         yield snapshots
         snapshots.wait()

@@ -4,6 +4,8 @@ Legend (docs/notation.md): B windows, T action positions.
 """
 
 import ctypes
+import json
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -12,25 +14,33 @@ from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longview.learner import checkpoint, ranks
+from longview.learner.adapters import trained_weights
 from longview.learner.compiled import compile_policy
-from longview.learner.config import AHEAD, LearnerConfig
-from longview.learner.flat import FlatWeights, flatten
+from longview.learner.config import AHEAD, AdaptersConfig, LearnerConfig
+from longview.learner.files import START
+from longview.learner.flat import FlatWeights
 from longview.learner.keypoints import KeypointMemory
 from longview.learner.laps import Lap, TakenStep, TrainingProgress
 from longview.learner.normalize import Statistics
-from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes, window_losses
+from longview.learner.policy import Policy, load_policy, policy_from_bytes, policy_to_bytes, window_losses
 from longview.learner.recipe import DrawSegments, Recipe
 from longview.learner.snapshots import Publish, writing
+from longview.learner.start import fit_scales, take
 from longview.learner.transfer import pack, send
 from longview.learner.validation import validate
 from longview.learner.windows import Batch
 from longview.replay.episode import Episode, TaskSpec, difference
 
+log = logging.getLogger(__name__)
+
+AVERAGE = "average"
+"""Name of the vector of averaged adapters in a checkpoint."""
 ASK_EVERY = 10
 """Steps after which the ranks ask each other whether to stop. To ask, each waits for its device."""
 
@@ -80,8 +90,9 @@ def train(
     Raises:
         TrainingDiverged: the loss is not finite; a file beside the checkpoints describes the step.
         RuntimeError: the network is to be compiled, and no C++ compiler is installed.
-        ValueError: the config does not fit the task, or the checkpoint is of another policy configuration or
-            task.
+        ValueError: the config does not fit the task; the checkpoint is of another policy configuration, task
+            or adapters; or `start_from` is no policy.
+        FileNotFoundError: there is no policy at `start_from`.
     """
     config.check(spec)
     where = torch.device(device)
@@ -89,16 +100,16 @@ def train(
     torch.set_float32_matmul_precision("high")
     found = _start(config, spec, seed, statistics, checkpoints) if rank == 0 else None
     start = ranks.from_first(found, world, device)
-    model = _Model.of(config, start, device)
+    model = _Model.of(config, start, seed, device)
     if config.compile:
         compile_policy(model.policy, recipe, range(start.step, config.steps))
 
     step, stopping, lap = start.step, False, Lap(model.policy.horizon, checkpoints, rank, world, device)
     validating = ranks.any_of(bool(validation), world, device)
-    if rank == 0 and start.training:
+    if rank == 0 and step:
         publish(step, memoryview(start.policy))
     batches = model.batches(recipe, range(step, config.steps), where)
-    snapshots = writing(config, start.policy, publish, checkpoints) if rank == 0 else nullcontext()
+    snapshots = nullcontext() if rank else writing(config, start.policy, publish, checkpoints, start.base)
     # Nothing in a step waits for the device, so that the host prepares the next step while it computes.
     with snapshots as out:
         for batch in lap.timed(send(packed, where) for packed in batches):
@@ -120,6 +131,8 @@ def train(
                 release_memory()
             if out is not None and (publishing or saving):
                 out.take(step, model.averaged.vector, model.training() if saving else {}, publishing)
+            if publishing:
+                model.averaged.merge()
             if publishing and validating:
                 progress = replace(progress, **validate(model.average, validation, seed, rank, world, device))
             if rank == 0 and reporting:
@@ -141,11 +154,15 @@ class _Model:
     optimizer: torch.optim.AdamW
 
     @staticmethod
-    def of(config: LearnerConfig, start: checkpoint.Checkpoint, device: str) -> "_Model":
-        """Make the model of a checkpoint."""
+    def of(config: LearnerConfig, start: checkpoint.Checkpoint, seed: int, device: str) -> "_Model":
+        """Make the model of a checkpoint. The first values of adapters follow from the seed."""
         average = policy_from_bytes(start.policy, device)
         policy = deepcopy(average).train()
-        weights, averaged = flatten(policy), flatten(average)
+        weights, averaged = (
+            trained_weights(module, config.adapters, start.base, seed) for module in (policy, average)
+        )
+        if AVERAGE in start.training:
+            averaged.vector.data.copy_(averaged.spread(start.training[AVERAGE]))
         optimizer = _optimizer(config, weights, start.training)
         return _Model(config, policy, average, weights, averaged, optimizer)
 
@@ -169,14 +186,17 @@ class _Model:
         norm = nn.utils.clip_grad_norm_(self.weights.vector, self.config.clip)
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, step)
         self.optimizer.step()
+        self.weights.merge()
         if 0 < self.config.camera_steps <= step:
             self._set_cameras()
         self.averaged.vector.data.lerp_(self.weights.vector.data, 1 - ema_decay(self.config, step))
         return error_BT, loss_B, norm
 
     def training(self) -> dict[str, Tensor]:
-        """Return the vectors of weights and moments."""
-        return {"weights": self.weights.vector.data, **self.optimizer.state_dict()["state"][0]}
+        """Return the vectors of weights and moments; with adapters also of their average, which cannot be
+        told from the averaged policy."""
+        adapted = {AVERAGE: self.averaged.vector.data} if self.config.adapters.rank else {}
+        return {"weights": self.weights.vector.data, **adapted, **self.optimizer.state_dict()["state"][0]}
 
     def _set_cameras(self) -> None:
         """Set the networks of the cameras to their average. Momentum would still move them."""
@@ -240,21 +260,56 @@ def _start(
     statistics: Callable[[], Mapping[str, Statistics]],
     checkpoints: Path,
 ) -> checkpoint.Checkpoint:
-    """Return the newest checkpoint, or the untrained policy as a checkpoint of step 0."""
+    """Return the newest checkpoint, or that of an untrained policy at step 0."""
     found = checkpoint.latest(checkpoints)
     if found is None:
         torch.manual_seed(seed)
         policy = config.policy.make(spec)
+        if config.start_from is not None:
+            return _from_base(policy, config.start_from, config, statistics(), checkpoints)
         policy.fit(statistics())
         return checkpoint.Checkpoint(0, policy_to_bytes(policy), {}, {})
     policy = policy_from_bytes(found.policy)
-    saved = {"learner.policy": asdict(policy.config), "task": policy.spec.to_dict()}
-    if differing := difference(saved, {"learner.policy": asdict(config.policy), "task": spec.to_dict()}):
+    adapters = found.config.get("adapters") or _plain(AdaptersConfig())
+    saved = {"adapters": adapters, "policy": asdict(policy.config)}
+    wanted = {"adapters": _plain(config.adapters), "policy": asdict(config.policy)}
+    if differing := difference(
+        {"learner": saved, "task": policy.spec.to_dict()}, {"learner": wanted, "task": spec.to_dict()}
+    ):
         name, was, now = differing
         raise ValueError(
             f"training cannot continue from {checkpoints}: {name} is {was} in the checkpoint and {now} now"
         )
     return found
+
+
+def _from_base(
+    policy: Policy,
+    path: str,
+    config: LearnerConfig,
+    statistics: Mapping[str, Statistics],
+    checkpoints: Path,
+) -> checkpoint.Checkpoint:
+    """Return the checkpoint at step 0 of a policy that takes what fits from a trained one.
+
+    What was taken, and what was not, is written beside the checkpoints.
+    """
+    base = load_policy(path)
+    fit, anew = take(policy, base), fit_scales(policy, statistics, base)
+    for line in fit.lines:
+        log.info("from %s: %s", path, line)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    about = {"from": path, "lines": fit.lines, **asdict(fit), "scaled_anew": anew}
+    (checkpoints / START).write_text(json.dumps(about, indent=2) + "\n")
+    parameters = dict(policy.named_parameters())
+    kept = {name: parameters[name].data for name in fit.taken} if config.adapters.rank else {}
+    return checkpoint.Checkpoint(0, policy_to_bytes(policy), {}, {}, kept)
+
+
+def _plain(config: AdaptersConfig) -> dict[str, Any]:
+    """Return settings as a checkpoint keeps them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
 
 
 def _optimizer(config: LearnerConfig, weights: FlatWeights, training: dict[str, Tensor]) -> torch.optim.AdamW:
@@ -263,8 +318,9 @@ def _optimizer(config: LearnerConfig, weights: FlatWeights, training: dict[str, 
         [weights.vector], betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     if training:
-        state = {name: weights.spread(x) if x.dim() else x for name, x in training.items()}
+        state = {name: weights.spread(x) if x.dim() else x for name, x in training.items() if name != AVERAGE}
         weights.vector.data.copy_(state.pop("weights"))
+        weights.merge()
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
     return optimizer

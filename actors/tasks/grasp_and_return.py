@@ -10,7 +10,7 @@ follows "Grasp-and-Return" of arXiv 2606.16447.
 """
 
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from longview.actors.tasks.arm import OPEN, ArmTask, TableEnv, Vector, reach, se
 from longview.replay.episode import ArraySpec, TaskSpec
 
 PAD_Y = 0.16
-"""Distance of the pads from the middle, in metres."""
+"""Distance of the pads from the middle, to its left and right, in metres."""
 PAD = 0.05
 """Half a side of a pad, in metres. A cube lies on the pad if its centre is above it."""
 MARK = 0.03
@@ -75,6 +75,9 @@ spec = TaskSpec(
 class GraspAndReturn(TableEnv):
     """The simulator. `since` counts the steps since the cube was left alone on the mark; 0 before."""
 
+    pad: ClassVar[tuple[float, float]] = (0.0, PAD_Y)
+    """Place (x, y) of the left pad, relative to the middle, in metres. The right one lies opposite, at -y."""
+
     def build(self, robosuite: ModuleType) -> Any:
         from robosuite.models.objects import BoxObject
 
@@ -82,8 +85,8 @@ class GraspAndReturn(TableEnv):
 
         self.cube = BoxObject("cube", size=(CUBE,) * 3, rgba=(0.8, 0.1, 0.1, 1.0), density=500.0)
         pads = [
-            Mark(name, "box", (PAD, PAD), (0.0, y), (0.25, 0.35, 0.6, 1.0))
-            for name, y in (("left_pad", PAD_Y), ("right_pad", -PAD_Y))
+            Mark(name, "box", (PAD, PAD), self.pad_on(side), (0.25, 0.35, 0.6, 1.0))
+            for name, side in (("left_pad", 1), ("right_pad", -1))
         ]
         mark = Mark("mark", "cylinder", (MARK,), (0.0, 0.0), (0.9, 0.75, 0.2, 1.0))
         return Table([self.cube], [*pads, mark], settings(self.task_spec))
@@ -91,9 +94,14 @@ class GraspAndReturn(TableEnv):
     def place(self) -> None:
         self.side = -1 if self.memory_rng.random() < 0.5 else 1
         self.since = 0
-        x, y = self.np_random.uniform(-SPREAD, SPREAD, 2)
+        x, y = self.pad_on(self.side) + self.np_random.uniform(-SPREAD, SPREAD, 2)
         yaw = self.np_random.uniform(-YAW, YAW)
-        self.put(self.cube, (x, self.side * PAD_Y + y, CUBE), yaw)
+        self.put(self.cube, (x, y, CUBE), yaw)
+
+    def pad_on(self, side: int) -> tuple[float, float]:
+        """Return the place of the pad on a side: 1 left, -1 right; in metres."""
+        x, y = self.pad
+        return x, side * y
 
     @property
     def visited(self) -> bool:
@@ -112,7 +120,8 @@ class GraspAndReturn(TableEnv):
         put_down = z < CUBE + LIFTED and self.width > OPEN
         if self.visited or (put_down and np.hypot(x, y) < MARK and self.hand[2] - z > RISEN):
             self.since += 1
-        if self.visited and put_down and max(abs(x), abs(abs(y) - PAD_Y)) < PAD:
+        pad_x, pad_y = self.pad
+        if self.visited and put_down and max(abs(x - pad_x), abs(abs(y) - pad_y)) < PAD:
             return "success" if y * self.side > 0 else "wrong"
         return None
 
@@ -130,7 +139,7 @@ def expert(env: Environment, rng: np.random.Generator) -> Expert:
         cube = scene.position(scene.cube)
         grasped = scene.simulator._check_grasp(gripper=gripper, object_geoms=scene.cube)
         back = scene.since > LINGER
-        place = np.array((0.0, scene.side * PAD_Y if back else 0.0))
+        place = np.array(scene.pad_on(scene.side) if back else (0.0, 0.0))
         goal = place + (on_pad if back else on_mark)
         off, speed = np.hypot(*(cube[:2] - place)), np.hypot(*scene.velocity(scene.cube)[:2])
         there = bool(off < (ON_PAD if back else ON_MARK) and speed < STILL)

@@ -24,6 +24,7 @@ from longview.replay.episode import TaskSpec
 
 def evaluate_checkpoint(
     file: Path,
+    adapter: Path | None,
     task: str | None,
     lengths: Sequence[int] | None,
     episodes: int,
@@ -36,6 +37,7 @@ def evaluate_checkpoint(
 
     Args:
         file: the policy's weights.
+        adapter: file of an adapter that was trained from them; None: the policy as it is.
         task: name of the task; by default the one that the policy was trained for.
         lengths: context lengths; by default those of the policy's task.
         episodes: episodes per context length.
@@ -44,16 +46,23 @@ def evaluate_checkpoint(
         as_json: print JSON.
 
     Raises:
-        ConfigError: the file holds no policy, the task has no simulator or does not fit the policy, or the
-            policy takes no such context length.
+        ConfigError: the file holds no policy, the adapter does not fit it, the task has no simulator or does
+            not fit the policy, or the policy takes no such context length.
     """
-    from longview.learner.policy import policy_from_bytes
+    from longview.learner.adapters import with_adapter
+    from longview.learner.policy import policy_from_bytes, policy_to_bytes
 
     weights = file.read_bytes()
     try:
         policy = policy_from_bytes(weights)
     except ValueError as error:
         raise ConfigError(f"{file} holds no policy: {error}") from None
+    if adapter is not None:
+        try:
+            policy = with_adapter(policy, adapter)
+        except ValueError as error:
+            raise ConfigError(f"--adapter: {error}") from None
+        file, weights = adapter, policy_to_bytes(policy)
     name = task or policy.spec.name
     try:
         actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}

@@ -12,6 +12,7 @@ from longview.cluster.driver.recorded import open_recorded, train_recorded
 from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, described, plain, read_config
 from longview.cluster.run.folder import Run, take_run
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
+from longview.cluster.run.start import found_start
 from longview.cluster.views.terminal import console
 from longview.replay.config import StoreConfig, with_password
 from longview.replay.datasets.plan import Choice
@@ -111,13 +112,14 @@ def train(config: RunConfig, run: Run | None) -> int:
         The exit code: 0 finished, 1 failed, 130 interrupted.
 
     Raises:
-        ConfigError: the run has a simulator, or wants several learner ranks.
+        ConfigError: the run has a simulator, wants several learner ranks, or has no policy to begin from.
         RunError: as for `take_run`.
     """
     if not config.data.spec:
         raise ConfigError("this run has a simulator: go on with it by `longview launch --resume RUN`")
     if config.learners > 1:
         raise ConfigError(f"learners {config.learners}: `longview train` trains in one process")
+    config = found_start(config, run)
     return train_recorded(config, take_run(config, run))
 
 

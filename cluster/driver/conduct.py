@@ -10,8 +10,9 @@ from longview.cluster.run.ending import RunFailed
 from longview.cluster.run.log import LogFile
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.services import ServiceError
+from longview.cluster.run.start import start_lines
 from longview.cluster.views import summary
-from longview.cluster.views.terminal import watching
+from longview.cluster.views.terminal import console, watching
 from longview.replay.errors import DatasetError, StoreError
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,17 @@ def conduct(
 
     Returns:
         The exit code: 0 finished, 1 failed, 130 interrupted.
+
+    Raises:
+        ConfigError: the policy that the run begins from is gone.
     """
     run, code = progress.run, 0
     run.write_state()
     file = LogFile(run.path / "log.txt")
     logging.basicConfig(handlers=[file], format="%(asctime)s %(name)s %(message)s", level="INFO")
+    for line in start_lines(progress.config, run):
+        log.info("%s", line)
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     with copying(run, progress.config.copy_to) as progress.copies:
         try:
             with summary.concluding(progress), watching() as show:

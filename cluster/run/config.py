@@ -27,7 +27,7 @@ from longview.replay.errors import ReplayError
 from longview.replay.names import check_name
 
 PRESETS, PIXELS = Path(__file__).parent / "presets", ".pixels.yaml"
-AS_TYPED = ("name", "task", "demonstrations")
+AS_TYPED = ("name", "task", "demonstrations", "learner.start_from")
 """Keys whose value in `key=value` is not read as YAML, in which `my run #3` would be `my run`."""
 
 

@@ -17,14 +17,15 @@ from typing import Any, Final
 from longview.cluster.run.config import ConfigError, RunConfig
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import ROOT, Run, RunError, open_run
-from longview.learner.files import STATE, folders
+from longview.learner.files import START, STATE, folders
 from longview.replay.names import check_name
 
 log = logging.getLogger(__name__)
 
 FILES: Final = (
     *("origin.json", "config.yaml", "evaluations.jsonl", "series.jsonl", "scale.json"),
-    *("summary.json", "report.html", "*.png", "checkpoints/diverged-*.json", "log.txt"),
+    *("summary.json", "report.html", "*.png", "log.txt"),
+    *("checkpoints/diverged-*.json", f"checkpoints/{START}"),
 )
 """Patterns of the files of a run's folder that are copied, besides its checkpoints."""
 LOOK_SECONDS: Final = 30.0

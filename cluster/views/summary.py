@@ -17,6 +17,7 @@ from longview.cluster.views.terminal import (
     metrics_table,
     success_table,
 )
+from longview.learner.files import START
 from longview.monitoring.report import write_report
 from longview.monitoring.snapshot import Snapshot, read_metrics
 from longview.monitoring.success import read_success
@@ -37,6 +38,7 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "success": {progress.spec.name: success},
         "held_out": progress.held_out,
         "data_sets": _data_sets(progress.run),
+        "start": _start(progress.run),
         "policy_version": newest[0].version if newest else progress.version,
         "environment_steps": collected + sum(found.steps for found in progress.history),
         "episodes": [
@@ -65,6 +67,13 @@ def _data_sets(run: Run) -> list[dict[str, Any]]:
     file = run.path / IMPORT
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"data_sets": []}
     return list(found["data_sets"])
+
+
+def _start(run: Run) -> dict[str, Any] | None:
+    """Read what a run took from the policy that it began from; None if it began from none."""
+    file = run.checkpoints / START
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
 
 
 def write(run: Run, summary: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from longview.learner import files, ranks
+from longview.learner.adapters import with_adapter
+from longview.learner.policy import load_policy, policy_to_bytes
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -50,6 +52,13 @@ def test_one_rank_stops_all_and_both_resume_from_the_firsts_checkpoint(out: Path
     straight = (out / "straight-0").read_bytes()
     assert (out / "resumed-0").read_bytes() == straight
     assert (out / "resumed-1").read_bytes() == straight
+
+
+def test_both_ranks_train_the_same_adapters(out: Path) -> None:
+    """The training was stopped at step 13 and resumed."""
+    assert (out / "adapted-0").read_bytes() == (out / "adapted-1").read_bytes()
+    base = load_policy(out / "straight")
+    assert policy_to_bytes(with_adapter(base, out / "adapted")) == (out / "adapted-0").read_bytes()
 
 
 def test_every_rank_gathers_the_values_of_all_ranks(out: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from longview.actors.task import load_task
 from longview.learner import ranks
-from longview.learner.config import Horizon
+from longview.learner.config import AdaptersConfig, Horizon
 from longview.learner.flat import flatten
 from longview.learner.laps import Lap, TakenStep, TrainingDiverged, TrainingProgress
 from longview.learner.normalize import measure
@@ -53,7 +53,7 @@ def gradients(rank: int, world: int) -> torch.Tensor:
     return gradient
 
 
-def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) -> bytes:
+def trained(rank: int, world: int, folder: Path, stop_after: int | None = None, **settings: object) -> bytes:
     """Train on this rank's own windows, and return the averaged policy. The last rank stops all."""
     asked = itertools.count(1)
     published: list[int] = []
@@ -63,7 +63,7 @@ def trained(rank: int, world: int, folder: Path, stop_after: int | None = None) 
         assert progress.samples == progress.step * TINY_TRAINING.batch_size
 
     policy = train(
-        replace(TINY_TRAINING, policy=replace(TINY, dropout=0.2)),
+        replace(TINY_TRAINING, policy=replace(TINY, dropout=0.2), **settings),
         TASK.spec,
         seed=3,
         draw=drawer(EPISODES, seed=10 + rank),
@@ -141,6 +141,10 @@ def main(address: str, rank: int, world: int, out: Path) -> None:
         (out / f"straight-{rank}").write_bytes(trained(rank, world, out / "straight"))
         trained(rank, world, out / "resumed", stop_after=13)
         (out / f"resumed-{rank}").write_bytes(trained(rank, world, out / "resumed"))
+        base, adapters = str(out / "straight" / "step-000000024"), AdaptersConfig(rank=2)
+        start = {"start_from": base if rank == 0 else "only rank 0 reads it", "adapters": adapters}
+        trained(rank, world, out / "adapted", stop_after=13, **start)
+        (out / f"adapted-{rank}").write_bytes(trained(rank, world, out / "adapted", **start))
         parts = ranks.from_all(f"rank {rank} says {'so ' * rank}".encode(), world, "cpu")
         (out / f"said-{rank}").write_bytes(b"|".join(parts))
         (out / f"reported-{rank}").write_text(json.dumps(reported(rank, world, out)))

@@ -12,6 +12,8 @@ from longview.cluster.run.config import ConfigError
 from longview.learner.config import policy_config
 from longview.learner.policy import policy_to_bytes
 
+SMALL = policy_config(widths=(8,), groups=4, token_size=8)
+
 
 def test_a_policy_is_evaluated_through_the_cameras_that_it_saw() -> None:
     cameras = CamerasConfig(("agentview", "robot0_eye_in_hand"), 60, instead_of=("cube_pos",))
@@ -20,9 +22,16 @@ def test_a_policy_is_evaluated_through_the_cameras_that_it_saw() -> None:
     assert cameras_of(plain, plain) == {}
 
 
+def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "policy.safetensors"
+    file.write_bytes(policy_to_bytes(SMALL.make(load_task("return_point").spec)))
+    with pytest.raises(ConfigError, match="--adapter: not an adapter of format longview-adapter-1"):
+        evaluate_checkpoint(file, file, None, None, 4, 0, [], as_json=False)
+
+
 def test_a_policy_of_a_task_without_a_simulator_is_refused(tmp_path: Path) -> None:
     spec = replace(load_task("counting").spec, name="recorded")
     file = tmp_path / "policy.safetensors"
-    file.write_bytes(policy_to_bytes(policy_config(widths=(8,), groups=4, token_size=8).make(spec)))
+    file.write_bytes(policy_to_bytes(SMALL.make(spec)))
     with pytest.raises(ConfigError, match="task with a simulator is evaluated: unknown task 'recorded'"):
-        evaluate_checkpoint(file, None, None, 4, 0, [], as_json=False)
+        evaluate_checkpoint(file, None, None, None, 4, 0, [], as_json=False)
