@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/.installed
 # online.py takes many hours, outcomes.py one, and fleet.py is a part of online.py.
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/online.py benchmarks/outcomes.py benchmarks/fleet.py, $(wildcard benchmarks/*.py))
 
-.PHONY: help install demo test test-slow lint kustomize generated deploy fetch put format bench constraints clean
+.PHONY: help install demo test test-slow lint kustomize generated deploy scale fetch put format bench constraints clean
 
 help:  ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ generated: install  ## Renew every file that is made from another: metrics' page
 
 deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
 	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)" "$(RUNBOOK)"
+
+scale: install  ## Change the number of actors of a run on Kubernetes: make scale OVERLAY=gpu ACTORS=32
+	$(VENV)/bin/python -m k8s.scale "$(OVERLAY)" "$(ACTORS)"
 
 fetch:  ## Copy a run from Kubernetes: make fetch RUN=gpu, to runs/gpu.
 	@[ -n "$(RUN)" ] || { echo "name the run: make fetch RUN=gpu" >&2; exit 2; }

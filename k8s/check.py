@@ -21,6 +21,9 @@ SECRETS = {"longview-redis": {"password", "ray-password"}}
 CLUSTER_WIDE = ("Namespace", "PriorityClass")
 """Kinds whose objects are in no namespace."""
 
+CONFIG_MAP = "longview-run"
+"""ConfigMap that holds the run's config file."""
+
 CONFIG = "/etc/longview/run.yaml"
 """Path of the run's config file in the head's container."""
 
@@ -45,7 +48,7 @@ def run_config(objects: Iterable[Object]) -> str:
         StopIteration: no ConfigMap `longview-run` exists.
         KeyError: the ConfigMap has no `run.yaml`.
     """
-    return str(next(it for it in objects if _is(it, "ConfigMap", "longview-run"))["data"]["run.yaml"])
+    return str(next(it for it in objects if _is(it, "ConfigMap", CONFIG_MAP))["data"]["run.yaml"])
 
 
 def entrypoint(objects: Iterable[Object]) -> list[str]:
@@ -275,7 +278,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
     """Check that the worker groups and Redis can grow as large as the run's config asks."""
     groups = [pod for pod in pods if pod.group is not None]
     placement, servers = config["placement"], config.get("inference", {}).get("servers", 0)
-    actor = {"CPU": 1, **placement["actor"]}
+    actor = need_of_actor(config)
     learner = {"CPU": 1, **placement["learner"]} | _gpus(placement["learner_gpus"])
     server = {"CPU": 1} | _gpus(placement.get("inference_gpus", 0))
     roles = {
@@ -284,7 +287,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
         "inference.servers": (servers, server),
     }
     for key, (wanted, asked) in roles.items():
-        room = sum(_fits(pod.group, asked) * pod.group["maxReplicas"] for pod in groups if pod.group)
+        room = sum(fits(pod.group, asked) * pod.group["maxReplicas"] for pod in groups if pod.group)
         if room < wanted:
             needs = ", ".join(f"{amount} {name}" for name, amount in asked.items())
             yield (
@@ -314,7 +317,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
                 f"group {pod.group['groupName']} tells Ray that it has {resources['CPU']} CPUs, "
                 f"but its container's limit is {limits['cpu']}"
             )
-        if gpus and _fits(pod.group, actor):
+        if gpus and fits(pod.group, actor):
             yield f"actors could occupy the GPU nodes of group {pod.group['groupName']}"
     budget = config["replay"]["byte_budget"]
     redis = next(pod for pod in pods if pod.claims)
@@ -358,8 +361,13 @@ def _gpus(gpus: float) -> dict[str, float]:
     return {"GPU": gpus} if gpus else {}
 
 
-def _fits(group: Object, asked: Mapping[str, float]) -> int:
-    """Return how many actors or learners fit on one node of a group."""
+def need_of_actor(config: Object) -> dict[str, float]:
+    """Return what an actor takes from Ray, by name of the resource, as a run's config says."""
+    return {"CPU": 1, **config["placement"]["actor"]}
+
+
+def fits(group: Object, asked: Mapping[str, float]) -> int:
+    """Return how many actors or learners fit on one node of a worker group."""
     return int(min(float(group["resources"].get(name, 0)) // amount for name, amount in asked.items()))
 
 

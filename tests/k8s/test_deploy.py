@@ -3,6 +3,7 @@
 A script in place of kubectl stands for the cluster.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from k8s.check import CONFIG_MAP
 from k8s.deploy import origins_runbook
-from tests.k8s.conftest import ROOT, build
+from tests.k8s.conftest import ROOT, build, find
 
 KUBECTL = """#!/bin/sh
 # $CLUSTER holds one file for each thing that the cluster has. What is applied is written to $CLUSTER/applied.
@@ -22,6 +25,8 @@ version*) [ -e "$CLUSTER/up" ] || { echo "the server was refused" >&2; exit 1; }
 api-resources*) cat "$CLUSTER/$3" 2>/dev/null || true ;;
 "get secret"*) cat "$CLUSTER/secret" 2>/dev/null || true ;;
 "get storageclass"*) cat "$CLUSTER/storageclass" 2>/dev/null || true ;;
+"get rayjob"*) cat "$CLUSTER/rayjob" 2>/dev/null || true ;;
+"get configmap"*) cat "$CLUSTER/configmap" ;;
 apply*) cat >"$CLUSTER/applied"; echo applied ;;
 *) exit 64 ;;
 esac
@@ -107,7 +112,7 @@ def test_what_the_cluster_lacks_is_reported_with_the_remedy(
     tmp_path: Path, missing: str, words: list[str]
 ) -> None:
     said = deploy(tmp_path, "production", {name: text for name, text in READY.items() if name != missing})
-    assert said.startswith("2 deploy: ")
+    assert said.startswith("2 longview: ")
     assert all(word in said for word in words)
 
 
@@ -126,6 +131,45 @@ def test_a_secret_without_one_of_its_keys_is_refused(tmp_path: Path) -> None:
 )
 def test_a_run_that_cannot_work_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     assert words in deploy(tmp_path, "gpu", READY, change)
+
+
+def there(state: str) -> dict[str, str]:
+    """Return the cluster in which the overlay `gpu` was deployed, and its RayJob has reached a state."""
+    objects = list(yaml.safe_load_all(build("gpu")))
+    job = find(objects, "RayJob") | {"status": {"jobDeploymentStatus": state}}
+    # What the API server adds to an object is no difference.
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][0][
+        "protocol"
+    ] = "TCP"
+    config = find(objects, "ConfigMap", CONFIG_MAP)
+    return READY | {"rayjob": json.dumps(job), "configmap": json.dumps(config)}
+
+
+def test_a_run_under_way_that_is_deployed_as_it_is_needs_no_word(tmp_path: Path) -> None:
+    assert deploy(tmp_path, "gpu", there("Running")) == "0 applied\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("maxReplicas: 8", "maxReplicas: 16"), "workerGroupSpecs.0.maxReplicas: 16 instead of 8"),
+        (("steps: 8000", "steps: 9000"), "    run.yaml\n"),
+    ],
+)
+def test_what_a_run_under_way_keeps_is_told_with_the_remedy(
+    tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
+    said = deploy(tmp_path, "gpu", there("Running"), change)
+    assert words in said
+    assert "make scale OVERLAY=gpu ACTORS=N" in said
+    assert "delete rayjob longview" in said
+
+
+@pytest.mark.parametrize("state", ["Complete", "Failed"])
+def test_a_run_that_has_ended_is_not_started_again_and_that_is_told(tmp_path: Path, state: str) -> None:
+    said = deploy(tmp_path, "gpu", there(state))
+    assert f"is {state}, and deploying does not start it again" in said
+    assert said.endswith("make deploy OVERLAY=gpu\n")
 
 
 def test_an_unknown_overlay_is_refused(tmp_path: Path) -> None:
