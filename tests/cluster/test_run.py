@@ -345,7 +345,7 @@ def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview:
     )
     with cluster:
         address = cluster.stdout.readline().strip()
-        settings = ("placement.learner.learner=1", "learner.steps=400", "evaluation.final_episodes=800")
+        settings = ("placement.learner.learner=1", "evaluation.final_episodes=800")
         process = longview.start("launch", config, "name=attached", *settings, "--address", address)
         longview.wait_for(lambda: training(run_of(longview, "attached")))
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
