@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from k8s.check import CONFIG_MAP, SECRETS, problems, run_config
+from k8s.check import SECRET_KEYS, config_map_of, job_of, problems, run_config, secret_of
 from k8s.kubectl import NAMESPACE, OVERLAYS, built, kubectl, live, refuse
 from k8s.pods import Object
 
@@ -40,21 +40,20 @@ def main(overlay: str, runbook: str = "") -> None:
     kubectl("version")  # exits with kubectl's own message if the cluster does not answer
     if found := list(_missing(objects)):
         refuse(found)
-    (job,) = (it for it in objects if it["kind"] == "RayJob")
-    stays = list(unchanged(job, run_config(objects), overlay))
+    stays = list(unchanged(objects, overlay))
     # What `make scale` has changed is the overlay's again.
     print(kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=text), end="")
     print(*stays, sep="\n", end="\n" if stays else "")
 
 
-def unchanged(job: Object, config: str, overlay: str) -> Iterator[str]:
-    """Say what applying a RayJob does not change about the run that is there, and what to do about it.
+def unchanged(objects: list[Object], overlay: str) -> Iterator[str]:
+    """Say what applying these objects does not change about the run that is there, and what to do about it.
 
     Args:
-        job: the RayJob to apply.
-        config: text of the run's config file to apply.
+        objects: what is to be applied.
         overlay: name of the overlay, for the commands.
     """
+    job = job_of(objects)
     name = job["metadata"]["name"]
     there = live("rayjob", name)
     if there is None:
@@ -69,7 +68,7 @@ def unchanged(job: Object, config: str, overlay: str) -> Iterator[str]:
         yield f"RayJob {name} is {state}, and deploying does not start it again. To start it:\n{anew}"
         return
     changes = list(differences(there["spec"], job["spec"]))
-    if (live("configmap", CONFIG_MAP) or {}).get("data") != {"run.yaml": config}:
+    if (live("configmap", config_map_of(objects)) or {}).get("data") != {"run.yaml": run_config(objects)}:
         changes.append("run.yaml")
     if changes:
         yield "The run is under way and keeps what it began with. A further attempt would have:"
@@ -121,19 +120,18 @@ def _missing(objects: list[Object]) -> Iterator[str]:
                 f"{OPERATORS[group]} is not installed (the cluster does not know {group}): "
                 "docs/kubernetes.md says how to install it"
             )
-    for name, keys in SECRETS.items():
-        template = "{{range $key, $value := .data}}{{$key}} {{end}}"
-        found = kubectl(
-            *("get", "secret", name, "--namespace", NAMESPACE, "--ignore-not-found"),
-            *("--output", f"go-template={template}"),
+    secret, template = secret_of(objects), "{{range $key, $value := .data}}{{$key}} {{end}}"
+    found = kubectl(
+        *("get", "secret", secret, "--namespace", NAMESPACE, "--ignore-not-found"),
+        *("--output", f"go-template={template}"),
+    )
+    if absent := SECRET_KEYS - set(found.split()):
+        made = " ".join(f'--from-literal={key}="$(openssl rand -hex 24)"' for key in sorted(SECRET_KEYS))
+        yield (
+            f"Secret {secret} has no {' and no '.join(sorted(absent))}; create it with\n"
+            f"    kubectl apply --filename k8s/shared/namespace.yaml\n"
+            f"    kubectl create secret generic {secret} --namespace {NAMESPACE} {made}"
         )
-        if absent := keys - set(found.split()):
-            made = " ".join(f'--from-literal={key}="$(openssl rand -hex 24)"' for key in sorted(keys))
-            yield (
-                f"Secret {name} has no {' and no '.join(sorted(absent))}; create it with\n"
-                f"    kubectl apply --filename k8s/base/namespace.yaml\n"
-                f"    kubectl create secret generic {name} --namespace {NAMESPACE} {made}"
-            )
     for claim in (it for it in objects if it["kind"] == "PersistentVolumeClaim"):
         name = claim["spec"].get("storageClassName")
         if name and not kubectl("get", "storageclass", name, "--ignore-not-found"):

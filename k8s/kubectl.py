@@ -10,11 +10,16 @@ from typing import NoReturn
 from k8s.pods import Object
 
 OVERLAYS = Path(__file__).parent / "overlays"
+SHARED = Path(__file__).parent / "shared"
+"""What all runs of the namespace have in common."""
 NAMESPACE = "longview"
 
 
 def built(overlay: str) -> str:
-    """Return the manifests of an overlay as YAML.
+    """Return the manifests of a run, and of what all runs of the namespace share, as YAML.
+
+    Args:
+        overlay: name of a folder in overlays/.
 
     Raises:
         SystemExit: with code 2, no overlay has this name, or kustomize refuses it.
@@ -22,7 +27,7 @@ def built(overlay: str) -> str:
     known = sorted(folder.name for folder in OVERLAYS.iterdir())
     if overlay not in known:
         refuse([f"OVERLAY must be one of {', '.join(known)}, not {overlay!r}"])
-    return kubectl("kustomize", str(OVERLAYS / overlay))
+    return f"{kubectl('kustomize', str(SHARED))}---\n{kubectl('kustomize', str(OVERLAYS / overlay))}"
 
 
 def live(kind: str, name: str) -> Object | None:

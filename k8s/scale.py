@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from k8s.check import fits, need_of_actor, run_config
+from k8s.check import fits, job_of, need_of_actor, run_config
 from k8s.kubectl import NAMESPACE, built, kubectl, live, refuse
 from k8s.pods import Object
 from longview.cluster.driver.scaling import parse
@@ -36,7 +36,7 @@ def main(overlay: str, actors: str) -> None:
         refuse([f"ACTORS: {error}"])
     objects = list(yaml.safe_load_all(built(overlay)))
     config = yaml.safe_load(run_config(objects))
-    (name,) = (it["metadata"]["name"] for it in objects if it["kind"] == "RayJob")
+    name = job_of(objects)["metadata"]["name"]
     job = live("rayjob", name)
     cluster = job and live("raycluster", job.get("status", {}).get("rayClusterName", ""))
     if job is None or cluster is None:
