@@ -1,10 +1,14 @@
 # What CI runs is `make test`. Every target installs what it needs, once.
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# What deploys to Kubernetes needs little, and no PyTorch.
+DEPLOYING := .venv-deploy
+DEPLOYING_NEEDS := gymnasium numpy pydantic pyyaml
+PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3)
 # online.py takes many hours, outcomes.py one, and fleet.py is a part of online.py.
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/online.py benchmarks/outcomes.py benchmarks/fleet.py, $(wildcard benchmarks/*.py))
 
-.PHONY: help install demo test test-slow lint kustomize generated deploy fetch put format bench constraints clean
+.PHONY: help install demo test test-slow lint kustomize generated deploy scale fetch put format bench constraints clean
 
 help:  ## Show this.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,23 +41,32 @@ generated: install  ## Renew every file that is made from another: metrics' page
 	$(VENV)/bin/longview dashboards build
 	$(VENV)/bin/python -m k8s.generate
 
-deploy: install  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
-	$(VENV)/bin/python -m k8s.deploy "$(OVERLAY)" "$(RUNBOOK)"
+$(DEPLOYING)/.installed: constraints.txt
+	$(PYTHON) -m venv $(DEPLOYING)
+	$(DEPLOYING)/bin/pip install --quiet --constraint constraints.txt $(DEPLOYING_NEEDS)
+	@touch $@
+
+deploy: $(DEPLOYING)/.installed  ## Deploy to Kubernetes: make deploy OVERLAY=local; docs/kubernetes.md.
+	$(DEPLOYING)/bin/python -m k8s.deploy "$(OVERLAY)" "$(RUNBOOK)"
+
+scale: $(DEPLOYING)/.installed  ## Change the number of actors of a run on Kubernetes: make scale OVERLAY=gpu ACTORS=32
+	$(DEPLOYING)/bin/python -m k8s.scale "$(OVERLAY)" "$(ACTORS)"
 
 fetch:  ## Copy a run from Kubernetes: make fetch RUN=gpu, to runs/gpu.
 	@[ -n "$(RUN)" ] || { echo "name the run: make fetch RUN=gpu" >&2; exit 2; }
 	@[ ! -e "runs/$(RUN)" ] || { echo "runs/$(RUN) exists: move it away" >&2; exit 2; }
 	@mkdir -p runs
-	$(call with_files_pod, cp "longview-files:/var/lib/longview/runs/$(RUN)" "runs/$(RUN)")
+	$(call with_files_pod, cp "longview-files-$(RUN):/var/lib/longview/runs/$(RUN)" "runs/$(RUN)")
 
-put:  ## Copy a file to Kubernetes: make put FILE=demos.hdf5, to /var/lib/longview/demos.hdf5 in the head.
-	@[ -e "$(FILE)" ] || { echo "name a file or folder: make put FILE=demos.hdf5" >&2; exit 2; }
-	$(call with_files_pod, cp "$(FILE)" "longview-files:/var/lib/longview/$(notdir $(FILE))")
+put:  ## Copy a file to a run's volume: make put FILE=demos.hdf5 RUN=gpu, to /var/lib/longview/demos.hdf5.
+	@[ -e "$(FILE)" ] || { echo "name a file or folder: make put FILE=demos.hdf5 RUN=gpu" >&2; exit 2; }
+	@[ -n "$(RUN)" ] || { echo "name the run: make put FILE=demos.hdf5 RUN=gpu" >&2; exit 2; }
+	$(call with_files_pod, cp "$(FILE)" "longview-files-$(RUN):/var/lib/longview/$(notdir $(FILE))")
 
 # Run kubectl with these arguments while the pod of k8s/files.yaml is there.
-with_files_pod = @trap 'kubectl --namespace longview delete pod longview-files --now' EXIT && \
-	kubectl apply --filename k8s/files.yaml && \
-	kubectl --namespace longview wait pod/longview-files --for condition=Ready --timeout 5m && \
+with_files_pod = @trap 'kubectl --namespace longview delete pod longview-files-$(RUN) --now' EXIT && \
+	sed 's/RUN/$(RUN)/' k8s/files.yaml | kubectl apply --filename - && \
+	kubectl --namespace longview wait pod/longview-files-$(RUN) --for condition=Ready --timeout 5m && \
 	kubectl --namespace longview $(1)
 
 format: install  ## Format the code.
@@ -65,12 +78,16 @@ bench: install  ## Run the benchmarks; each prints a table and writes JSON to ru
 	@set -e; for script in $(BENCHMARKS); do \
 	    $(VENV)/bin/python $$script --json runs/benchmarks/$$(basename $$script .py).json; done
 
-constraints:  ## Renew constraints.txt, the set of packages that is tested together; PyTorch's version stays.
+constraints:  ## Renew constraints.txt, the packages that are tested together, and CUDA's; PyTorch's version stays.
 	rm -rf .venv-constraints
 	./install.sh .venv-constraints
 	.venv-constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	.venv-constraints/bin/pip install --quiet uv
+	grep '^torch==' constraints.txt | .venv-constraints/bin/uv pip compile --quiet --no-header --no-annotate \
+	    --python-platform x86_64-manylinux_2_28 --constraint constraints.txt - \
+	    | grep -E '^(cuda|nvidia|triton)' > k8s/constraints-cuda.txt
 	rm -rf .venv-constraints
 
 clean:  ## Remove what the targets made; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOYING) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

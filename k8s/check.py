@@ -15,11 +15,20 @@ import yaml
 from k8s.pods import Object, Pod, bytes_of, pods_of, selected, walk
 from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
 
-SECRETS = {"longview-redis": {"password", "ray-password"}}
-"""Secrets that the user creates before deploying, with their keys: docs/kubernetes.md says how."""
+SECRET_KEYS = {"password", "ray-password"}
+"""Keys of the secret that the user creates for a run before deploying it: docs/kubernetes.md says how."""
+
+RUN_LABEL = "app.kubernetes.io/instance"
+"""Label of everything that belongs to a run; its value is the run's name."""
 
 CLUSTER_WIDE = ("Namespace", "PriorityClass")
 """Kinds whose objects are in no namespace."""
+
+KUBERAYS = ("app.kubernetes.io/name", "app.kubernetes.io/created-by")
+"""Labels that KubeRay gives to Ray's pods, and selects them by in its Services."""
+
+STAYS = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "karpenter.sh/do-not-disrupt")
+"""Annotations of pods that no autoscaler of nodes may move."""
 
 CONFIG = "/etc/longview/run.yaml"
 """Path of the run's config file in the head's container."""
@@ -28,9 +37,11 @@ CONFIG = "/etc/longview/run.yaml"
 def problems(objects: list[Object]) -> list[str]:
     """Return one sentence for each problem of these objects; an empty list if all is well."""
     pods = list(pods_of(objects))
-    found = list(_names(objects))
+    found = [*_names(objects), *_carries_its_name(objects)]
     for pod in pods:
-        found += [f"{pod.name}: {it}" for it in (*_references(pod, objects), *_restrictions(pod))]
+        found += [
+            f"{pod.name}: {it}" for it in (*_references(pod, objects), *_restrictions(pod), *_disk(pod))
+        ]
     for item in objects:
         where = f"{item['kind']} {item['metadata']['name']}"
         check = _BY_KIND.get(item["kind"])
@@ -38,19 +49,40 @@ def problems(objects: list[Object]) -> list[str]:
     return found
 
 
-def run_config(objects: Iterable[Object]) -> str:
+def job_of(objects: Iterable[Object]) -> Object:
+    """Return the RayJob of the run."""
+    return next(it for it in objects if it["kind"] == "RayJob")
+
+
+def run_name(objects: Iterable[Object]) -> str:
+    """Return the name of the run, which all its objects end in."""
+    return str(job_of(objects)["metadata"]["name"]).removeprefix("longview-")
+
+
+def secret_of(objects: Iterable[Object]) -> str:
+    """Return the name of the run's secret, whose keys are `SECRET_KEYS`."""
+    return f"longview-redis-{run_name(objects)}"
+
+
+def config_map_of(objects: Iterable[Object]) -> str:
+    """Return the name of the ConfigMap that holds the run's config file."""
+    return f"longview-run-{run_name(objects)}"
+
+
+def run_config(objects: list[Object]) -> str:
     """Return the text of the config file that the run is launched with.
 
     Raises:
-        StopIteration: no ConfigMap `longview-run` exists.
+        StopIteration: the ConfigMap does not exist.
         KeyError: the ConfigMap has no `run.yaml`.
     """
-    return str(next(it for it in objects if _is(it, "ConfigMap", "longview-run"))["data"]["run.yaml"])
+    name = config_map_of(objects)
+    return str(next(it for it in objects if _is(it, "ConfigMap", name))["data"]["run.yaml"])
 
 
 def entrypoint(objects: Iterable[Object]) -> list[str]:
     """Return the command that launches the run, split into words."""
-    return str(next(it for it in objects if it["kind"] == "RayJob")["spec"]["entrypoint"]).split()
+    return str(job_of(objects)["spec"]["entrypoint"]).split()
 
 
 def _is(item: Object, kind: str, name: str) -> bool:
@@ -74,8 +106,22 @@ def _names(objects: list[Object]) -> Iterator[str]:
             yield f"{' '.join(key)}: is not in the namespace longview"
 
 
+def _carries_its_name(objects: list[Object]) -> Iterator[str]:
+    """Check that names and labels agree on the run's name, so that several runs can share a namespace."""
+    run = run_name(objects)
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", run):
+        yield f"nameSuffix -{run}: a run's name has at most 32 small letters, digits and hyphens here"
+    for item in objects:
+        name, label = item["metadata"]["name"], item["metadata"].get("labels", {}).get(RUN_LABEL)
+        if label is not None and (label != run or not name.endswith(f"-{run}")):
+            yield f"{item['kind']} {name}: is labelled as one of run {label}, but nameSuffix is -{run}"
+    for pod in pods_of(objects):
+        if pod.labels.get(RUN_LABEL) != run:
+            yield f"{pod.name}: has no label {RUN_LABEL}: {run}"
+
+
 def _references(pod: Pod, objects: list[Object]) -> Iterator[str]:
-    yield from _secrets(pod.spec)
+    yield from _secrets(pod.spec, objects)
     for key, reference in walk(pod.spec):
         if key == "configMapKeyRef":
             held = _find(objects, "ConfigMap", reference["name"])
@@ -116,9 +162,10 @@ def _container(container: Object, pod: Pod, objects: list[Object]) -> Iterator[s
             yield from _file(pod, word, objects)
 
 
-def _secrets(tree: Any) -> Iterator[str]:
-    for key, reference in walk(tree):
-        if key == "secretKeyRef" and reference["key"] not in SECRETS.get(reference["name"], ()):
+def _secrets(tree: Any, objects: list[Object]) -> Iterator[str]:
+    for reference in (below for key, below in walk(tree) if key == "secretKeyRef"):
+        known = SECRET_KEYS if reference["name"] == secret_of(objects) else ()
+        if reference["key"] not in known:
             yield f"no Secret {reference['name']} has a key {reference['key']}"
 
 
@@ -156,6 +203,17 @@ def _restrictions(pod: Pod) -> Iterator[str]:
     for volume in pod.spec.get("volumes", []):
         if not volume.keys() & {"emptyDir", "configMap", "persistentVolumeClaim"}:
             yield f"volume {volume['name']} must be an emptyDir, a configMap or a persistentVolumeClaim"
+
+
+def _disk(pod: Pod) -> Iterator[str]:
+    """Check that a pod reserves what it takes of its node's disk, and cannot fill it."""
+    volumes = [it for it in pod.spec.get("volumes", []) if "emptyDir" in it]
+    volumes = [it for it in volumes if "medium" not in it["emptyDir"]]
+    for volume in volumes:
+        if "sizeLimit" not in volume["emptyDir"]:
+            yield f"volume {volume['name']} could fill the node's disk: give it a sizeLimit"
+    if volumes and "ephemeral-storage" not in pod.spec["containers"][0]["resources"]["requests"]:
+        yield "must request ephemeral-storage, since it has an emptyDir on the node's disk"
 
 
 def _container_restrictions(security: Object) -> Iterator[str]:
@@ -224,7 +282,7 @@ def _pod_monitor(item: Object, pods: list[Pod], objects: list[Object]) -> Iterat
     allowed = {
         port["port"]
         for policy in objects
-        if policy["kind"] == "NetworkPolicy" and policy["metadata"]["name"] == "metrics"
+        if _is(policy, "NetworkPolicy", f"metrics-{run_name(objects)}")
         for rule in policy["spec"]["ingress"]
         for port in rule["ports"]
     }
@@ -243,7 +301,8 @@ def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[s
     by_name = {pod.name.removeprefix(f"{item['metadata']['name']} "): pod for pod in pods}
     head = by_name["head"]
     settings = dict(word.split("=", 1) for word in command if "=" in word)
-    yield from _secrets(spec["rayClusterSpec"].get("gcsFaultToleranceOptions", {}))
+    yield from _secrets(spec["rayClusterSpec"].get("gcsFaultToleranceOptions", {}), objects)
+    yield from _node_pods(spec["rayClusterSpec"])
     for address in (
         settings["replay.url"],
         spec["rayClusterSpec"]["gcsFaultToleranceOptions"]["redisAddress"],
@@ -262,6 +321,18 @@ def _ray_job(item: Object, pods: list[Pod], objects: list[Object]) -> Iterator[s
     yield from _config(objects)
 
 
+def _node_pods(cluster: Object) -> Iterator[str]:
+    """Check the labels and annotations of Ray's pods."""
+    parts = {"head": cluster["headGroupSpec"]} | {it["groupName"]: it for it in cluster["workerGroupSpecs"]}
+    for name, part in parts.items():
+        metadata = part["template"]["metadata"]
+        for label in sorted(metadata["labels"].keys() & set(KUBERAYS)):
+            yield f"{name}: KubeRay selects pods by the label {label}: leave it to KubeRay"
+        missing = sorted(set(STAYS) - metadata.get("annotations", {}).keys())
+        if missing and name in ("head", "learners"):
+            yield f"{name}: without the annotation {' and '.join(missing)} its node may be taken away"
+
+
 def _runs(head: Pod, learner: Pod | None) -> Iterator[str]:
     """Check that head and learners mount one lasting volume at the path of the runs' folder."""
     environment = {it["name"]: it.get("value") for it in head.containers[0]["env"]}
@@ -275,7 +346,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
     """Check that the worker groups and Redis can grow as large as the run's config asks."""
     groups = [pod for pod in pods if pod.group is not None]
     placement, servers = config["placement"], config.get("inference", {}).get("servers", 0)
-    actor = {"CPU": 1, **placement["actor"]}
+    actor = need_of_actor(config)
     learner = {"CPU": 1, **placement["learner"]} | _gpus(placement["learner_gpus"])
     server = {"CPU": 1} | _gpus(placement.get("inference_gpus", 0))
     roles = {
@@ -284,7 +355,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
         "inference.servers": (servers, server),
     }
     for key, (wanted, asked) in roles.items():
-        room = sum(_fits(pod.group, asked) * pod.group["maxReplicas"] for pod in groups if pod.group)
+        room = sum(fits(pod.group, asked) * pod.group["maxReplicas"] for pod in groups if pod.group)
         if room < wanted:
             needs = ", ".join(f"{amount} {name}" for name, amount in asked.items())
             yield (
@@ -314,7 +385,7 @@ def _room(config: Object, pods: list[Pod]) -> Iterator[str]:
                 f"group {pod.group['groupName']} tells Ray that it has {resources['CPU']} CPUs, "
                 f"but its container's limit is {limits['cpu']}"
             )
-        if gpus and _fits(pod.group, actor):
+        if gpus and fits(pod.group, actor):
             yield f"actors could occupy the GPU nodes of group {pod.group['groupName']}"
     budget = config["replay"]["byte_budget"]
     redis = next(pod for pod in pods if pod.claims)
@@ -334,8 +405,24 @@ def _config(objects: list[Object]) -> Iterator[str]:
         except ConfigError as error:
             yield f"run.yaml: {error}"
             return
-    if config.name is None:
-        yield "run.yaml must name the run (name: ...): a second attempt finds the run by its name"
+    cluster = job_of(objects)["spec"]["rayClusterSpec"]
+    if config.placement.autoscaled != cluster["enableInTreeAutoscaling"]:
+        yield (
+            f"run.yaml has placement.autoscaled: {str(config.placement.autoscaled).lower()}, but the "
+            f"RayJob's enableInTreeAutoscaling is {str(cluster['enableInTreeAutoscaling']).lower()}"
+        )
+    if not cluster["enableInTreeAutoscaling"]:
+        yield from (
+            f"group {group['groupName']}: without Ray's autoscaler, replicas and minReplicas must be its "
+            f"maxReplicas {group['maxReplicas']}"
+            for group in cluster["workerGroupSpecs"]
+            if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]
+        )
+    if config.name != run_name(objects):
+        yield (
+            f"run.yaml has name: {config.name}, but the overlay's kustomization.yaml has nameSuffix: "
+            f"-{run_name(objects)}; a further attempt finds the run by its name"
+        )
     yield from _work(config)
 
 
@@ -358,8 +445,13 @@ def _gpus(gpus: float) -> dict[str, float]:
     return {"GPU": gpus} if gpus else {}
 
 
-def _fits(group: Object, asked: Mapping[str, float]) -> int:
-    """Return how many actors or learners fit on one node of a group."""
+def need_of_actor(config: Object) -> dict[str, float]:
+    """Return what an actor takes from Ray, by name of the resource, as a run's config says."""
+    return {"CPU": 1, **config["placement"]["actor"]}
+
+
+def fits(group: Object, asked: Mapping[str, float]) -> int:
+    """Return how many actors or learners fit on one node of a worker group."""
     return int(min(float(group["resources"].get(name, 0)) // amount for name, amount in asked.items()))
 
 

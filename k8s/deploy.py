@@ -3,20 +3,21 @@
 make deploy OVERLAY=local
 """
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NoReturn
+from itertools import zip_longest
+from textwrap import shorten
+from typing import Any
 
 import yaml
 
-from k8s.check import SECRETS, problems
+from k8s.check import SECRET_KEYS, config_map_of, job_of, problems, run_config, secret_of
+from k8s.kubectl import NAMESPACE, OVERLAYS, built, kubectl, live, refuse
 from k8s.pods import Object
 
-OVERLAYS = Path(__file__).parent / "overlays"
-NAMESPACE = "longview"
 RUNBOOK = "docs/runbook.md"
 """Path of the runbook in the repository; the alerts in monitoring/rules.yaml link to it."""
 OPERATORS = {"ray.io": "KubeRay's operator", "monitoring.coreos.com": "Prometheus' operator"}
@@ -32,17 +33,61 @@ def main(overlay: str, runbook: str = "") -> None:
     Raises:
         SystemExit: with code 2, after printing what is wrong and what to do about it.
     """
-    known = sorted(folder.name for folder in OVERLAYS.iterdir())
-    if overlay not in known:
-        _refuse([f"OVERLAY must be one of {', '.join(known)}, not {overlay!r}"])
-    text = linked(_kubectl("kustomize", str(OVERLAYS / overlay)), runbook or origins_runbook(_origin()))
+    text = linked(built(overlay), runbook or origins_runbook(_origin()))
     objects: list[Object] = list(yaml.safe_load_all(text))
     if found := problems(objects):
-        _refuse(found)
-    _kubectl("version")  # exits with kubectl's own message if the cluster does not answer
+        refuse(found)
+    kubectl("version")  # exits with kubectl's own message if the cluster does not answer
     if found := list(_missing(objects)):
-        _refuse(found)
-    print(_kubectl("apply", "--server-side", "--filename", "-", stdin=text), end="")
+        refuse(found)
+    stays = list(unchanged(objects, overlay))
+    # What `make scale` has changed is the overlay's again.
+    print(kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=text), end="")
+    print(*stays, sep="\n", end="\n" if stays else "")
+
+
+def unchanged(objects: list[Object], overlay: str) -> Iterator[str]:
+    """Say what applying these objects does not change about the run that is there, and what to do about it.
+
+    Args:
+        objects: what is to be applied.
+        overlay: name of the overlay, for the commands.
+    """
+    job = job_of(objects)
+    name = job["metadata"]["name"]
+    there = live("rayjob", name)
+    if there is None:
+        return
+    anew = (
+        f"    kubectl -n {NAMESPACE} delete rayjob {name}\n"
+        f"    kubectl -n {NAMESPACE} wait raycluster -l ray.io/originated-from-cr-name={name} --for=delete "
+        f"--timeout=10m\n    make deploy OVERLAY={overlay}"
+    )
+    state = there.get("status", {}).get("jobDeploymentStatus", "")
+    if state in ("Complete", "Failed"):
+        yield f"RayJob {name} is {state}, and deploying does not start it again. To start it:\n{anew}"
+        return
+    changes = list(differences(there["spec"], job["spec"]))
+    if (live("configmap", config_map_of(objects)) or {}).get("data") != {"run.yaml": run_config(objects)}:
+        changes.append("run.yaml")
+    if changes:
+        yield "The run is under way and keeps what it began with. A further attempt would have:"
+        yield from (f"    {change}" for change in changes)
+        yield f"For another number of actors now: make scale OVERLAY={overlay} ACTORS=N"
+        yield f"For all of it now (the run saves first, and resumes):\n{anew}"
+
+
+def differences(there: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Name where an object in the cluster differs from the wanted one, apart from what the cluster added."""
+    if isinstance(wanted, dict) and isinstance(there, dict):
+        for key, value in wanted.items():
+            yield from differences(there.get(key), value, f"{path}.{key}".lstrip("."))
+    elif isinstance(wanted, list) and isinstance(there, list):
+        for index, (old, new) in enumerate(zip_longest(there, wanted)):
+            yield from differences(old, new, f"{path}.{index}")
+    elif there != wanted:
+        new, old = (shorten(json.dumps(value), 60) for value in (wanted, there))
+        yield f"{path}: {new} instead of {old}"
 
 
 def linked(manifests: str, runbook: str | None) -> str:
@@ -70,46 +115,27 @@ def _origin() -> str:
 def _missing(objects: list[Object]) -> Iterator[str]:
     """Report what the cluster needs for these objects and does not have."""
     for group in sorted({it["apiVersion"].split("/")[0] for it in objects} & OPERATORS.keys()):
-        if not _kubectl("api-resources", "--api-group", group, "--output", "name").strip():
+        if not kubectl("api-resources", "--api-group", group, "--output", "name").strip():
             yield (
                 f"{OPERATORS[group]} is not installed (the cluster does not know {group}): "
                 "docs/kubernetes.md says how to install it"
             )
-    for name, keys in SECRETS.items():
-        template = "{{range $key, $value := .data}}{{$key}} {{end}}"
-        found = _kubectl(
-            *("get", "secret", name, "--namespace", NAMESPACE, "--ignore-not-found"),
-            *("--output", f"go-template={template}"),
+    secret, template = secret_of(objects), "{{range $key, $value := .data}}{{$key}} {{end}}"
+    found = kubectl(
+        *("get", "secret", secret, "--namespace", NAMESPACE, "--ignore-not-found"),
+        *("--output", f"go-template={template}"),
+    )
+    if absent := SECRET_KEYS - set(found.split()):
+        made = " ".join(f'--from-literal={key}="$(openssl rand -hex 24)"' for key in sorted(SECRET_KEYS))
+        yield (
+            f"Secret {secret} has no {' and no '.join(sorted(absent))}; create it with\n"
+            f"    kubectl apply --filename k8s/shared/namespace.yaml\n"
+            f"    kubectl create secret generic {secret} --namespace {NAMESPACE} {made}"
         )
-        if absent := keys - set(found.split()):
-            made = " ".join(f'--from-literal={key}="$(openssl rand -hex 24)"' for key in sorted(keys))
-            yield (
-                f"Secret {name} has no {' and no '.join(sorted(absent))}; create it with\n"
-                f"    kubectl apply --filename k8s/base/namespace.yaml\n"
-                f"    kubectl create secret generic {name} --namespace {NAMESPACE} {made}"
-            )
     for claim in (it for it in objects if it["kind"] == "PersistentVolumeClaim"):
         name = claim["spec"].get("storageClassName")
-        if name and not _kubectl("get", "storageclass", name, "--ignore-not-found"):
+        if name and not kubectl("get", "storageclass", name, "--ignore-not-found"):
             yield f"StorageClass {name} does not exist: docs/kubernetes.md says how to create it"
-
-
-def _kubectl(*arguments: str, stdin: str | None = None) -> str:
-    try:
-        done = subprocess.run(
-            ["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        _refuse(["kubectl was not found: install version 1.27 or newer"])
-    if done.returncode:
-        _refuse([f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"])
-    return done.stdout
-
-
-def _refuse(reasons: list[str]) -> NoReturn:
-    for reason in reasons:
-        print(f"deploy: {reason}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 if __name__ == "__main__":

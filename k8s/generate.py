@@ -1,17 +1,22 @@
-"""Write the manifests that are made from other files: the Prometheus rules and the list of dashboards.
+"""Write what is made from other files: the Prometheus rules, the list of dashboards, and Ray's dashboard.
 
-They are generated because kustomize takes neither a file from outside its folders nor a pattern of names.
+They are generated because kustomize takes neither a file from outside its folders nor a pattern of names, and
+because Ray's dashboard fits the metrics of the Ray that it comes with.
 
 make generated
 """
 
+import json
 from pathlib import Path
 
 import yaml
 
+from longview.monitoring.dashboards import TAG
+
 HERE = Path(__file__).parent
 MONITORING = HERE.parent / "monitoring"
-RULES, RULES_OBJECT = MONITORING / "rules.yaml", HERE / "base" / "prometheus-rule.yaml"
+RULES, RULES_OBJECT = MONITORING / "rules.yaml", HERE / "shared" / "prometheus-rule.yaml"
+RAYS_DASHBOARD = HERE / "shared" / "ray.json"
 DASHBOARDS = MONITORING / "dashboards"
 DASHBOARDS_LIST = DASHBOARDS / "kustomization.yaml"
 
@@ -44,6 +49,15 @@ def dashboards() -> str:
     return _generated("the dashboards in this folder", manifest)
 
 
+def rays_dashboard() -> str:
+    """Return Ray's own dashboard as JSON: nodes, CPUs, GPUs, memory, disks; with Longview's title and tag."""
+    from ray.dashboard.modules.metrics.grafana_dashboard_factory import generate_default_grafana_dashboard
+
+    text, _ = generate_default_grafana_dashboard()
+    ours = {"title": "Longview: Ray", "uid": "longview-ray", "tags": [TAG]}
+    return json.dumps(json.loads(text) | ours, indent=1, sort_keys=True) + "\n"
+
+
 def _generated(origin: str, manifest: object) -> str:
     text = yaml.safe_dump(manifest, sort_keys=False, width=110)
     return f"# Made from {origin} by `make generated`.\n{text}"
@@ -52,3 +66,4 @@ def _generated(origin: str, manifest: object) -> str:
 if __name__ == "__main__":
     RULES_OBJECT.write_text(prometheus_rule())
     DASHBOARDS_LIST.write_text(dashboards())
+    RAYS_DASHBOARD.write_text(rays_dashboard())

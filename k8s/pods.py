@@ -10,7 +10,7 @@ Object = dict[str, Any]
 """A Kubernetes object, as parsed from YAML."""
 
 UNITS = {"": 1, "m": 1e-3, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-POD_NAME = "statefulset.kubernetes.io/pod-name"
+POD_INDEX = "apps.kubernetes.io/pod-index"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def selected(selector: Object, pods: Iterable[Pod]) -> list[Pod]:
 def _selects(selector: Object, pod: Pod) -> bool:
     if not selector.keys() & {"matchLabels", "matchExpressions"} and selector:
         selector = {"matchLabels": selector}
-    labels = {POD_NAME: [f"{pod.name}-{i}" for i in range(pod.replicas)]}
+    labels = {POD_INDEX: [str(index) for index in range(pod.replicas)]}
     labels |= {key: [value] for key, value in pod.labels.items()}
     wanted = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
     wanted += [(it["key"], it["values"]) for it in selector.get("matchExpressions", [])]

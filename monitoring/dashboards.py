@@ -1,4 +1,4 @@
-"""Builds the Grafana dashboards in dashboards/*.json from the panels of `panels.py`, for Grafana 9 to 13.
+"""Builds the Grafana dashboards in dashboards/*.json from the panels of `panels.py`, for Grafana 10 to 13.
 
 Call it by `longview dashboards build`.
 """
@@ -59,14 +59,15 @@ def dashboard_json(dashboard: Dashboard) -> str:
         .link(links.as_dropdown(False).include_vars(True).keep_time(True))
         .with_variable(builders.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
-    steps = "longview_env_steps_total"
-    page.with_variable(_variable("task", "Task", f"label_values({steps}, task)", several=True))
-    runs = f'label_values({steps}{{task=~"$task"}}, run)'
-    page.with_variable(_variable("run", "Run", runs, several=False))
-    if any(panel.repeat == "context_length" for panel in dashboard.panels):
+    # A run has a phase from its start, and tasks and lengths once actors have come.
+    page.with_variable(_variable("run", "Run", "label_values(longview_phase, run)"))
+    page.with_variable(_variable("task", "Task", f"label_values(longview_env_steps_total{RUN}, task)"))
+    if any(panel.repeat for panel in dashboard.panels):
         lengths = f"label_values(longview_success_ratio{RUN}, context_length)"
-        page.with_variable(_variable("context_length", "T_o", lengths, several=True))
+        page.with_variable(_variable("context_length", "T_o", lengths))
     for number, panel in enumerate(dashboard.panels, start=1):
+        if panel.repeat:
+            page.with_row(builders.Row("$run").repeat("run").id(number + len(dashboard.panels)))
         page.with_panel(_panel(panel).id(number))
     tree = json.loads(json.dumps(page.build(), cls=JSONEncoder))
     # The SDK's annotations lack the fields of Prometheus'.
@@ -80,24 +81,23 @@ def _source() -> "DataSourceRef":
     return DataSourceRef("prometheus", "${datasource}")
 
 
-def _variable(name: str, label: str, query: str, *, several: bool) -> "QueryVariable":
-    """Make a choice of label values: one of them, or several of them with all chosen at first."""
+def _variable(name: str, label: str, query: str) -> "QueryVariable":
+    """Make a choice of label values, with all chosen at first. All is also what has no such label yet."""
     from grafana_foundation_sdk.builders.dashboard import QueryVariable
     from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
-    variable = (
+    return (
         QueryVariable(name)
         .label(label)
         .datasource(_source())
         .query({"query": query, "refId": name})
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(VariableSort.NUMERICAL_ASC if name == "context_length" else VariableSort.ALPHABETICAL_DESC)
-        .multi(several)
-        .include_all(several)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(selected=True, text="All", value="$__all"))
     )
-    if several:
-        variable.current(VariableOption(selected=True, text="All", value="$__all"))
-    return variable
 
 
 def _annotations() -> Iterable[dict[str, Any]]:
@@ -129,23 +129,40 @@ def _panel(panel: Panel) -> Any:
     """Make the SDK's panel. The SDK's kinds of panels share methods but no type."""
     made = _KINDS[panel.kind](panel)
     made.title(panel.title).description(panel.description).datasource(_source())
-    made.span(panel.width).height(panel.height).unit(panel.unit)
+    made.span(panel.width).height(panel.height)
     made.thresholds(_thresholds(panel.thresholds or {}))
     for reference, (legend, expression) in zip(ascii_uppercase, panel.queries.items(), strict=False):
         made.with_target(_query(panel, legend, expression).ref_id(reference))
-    if panel.maximum is not None:
-        made.min(0).max(panel.maximum)
+    if panel.kind == "curve":  # the context lengths have neither the values' unit nor their range
+        for name in panel.queries:
+            made.override_by_name(name, _settings({"unit": panel.unit, "min": 0, "max": panel.maximum}))
+    else:
+        made.unit(panel.unit)
+        if panel.maximum is not None:
+            made.min(0).max(panel.maximum)
     if panel.repeat is not None:
         made.repeat(panel.repeat).repeat_direction("h")
+    elif panel.kind in ("curve", "table"):
+        made.title(f"{panel.title}, $run").repeat("run").repeat_direction("v")
+    if panel.names is not None:
+        made.mappings([_words(panel.names)])
     return made
+
+
+def _words(names: Mapping[int, str]) -> Any:
+    """Make the words that are shown in place of values."""
+    from grafana_foundation_sdk.models.dashboard import ValueMap, ValueMappingResult
+
+    return ValueMap(options={str(value): ValueMappingResult(text=word) for value, word in names.items()})
 
 
 def _query(panel: Panel, legend: str, expression: str) -> "Dataquery":
     from grafana_foundation_sdk.builders.prometheus import Dataquery
     from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-    query = Dataquery().expr(expression).legend_format(legend)
-    if panel.kind in ("bars", "table"):
+    one_run = panel.band or panel.kind in ("curve", "table", "heatmap")
+    query = Dataquery().expr(expression).legend_format(legend if one_run else f"{{{{run}}}} {legend}")
+    if panel.kind in ("curve", "table"):
         return query.instant().format(PromQueryFormat.TABLE)
     if panel.kind == "stat":  # over a range it would show the last number of a run that is long dead
         return query.instant().format(PromQueryFormat.TIME_SERIES)
@@ -173,7 +190,7 @@ def _stat(panel: Panel) -> Any:
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.VALUE)
-        .text_mode(BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE)
+        .text_mode(BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.AUTO)
     )
 
 
@@ -185,22 +202,40 @@ def _legend() -> Any:
     return legend.placement(LegendPlacement.BOTTOM).show_legend(True)
 
 
+def _tooltip() -> Any:
+    from grafana_foundation_sdk.builders.common import VizTooltipOptions
+    from grafana_foundation_sdk.models.common import SortOrder, TooltipDisplayMode
+
+    return VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING)
+
+
+def _settings(values: Mapping[str, object]) -> list[Any]:
+    """Make settings of a single series."""
+    from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
+
+    return [DynamicConfigValue(name, value) for name, value in values.items()]
+
+
+def _banded(made: Any, panel: Panel) -> Any:
+    """Fill the area between the two series that are the ends of a panel's interval."""
+    if panel.band is not None:
+        upper, lower = panel.band
+        thin = {"custom.lineWidth": 0, "custom.showPoints": "never"}
+        fill = {"custom.fillBelowTo": lower, "custom.fillOpacity": 20}
+        made.override_by_name(upper, _settings(thin | fill))
+        made.override_by_name(lower, _settings(thin))
+    return made
+
+
 def _lines(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import common, timeseries
-    from grafana_foundation_sdk.models.common import (
-        GraphTresholdsStyleMode,
-        SortOrder,
-        StackingMode,
-        TooltipDisplayMode,
-        VisibilityMode,
-    )
-    from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
+    from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode, StackingMode, VisibilityMode
 
     stacked = panel.kind == "stack"
     made = (
         timeseries.Panel()
         .legend(_legend())
-        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .tooltip(_tooltip())
         .show_points(VisibilityMode.NEVER)
         .line_width(1 if stacked else 2)
         .fill_opacity(40 if stacked else 0)
@@ -210,13 +245,7 @@ def _lines(panel: Panel) -> Any:
         made.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
     if panel.thresholds:
         made.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
-    if panel.band is not None:
-        upper, lower = panel.band
-        thin = DynamicConfigValue("custom.lineWidth", 0)
-        filled = {"custom.fillBelowTo": lower, "custom.fillOpacity": 20}
-        made.override_by_name(upper, [thin, *(DynamicConfigValue(*item) for item in filled.items())])
-        made.override_by_name(lower, [thin])
-    return made
+    return _banded(made, panel)
 
 
 def _by_length(made: Any, panel: Panel) -> Any:
@@ -224,55 +253,51 @@ def _by_length(made: Any, panel: Panel) -> Any:
     from grafana_foundation_sdk.models.dashboard import DataTransformerConfig
 
     names = dict(zip((f"Value #{letter}" for letter in ascii_uppercase), panel.queries, strict=False))
-    numbers, texts = (
-        {"conversions": [{"targetField": "context_length", "destinationType": kind}], "fields": {}}
-        for kind in ("number", "string")
-    )
+    numbers = {"conversions": [{"targetField": "context_length", "destinationType": "number"}], "fields": {}}
     columns = {
         "excludeByName": {"Time": True},
         "indexByName": {name: index for index, name in enumerate(("context_length", *names))},
         "renameByName": {"context_length": "T_o", **names},
     }
-    # Numbers are sorted rightly; texts are not drawn as a measure.
     for kind, options in (
         ("merge", {}),
         ("convertFieldType", numbers),
         ("sortBy", {"fields": {}, "sort": [{"field": "context_length"}]}),
-        ("convertFieldType", texts),
         ("organize", columns),
     ):
         made.with_transformation(DataTransformerConfig(id_val=kind, options=options))
     return made
 
 
-def _bars(panel: Panel) -> Any:
-    from grafana_foundation_sdk.builders import barchart
-    from grafana_foundation_sdk.models.common import VisibilityMode, VizOrientation
+def _curve(panel: Panel) -> Any:
+    from grafana_foundation_sdk.builders import trend
+    from grafana_foundation_sdk.models.common import VisibilityMode
 
-    made = barchart.Panel().x_field("T_o").orientation(VizOrientation.VERTICAL).group_width(0.8)
-    return _by_length(made.show_value(VisibilityMode.AUTO).fill_opacity(70).legend(_legend()), panel)
+    made = trend.Panel().x_field("T_o").legend(_legend()).tooltip(_tooltip())
+    made.show_points(VisibilityMode.ALWAYS).line_width(2).fill_opacity(0)
+    return _banded(_by_length(made, panel), panel)
 
 
 def _table(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import table
-    from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
     made = table.Panel().show_header(True)
-    made.override_by_regexp("rate|from|to", [DynamicConfigValue("unit", "percentunit")])
+    made.override_by_regexp("rate|from|to", _settings({"unit": "percentunit"}))
     return _by_length(made, panel)
 
 
 def _heatmap(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import heatmap
 
-    return heatmap.Panel().calculate(False).y_axis(heatmap.YAxisConfig().unit(panel.unit))
+    made = heatmap.Panel().calculate(False).y_axis(heatmap.YAxisConfig().unit(panel.unit))
+    return made.show_tooltip().show_y_histogram()
 
 
 _KINDS = {
     "stat": _stat,
     "lines": _lines,
     "stack": _lines,
-    "bars": _bars,
+    "curve": _curve,
     "table": _table,
     "heatmap": _heatmap,
 }

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 FOLDER = {"uid": "longview", "title": "Longview"}
 SOURCE = {"uid": "longview-prometheus", "name": "Longview", "type": "prometheus", "access": "proxy"}
-KNOWN_VERSIONS = range(9, 14)
+KNOWN_VERSIONS = range(10, 14)
 """Major versions that load classic dashboards."""
 TIMEOUT_SECONDS = 10.0
 """Longest wait for an answer."""

@@ -324,6 +324,13 @@ CATALOGUE = {
             merge="last",
         ),
         Metric(
+            "longview_phase_seconds_left",
+            "gauge",
+            "seconds",
+            "Estimated time until the phase ends, from its pace so far; missing while nothing is done in it",
+            merge="last",
+        ),
+        Metric(
             "longview_store_bytes", "gauge", "bytes", "Size of the stored chunks", ("source",), merge="last"
         ),
         Metric(

@@ -1,27 +1,28 @@
 """The panels of all dashboards, as data. `dashboards.py` makes Grafana's JSON of them.
 
-RUN and TASK stand for the labels that a person chooses at the top of a dashboard. Where monitoring/rules.yaml
-records a quantity, panels show the recorded one: panels and alerts have the same numbers and thresholds.
+RUN and TASK stand for the labels that a person chooses at the top of a dashboard: one run or several.
+Where monitoring/rules.yaml records a quantity, panels show the recorded one: panels and alerts have the same
+numbers and thresholds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from longview.monitoring.metrics import RATES
 
-RUN = '{run="$run"}'
-TASK = '{run="$run", task=~"$task"}'
-DEATHS = '{run="$run", cause!="worn"}'
-LENGTH = '{run="$run", task=~"$task", context_length="$context_length"}'
+RUN = '{run=~"$run"}'
+TASK = '{run=~"$run", task=~"$task"}'
+DEATHS = '{run=~"$run", cause!="worn"}'
+LENGTH = '{run=~"$run", task=~"$task", context_length="$context_length"}'
 
 GREEN, ORANGE, RED = "green", "orange", "red"
 
 BY_LENGTH = "T_o = {{context_length}}"
 
-Kind = Literal["stat", "lines", "stack", "bars", "table", "heatmap"]
+Kind = Literal["stat", "lines", "stack", "curve", "table", "heatmap"]
 """`stat` is the number of this moment, or nothing while the hub is away; `lines` and `stack` are over time;
-`bars` and `table` are over context length; `heatmap` is a distribution over time."""
+`curve` and `table` are over context length; `heatmap` is a distribution over time."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Panel:
     unit: str
     """Unit of the values, by Grafana's name."""
     queries: Mapping[str, str]
-    """PromQL of each series, by its name in the legend or at the head of a table's column."""
+    """PromQL of each series, by its name at the head of a table's column, or in the legend after its run."""
     width: int = 8
     """Width in columns; a dashboard has 24."""
     height: int = 8
@@ -47,7 +48,9 @@ class Panel:
     maximum: float | None = None
     """Upper end of the axis, whose lower end is then 0; by default the values decide."""
     repeat: str | None = None
-    """A variable of the dashboard; the panel is repeated for each of its values."""
+    """A variable of the dashboard; the panel is repeated for each of its values, in a row for each run."""
+    names: Mapping[int, str] | None = None
+    """Words that are shown in place of values."""
     band: tuple[str, str] | None = None
     """Names of two queries, upper and lower; the area between them is filled."""
 
@@ -74,15 +77,20 @@ def ratio(
 
 
 def by_length(metric: str) -> str:
-    """Make a query for `bars` or `table`: one value a context length, by which Grafana joins queries."""
+    """Make a query for `curve` or `table`: one value a context length, by which Grafana joins queries."""
     return f"max by (context_length) ({metric}{TASK})"
 
 
-def with_bounds(name: str) -> dict[str, str]:
-    """Make the queries of a rate and its 95% Wilson interval, by context length."""
-    metric = f"longview_{name}_ratio"
-    columns = {"upper 95%": "_upper", name.replace("_", " "): "", "lower 95%": "_lower"}
-    return {column: by_length(metric + suffix) for column, suffix in columns.items()}
+INTERVAL = ("upper 95%", "lower 95%")
+"""Names of the queries that are the ends of an interval."""
+
+
+def with_interval(title: str, description: str, name: str, **more: Any) -> Panel:
+    """Make a panel of a rate and its 95% Wilson interval by context length; `more` as for `ratio`."""
+    upper, lower = INTERVAL
+    columns = {upper: "_upper", name.replace("_", " "): "", lower: "_lower"}
+    queries = {column: by_length(f"longview_{name}_ratio{suffix}") for column, suffix in columns.items()}
+    return ratio(title, description, queries, "curve", band=INTERVAL, **more)
 
 
 def in_range(counter: str, labels: str) -> str:
@@ -97,14 +105,12 @@ def buckets(histogram: str) -> dict[str, str]:
 
 ALERTS = Panel(
     "Alerts",
-    "Number of alerts that fire for this run; 0 is well. The red marks in the plots name them, and "
+    "Number of alerts that fire for the chosen runs; 0 is well. The red marks in the plots name them, and "
     "docs/runbook.md says what to do about each.",
     "stat",
     "none",
-    {"alerts": 'count(ALERTS{alertname=~"Longview.+", alertstate="firing", run="$run"}) or vector(0)'},
+    {"alerts": 'count(ALERTS{alertname=~"Longview.+", alertstate="firing", run=~"$run"}) or vector(0)'},
     thresholds={1: RED},
-    width=2,
-    height=4,
 )
 HEARD = Panel(
     "Last heard",
@@ -114,8 +120,21 @@ HEARD = Panel(
     "s",
     {"ago": f"time() - max by (run) (last_over_time(longview:heard_timestamp_seconds:max{RUN}[1d]))"},
     thresholds={60: ORANGE, 600: RED},
-    width=2,
-    height=4,
+)
+PHASE = Panel(
+    "Phase",
+    "What the run does: it collects demonstrations, trains, or evaluates its last policy.",
+    "stat",
+    "none",
+    {"phase": f"max by (run) (longview_phase{RUN})"},
+    names={0: "ended", 1: "collects", 2: "trains", 3: "evaluates"},
+)
+TIME_LEFT = Panel(
+    "Time left",
+    "Estimated time until this phase ends, from its pace so far.",
+    "stat",
+    "s",
+    {"left": f"max by (run) (longview_phase_seconds_left{RUN})"},
 )
 ACTORS = Panel(
     "Actors",
@@ -136,8 +155,6 @@ BEST_SUCCESS = ratio(
     "Success of the newest evaluated policy at the context length where it is highest.",
     {"best": f"max by (run) (longview_success_ratio{TASK})"},
     "stat",
-    width=2,
-    height=4,
 )
 STEPS = Panel(
     "Simulated",
@@ -196,12 +213,11 @@ SUCCESS = ratio(
     width=12,
     height=9,
 )
-SUCCESS_BARS = ratio(
+SUCCESS_CURVE = with_interval(
     "Success by context length",
-    "The newest evaluated policy: its success, and the ends of the 95% Wilson interval. Does it need its "
-    "memory, and does it use it?",
-    with_bounds("success"),
-    "bars",
+    "The newest evaluated policy: its success, with its 95% Wilson interval. Does it need its memory, and "
+    "does it use it?",
+    "success",
     width=12,
     height=9,
 )
@@ -285,8 +301,10 @@ OVERVIEW = Dashboard(
     "Longview: Overview",
     "Is the run healthy, and is it getting better?",
     (
-        *(ALERTS, HEARD, BEST_SUCCESS, ACTORS, STEPS, SAMPLES, DATA_WAIT, STALENESS, STORE_FILL),
-        *(SUCCESS, SUCCESS_BARS),
+        *(replace(it, width=4, height=3) for it in (ALERTS, HEARD, PHASE, TIME_LEFT, BEST_SUCCESS, ACTORS)),
+        *(replace(it, width=5, height=3) for it in (STEPS, SAMPLES, DATA_WAIT, STALENESS)),
+        replace(STORE_FILL, width=4, height=3),
+        *(SUCCESS, SUCCESS_CURVE),
         *(ACTOR_TIME, STEP_RATE, SAMPLE_RATE),
     ),
 )
@@ -324,7 +342,7 @@ SUCCESS_BY_CONTEXT = Dashboard(
             width=20,
             height=9,
         ),
-        SUCCESS_BARS,
+        SUCCESS_CURVE,
         SUCCESS,
         ratio(
             "Completion over training",
@@ -336,17 +354,15 @@ SUCCESS_BY_CONTEXT = Dashboard(
             "Share of the completed episodes that ended at the right place. At chance: the policy guesses.",
             {BY_LENGTH: f"longview_contextual_success_ratio{TASK}"},
         ),
-        ratio(
+        with_interval(
             "Completion by context length",
-            "The newest evaluated policy, with the ends of the 95% Wilson interval.",
-            with_bounds("completion"),
-            "bars",
+            "The newest evaluated policy, with its 95% Wilson interval.",
+            "completion",
         ),
-        ratio(
+        with_interval(
             "Contextual success by context length",
-            "The newest evaluated policy, with the ends of the 95% Wilson interval.",
-            with_bounds("contextual_success"),
-            "bars",
+            "The newest evaluated policy, with its 95% Wilson interval.",
+            "contextual_success",
         ),
         Panel(
             "Below its best",
@@ -369,14 +385,14 @@ SUCCESS_BY_CONTEXT = Dashboard(
             "lines",
             "percentunit",
             {
-                "upper 95%": f"longview_success_ratio_upper{LENGTH}",
+                INTERVAL[0]: f"longview_success_ratio_upper{LENGTH}",
                 "success": f"longview_success_ratio{LENGTH}",
-                "lower 95%": f"longview_success_ratio_lower{LENGTH}",
+                INTERVAL[1]: f"longview_success_ratio_lower{LENGTH}",
             },
             width=24,
             maximum=1.0,
             repeat="context_length",
-            band=("upper 95%", "lower 95%"),
+            band=INTERVAL,
         ),
     ),
 )
@@ -453,7 +469,7 @@ THROUGHPUT = Dashboard(
             "Episodes that end per second, by source and outcome.",
             "stack",
             "suffix: episodes/s",
-            {"{{source}}, {{outcome}}": f"sum by (source, outcome) (longview:episodes:rate1m{TASK})"},
+            {"{{source}}, {{outcome}}": f"sum by (run, source, outcome) (longview:episodes:rate1m{TASK})"},
         ),
         *(WRITE_RATE, BACKPRESSURE, QUEUE),
         Panel(

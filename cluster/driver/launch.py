@@ -284,6 +284,7 @@ def _supervise(
             last_version = training.finished(weights.newest) if last_version is None else last_version
             published = weights.refresh(keep=dispatcher.versions | {key[0] for key in orders.evaluations})
             if last_version is not None and weights.newest == last_version:
+                training.kill()  # the last evaluation needs no learner: its GPUs are free for others
                 orders.conclude(last_version, progress.evaluated(last_version))
                 progress.enter("evaluate")
             elif published is not None and published < config.learner.steps:

@@ -47,6 +47,8 @@ def totals_of(progress: RunProgress, stats: StoreStats, *, ended: bool) -> Total
     totals.add("longview_errors_total", progress.errors, role="actor")
     totals.add("longview_errors_total", progress.copies.failures if progress.copies else 0, role="copies")
     totals.set("longview_phase", 0 if ended else PHASES.get(progress.phase, 1))
+    if not ended and (left := progress.time_left()) is not None:
+        totals.set("longview_phase_seconds_left", left)
     totals.set("longview_publish_interval_steps", progress.config.learner.publish_every)
     if progress.version is not None:
         totals.set("longview_policy_version", progress.version)

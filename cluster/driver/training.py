@@ -176,9 +176,10 @@ class Training:
         self.kill()
 
     def kill(self) -> None:
-        """End the ranks at once."""
+        """End the ranks at once, which gives back the resources that they hold."""
         for rank in self._ranks:
             ray.kill(rank)
+        self._ranks, self._under_way = [], []
 
 
 def _lost(error: Exception) -> bool:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Copies all data of Redis into a file, and keeps the newest backups. It reads LONGVIEW_REDIS_PASSWORD.
-#   backup-redis.sh [HOST PORT FOLDER]
+#   backup-redis.sh HOST [PORT FOLDER]
 set -eu
-host=${1:-longview-redis}
+host=$1
 port=${2:-6379}
 folder=${3:-/backup}
 keep=3

@@ -2,6 +2,7 @@
 # Starts Redis in its pod. It reads these variables:
 #   LONGVIEW_REDIS_PASSWORD   password of the user `longview`, who has the episode store
 #   RAY_REDIS_PASSWORD        password of the user `ray`, who has the state of Ray's head
+#   RUN                       name of the run, whose keys are in this Redis
 #   MEMORY                    bytes that this container may use
 #   PRIMARY                   host and port of the first pod's Redis; by default as the StatefulSet names them
 # The first pod of the StatefulSet is the primary; every other pod replicates it.
@@ -16,7 +17,8 @@ umask 077
 digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 longview=$(digest "$LONGVIEW_REDIS_PASSWORD")
 ray=$(digest "$RAY_REDIS_PASSWORD")
-primary=${PRIMARY:-${HOSTNAME%-*}-0.${HOSTNAME%-*}-pods 6379}
+set_name=${HOSTNAME%-*}  # longview-redis-RUN
+primary=${PRIMARY:-$set_name-0.longview-replicas${set_name#longview-redis} 6379}
 
 # A backup that lies here becomes the data. Redis loads it as the base of an append-only file.
 if [ -e "$data/restore.rdb" ]; then
@@ -46,7 +48,7 @@ case ${HOSTNAME:-} in
 esac
 identity=$(cat "$data/identity")
 
-# The same rights as in docs/store.md, for runs of any name; a test compares both lists.
+# The same rights as in docs/store.md; a test compares both lists.
 store='-@all +info +time +wait +cluster|slots +command +eval +evalsha +set +mget +exists +hget +hset
     +hsetnx +hdel +hgetall +hkeys +hlen +hexists +hincrby +hscan +zadd +zrem +zcard +zscore +zrange +zrangebyscore
     +zpopmin +zscan +persist +pexpire +pttl +unlink +scan'
@@ -54,7 +56,7 @@ cat >"$run/users.acl" <<ACL
 user default off
 user probe on nopass +ping
 user exporter on nopass -@all +ping +info
-user longview on #$longview resetchannels ~{* $(echo $store)
+user longview on #$longview resetchannels ~{$RUN}:* ~{$RUN:*}:* $(echo $store)
 user ray on #$ray resetchannels ~RAY* ~DUMMY +@all -@admin -@dangerous +info +keys
 user replica on #$longview +ping +info
 user replica-$identity on #$longview +ping +psync +replconf

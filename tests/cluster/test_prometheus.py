@@ -143,7 +143,7 @@ def without_data(url: str) -> set[str]:
             *(
                 (panel["title"], target["expr"])
                 for panel in dashboard["panels"]
-                for target in panel["targets"]
+                for target in panel.get("targets", ())
             ),
             *((mark["name"], mark["expr"]) for mark in dashboard["annotations"]["list"]),
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from longview.cluster.run.folder import Run, open_store
 from longview.monitoring.snapshot import read_metrics
@@ -324,7 +325,8 @@ def test_two_runs_side_by_side(longview: Any, config: str) -> None:
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+head = {"num_cpus": 4, "resources": {"learner": 1}, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 print(cluster.address, flush=True)
 for _ in sys.stdin:
     cluster.add_node(num_cpus=1)
@@ -336,15 +338,23 @@ cluster.shutdown()
 def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview: Any, config: str) -> None:
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=os.environ | longview.environment,
+        env=os.environ | longview.environment | {"RAY_worker_niceness": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     with cluster:
         address = cluster.stdout.readline().strip()
-        code, output = longview("launch", config, "name=attached", "--address", address)
-        assert code == 0, output
+        settings = ("placement.learner.learner=1", "evaluation.final_episodes=800")
+        process = longview.start("launch", config, "name=attached", *settings, "--address", address)
+        longview.wait_for(lambda: training(run_of(longview, "attached")))
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        # The learner's place is free for others as soon as training ends, while the last policy is evaluated.
+        ray.get(ray.remote(resources={"learner": 1})(lambda: None).remote(), timeout=120)
+        ray.shutdown()
+        assert run_of(longview, "attached").under_way()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
         assert summary_of(longview, "attached")["status"] == "finished"
         longview.wait_for(lambda: not longview.processes("ray::RolloutActor"), 15)
 

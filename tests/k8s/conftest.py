@@ -18,13 +18,16 @@ OVERLAYS = ("local", "gpu", "production")
 
 @cache
 def build(overlay: str) -> str:
-    """Return the YAML that `kubectl apply -k k8s/overlays/<overlay>` would send."""
+    """Return the YAML that `make deploy OVERLAY=<overlay>` sends."""
+    return f"{kustomized(ROOT / 'k8s' / 'shared')}---\n{kustomized(ROOT / 'k8s' / 'overlays' / overlay)}"
+
+
+def kustomized(folder: Path) -> str:
+    """Return the YAML that kustomize builds from a folder."""
     kustomize = shutil.which("kustomize", path=Path(sys.executable).parent) or shutil.which("kustomize")
     if kustomize is None:
         pytest.skip("kustomize is not installed: `make test` installs it on Debian")
-    built = subprocess.run(
-        [kustomize, "build", ROOT / "k8s" / "overlays" / overlay], capture_output=True, text=True, check=False
-    )
+    built = subprocess.run([kustomize, "build", folder], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return built.stdout
 

@@ -34,7 +34,7 @@ for name in ld.so.cache ld.so.conf ld.so.conf.d alternatives nsswitch.conf; do
     [ ! -e "/etc/$name" ] || cp -r "/etc/$name" "$root/etc/"
 done
 printf '%s\n' root:x:0:0::/:/bin/sh longview:x:10001:10001::/tmp:/bin/sh redis:x:999:999::/data:/bin/sh >"$root/etc/passwd"
-printf '127.0.0.1 localhost longview-redis %s\n' "$(uname -n)" >"$root/etc/hosts"
+printf '127.0.0.1 localhost longview-redis-local %s\n' "$(uname -n)" >"$root/etc/hosts"
 install -m 755 "$REPOSITORY/k8s/drain.sh" "$root/opt/bin/longview-drain"
 mount -t proc proc "$root/proc"
 for name in null zero random urandom tty; do

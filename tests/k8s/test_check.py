@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.check import problems
+from k8s.check import RUN_LABEL, problems
 from k8s.pods import Object, bytes_of
 from tests.k8s.conftest import build, find
 
@@ -28,7 +28,7 @@ def group(objects: list[Object], index: int) -> Any:
 
 
 def run(objects: list[Object], **settings: Any) -> None:
-    data = find(objects, "ConfigMap", "longview-run")["data"]
+    data = find(objects, "ConfigMap", "longview-run-gpu")["data"]
     data["run.yaml"] = yaml.safe_dump(yaml.safe_load(data["run.yaml"]) | settings)
 
 
@@ -45,7 +45,7 @@ def launch(objects: list[Object], old: str, new: str) -> None:
 BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     "a secret's key": (
         lambda it: head(it)["containers"][0]["env"][1]["valueFrom"]["secretKeyRef"].update(key="pasword"),
-        "no Secret longview-redis has a key pasword",
+        "no Secret longview-redis-gpu has a key pasword",
     ),
     "a secret of Ray's": (
         lambda it: cluster(it)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"][
@@ -60,11 +60,11 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "secrets must not be part of the manifests",
     ),
     "a ConfigMap": (
-        lambda it: drop(it, "ConfigMap", "longview-redis"),
-        "ConfigMap longview-redis does not exist",
+        lambda it: drop(it, "ConfigMap", "longview-redis-gpu"),
+        "ConfigMap longview-redis-gpu does not exist",
     ),
     "a file": (
-        lambda it: find(it, "ConfigMap", "longview-redis")["data"].pop("start-redis.sh"),
+        lambda it: find(it, "ConfigMap", "longview-redis-gpu")["data"].pop("start-redis.sh"),
         "no mounted ConfigMap holds /etc/redis/start-redis.sh",
     ),
     "the run's config": (
@@ -76,8 +76,8 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "PriorityClass longview-services does not exist",
     ),
     "a claim": (
-        lambda it: drop(it, "PersistentVolumeClaim", "longview-runs"),
-        "PersistentVolumeClaim longview-runs does not exist",
+        lambda it: drop(it, "PersistentVolumeClaim", "longview-runs-gpu"),
+        "PersistentVolumeClaim longview-runs-gpu does not exist",
     ),
     "a volume": (lambda it: redis(it)["volumes"].pop(0), "mounts run, but the pod has no such volume"),
     "a volume too many": (
@@ -93,16 +93,16 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "livenessProbe of ray-head asks port health",
     ),
     "a service's selector": (
-        lambda it: find(it, "Service", "longview-redis")["spec"]["selector"].update(tier="store"),
-        "Service longview-redis: selects no pod",
+        lambda it: find(it, "Service", "longview-redis-gpu")["spec"]["selector"].update(tier="store"),
+        "Service longview-redis-gpu: selects no pod",
     ),
     "a service's port": (
-        lambda it: find(it, "Service", "longview-redis")["spec"]["ports"][0].update(targetPort="reds"),
-        "longview-redis has no port reds",
+        lambda it: find(it, "Service", "longview-redis-gpu")["spec"]["ports"][0].update(targetPort="reds"),
+        "longview-redis-gpu has no port reds",
     ),
     "the headless service": (
-        lambda it: find(it, "Service", "longview-redis-pods")["spec"].pop("clusterIP"),
-        "headless Service longview-redis-pods does not exist",
+        lambda it: find(it, "Service", "longview-replicas-gpu")["spec"].pop("clusterIP"),
+        "headless Service longview-replicas-gpu does not exist",
     ),
     "the set's own pods": (
         lambda it: find(it, "StatefulSet")["spec"]["selector"]["matchLabels"].update(tier="store"),
@@ -110,34 +110,36 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "a budget": (
         lambda it: find(it, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].update(tier="store"),
-        "PodDisruptionBudget longview-redis: selects no pod",
+        "PodDisruptionBudget longview-redis-gpu: selects no pod",
     ),
     "a policy's pods": (
-        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["podSelector"]["matchLabels"].update(
+        lambda it: find(it, "NetworkPolicy", "redis-gpu")["spec"]["podSelector"]["matchLabels"].update(
             tier="store"
         ),
-        "NetworkPolicy redis: selects no pod",
+        "NetworkPolicy redis-gpu: selects no pod",
     ),
     "a policy's peers": (
-        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["egress"][0]["to"][0]["podSelector"].update(
+        lambda it: find(it, "NetworkPolicy", "redis-gpu")["spec"]["egress"][0]["to"][0]["podSelector"].update(
             matchLabels={"tier": "store"}
         ),
         "a rule of egress selects no pod",
     ),
     "a policy's port": (
-        lambda it: find(it, "NetworkPolicy", "redis")["spec"]["ingress"][0]["ports"][0].update(port=6380),
+        lambda it: find(it, "NetworkPolicy", "redis-gpu")["spec"]["ingress"][0]["ports"][0].update(port=6380),
         "allows ingress to port 6380, but none of its pods has that port",
     ),
     "a policy's types": (
-        lambda it: find(it, "NetworkPolicy", "redis")["spec"].update(policyTypes=["Ingress"]),
+        lambda it: find(it, "NetworkPolicy", "redis-gpu")["spec"].update(policyTypes=["Ingress"]),
         "has egress rules, but its policyTypes do not list Egress",
     ),
     "a scraped port": (
-        lambda it: find(it, "PodMonitor", "longview")["spec"]["podMetricsEndpoints"][0].update(port="hup"),
-        "longview head has no port hup",
+        lambda it: find(it, "PodMonitor", "longview-head-gpu")["spec"]["podMetricsEndpoints"][0].update(
+            port="hup"
+        ),
+        "longview-gpu head has no port hup",
     ),
     "a scraped port that is kept closed": (
-        lambda it: find(it, "NetworkPolicy", "metrics")["spec"]["ingress"][0]["ports"].pop(1),
+        lambda it: find(it, "NetworkPolicy", "metrics-gpu")["spec"]["ingress"][0]["ports"].pop(1),
         "keeps Prometheus from port hub",
     ),
     "the hub's port": (
@@ -145,7 +147,7 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "monitoring.port is 9601, but the head has no port named `hub` with that number",
     ),
     "the store's host": (
-        lambda it: launch(it, "longview@longview-redis:", "longview@redis:"),
+        lambda it: launch(it, "longview@longview-redis-gpu:", "longview@redis:"),
         "no Service redis has a port 6379",
     ),
     "the runs' volume": (
@@ -160,7 +162,19 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     ),
     "a name twice": (
         lambda it: it.append(find(it, "StatefulSet")),
-        "StatefulSet longview-redis: this name is used twice",
+        "StatefulSet longview-redis-gpu: this name is used twice",
+    ),
+    "another name in the config": (
+        lambda it: run(it, name="second"),
+        "run.yaml has name: second, but the overlay's kustomization.yaml has nameSuffix: -gpu",
+    ),
+    "another run's label": (
+        lambda it: find(it, "StatefulSet")["metadata"]["labels"].update({RUN_LABEL: "second"}),
+        "StatefulSet longview-redis-gpu: is labelled as one of run second, but nameSuffix is -gpu",
+    ),
+    "a pod without the run's label": (
+        lambda it: group(it, 0)["template"]["metadata"]["labels"].pop(RUN_LABEL),
+        "longview-gpu actors: has no label app.kubernetes.io/instance: gpu",
     ),
     "more actors than CPUs": (
         lambda it: run(it, actors={"count": 33}),
@@ -207,6 +221,32 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda it: run(it, replay={"byte_budget": 8 << 30}),
         "Redis has 12 GiB, but needs twice",
     ),
+    "a label of KubeRay's": (
+        lambda it: group(it, 0)["template"]["metadata"]["labels"].update({"app.kubernetes.io/name": "actor"}),
+        "actors: KubeRay selects pods by the label app.kubernetes.io/name",
+    ),
+    "a node that may be taken away": (
+        lambda it: group(it, 1)["template"]["metadata"]["annotations"].pop("karpenter.sh/do-not-disrupt"),
+        "learners: without the annotation karpenter.sh/do-not-disrupt its node may be taken away",
+    ),
+    "a volume without a limit": (
+        lambda it: head(it)["volumes"][0]["emptyDir"].clear(),
+        "volume tmp could fill the node's disk",
+    ),
+    "a node's disk": (
+        lambda it: group(it, 0)["template"]["spec"]["containers"][0]["resources"]["requests"].pop(
+            "ephemeral-storage"
+        ),
+        "longview-gpu actors: must request ephemeral-storage",
+    ),
+    "an autoscaler that is off": (
+        lambda it: cluster(it).update(enableInTreeAutoscaling=False),
+        "placement.autoscaled: true, but the RayJob's enableInTreeAutoscaling is false",
+    ),
+    "a group that nobody fills": (
+        lambda it: cluster(it).update(enableInTreeAutoscaling=False),
+        "group actors: without Ray's autoscaler, replicas and minReplicas must be its maxReplicas 8",
+    ),
     "root": (lambda it: redis(it)["securityContext"].update(runAsUser=0), "other than root"),
     "seccomp": (lambda it: redis(it)["securityContext"].pop("seccompProfile"), "RuntimeDefault"),
     "privileges": (
@@ -250,6 +290,14 @@ def test_a_breach_is_found_and_named(what: str) -> None:
     objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
     change(objects)
     assert message in "\n".join(problems(objects))
+
+
+@pytest.mark.parametrize("name", ["my_run", "Run", "run-", "x" * 33])
+def test_a_name_that_kubernetes_does_not_take_is_refused(name: str) -> None:
+    text = build("gpu").replace("-gpu\n", f"-{name}\n").replace(": gpu\n", f": {name}\n")
+    assert "a run's name has at most 32 small letters, digits and hyphens" in "\n".join(
+        problems(list(yaml.load_all(text, yaml.CSafeLoader)))
+    )
 
 
 @pytest.mark.parametrize(

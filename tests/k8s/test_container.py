@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.check import entrypoint
+from k8s.check import entrypoint, run_config
 from k8s.pods import Object
 from tests.k8s.conftest import ROOT, build, find
 
@@ -105,7 +105,7 @@ def environment(container: Any, secrets: dict[str, str]) -> str:
     return " ".join(
         f"{it['name']}={it['value'] if 'value' in it else secrets[it['valueFrom']['secretKeyRef']['key']]}"
         for it in container["env"]
-        if "resourceFieldRef" not in it.get("valueFrom", {})
+        if "secretKeyRef" in it.get("valueFrom", {}) or "value" in it
     )
 
 
@@ -138,11 +138,11 @@ def container(tmp_path: Path) -> dict[str, str]:
         pytest.skip("needs root and the right to unshare namespaces")
     objects: list[Object] = list(yaml.load_all(build("local"), yaml.CSafeLoader))
     cluster = find(objects, "RayJob")["spec"]["rayClusterSpec"]
-    placement = yaml.safe_load(find(objects, "ConfigMap", "longview-run")["data"]["run.yaml"])["placement"]
+    placement = yaml.safe_load(run_config(objects))["placement"]
     (tmp_path / "longview").mkdir()
     (tmp_path / "longview" / "run.yaml").write_text(yaml.safe_dump({**SMALL, "placement": placement}))
     (tmp_path / "redis").mkdir()
-    for name, text in find(objects, "ConfigMap", "longview-redis")["data"].items():
+    for name, text in find(objects, "ConfigMap", "longview-redis-local")["data"].items():
         (tmp_path / "redis" / name).write_text(text)
     secrets = {"password": "store-secret", "ray-password": "ray-secret"}
     head = cluster["headGroupSpec"]
@@ -157,7 +157,7 @@ def container(tmp_path: Path) -> dict[str, str]:
         "PYTHON": sys.base_prefix,
         # Ray must not kill workers when this machine's memory, which is not the containers', runs short.
         "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0",
-        "REDIS": f"HOSTNAME=longview-redis-0 MEMORY=1073741824 {environment(redis, secrets)} "
+        "REDIS": f"HOSTNAME=longview-redis-local-0 RUN=small MEMORY=1073741824 {environment(redis, secrets)} "
         f"{' '.join(redis['command'])} /etc/redis/redis.conf /run/redis /data --port {REDIS_PORT}",
         "WORKER": f"{token} {environment(actors['template']['spec']['containers'][0], secrets)}",
         "HEAD": f"{token} {environment(head['template']['spec']['containers'][0], secrets)} "

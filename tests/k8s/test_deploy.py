@@ -3,25 +3,32 @@
 A script in place of kubectl stands for the cluster.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
+from k8s.check import config_map_of
 from k8s.deploy import origins_runbook
-from tests.k8s.conftest import ROOT, build
+from tests.k8s.conftest import ROOT, build, find
 
 KUBECTL = """#!/bin/sh
 # $CLUSTER holds one file for each thing that the cluster has. What is applied is written to $CLUSTER/applied.
 case "$1 $2" in
+kustomize*shared) ;;
 kustomize*) exec cat "$CLUSTER/built" ;;
 version*) [ -e "$CLUSTER/up" ] || { echo "the server was refused" >&2; exit 1; } ;;
 api-resources*) cat "$CLUSTER/$3" 2>/dev/null || true ;;
 "get secret"*) cat "$CLUSTER/secret" 2>/dev/null || true ;;
 "get storageclass"*) cat "$CLUSTER/storageclass" 2>/dev/null || true ;;
+"get rayjob"*) cat "$CLUSTER/rayjob" 2>/dev/null || true ;;
+"get configmap"*) cat "$CLUSTER/configmap" ;;
 apply*) cat >"$CLUSTER/applied"; echo applied ;;
 *) exit 64 ;;
 esac
@@ -35,10 +42,16 @@ READY = {
 }
 
 
-def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[str, str] = ("", "")) -> str:
+def deploy(
+    folder: Path,
+    overlay: str,
+    cluster: dict[str, str],
+    change: tuple[str, str] = ("", ""),
+    program: tuple[str, ...] = ("-m", "k8s.deploy"),
+) -> str:
     """Deploy to a cluster that has what `cluster` lists; return the exit code, then everything printed.
 
-    `change` replaces one text of what kustomize built by another.
+    `change` replaces one text of what kustomize built by another; `program` runs in place of the command.
     """
     (folder / "kubectl").write_text(KUBECTL)
     (folder / "kubectl").chmod(0o755)
@@ -49,7 +62,7 @@ def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[st
     for name, content in cluster.items():
         (folder / name).write_text(content)
     done = subprocess.run(
-        [sys.executable, "-m", "k8s.deploy", overlay, "https://wiki.example/runbook"],
+        [sys.executable, *program, overlay, "https://wiki.example/runbook"],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)},
         capture_output=True,
@@ -62,7 +75,7 @@ def deploy(folder: Path, overlay: str, cluster: dict[str, str], change: tuple[st
 
 def test_what_kustomize_builds_is_applied(tmp_path: Path, overlay: str) -> None:
     assert deploy(tmp_path, overlay, READY) == "0 applied\n"
-    applied = (tmp_path / "applied").read_text()
+    applied = (tmp_path / "applied").read_text().removeprefix("---\n")
     assert applied == build(overlay).replace("docs/runbook.md#", "https://wiki.example/runbook#")
     links = re.findall(r"runbook_url: (\S+)#longview\w+\n", applied)
     assert len(links) == applied.count("alert: Longview")
@@ -96,8 +109,8 @@ def test_an_origin_that_is_no_web_page_gives_no_link(origin: str) -> None:
         (
             "secret",
             [
-                "Secret longview-redis has no password and no ray-password",
-                "kubectl create secret generic longview-redis --namespace longview --from-literal=password=",
+                "Secret longview-redis-production has no password and no ray-password",
+                "kubectl create secret generic longview-redis-production --namespace longview --from-literal",
             ],
         ),
         ("storageclass", ["StorageClass longview-shared does not exist"]),
@@ -107,7 +120,7 @@ def test_what_the_cluster_lacks_is_reported_with_the_remedy(
     tmp_path: Path, missing: str, words: list[str]
 ) -> None:
     said = deploy(tmp_path, "production", {name: text for name, text in READY.items() if name != missing})
-    assert said.startswith("2 deploy: ")
+    assert said.startswith("2 longview: ")
     assert all(word in said for word in words)
 
 
@@ -121,14 +134,92 @@ def test_a_secret_without_one_of_its_keys_is_refused(tmp_path: Path) -> None:
         (("count: 16 ", "count: 999 "), "actors.count is 999, but the worker groups have room for 32"),
         (("learners: 1\n", "learners: 9\n"), "learners is 9, but the worker groups have room for 1"),
         (("steps: 8000", "stepz: 8000"), "unknown key learner.stepz; did you mean learner.steps"),
-        (("    name: gpu\n", ""), "run.yaml must name the run"),
+        (
+            ("    name: gpu\n", ""),
+            "run.yaml has name: None, but the overlay's kustomization.yaml has nameSuffix: -gpu",
+        ),
     ],
 )
 def test_a_run_that_cannot_work_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     assert words in deploy(tmp_path, "gpu", READY, change)
 
 
+def there(state: str) -> dict[str, str]:
+    """Return the cluster in which the overlay `gpu` was deployed, and its RayJob has reached a state."""
+    objects = list(yaml.safe_load_all(build("gpu")))
+    job = find(objects, "RayJob") | {"status": {"jobDeploymentStatus": state}}
+    # What the API server adds to an object is no difference.
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][0][
+        "protocol"
+    ] = "TCP"
+    config = find(objects, "ConfigMap", config_map_of(objects))
+    return READY | {"rayjob": json.dumps(job), "configmap": json.dumps(config)}
+
+
+def test_a_run_under_way_that_is_deployed_as_it_is_needs_no_word(tmp_path: Path) -> None:
+    assert deploy(tmp_path, "gpu", there("Running")) == "0 applied\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("maxReplicas: 8", "maxReplicas: 16"), "workerGroupSpecs.0.maxReplicas: 16 instead of 8"),
+        (("steps: 8000", "steps: 9000"), "    run.yaml\n"),
+    ],
+)
+def test_what_a_run_under_way_keeps_is_told_with_the_remedy(
+    tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
+    said = deploy(tmp_path, "gpu", there("Running"), change)
+    assert words in said
+    assert "make scale OVERLAY=gpu ACTORS=N" in said
+    assert "delete rayjob longview-gpu\n" in said
+
+
+@pytest.mark.parametrize("state", ["Complete", "Failed"])
+def test_a_run_that_has_ended_is_not_started_again_and_that_is_told(tmp_path: Path, state: str) -> None:
+    said = deploy(tmp_path, "gpu", there(state))
+    assert f"is {state}, and deploying does not start it again" in said
+    assert said.endswith("make deploy OVERLAY=gpu\n")
+
+
 def test_an_unknown_overlay_is_refused(tmp_path: Path) -> None:
     assert "OVERLAY must be one of gpu, local, production, not 'nowhere'" in deploy(
         tmp_path, "nowhere", READY
     )
+
+
+LOADED = """
+import runpy, sys
+sys.argv = ["k8s.deploy", "gpu", "https://wiki.example/runbook"]
+try:
+    runpy.run_module("k8s.deploy", run_name="__main__")
+finally:
+    import k8s.scale
+    print(*sys.modules)
+"""
+
+
+def test_deploying_needs_only_what_the_makefile_installs_for_it(tmp_path: Path) -> None:
+    (needs,) = re.findall(r"^DEPLOYING_NEEDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    allowed, queue = set[str](), needs.split()
+    while queue:
+        name = re.split(r"[^\w.-]", queue.pop())[0].lower()
+        if name not in allowed:
+            allowed.add(name)
+            queue += [it for it in metadata.requires(name) or () if "extra ==" not in it and installed(it)]
+    said = deploy(tmp_path, "gpu", READY, program=("-c", LOADED))
+    loaded = {name.partition(".")[0] for name in said.split()} - sys.stdlib_module_names
+    owners = metadata.packages_distributions()
+    used = {owner.lower() for name in loaded for owner in owners.get(name, ())}
+    assert "pyyaml" in used
+    assert used - allowed - {"longview", "setuptools"} == set()
+
+
+def installed(requirement: str) -> bool:
+    """Tell whether a requirement's package is installed: some are needed on other systems only."""
+    try:
+        metadata.distribution(re.split(r"[^\w.-]", requirement)[0])
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -12,13 +12,13 @@ KUBECTL = """#!/bin/sh
 # $CLUSTER/volume is the volume of the runs. The pod is a file while it is there.
 [ "$1" != --namespace ] || shift 2
 case $1 in
-apply) touch "$CLUSTER/pod" ;;
+apply) grep -q "claimName: longview-runs-gpu}" && touch "$CLUSTER/pod" ;;
 wait) [ -e "$CLUSTER/pod" ] ;;
 delete) rm "$CLUSTER/pod" ;;
 cp)
     [ -e "$CLUSTER/pod" ] || exit 1
-    from=$(echo "$2" | sed "s|^longview-files:/var/lib/longview|$CLUSTER/volume|")
-    to=$(echo "$3" | sed "s|^longview-files:/var/lib/longview|$CLUSTER/volume|")
+    from=$(echo "$2" | sed "s|^longview-files-gpu:/var/lib/longview|$CLUSTER/volume|")
+    to=$(echo "$3" | sed "s|^longview-files-gpu:/var/lib/longview|$CLUSTER/volume|")
     cp -r "$from" "$to" ;;
 *) exit 64 ;;
 esac
@@ -61,7 +61,7 @@ def test_a_run_is_fetched_once(cluster: Path) -> None:
 
 def test_a_file_is_put_into_the_volume(cluster: Path) -> None:
     (cluster / "demos.hdf5").write_text("episodes")
-    assert make(cluster, "put", "FILE=demos.hdf5")[0] == 0
+    assert make(cluster, "put", "FILE=demos.hdf5", "RUN=gpu")[0] == 0
     assert (cluster / "volume" / "demos.hdf5").read_text() == "episodes"
 
 

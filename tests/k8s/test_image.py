@@ -69,6 +69,23 @@ def test_it_installs_what_every_extra_needs() -> None:
     assert sorted(listed) == sorted(wanted)
 
 
+def test_the_cuda_variant_is_pinned_and_can_compile() -> None:
+    pins = (ROOT / "k8s" / "constraints-cuda.txt").read_text().splitlines()
+    names = {re.fullmatch(r"([\w-]+)==[\w.]+", pin)[1] for pin in pins}  # type: ignore[index]
+    assert {"nvidia-cuda-runtime", "nvidia-nccl-cu13", "triton"} <= names
+    ours = (ROOT / "constraints.txt").read_text()
+    assert not names & set(re.findall(r"^([\w-]+)==", ours, re.MULTILINE)), "each is pinned once"
+    (install,) = re.findall(r"^    cuda\) (.*) ;;", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"--constraint (\S+)", install) == ["constraints.txt", "constraints-cuda.txt"]
+    # `learner.compile` asks for g++.
+    (chosen,) = re.findall(r"^ +(\$\(test .*\)) \\$", DOCKERFILE, re.MULTILINE)
+    for variant, packages in {"cpu": "", "cuda": "g++"}.items():
+        said = subprocess.run(
+            ["sh", "-c", f"echo {chosen}"], env={"TORCH": variant}, capture_output=True, text=True, check=True
+        ).stdout
+        assert said.strip() == packages
+
+
 def test_the_base_is_pinned_and_every_stage_starts_from_it() -> None:
     base = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert base

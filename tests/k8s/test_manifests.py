@@ -1,9 +1,13 @@
 """Tests of every overlay as built: its schemas, its references, and how Ray's autoscaler reads it."""
 
 import gzip
+import json
 import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +17,25 @@ import yaml
 from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from k8s.check import entrypoint, problems, run_config
-from k8s.generate import DASHBOARDS, DASHBOARDS_LIST, RULES, RULES_OBJECT, dashboards, prometheus_rule
-from k8s.pods import Object, pods_of
+from k8s.check import RUN_LABEL, entrypoint, problems, run_config, run_name
+from k8s.generate import (
+    DASHBOARDS,
+    DASHBOARDS_LIST,
+    RAYS_DASHBOARD,
+    RULES,
+    RULES_OBJECT,
+    dashboards,
+    prometheus_rule,
+    rays_dashboard,
+)
+from k8s.pods import Object, Pod, pods_of, selected, walk
 from longview.cluster.driver.reports import CLOSE_SECONDS, SCRAPE_SECONDS
 from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
 from longview.cluster.run.copies import END_SECONDS
-from tests.k8s.conftest import ROOT, find
+from tests.k8s.conftest import ROOT, find, kustomized
 
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.32"
 CONFIG_MAP_BYTES = 1 << 20
@@ -72,21 +86,181 @@ def test_every_object_fits_its_schema(objects: list[Object]) -> None:
     assert [f"{it['kind']} {it['metadata']['name']}: {error}" for it in objects for error in errors(it)] == []
 
 
-def test_the_job_that_restores_a_backup_is_in_order(objects: list[Object]) -> None:
-    job = yaml.safe_load((ROOT / "k8s" / "restore-redis.yaml").read_text())
+def of_run(file: str, run: str) -> Any:
+    """Return the object of a file that is applied by itself, with the run's name put in."""
+    return yaml.safe_load((ROOT / "k8s" / file).read_text().replace("RUN", run))
+
+
+def test_the_job_that_restores_a_backup_is_in_order(objects: list[Object], overlay: str) -> None:
+    job = of_run("restore-redis.yaml", overlay)
     assert errors(job) == []
     # The StatefulSet makes the claim of its first pod.
     claim = {
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data-longview-redis-0", "namespace": "longview"},
+        "metadata": {"name": f"data-longview-redis-{overlay}-0", "namespace": "longview"},
     }
     assert problems([*objects, claim, job]) == []
 
 
-def test_the_pod_that_files_are_copied_through_is_in_order(objects: list[Object]) -> None:
-    pod = yaml.safe_load((ROOT / "k8s" / "files.yaml").read_text())
+def test_the_pod_that_files_are_copied_through_is_in_order(objects: list[Object], overlay: str) -> None:
+    pod = of_run("files.yaml", overlay)
     assert errors(pod) == []
     assert problems([*objects, pod]) == []
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Object], list[Object]]:
+    """The objects of two runs, the second made of a copy of the first one's overlay as the guide says."""
+    root = tmp_path_factory.mktemp("repository")
+    shutil.copytree(ROOT / "k8s", root / "k8s")
+    (again,) = re.findall(r"^(cp -r k8s/overlays/gpu .*)$", GUIDE, re.MULTILINE)
+    (rename,) = re.findall(r"^(sed -i .* k8s/overlays/again/.*)$", GUIDE, re.MULTILINE)
+    subprocess.run(["sh", "-ec", f"{again}\n{rename}"], cwd=root, check=True)
+    one, two = (
+        list(yaml.load_all(kustomized(root / "k8s" / "overlays" / name), yaml.CSafeLoader))
+        for name in ("gpu", "again")
+    )
+    return one, two
+
+
+def test_a_second_run_is_in_order(two_runs: tuple[list[Object], list[Object]]) -> None:
+    shared = list(yaml.load_all(kustomized(ROOT / "k8s" / "shared"), yaml.CSafeLoader))
+    for run in two_runs:
+        assert problems([*shared, *run]) == []
+    assert [run_name(run) for run in two_runs] == ["gpu", "again"]
+
+
+def test_two_runs_share_no_object(two_runs: tuple[list[Object], list[Object]]) -> None:
+    one, two = ({(it["kind"], it["metadata"]["name"]) for it in run} for run in two_runs)
+    assert one
+    assert one & two == set()
+    claims = [{claim for pod in pods_of(run) for claim in claims_of(pod)} for run in two_runs]
+    assert claims[0]
+    assert claims[0] & claims[1] == set()
+    secrets = [{it["name"] for key, it in walk(run) if key == "secretKeyRef"} for run in two_runs]
+    assert secrets == [{"longview-redis-gpu"}, {"longview-redis-again"}]
+
+
+def claims_of(pod: Pod) -> Iterator[str]:
+    """Yield the names of the volume claims that a pod mounts."""
+    yield from (f"{claim}-{pod.name}-{index}" for claim in pod.claims for index in range(pod.replicas))
+    for volume in pod.spec.get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            yield volume["persistentVolumeClaim"]["claimName"]
+
+
+def test_no_selector_of_a_run_chooses_a_pod_of_another(two_runs: tuple[list[Object], list[Object]]) -> None:
+    for mine, others in (two_runs, two_runs[::-1]):
+        pods = list(pods_of(mine))
+        chosen = 0
+        for item in mine:
+            for key, selector in walk(item):
+                if key in ("selector", "podSelector", "labelSelector"):
+                    chosen += len(selected(selector, pods))
+                    assert selected(selector, pods_of(others)) == [], f"{item['kind']} {selector}"
+        assert chosen > 20
+
+
+def with_option(folder: Path, overlay: str, option: str | None = None, **texts: str) -> list[Object]:
+    """Build a copy of an overlay, changed as the guide says; with what all runs share.
+
+    Args:
+        folder: an empty folder.
+        overlay: name of the overlay.
+        option: name of a folder in options/.
+        texts: what is added to files of the overlay, by their names without `.yaml`.
+    """
+    shutil.copytree(ROOT / "k8s", folder / "k8s")
+    for name, text in texts.items():
+        with (folder / "k8s" / "overlays" / overlay / f"{name}.yaml").open("a") as file:
+            file.write(text)
+    if option is not None:
+        (said,) = re.findall(r"^components:\n  - \.\./\.\./options/.*\n", GUIDE, re.MULTILINE)
+        with (folder / "k8s" / "overlays" / overlay / "kustomization.yaml").open("a") as file:
+            file.write(said.replace("spot", option))
+    built = (kustomized(ROOT / "k8s" / "shared"), kustomized(folder / "k8s" / "overlays" / overlay))
+    return [it for text in built for it in yaml.load_all(text, yaml.CSafeLoader)]
+
+
+def block(first: str) -> str:
+    """Return the block of YAML of the guide that begins so."""
+    (found,) = (it for it in re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL) if it.startswith(first))
+    return str(found)
+
+
+OPTIONS = sorted(folder.name for folder in (ROOT / "k8s" / "options").iterdir())
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "kueue"])
+def test_an_option_is_in_order(tmp_path: Path, option: str) -> None:
+    objects = with_option(tmp_path, "gpu", option)
+    assert problems(objects) == []
+    # No schema of Cilium's is at hand.
+    assert [errors(it) for it in objects if it["kind"] != "CiliumNetworkPolicy" and errors(it)] == []
+    assert f"| `{option}` |" in GUIDE
+
+
+def test_cilium_lets_the_autoscaler_of_this_run_reach_the_api_server(tmp_path: Path) -> None:
+    policy = find(with_option(tmp_path, "gpu", "cilium"), "CiliumNetworkPolicy", "api-server-gpu")
+    chosen = policy["spec"]["endpointSelector"]["matchLabels"]
+    assert chosen == {"app.kubernetes.io/component": "head", RUN_LABEL: "gpu"}
+    assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
+
+
+def test_only_actors_go_to_spot_nodes(tmp_path: Path) -> None:
+    pods = pods_of(with_option(tmp_path, "gpu", "spot"))
+    affinities = {pod.name: pod.spec["affinity"] for pod in pods if "affinity" in pod.spec}
+    assert set(affinities) == {"longview-gpu actors"}
+
+
+def test_every_pod_of_the_image_signs_on_to_a_private_registry(tmp_path: Path) -> None:
+    pods = list(pods_of(with_option(tmp_path, "gpu", "private-registry")))
+    ours = {pod.name for pod in pods if any(it["image"].startswith("longview:") for it in pod.containers)}
+    signed = {pod.name for pod in pods if pod.spec.get("imagePullSecrets") == [{"name": "longview-registry"}]}
+    assert len(ours) == 4
+    assert signed == ours
+
+
+def test_a_run_in_kueues_queue_has_its_full_size(tmp_path: Path) -> None:
+    sizes = block("- {op: replace, path: /spec/rayClusterSpec/workerGroupSpecs/0/minReplicas")
+    objects = with_option(tmp_path, "gpu", "kueue", groups=sizes)
+    config = find(objects, "ConfigMap", "longview-run-gpu")["data"]
+    config["run.yaml"] = config["run.yaml"].replace("autoscaled: true", "autoscaled: false")
+    assert problems(objects) == []
+    job = find(objects, "RayJob")
+    assert errors(job) == []
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "longview"
+
+
+def test_a_pod_can_hold_several_learners(tmp_path: Path) -> None:
+    larger = block("- {op: replace, path: /spec/rayClusterSpec/workerGroupSpecs/1/maxReplicas")
+    objects = with_option(tmp_path, "production", groups=larger)
+    config = find(objects, "ConfigMap", "longview-run-production")["data"]
+    for learners, fine in (("4", True), ("6", True), ("7", False)):
+        config["run.yaml"] = re.sub(
+            r"^learners: .*$", f"learners: {learners}", config["run.yaml"], flags=re.MULTILINE
+        )
+        assert (problems(objects) == []) == fine, learners
+
+
+def test_the_guide_names_the_driver_that_cuda_needs() -> None:
+    pins = (ROOT / "k8s" / "constraints-cuda.txt").read_text()
+    (major,) = set(re.findall(r"^(?:cuda-toolkit|nvidia-cuda-runtime)==(\d+)\.", pins, re.MULTILINE))
+    assert major == "13", "another CUDA needs another driver: NVIDIA's release notes say which"
+    assert "NVIDIA's driver 580 or newer: PyTorch in the image is built for CUDA 13." in GUIDE
+
+
+def test_no_two_names_of_runs_give_an_object_the_same_name(objects: list[Object], overlay: str) -> None:
+    """One name that begins like another could meet it, as `a` and `b-a` would meet in `x-b-a`."""
+    names = [
+        (it["kind"], it["metadata"]["name"].removesuffix(overlay))
+        for it in objects
+        if it["metadata"].get("labels", {}).get(RUN_LABEL) == overlay
+    ]
+    clashes = [
+        (one, two) for one, two in permutations(names, 2) if one[0] == two[0] and one[1].startswith(two[1])
+    ]
+    assert clashes == []
 
 
 @pytest.mark.parametrize("overlay", ["local"])
@@ -149,17 +323,17 @@ def test_ray_reads_the_groups_as_intended(objects: list[Object], overlay: str) -
     assert spec["authOptions"] == {"mode": "token"}
 
 
-def test_only_learners_tolerate_gpu_nodes(objects: list[Object]) -> None:
+def test_only_learners_tolerate_gpu_nodes(objects: list[Object], overlay: str) -> None:
     tolerant = {
         pod.name
         for pod in pods_of(objects)
         if any(it["key"] == "nvidia.com/gpu" for it in pod.spec.get("tolerations", []))
     }
-    assert tolerant <= {"longview learners"}
+    assert tolerant <= {f"longview-{overlay} learners"}
 
 
 def test_a_head_on_a_dead_node_is_given_up_soon(objects: list[Object]) -> None:
-    (head,) = (pod for pod in pods_of(objects) if pod.name == "longview head")
+    (head,) = (pod for pod in pods_of(objects) if pod.name.endswith(" head"))
     given_up = {it["key"]: it["tolerationSeconds"] for it in head.spec["tolerations"]}
     assert given_up == {f"node.kubernetes.io/{state}": 30 for state in ("not-ready", "unreachable")}
 
@@ -176,20 +350,19 @@ def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:
     (stop,) = map(int, re.findall(r"longview stop .* --timeout (\d+)", drain))
     (learner,) = map(int, re.findall(r"seconds\" -lt (\d+)", drain))
     (rays_stop,) = map(int, re.findall(r"ray stop --grace-period (\d+)", drain))
-    ends = {pod.name: pod for pod in pods_of(objects)}
-    environment = {it["name"]: it.get("value") for it in ends["longview head"].containers[0]["env"]}
+    ends = {pod.name.split()[-1]: pod for pod in pods_of(objects)}
+    environment = {it["name"]: it.get("value") for it in ends["head"].containers[0]["env"]}
     job = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
     driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS + END_SECONDS
     assert driver + 20 <= job < stop, "the driver ends first, then the job, and the drain sees both"
     assert stop <= learner, "a learner's pod lasts as long as its driver"
-    for name in ("longview head", "longview learners"):
+    for name in ("head", "learners"):
         assert max(stop, learner) + rays_stop < ends[name].spec["terminationGracePeriodSeconds"]
 
 
 def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
-    guide = (ROOT / "docs" / "kubernetes.md").read_text()
     chained = 0
-    for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL):
+    for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL):
         lines = [line for line in block.splitlines() if line.strip() and not line.startswith((" ", "#"))]
         for line, following in pairwise(lines):
             if re.search(r'"suspend":true| scale statefulset | delete (rayjob|statefulset) ', line):
@@ -201,11 +374,24 @@ def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
 def test_what_is_generated_is_current() -> None:
     assert RULES_OBJECT.read_text() == prometheus_rule(), "run `make generated`"
     assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make generated`"
+    assert RAYS_DASHBOARD.read_text() == rays_dashboard(), "run `make generated`"
+
+
+def test_a_run_can_be_chosen_on_rays_dashboard(objects: list[Object]) -> None:
+    tree = json.loads(RAYS_DASHBOARD.read_text())
+    asked = next(it for it in tree["templating"]["list"] if it["name"] == "Cluster")["query"]["query"]
+    assert asked.endswith(", ray_io_cluster)")
+    given = {"sourceLabels": ["__meta_kubernetes_pod_label_ray_io_cluster"], "targetLabel": "ray_io_cluster"}
+    monitors = [it for it in objects if it["kind"] == "PodMonitor" and "redis" not in it["metadata"]["name"]]
+    ports = [port for monitor in monitors for port in monitor["spec"]["podMetricsEndpoints"]]
+    rays = [port for port in ports if port["port"] != "hub"]
+    assert len(rays) == 4
+    assert all(given in port["relabelings"] for port in rays)
 
 
 def test_every_rule_and_dashboard_is_deployed(objects: list[Object]) -> None:
     assert find(objects, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
-    files = {file.name: file.read_text() for file in DASHBOARDS.glob("*.json")}
+    files = {file.name: file.read_text() for file in (*DASHBOARDS.glob("*.json"), RAYS_DASHBOARD)}
     found = [it["data"] for it in objects if it["metadata"].get("labels", {}).get("grafana_dashboard") == "1"]
     assert all(len(data) == 1 for data in found)
     assert {name: text for data in found for name, text in data.items()} == files

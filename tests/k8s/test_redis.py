@@ -29,7 +29,8 @@ MEMORY = 1 << 30
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A primary that does not wait for further replicas before it copies its data to the first."""
 
-PRIMARY, COPY = "longview-redis-0", "longview-redis-1"
+RUN = "lab"
+PRIMARY, COPY = f"longview-redis-{RUN}-0", f"longview-redis-{RUN}-1"
 
 
 class Pods:
@@ -43,6 +44,7 @@ class Pods:
             "PATH": f"{Path(find_redis_server()).parent}:{os.environ['PATH']}",
             "LONGVIEW_REDIS_PASSWORD": PASSWORD,
             "RAY_REDIS_PASSWORD": RAY_PASSWORD,
+            "RUN": RUN,
             "MEMORY": str(MEMORY),
         }
 
@@ -127,7 +129,7 @@ def eventually(question: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_the_store_works_as_its_user_and_keeps_its_limits(start: Pods) -> None:
-    port = start("longview-redis-0")
+    port = start(PRIMARY)
     spec = TaskSpec(
         name="walk",
         observation={"position": ArraySpec((2,))},
@@ -138,7 +140,7 @@ def test_the_store_works_as_its_user_and_keeps_its_limits(start: Pods) -> None:
         context_lengths=(1,),
     )
     url = f"redis://longview:{PASSWORD}@127.0.0.1:{port}"
-    store = EpisodeStore.connect(url, "first", StoreConfig(chunk_steps=4))
+    store = EpisodeStore.connect(url, RUN, StoreConfig(chunk_steps=4))
     store.register(spec)
     writer = store.writer(EpisodeMeta("demo.walk.0", "walk", 0, "demo"))
     abandoned = store.writer(EpisodeMeta("demo.walk.1", "walk", 2, "demo"))
@@ -154,23 +156,24 @@ def test_the_store_works_as_its_user_and_keeps_its_limits(start: Pods) -> None:
     store.close()
 
     with Redis(port=port, username="longview", password=PASSWORD) as user:
-        for command in (("CONFIG", "GET", "dir"), ("FLUSHALL",), ("SHUTDOWN",), ("ACL", "LIST")):
+        keys_of_another_run = ("HGETALL", "{other}:layout")
+        for command in (("CONFIG", "GET", "dir"), ("FLUSHALL",), ("SHUTDOWN",), keys_of_another_run):
             with pytest.raises(NoPermissionError):
                 user.execute_command(*command)
         assert user.info("memory")["maxmemory"] == MEMORY // 4 * 3
 
 
 def test_the_stores_user_may_do_what_the_guide_says(start: Pods, tmp_path: Path) -> None:
-    start("longview-redis-0")
+    start(PRIMARY)
     guide = (ROOT / "docs" / "store.md").read_text().splitlines()
-    (told,) = (line.split(" -@all ")[1] for line in guide if line.strip().startswith("user lab "))
-    users = (tmp_path / "longview-redis-0" / "run" / "users.acl").read_text().splitlines()
-    (made,) = (line.split(" -@all ")[1] for line in users if line.startswith("user longview "))
+    (told,) = (line.split(" resetchannels ")[1] for line in guide if line.strip().startswith("user lab "))
+    users = (tmp_path / PRIMARY / "run" / "users.acl").read_text().splitlines()
+    (made,) = (line.split(" resetchannels ")[1] for line in users if line.startswith("user longview "))
     assert made == told
 
 
 def test_other_users_may_do_only_their_part(start: Pods) -> None:
-    port = start("longview-redis-0")
+    port = start(PRIMARY)
     with Redis(port=port) as nobody, pytest.raises((AuthenticationError, ResponseError)):
         nobody.ping()
     with Redis(port=port, username="probe", password="") as probe, pytest.raises(NoPermissionError):
@@ -186,7 +189,7 @@ def test_other_users_may_do_only_their_part(start: Pods) -> None:
 
 
 def test_the_runbooks_questions_are_answered(start: Pods) -> None:
-    port = start("longview-redis-0")
+    port = start(PRIMARY)
     questions = set(re.findall(r"`in_redis ([a-z ]+)`", (ROOT / "docs" / "runbook.md").read_text()))
     assert questions
     with Redis(port=port, username="longview", password=PASSWORD) as user:
@@ -194,7 +197,7 @@ def test_the_runbooks_questions_are_answered(start: Pods) -> None:
 
 
 def test_passwords_are_written_nowhere_but_for_the_replica(start: Pods, tmp_path: Path) -> None:
-    start("longview-redis-0")
+    start(PRIMARY)
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert written
     assert not any(secret.encode() in text for text in written for secret in (PASSWORD, RAY_PASSWORD))
@@ -203,8 +206,8 @@ def test_passwords_are_written_nowhere_but_for_the_replica(start: Pods, tmp_path
 def test_a_second_pod_has_a_copy_of_everything(start: Pods) -> None:
     primary, copy = start(PRIMARY, *AT_ONCE), start(COPY)
     with store_user(primary) as one, store_user(copy) as two:
-        one.hset("{run}:layout", "shards", "4")
-        eventually(lambda: two.hget("{run}:layout", "shards") == b"4")
+        one.hset("{lab}:layout", "shards", "4")
+        eventually(lambda: two.hget("{lab}:layout", "shards") == b"4")
         assert two.info("replication")["role"] == "slave"
 
     # Either may start again: the data is that which it was.
@@ -213,27 +216,27 @@ def test_a_second_pod_has_a_copy_of_everything(start: Pods) -> None:
     start(PRIMARY, *AT_ONCE)
     start(COPY)
     with store_user(primary) as one, store_user(copy) as two:
-        one.hset("{run}:layout", "shards", "5")
-        eventually(lambda: two.hget("{run}:layout", "shards") == b"5")
+        one.hset("{lab}:layout", "shards", "5")
+        eventually(lambda: two.hget("{lab}:layout", "shards") == b"5")
 
 
 def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> None:
     primary, copy = start(PRIMARY, *AT_ONCE), start(COPY)
     with store_user(primary) as one, store_user(copy) as two:
-        one.hset("{run}:layout", "shards", "4")
-        eventually(lambda: two.hget("{run}:layout", "shards") == b"4")
+        one.hset("{lab}:layout", "shards", "4")
+        eventually(lambda: two.hget("{lab}:layout", "shards") == b"4")
         start.stop(PRIMARY)
         shutil.rmtree(start.volume(PRIMARY))
         start(PRIMARY, *AT_ONCE)
-        assert not one.exists("{run}:layout")
+        assert not one.exists("{lab}:layout")
         log = start.volume(COPY).parents[1] / f"{COPY}.log"
         eventually(lambda: b"WRONGPASS" in log.read_bytes())
-        assert two.hget("{run}:layout", "shards") == b"4"
+        assert two.hget("{lab}:layout", "shards") == b"4"
         # A copy that starts again does not follow it either.
         start.stop(COPY)
         start(COPY)
         time.sleep(2)
-        assert two.hget("{run}:layout", "shards") == b"4"
+        assert two.hget("{lab}:layout", "shards") == b"4"
         assert two.info("replication")["master_link_status"] == "down"
 
     # The guide's remedy: the copy's data goes into the new volume.
@@ -244,9 +247,9 @@ def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> N
     start(PRIMARY, *AT_ONCE)
     start(COPY)
     with store_user(primary) as one, store_user(copy) as two:
-        assert one.hget("{run}:layout", "shards") == b"4"
-        one.hset("{run}:layout", "shards", "5")
-        eventually(lambda: two.hget("{run}:layout", "shards") == b"5")
+        assert one.hget("{lab}:layout", "shards") == b"4"
+        one.hset("{lab}:layout", "shards", "5")
+        eventually(lambda: two.hget("{lab}:layout", "shards") == b"5")
 
 
 @pytest.mark.parametrize(
@@ -262,13 +265,13 @@ def test_a_first_copy_ends_while_much_is_written(start: Pods, limits: str) -> No
     primary = start(PRIMARY, *AT_ONCE, *own)
     with store_user(primary) as one:
         for number in range(2000):
-            one.hset(f"{{run}}:{number}", "chunk", b"x" * 1000)
+            one.hset(f"{{lab}}:{number}", "chunk", b"x" * 1000)
         # The copy takes 2 ms for each key that it loads, as it takes long over gigabytes.
         copy = start(COPY, "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
         with store_user(copy) as two:
             ends, copied = time.monotonic() + 15, False
             while time.monotonic() < ends and not copied:
-                one.hset("{run}:written", "chunk", os.urandom(1_000_000))
+                one.hset("{lab}:written", "chunk", os.urandom(1_000_000))
                 written = one.info("replication")["master_repl_offset"]
                 time.sleep(0.1)
                 # A copy that was cut off still gets what the sockets hold, and then asks for all again.
@@ -285,7 +288,7 @@ def test_a_backup_is_made_and_brought_back(start: Pods, tmp_path: Path) -> None:
     for old in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z"):
         (backups / f"{old}.rdb").touch()
     with store_user(port) as user:
-        user.hset("{run}:layout", "shards", "4")
+        user.hset("{lab}:layout", "shards", "4")
     script = ["/bin/sh", BASE / "backup-redis.sh", "127.0.0.1", str(port), backups]
     done = subprocess.run(script, env=start.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -302,13 +305,13 @@ def test_a_backup_is_made_and_brought_back(start: Pods, tmp_path: Path) -> None:
     subprocess.run([*shell, restore], check=True)
     start(PRIMARY)
     with store_user(port) as user:
-        assert user.hget("{run}:layout", "shards") == b"4"
-        user.hset("{run}:layout", "shards", "5")
+        assert user.hget("{lab}:layout", "shards") == b"4"
+        user.hset("{lab}:layout", "shards", "5")
     # It is the data from now on.
     start.stop(PRIMARY)
     start(PRIMARY)
     with store_user(port) as user:
-        assert user.hget("{run}:layout", "shards") == b"5"
+        assert user.hget("{lab}:layout", "shards") == b"5"
 
 
 EXPORTER = shutil.which("prometheus-redis-exporter") or shutil.which("redis_exporter")

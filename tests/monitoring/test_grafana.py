@@ -220,15 +220,15 @@ def test_a_token_that_may_not_is_told_which_role_it_needs(grafana: Grafana) -> N
     assert "role Admin" in message
 
 
-@pytest.mark.parametrize("version", ["8.5.27", "14.0.0", "nightly"])
+@pytest.mark.parametrize("version", ["9.5.21", "14.0.0", "nightly"])
 def test_a_version_that_is_not_known_is_left_alone(grafana: Grafana, version: str) -> None:
     grafana.version = version
     message = refused(grafana.url)
-    assert f"has version {version}; known are 9 to 13" in message
+    assert f"has version {version}; known are 10 to 13" in message
     assert grafana.written == []
 
 
-@pytest.mark.parametrize("version", ["9.0.0", "13.1.2-pre", None])
+@pytest.mark.parametrize("version", ["10.0.0", "13.1.2-pre", None])
 def test_known_versions_are_served_those_that_hide_theirs_from_strangers_too(
     grafana: Grafana, version: str | None
 ) -> None:

@@ -91,9 +91,10 @@ def test_commands_of_the_runbook_exist_in_the_pods() -> None:
     }
     known |= {group.name for group in app.registered_groups}
     assert {command.split()[1] for command in in_head if command.startswith("longview ")} <= known
-    names = set(re.findall(r"app.kubernetes.io/name=([\w-]+)", text))
-    assert names <= set(
-        re.findall(r"app.kubernetes.io/name: ([\w-]+)", (ROOT / "k8s/base/run.yaml").read_text())
+    pods = set(re.findall(r"app.kubernetes.io/component=([\w-]+)", text))
+    assert pods
+    assert pods <= set(
+        re.findall(r"app.kubernetes.io/component: ([\w-]+)", (ROOT / "k8s/base/run.yaml").read_text())
     )
     for link in re.findall(r"\(((?:kubernetes|store)\.md)?#([\w-]+)\)", text):
         page = (ROOT / "docs" / (link[0] or "runbook.md")).read_text()

@@ -1,0 +1,89 @@
+"""Every shell command of docs/kubernetes.md, run as far as it can be without a cluster."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from k8s.check import job_of
+from tests.k8s.conftest import ROOT, kustomized
+
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+
+NOT_HERE = ("helm", "docker", "kind", "minikube", "sudo", "curl")
+"""Programs of which only the calls are noted: they need a cluster, a container runtime, or a download."""
+
+# No API server answers at this address, so kubectl goes that far. It prints a name for the next command.
+KUBECTL = """#!/bin/sh
+said=$("$REAL" --server http://127.0.0.1:1 "$@" 2>&1 >/dev/null)
+case $said in
+*refused*) echo name ;;
+*)
+    echo "kubectl $*: $said" >>"$FAULTS"
+    exit 1
+    ;;
+esac
+"""
+MAKE = """#!/bin/sh
+"$REAL_MAKE" --dry-run --file "$REPOSITORY/Makefile" "$@" >/dev/null || echo "make $*" >>"$FAULTS"
+"""
+NOTED = """#!/bin/sh
+[ $# -gt 0 ] || echo "$0 without arguments" >>"$FAULTS"
+[ -t 0 ] || cat >/dev/null
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Make a copy of what the commands change, and programs in place of those that need a cluster."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "demonstrations.hdf5").touch()
+    (tmp_path / "receivers.yaml").touch()
+    programs = {"kubectl": KUBECTL, "make": MAKE} | dict.fromkeys(NOT_HERE, NOTED)
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def test_every_command_of_the_guide_runs_up_to_the_cluster(repository: Path) -> None:
+    kubectl, make = shutil.which("kubectl"), shutil.which("make")
+    if kubectl is None or shutil.which("kustomize", path=Path(sys.executable).parent) is None:
+        pytest.skip("kubectl or kustomize is not installed")
+    faults = repository / "faults"
+    path = f"{repository / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "REAL": kubectl, "REAL_MAKE": str(make), "REPOSITORY": str(ROOT)}
+    environment |= {"FAULTS": str(faults), "HOME": str(repository), "TERM": "dumb"}
+    for block in BLOCKS:
+        done = subprocess.run(
+            ["bash", "-euc", f"head=pod/head\n{block}"],
+            cwd=repository,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",  # what stands for a secret decodes to anything
+            check=False,
+        )
+        assert done.returncode == 0, block + done.stderr
+    assert not faults.exists(), faults.read_text()
+    # The images of the overlay were renamed, also where only a RayJob names them.
+    overlay = yaml.load_all(kustomized(repository / "k8s" / "overlays" / "gpu"), yaml.CSafeLoader)
+    assert str(job_of(list(overlay))).count("'REGISTRY/longview:0.2.0-") == 4
+
+
+def test_what_is_wrong_in_a_command_is_found(repository: Path) -> None:
+    for command in ("kubectl get pods --outputs json", "kubectl -n longview weit rayjob", "make deplay"):
+        faults = repository / "faults"
+        faults.unlink(missing_ok=True)
+        environment = {"PATH": f"{repository / 'bin'}:{os.environ['PATH']}", "FAULTS": str(faults)}
+        environment |= {"REAL": str(shutil.which("kubectl")), "REAL_MAKE": str(shutil.which("make"))}
+        environment |= {"REPOSITORY": str(ROOT), "HOME": str(repository)}
+        subprocess.run(["sh", "-c", command], cwd=repository, env=environment, check=False)
+        assert faults.exists(), command
