@@ -39,7 +39,7 @@ from longview.cluster.run.services import RAY_SOCKET, prometheus_server, socket_
 from longview.cluster.views.episodes import show_newest
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
-from longview.replay.episode import TaskSpec, episode_id
+from longview.replay.episode import TaskSpec, episode_id, episode_index
 from longview.replay.errors import StoreError
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
@@ -323,7 +323,7 @@ def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Col
 def _next_index(store: EpisodeStore, source: str) -> int:
     """Find the index of a source's next episode: one after the largest that an id ends in. Ids do not sort by
     index where the source was renamed: `dagger.lift.000000007` is a correction of Longview 0.1."""
-    return max((int(id.rpartition(".")[2]) + 1 for id in store.ids(source)), default=0)
+    return max((episode_index(id) + 1 for id in store.ids(source)), default=0)
 
 
 def _import_demonstrations(
