@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from longview.monitoring.success import Evaluation, Rate, Success, needs_memory, read_success
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -90,7 +91,7 @@ def loss_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, pair = _plots(2, sharey=True)
+    figure, pair = empty_plots(2, sharey=True)
     for axes, key, title in zip(pair, LOSSES, ("training", "not trained on"), strict=True):
         lengths = sorted({int(length) for row in series for length in row[key]})
         for length, color in _colors(lengths).items():
@@ -118,7 +119,7 @@ def error_plot(held_out: Mapping[str, Any], path: Path) -> None:
         held_out: `held_out` of summary.json.
         path: the file to write.
     """
-    figure, (axes,) = _plots(1, height=2.8)
+    figure, (axes,) = empty_plots(1, height=2.8)
     rows = held_out["action_error"]
     means = [row["mean"] for row in rows.values()]
     reach = [[abs(row[side] - row["mean"]) for row in rows.values()] for side in ("low", "high")]
@@ -133,7 +134,7 @@ def error_plot(held_out: Mapping[str, Any], path: Path) -> None:
 def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
     """Draw action error from the start to the end of an episode, a line and its 95% interval for every
     context length; arguments as for `error_plot`."""
-    figure, (axes,) = _plots(1, height=2.8)
+    figure, (axes,) = empty_plots(1, height=2.8)
     rows = held_out["by_position"]
     for length, color in _colors(sorted(map(int, rows))).items():
         places = rows[str(length)]
@@ -151,7 +152,7 @@ def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
 
 def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw simulated steps and trained windows per second over time; `series` as for `write_report`."""
-    figure, pair = _plots(2)
+    figure, pair = empty_plots(2)
     for axes, key, title, color in zip(
         pair,
         ("steps_per_second", "windows_per_second"),
@@ -167,7 +168,7 @@ def throughput_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def staleness_plot(series: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the staleness of collected episodes over time, as a PNG; `series` as for `write_report`."""
-    figure, (axes,) = _plots(1)
+    figure, (axes,) = empty_plots(1)
     _draw_over_time(axes, [row for row in series if row["staleness"] is not None], "staleness", BLUE, "o-")
     axes.set_ylabel("training steps")
     figure.savefig(path, dpi=DPI)
@@ -188,8 +189,6 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     Returns:
         Path of the report.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     chance, plots = summary["chance"], []
     tasks = {task: read_success(rows) for task, rows in summary["success"].items()}
     with_memory = [task for task, success in tasks.items() if needs_memory(success.values(), chance)]
@@ -217,22 +216,23 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
             plots.append(run_dir / f"{name}.png")
             draw(series, plots[-1])
     seconds = sum(summary["phases"].values())
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = templates.get_template("recorded.html" if held_out else "report.html").render(
-        summary=summary,
-        success={
-            task: {length: counts.rates for length, counts in success.items()}
-            for task, success in tasks.items()
-        },
-        with_memory=with_memory,
-        plots={path.stem: _embedded(path) for path in plots},
-        films={path.suffix: _embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
-        phases={name: _duration(length) for name, length in summary["phases"].items()},
-        total=_duration(seconds),
-        steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
-        config="\n".join(_assignments(summary["config"])),
+    page = (
+        templates()
+        .get_template("recorded.html" if held_out else "report.html")
+        .render(
+            summary=summary,
+            success={
+                task: {length: counts.rates for length, counts in success.items()}
+                for task, success in tasks.items()
+            },
+            with_memory=with_memory,
+            plots={path.stem: embedded(path) for path in plots},
+            films={path.suffix: embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
+            phases={name: _duration(length) for name, length in summary["phases"].items()},
+            total=_duration(seconds),
+            steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
+            config="\n".join(_assignments(summary["config"])),
+        )
     )
     report = run_dir / "report.html"
     report.write_text(page, encoding="utf-8")
@@ -294,20 +294,30 @@ def _colors(lengths: Sequence[int]) -> dict[int, Any]:
     return {length: colormaps["viridis"](0.88 * (1 - rank / last)) for rank, length in enumerate(lengths)}
 
 
-def _embedded(file: Path) -> str:
+def templates() -> "Environment":
+    """Open the templates of all reports."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def embedded(file: Path) -> str:
+    """Return a file in base64, as a page embeds it."""
     return base64.b64encode(file.read_bytes()).decode()
 
 
 def _figure() -> "tuple[Figure, Axes]":
     """Make a figure with an empty plot of rates."""
-    figure, (axes,) = _plots(1, height=3.2)
+    figure, (axes,) = empty_plots(1, height=3.2)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylabel("success")
     return figure, axes
 
 
-def _plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
+def empty_plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
     """Make a figure with empty plots, one above the other, narrow enough for a phone. It does not touch
     pyplot's global state."""
     from matplotlib.figure import Figure

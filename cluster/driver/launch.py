@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -149,6 +149,23 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_nodes(configs: Sequence[RunConfig], address: str) -> list[dict[str, float]]:
+    """List the resources of each node of an existing Ray cluster that is to take runs.
+
+    Args:
+        configs: configs of the runs, which share a store.
+        address: the cluster.
+
+    Raises:
+        ConfigError: the cluster has no room for one of the runs, or has nodes that cannot reach the store.
+    """
+    with ray_cluster(configs[0], address, store_is_local=configs[0].replay.url is None):
+        nodes = _nodes()
+        for config in configs:
+            refuse_unplaced(config, nodes)
+        return nodes
 
 
 def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
