@@ -76,7 +76,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     """
     discordant, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(discordant, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, 2 * tail / (1 << discordant))
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

@@ -34,6 +34,11 @@ class StudyCell:
         endings: str = self.row["endings"].get(str(length), "") if self.row is not None else ""
         return endings
 
+    def rolled_out(self, length: int) -> int:
+        """Return the number of episodes at a T_o."""
+        counts = self.counts(length)
+        return len(self.endings(length)) or (counts.episodes if counts is not None else 0)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -88,16 +93,17 @@ class Point:
 
 def points(results: Results) -> list[Point]:
     """Add up the finished cells of each method, place and T_o."""
-    found: dict[tuple[str, str, int], list[Counts]] = {}
+    found: dict[tuple[str, str, int], list[StudyCell]] = {}
     for cell in results.cells:
         for length in cell.lengths:
-            if (counts := cell.counts(length)) is not None:
-                found.setdefault((cell.place, cell.method, length), []).append(counts)
-    spent = alpha_spent(results.looks)
-    return [
-        Point(*key, _sum(counts), len(counts), 1 - spent[_look(results, min(c.episodes for c in counts))])
-        for key, counts in found.items()
-    ]
+            if cell.counts(length) is not None:
+                found.setdefault((cell.place, cell.method, length), []).append(cell)
+    spent, made = alpha_spent(results.looks), []
+    for (place, method, length), cells in found.items():
+        look = _look(results, min(cell.rolled_out(length) for cell in cells))
+        counts = _sum([each for cell in cells if (each := cell.counts(length)) is not None])
+        made.append(Point(place, method, length, counts, len(cells), 1 - spent[look]))
+    return made
 
 
 def comparisons(results: Results) -> list[Comparison]:

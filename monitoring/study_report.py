@@ -140,8 +140,8 @@ def success_table(results: Results, found: Sequence[Point], spent: Sequence[Mapp
     return Table(
         "Success, and the training that it took",
         "Success of all seeds together, with its Wilson interval. A point that was evaluated no further "
-        "after an early look has a wider interval, which allows for the looks. Minutes are those of training, all "
-        "seeds and policies of the row together.",
+        "after an early look has a wider interval, which allows for the looks. Minutes are those of "
+        "training, all seeds and policies of the row together.",
         ["", *(f"T_o {length}" for length in lengths), "minutes"],
         [
             [
@@ -159,10 +159,10 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "Comparisons on the same episodes",
         "Difference of the success rates in points, on pairs of episodes with the same seed. Gained: "
-        "only the method succeeded; lost: only the other one. p: McNemar's exact test, corrected for the number of "
-        f"comparisons and looks; a claim of the table is false with a probability of at most {ALPHA:.0%} in "
-        "all. Control: difference between two policies of one method; a difference that is not larger may be "
-        "the training seed's.",
+        "only the method succeeded; lost: only the other one. p: McNemar's exact test, corrected for the "
+        f"number of comparisons and looks; with a probability of at most {ALPHA:.0%} any claim of the "
+        "table is false. Control: difference between two policies of one method; a difference that is not "
+        "larger may be the training seed's.",
         [
             "",
             "T_o",

@@ -210,7 +210,7 @@ def _wanted(
         lengths = [
             length
             for length in cell.lengths
-            if len(found.endings(length)) < study.looks[look]
+            if found.rolled_out(length) < study.looks[look]
             and (still is None or (found.place, found.method, length) in still)
         ]
         if lengths:
