@@ -139,6 +139,11 @@ class Evaluation:
         """Whether all wanted episodes have ended."""
         return self.rolled_out >= self.wanted
 
+    @property
+    def letters(self) -> str:
+        """Outcome of every episode by its first letter, in the order of their indices."""
+        return "".join(self.endings[index][0] for index in sorted(self.endings))
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to a line of evaluations.jsonl."""
         return {
@@ -148,7 +153,7 @@ class Evaluation:
             "outcomes": dict(self.outcomes),
             "steps": self.steps,
             "best_reward": round(self.best_reward, 4),
-            "endings": "".join(self.endings[index][0] for index in sorted(self.endings)),
+            "endings": self.letters,
         }
 
     @staticmethod

@@ -133,31 +133,24 @@ def _show_plan(study: "Study", planned: Sequence["Cell"], file: Path, address: s
     measured = {cell: core_hours(rows[cell.settings]) for cell in planned if cell.settings in rows}
     factor = sum(measured.values()) / sum(estimates[cell] for cell in measured) if measured else 1.0
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    axes = list(planned[0].facts)
+    axes = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
     for axis in axes:
         table.add_column(axis.rpartition(".")[2])
     for column in ("CPUs", "core-hours", ""):
         table.add_column(column, justify="right")
     for cell in planned:
         hours, state = measured.get(cell, factor * estimates[cell]), "finished" if cell in measured else ""
-        facts = [_plain(cell.facts[axis]) for axis in axes]
-        table.add_row(*facts, f"{cores[cell]:g}", f"{hours:.2f}", state)
+        facts = (cell.facts.get(axis) for axis in axes)
+        shown = ("" if fact is None else str(fact) for fact in facts)
+        table.add_row(*shown, f"{cores[cell]:g}", f"{hours:.2f}", state)
     console.print(table)
     left = sum(factor * hours for cell, hours in estimates.items() if cell not in measured)
-    how = (
-        "measured by the finished cells"
-        if measured
-        else "a rough estimate, for networks of size tiny on CPUs"
-    )
+    how = "as those have" if measured else "a rough estimate, for networks of size tiny on CPUs"
     console.print(
         f"{study.name}: {len(planned)} cells, {len(measured)} of them in {file}; the others take about "
         f"{left:.1f} core-hours ({how})",
         soft_wrap=True,
     )
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 @contextmanager

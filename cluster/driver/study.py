@@ -371,27 +371,22 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         Whether the run has finished, with so many episodes at all of these context lengths.
     """
     run = Run(site.folder / cell.name)
-    summary = json.loads(text) if (text := _text(run.path / "summary.json")) else {"status": "missing"}
-    found = {
-        each.context_length: each
-        for each in run.evaluations()
-        if each.version == summary.get("policy_version")
-    }
-    rolled_out = [found[length].rolled_out if length in found else 0 for length in lengths]
-    if summary["status"] != "finished" or min(rolled_out) < episodes:
+    summary = json.loads(_text(run.path / "summary.json") or "{}")
+    version = summary.get("policy_version")
+    found = {each.context_length: each for each in run.evaluations() if each.version == version}
+    enough = all(length in found and found[length].rolled_out >= episodes for length in lengths)
+    if summary.get("status") != "finished" or not enough:
         return False
-    rows = finished(file)
-    minutes = {phase: seconds / 60 for phase, seconds in summary["phases"].items()}
-    before = rows.get(cell.settings, {"minutes": {}})["minutes"]
+    before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
+    minutes = Counter(before["minutes"])
+    minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
     row = {
         "cell": cell.facts,
         "settings": cell.settings,
-        "success": {str(length): asdict(each.counts) for length, each in sorted(found.items())},
-        "endings": {str(length): each.to_dict()["endings"] for length, each in sorted(found.items())},
+        "success": before["success"] | {str(at): asdict(each.counts) for at, each in sorted(found.items())},
+        "endings": before["endings"] | {str(at): each.letters for at, each in sorted(found.items())},
         "training_steps": cell.config.learner.steps,
-        "minutes": {
-            phase: round(before.get(phase, 0.0) + minutes.get(phase, 0.0), 2) for phase in before | minutes
-        },
+        "minutes": {phase: round(spent, 2) for phase, spent in minutes.items()},
         "cores": asked_by(cell.config, site.room, site.address)["CPU"],
         "machine": machine(),
     }

@@ -289,7 +289,8 @@ def finished(file: Path) -> dict[str, dict[str, Any]]:
 
 def results_of(study: Study, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]]) -> Results:
     """Join the cells of a study to their lines in the file of finished cells."""
-    several = {axis for axis in cells[0].place if len({str(cell.place[axis]) for cell in cells}) > 1}
+    axes = {axis for cell in cells for axis in cell.place}
+    several = {axis for axis in axes if len({str(cell.place.get(axis)) for cell in cells}) > 1}
     return Results(
         name=study.name,
         cells=[

@@ -124,7 +124,7 @@ def test_the_report_is_written_in_every_format(found: Results, tmp_path: Path) -
     page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", written[0].read_text()))
     for expected in (
         "4 of 5 cells have finished",
-        "long 100.0 % (77–100) 2.0",
+        "long 100.0 % (76–100) 2.0",
         "joint 64 long 64 50 −80.0 0 40 &lt; 0.0001 1 4.0 worse",
         "Noise of training",
         "joint 1 1,500 2.0 3.0 0.10",

@@ -82,6 +82,8 @@ def test_a_list_of_places_replaces_the_grid(study_file: Path) -> None:
         *4 * [("tiny", 200)],
         *4 * [("small", 300)],
     ]
+    results = results_of(read_study(str(study_file))[0], cells, {})
+    assert {cell.place for cell in results.cells} == {"size tiny", "size small, steps 300"}
 
 
 def test_the_hash_follows_from_settings_that_change_results(study_file: Path) -> None:
