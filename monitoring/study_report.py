@@ -266,7 +266,12 @@ def curves(results: Results, found: Sequence[Point], folder: Path) -> dict[str, 
                 [abs(point.interval[side] - share) for point, share in zip(line, shares, strict=True)]
                 for side in (0, 1)
             ]
-            style = {"color": colormaps["tab10"](index % 10), "capsize": 3, "markersize": 5, "linewidth": 1.3}
+            style: dict[str, Any] = {
+                "color": colormaps["tab10"](index % 10),
+                "capsize": 3,
+                "markersize": 5,
+                "linewidth": 1.3,
+            }
             if line:
                 axes.errorbar(at, shares, reach, fmt="o-", label=method, **style)
         axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])

@@ -228,7 +228,7 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
             config, actors = cell.config, cell.config.actors
             key = _hashed([config.task, config.seed, actors.noise, vars(actors.cameras)])
             groups.setdefault(key, []).append(cell)
-    found = {}
+    found: dict[str, Demonstrations] = {}
     for key, group in groups.items():
         largest = max(group, key=lambda cell: demonstration_count(cell.config)).config
         actors = replace(largest.actors, demonstrations=demonstration_count(largest))
@@ -325,7 +325,7 @@ def _cells(study: Study, place: Mapping[str, Any], seed: int) -> Iterator[Cell]:
                 "evaluation.context_lengths": list(lengths),
                 "evaluation.episodes": 0,  # of earlier versions
             }
-            settings = given | at | method.settings | other
+            settings = {**given, **at, **method.settings, **other}
             config = _config(task, settings, f"methods.{name}")
             config = replace(config, evaluation=replace(config.evaluation, final_episodes=study.looks[-1]))
             refuse_untrainable(config)

@@ -102,7 +102,7 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"axis": {}}, "unknown key axis; did you mean axes?"),
         ({"methods": {"a": {"learner.steps": 3}}}, "methods.a: unknown key learner.steps"),
         ({"methods": {"a": {"trained": "some"}}}, "methods.a.trained"),
-        ({"methods": {"a": {"settings": {"learner.steps": 0}}}}, "methods.a: learner"),
+        ({"methods": {"a": {"settings": {"learner.steps": 0}}}, "control": None}, "methods.a: learner"),
         ({"methods": {}}, "methods must name at least one method"),
         ({"methods": {"a": {}, "b": {}}, "control": None}, "two cells have the same settings"),
         ({"baseline": "nothing"}, "baseline must be one of each, together, not 'nothing'"),
@@ -110,7 +110,7 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"settings": {"evaluation.final_episodes": 9}}, "follows from the study's own key looks"),
         ({"looks": [50, 50]}, "looks must ascend"),
         ({"seeds": [1, 1]}, "seeds must be different"),
-        ({"axes": {"task": ["push_t"]}}, "task push_t has no expert"),
+        ({"axes": {"task": ["push_t"]}, "settings": {}}, "task push_t has no expert"),
         ({"places": [{}]}, "axes and places exclude each other"),
     ],
 )
