@@ -146,13 +146,13 @@ def undecided(results: Results) -> set[tuple[str, str, int]]:
     """Find the points, by place, method and T_o, that need more episodes: those of a comparison that is not
     decided, and those that are in none."""
     found = verdicts(results)
-    compared = {point: verdict for each, verdict in found.items() for point in _points_of(each)}
-    still = {point for each, verdict in found.items() if not verdict.decided for point in _points_of(each)}
+    compared = {point for each in found for point in _points_of(each)}
+    open_ = {point for each, verdict in found.items() if not verdict.decided for point in _points_of(each)}
     every = {(cell.place, cell.method, length) for cell in results.cells for length in cell.lengths}
-    # The control arm shows the noise of its method, so it gets as many episodes as that.
-    twins = {(place, results.again, length) for place, method, length in still if method == results.control}
-    alone = {point for point in every if point not in compared and point[1] != results.again}
-    return (still | alone | twins) & every
+    open_ |= {point for point in every - compared if point[1] != results.again}
+    # The control arm shows the noise of its method, so it gets as many episodes.
+    twins = {(place, results.again, length) for place, method, length in open_ if method == results.control}
+    return open_ | (twins & every)
 
 
 def pairs_at(results: Results, comparison: Comparison, episodes: int) -> Pairs | None:

@@ -113,6 +113,11 @@ def _report(study: "Study", planned: Sequence["Cell"], file: Path, out: Path | N
     rows = finished(file)
     for written in write_study_report(results_of(study, planned, rows), out or _folder(study)):
         console.print(str(written), soft_wrap=True)
+    if strangers := len(rows.keys() - {cell.settings for cell in planned}):
+        console.print(
+            f"{strangers} cells in {file} have other settings than the study, and are left out",
+            soft_wrap=True,
+        )
 
 
 def _folder(study: "Study") -> Path:

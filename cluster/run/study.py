@@ -44,8 +44,11 @@ AGAIN = " (again)"
 """Ending of the control arm's name."""
 OTHER_SEED = 1_000_000
 """Distance of the control arm's training seed from the seed of the method that it repeats."""
-OPERATIONAL = ("name", "copy_to", "replay.url", "inference", "monitoring", "placement", "actors.count")
-"""Settings that say where a run works, and change nothing of its results."""
+OPERATIONAL = (
+    *("name", "copy_to", "replay.url", "inference", "monitoring", "placement"),
+    *("actors.count", "evaluation.final_episodes"),
+)
+"""Settings that say where and how long a run works, and change nothing of what an episode shows."""
 SECTIONS = {key for key, hint in every_key(RunConfig, PolicyConfig) if is_dataclass(hint)}
 """Keys that have keys below them, and no value of their own."""
 
@@ -185,18 +188,17 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Path]:
     file = STUDIES / f"{name}.yaml" if name in known else Path(name)
     if not file.exists():
         raise ConfigError(f"no study {name}: give a YAML file, or one of {', '.join(known)}")
-    tree: dict[str, Any] = {"name": file.stem, "settings": {}, "axes": {}} | read_yaml(file)
-    if unknown := tree.keys() - (keys := [field.name for field in fields(Study)]):
+    given = {key: value for key, value in read_yaml(file).items() if value is not None}
+    tree: dict[str, Any] = {"name": file.stem, "settings": {}, "axes": {}} | given
+    if unknown := tree.keys() - (keys := _names(Study)):
         raise unknown_key(min(unknown), keys)
     for override in overrides:
         _override(tree, override)
-    for method, body in (tree.get("methods") or {}).items():
-        if isinstance(body, dict) and (unknown := body.keys() - {field.name for field in fields(Method)}):
-            raise ConfigError(
-                f"methods.{method}: {unknown_key(min(unknown), ['settings', 'trained'])}; config keys belong "
-                "below settings"
-            )
-    tree["methods"] = {name: body or {} for name, body in (tree.get("methods") or {}).items()}
+    tree["methods"] = {method: body or {} for method, body in tree.get("methods", {}).items()}
+    for method, body in tree["methods"].items():
+        if isinstance(body, dict) and (unknown := body.keys() - (keys := _names(Method))):
+            wrong = unknown_key(min(unknown), keys)
+            raise ConfigError(f"methods.{method}: {wrong}; config keys belong below settings")
     study: Study = validated(Study, tree)
     _refuse_misplaced(study)
     return study, (Path() if name in known else file.parent) / f"{study.name}.jsonl"
@@ -281,6 +283,11 @@ def estimated_core_hours(cell: Cell, episodes: int, cores: float) -> float:
     return (START_SECONDS + training + acting) * cores / 3600
 
 
+def core_hours(row: Mapping[str, Any]) -> float:
+    """Return the core-hours of a finished cell: the time of its run, times the CPUs that it had."""
+    return float(sum(row["minutes"].values()) * row["cores"] / 60)
+
+
 def finished(file: Path) -> dict[str, dict[str, Any]]:
     """Read the finished cells of a study by the hash of their settings. A later line of a cell holds what an
     earlier one does; a last line that was cut off counts as not written."""
@@ -337,11 +344,6 @@ def _cells(study: Study, place: Mapping[str, Any], seed: int) -> Iterator[Cell]:
                 settings=_hashed({"task": task, **preset, **_without(settings, OPERATIONAL)}),
                 config=config,
             )
-
-
-def core_hours(row: Mapping[str, Any]) -> float:
-    """Return the core-hours of a finished cell: the time of its run, times the CPUs that it had."""
-    return float(sum(row["minutes"].values()) * row["cores"] / 60)
 
 
 def _arms(study: Study, seed: int) -> Iterator[tuple[str, Method, dict[str, Any]]]:
@@ -413,9 +415,13 @@ def _hashed(value: Any) -> str:
 
 def _slug(*parts: Any) -> str:
     """Join values to a part of a name that needs no quotes in a shell, of at most 80 characters."""
-    return re.sub(r"[^a-zA-Z0-9_.]+", "-", "-".join(str(part) for part in parts if part != ""))[:80].strip(
-        "-"
-    )
+    joined = "-".join(str(part) for part in parts if part != "")
+    return re.sub(r"[^a-zA-Z0-9_.]+", "-", joined)[:80].strip("-")
+
+
+def _names(kind: type) -> list[str]:
+    """Return the names of a dataclass' fields."""
+    return [each.name for each in fields(kind)]
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

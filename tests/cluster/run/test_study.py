@@ -22,6 +22,8 @@ from longview.cluster.run.study import (
     results_of,
 )
 
+ROOT = Path(__file__).parents[3]
+
 TREE: dict[str, Any] = {
     "settings": {"evaluation.context_lengths": [1, 8, 64], "learner.steps": 200},
     "axes": {"task": ["return_point"], "data_scale": [0.5, 1]},
@@ -146,6 +148,14 @@ def test_every_shipped_study_has_a_plan(name: str) -> None:
     assert file == Path(f"{name}.jsonl")
     assert {cell.method for cell in cells} >= study.methods.keys()
     assert study.control in study.methods
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "method").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_tables_of_the_docs_follow_from_their_cells(file: Path) -> None:
+    study, cells = read_study(str(file))
+    assert {cell.settings for cell in plan(study)} == finished(cells).keys(), "the settings have changed"
 
 
 def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, tmp_path: Path) -> None:
