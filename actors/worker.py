@@ -14,7 +14,7 @@ from longview.actors.control import Control
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
 from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
-from longview.replay.episode import EpisodeMeta, episode_id
+from longview.replay.episode import EpisodeMeta, episode_id, episode_index
 from longview.replay.redis.sender import Queue
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class Result:
     """Sum of the largest rewards of these episodes, without the invalid ones."""
     expert_steps: int = 0
     """Steps of the expert: those among `steps`, and those of its plans."""
+    endings: Mapping[int, str] = field(default_factory=dict)
+    """Outcome of each episode that `outcomes` counts, by the episode's index."""
     worn: bool = False
     """Whether the actor has rendered so much that a new process should replace it."""
 
@@ -127,7 +129,7 @@ class Worker:
         self._clock.limited += held
         self._clock.waiting += time.perf_counter() - self._idle_since - held
         before = replace(self._clock)
-        outcomes, best_rewards = Counter[str](), 0.0
+        endings, best_rewards = dict[int, str](), 0.0
         refusals: list[str] = []
         under_way: deque[EpisodeEnd] = deque()
         for end in rollout(
@@ -145,11 +147,11 @@ class Worker:
                 refusals.append(end.refusal)
             under_way.append(end)
             while under_way and (under_way[0].receipt is None or under_way[0].receipt.done):
-                self._settle(order, under_way.popleft(), outcomes)
+                self._settle(order, under_way.popleft(), endings)
         # An order is done when all its episodes are in the store.
         started = time.perf_counter()
         for end in under_way:
-            self._settle(order, end, outcomes)
+            self._settle(order, end, endings)
         self._clock.store += time.perf_counter() - started
         self._send()
         self._idle_since = time.perf_counter()
@@ -158,7 +160,8 @@ class Worker:
         worn = bool(self.config.cameras.names) and self._episodes >= self.config.recycle
         steps = self._clock.steps - before.steps
         expert_steps = self._clock.expert_steps - before.expert_steps
-        return Result(outcomes, steps, best_rewards, expert_steps, worn)
+        outcomes = Counter(endings.values())
+        return Result(outcomes, steps, best_rewards, expert_steps, endings, worn)
 
     def loaded(self, seconds: float) -> None:
         """Count seconds since the last order that loading a policy took: they were not spent waiting."""
@@ -216,9 +219,9 @@ class Worker:
         if time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._send()
 
-    def _settle(self, order: Order, end: EpisodeEnd, outcomes: Counter[str]) -> None:
+    def _settle(self, order: Order, end: EpisodeEnd, endings: dict[int, str]) -> None:
         if order.purpose == "evaluation" or (end.receipt is not None and end.receipt.result()):
-            outcomes[end.outcome] += 1
+            endings[episode_index(end.meta.id)] = end.outcome
             labels = {"task": self.task.spec.name, "source": order.purpose, "outcome": end.outcome}
             self.totals.add("longview_episodes_total", 1, **labels)
 

@@ -12,8 +12,10 @@ import typer
 
 from longview.cluster.commands import dashboards as dashboards_cli
 from longview.cluster.commands import store as store_cli
+from longview.cluster.commands import study as study_cli
 from longview.cluster.commands.common import (
     INTERRUPTED,
+    Address,
     AsJson,
     Drop,
     Filter,
@@ -32,13 +34,11 @@ from longview.cluster.roles.auth import choose_ray_auth
 app = group("Train robot policies that remember: many context lengths, one set of weights.")
 app.add_typer(store_cli.app, name="store")
 app.add_typer(dashboards_cli.app, name="dashboards")
+app.add_typer(study_cli.app, name="study")
 
 Resume = Annotated[
     str | None,
     typer.Option(metavar="RUN", help="Go on with this run where it stopped; a URL brings back its copy."),
-]
-Address = Annotated[
-    str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
 ]
 
 

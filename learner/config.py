@@ -340,6 +340,9 @@ class LearnerConfig:
     as often."""
     steps: int = 2400
     """Training steps of the whole run."""
+    seed: int | None = None
+    """Seed of the initial weights, the batches and the curriculum, at least 0. None: the run's seed. With
+    another seed, a run trains anew on the same demonstrations, and is evaluated on the same episodes."""
     camera_steps: int = 0
     """First of these steps, which train the networks of the cameras: every context is a single frame. From
     then on these networks stay as they are, what they see in a frame is computed once, and training is as
@@ -389,6 +392,7 @@ class LearnerConfig:
             self.windows_per_segment is None or self.windows_per_segment >= 1,
             f"windows_per_segment must be at least 1, not {self.windows_per_segment}",
         )
+        require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {self.seed}")
         require(
             self.precision in ("float32", "bfloat16"),
             f"precision must be float32 or bfloat16, not {self.precision!r}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from longview.monitoring.success import Evaluation, Rate, Success, needs_memory, read_success
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -188,8 +189,6 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
     Returns:
         Path of the report.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     chance, plots = summary["chance"], []
     tasks = {task: read_success(rows) for task, rows in summary["success"].items()}
     with_memory = [task for task, success in tasks.items() if needs_memory(success.values(), chance)]
@@ -217,22 +216,23 @@ def write_report(run_dir: Path, summary: Mapping[str, Any], series: Sequence[Map
             plots.append(run_dir / f"{name}.png")
             draw(series, plots[-1])
     seconds = sum(summary["phases"].values())
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = templates.get_template("recorded.html" if held_out else "report.html").render(
-        summary=summary,
-        success={
-            task: {length: counts.rates for length, counts in success.items()}
-            for task, success in tasks.items()
-        },
-        with_memory=with_memory,
-        plots={path.stem: _embedded(path) for path in plots},
-        films={path.suffix: _embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
-        phases={name: _duration(length) for name, length in summary["phases"].items()},
-        total=_duration(seconds),
-        steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
-        config="\n".join(_assignments(summary["config"])),
+    page = (
+        templates()
+        .get_template("recorded.html" if held_out else "report.html")
+        .render(
+            summary=summary,
+            success={
+                task: {length: counts.rates for length, counts in success.items()}
+                for task, success in tasks.items()
+            },
+            with_memory=with_memory,
+            plots={path.stem: embedded(path) for path in plots},
+            films={path.suffix: embedded(path) for name in EPISODES if (path := run_dir / name).exists()},
+            phases={name: _duration(length) for name, length in summary["phases"].items()},
+            total=_duration(seconds),
+            steps_per_second=summary["environment_steps"] / seconds if seconds else 0.0,
+            config="\n".join(_assignments(summary["config"])),
+        )
     )
     report = run_dir / "report.html"
     report.write_text(page, encoding="utf-8")
@@ -294,7 +294,17 @@ def colors(lengths: Sequence[int]) -> dict[int, Any]:
     return {length: colormaps["viridis"](0.88 * (1 - rank / last)) for rank, length in enumerate(lengths)}
 
 
-def _embedded(file: Path) -> str:
+def templates() -> "Environment":
+    """Open the templates of all reports."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def embedded(file: Path) -> str:
+    """Return a file in base64, as a page embeds it."""
     return base64.b64encode(file.read_bytes()).decode()
 
 

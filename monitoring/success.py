@@ -66,6 +66,8 @@ class Counts:
         }
 
 
+OUTCOMES = {outcome[0]: outcome for outcome in ("success", "wrong", "failure", "invalid")}
+"""Outcomes of an episode, by the letter that stands for each in files."""
 COUNTS = tuple(field.name for field in fields(Counts))
 """Names of the counts in files and metrics."""
 
@@ -94,12 +96,26 @@ class Evaluation:
     """Control steps simulated."""
     best_rewards: float = 0.0
     """Sum of the largest rewards of the episodes that count."""
+    endings: Mapping[int, str] = field(default_factory=dict)
+    """Outcome of each episode by its index, from which the episode's seed follows. Evaluations with the same
+    seed of the run have the same episodes, so their endings can be compared in pairs."""
 
-    def plus(self, outcomes: Mapping[str, int], steps: int, best_rewards: float = 0.0) -> "Evaluation":
-        """Add episodes that have ended, the control steps they took, and the sum of their largest rewards."""
-        together = dict(Counter(self.outcomes) + Counter(outcomes))
-        best_rewards += self.best_rewards
-        return replace(self, outcomes=together, steps=self.steps + steps, best_rewards=best_rewards)
+    def plus(
+        self,
+        outcomes: Mapping[str, int],
+        steps: int,
+        best_rewards: float = 0.0,
+        endings: Mapping[int, str] | None = None,
+    ) -> "Evaluation":
+        """Add episodes that have ended, the control steps they took, the sum of their largest rewards, and
+        their outcomes by index."""
+        return replace(
+            self,
+            outcomes=dict(Counter(self.outcomes) + Counter(outcomes)),
+            steps=self.steps + steps,
+            best_rewards=self.best_rewards + best_rewards,
+            endings={**self.endings, **(endings or {})},
+        )
 
     @property
     def best_reward(self) -> float:
@@ -123,6 +139,11 @@ class Evaluation:
         """Whether all wanted episodes have ended."""
         return self.rolled_out >= self.wanted
 
+    @property
+    def letters(self) -> str:
+        """Outcome of every episode by its first letter, in the order of their indices."""
+        return "".join(self.endings[index][0] for index in sorted(self.endings))
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to a line of evaluations.jsonl."""
         return {
@@ -132,6 +153,7 @@ class Evaluation:
             "outcomes": dict(self.outcomes),
             "steps": self.steps,
             "best_reward": round(self.best_reward, 4),
+            "endings": self.letters,
         }
 
     @staticmethod
@@ -141,8 +163,10 @@ class Evaluation:
         found = Evaluation(
             line["version"], line["context_length"], sum(outcomes.values()), outcomes, line["steps"]
         )
-        # Version 0.1 did not write it.
-        return replace(found, best_rewards=line.get("best_reward", 0.0) * found.counts.episodes)
+        # Earlier versions wrote neither of the two.
+        best_rewards = line.get("best_reward", 0.0) * found.counts.episodes
+        endings = {index: OUTCOMES[letter] for index, letter in enumerate(line.get("endings", ""))}
+        return replace(found, best_rewards=best_rewards, endings=endings)
 
 
 def needs_memory(counts: Iterable[Counts], chance: float | None) -> bool:

@@ -233,6 +233,11 @@ def episode_id(source: str, task: str, index: int) -> str:
     return f"{source}.{encode_name(task)}.{index:09d}"
 
 
+def episode_index(id: str) -> int:
+    """Return the index that an episode's id ends in."""
+    return int(id.rpartition(".")[2])
+
+
 @dataclass(frozen=True)
 class Episode:
     """A whole, immutable episode."""

@@ -18,6 +18,9 @@ Settings = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Config values, such as `learner.steps=3000 seed=1`."),
 ]
 RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run; by default the newest.")]
+Address = Annotated[
+    str | None, typer.Option(help="An existing Ray cluster, such as `auto` or `ray-head:6379`.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What to take of a data set.

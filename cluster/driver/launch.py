@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -39,7 +39,7 @@ from longview.cluster.run.services import RAY_SOCKET, prometheus_server, socket_
 from longview.cluster.views.episodes import show_newest
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
-from longview.replay.episode import TaskSpec, episode_id
+from longview.replay.episode import TaskSpec, episode_id, episode_index
 from longview.replay.errors import StoreError
 from longview.replay.stats import Count
 from longview.replay.store import EpisodeStore, StoreAddress
@@ -149,6 +149,23 @@ def ray_cluster(config: RunConfig, address: str | None, *, store_is_local: bool 
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_nodes(configs: Sequence[RunConfig], address: str) -> list[dict[str, float]]:
+    """List the resources of each node of an existing Ray cluster that is to take runs.
+
+    Args:
+        configs: configs of the runs, which share a store.
+        address: the cluster.
+
+    Raises:
+        ConfigError: the cluster has no room for one of the runs, or has nodes that cannot reach the store.
+    """
+    with ray_cluster(configs[0], address, store_is_local=configs[0].replay.url is None):
+        nodes = _nodes()
+        for config in configs:
+            refuse_unplaced(config, nodes)
+        return nodes
 
 
 def _check_cluster(config: RunConfig, store_is_local: bool) -> None:
@@ -324,7 +341,7 @@ def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Col
 def _next_index(store: EpisodeStore, source: str) -> int:
     """Find the index of a source's next episode: one after the largest that an id ends in. Ids do not sort by
     index where the source was renamed: `dagger.lift.000000007` is a correction of Longview 0.1."""
-    return max((int(id.rpartition(".")[2]) + 1 for id in store.ids(source)), default=0)
+    return max((episode_index(id) + 1 for id in store.ids(source)), default=0)
 
 
 def _import_demonstrations(

@@ -6,8 +6,7 @@ version comes the final evaluation alone.
 """
 
 from collections import deque
-from collections.abc import Collection as Container
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -44,20 +43,20 @@ class Orders:
     def published(self, version: int) -> None:
         """Order the evaluation of a new version, if that of an earlier version is done."""
         if self._config.evaluation.episodes and not self._open("evaluation"):
-            self._evaluate(version, self._lengths, self._config.evaluation.episodes)
+            self._evaluate(version, self._lengths, self._config.evaluation.episodes, {})
 
-    def conclude(self, version: int, done: Container[int] = ()) -> None:
+    def conclude(self, version: int, earlier: Mapping[int, Evaluation] | None = None) -> None:
         """Replace all waiting orders by the final evaluation.
 
         Args:
             version: the last version.
-            done: context lengths whose final evaluation an earlier launch has done.
+            earlier: evaluations of this version by earlier launches, by context length. Only the episodes
+                that they lack are ordered.
         """
         self._concluded = True
         for queue in self._waiting.values():
             queue.clear()
-        lengths = [length for length in self._lengths if length not in done]
-        self._evaluate(version, lengths, self._config.evaluation.final_episodes)
+        self._evaluate(version, self._lengths, self._config.evaluation.final_episodes, earlier or {})
 
     def take(self, newest: int | None, trained: int = 0) -> Order | None:
         """Take the next order for an idle actor; None if there is none.
@@ -96,7 +95,7 @@ class Orders:
         if key not in self.evaluations:  # `conclude` has replaced its round
             return None
         self.evaluations[key] = evaluation = self.evaluations[key].plus(
-            result.outcomes, result.steps, result.best_rewards
+            result.outcomes, result.steps, result.best_rewards, result.endings
         )
         return evaluation if evaluation.finished else None
 
@@ -113,11 +112,18 @@ class Orders:
     def _open(self, kind: str) -> int:
         return len(self._waiting.get(kind, ())) + self._given[kind]
 
-    def _evaluate(self, version: int, lengths: Sequence[int], episodes: int) -> None:
-        self.evaluations = {(version, length): Evaluation(version, length, episodes) for length in lengths}
-        self._waiting["evaluation"].extend(
-            Order("evaluation", 0, episodes, length, version=version) for length in lengths
-        )
+    def _evaluate(
+        self, version: int, lengths: Sequence[int], episodes: int, earlier: Mapping[int, Evaluation]
+    ) -> None:
+        self.evaluations = {}
+        for length in lengths:
+            begun = replace(earlier.get(length, Evaluation(version, length, 0)), wanted=episodes)
+            if not begun.finished:
+                done = begun.rolled_out
+                self.evaluations[version, length] = begun
+                self._waiting["evaluation"].append(
+                    Order("evaluation", done, episodes - done, length, version=version)
+                )
 
     def _cut(self, kind: str) -> Order:
         """Take episodes off the first waiting order: fewer when few are left, so that all actors work to the

@@ -74,6 +74,7 @@ def train_rank(
     episodes.limiter = limiter = limiter_of(config, should_stop)
     spec = task_of(config).spec
     selection = config.learner.selection(spec.name)
+    seed = config.seed if config.learner.seed is None else config.learner.seed
     batch_size, resumed_at = config.learner.batch_size, max(steps(checkpoints), default=0)
     reporter = LearnerReporter(f"rank-{rank}", batch_size, resumed_at, send)
     episodes.hold_out(demonstrations.held_out)
@@ -91,9 +92,9 @@ def train_rank(
         train(
             config.learner,
             spec,
-            seed=config.seed,
+            seed=seed,
             draw=lambda step, before, after, count: episodes.sample(
-                selection, count, before, after, np.random.default_rng((config.seed, rank, step))
+                selection, count, before, after, np.random.default_rng((seed, rank, step))
             ),
             statistics=lambda: measure(whole(episodes, demonstrations.measured, spec.name), spec),
             validation=[

@@ -5,10 +5,11 @@ Nothing here imports torch, Ray or a simulator: a wrong config is an error in th
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
@@ -223,8 +224,8 @@ def read_config(file: Path | None, overrides: Sequence[str] = (), **preset: Any)
     _refuse_unknown_keys(tree, RunConfig, policy_kind)
     if isinstance(tree.setdefault("learner", {}), dict):
         policy = tree["learner"].get("policy", {})
-        tree["learner"]["policy"] = _validated(policy_kind, policy, "learner.policy")
-    config: RunConfig = _validated(RunConfig, tree)
+        tree["learner"]["policy"] = validated(policy_kind, policy, "learner.policy")
+    config: RunConfig = validated(RunConfig, tree)
     _check(config)
     if config.replay.url is not None:
         config = replace(config, replay=replace(config.replay, url=with_password(config.replay.url)))
@@ -379,13 +380,24 @@ def _refuse_unknown_keys(
         if key not in keys:
             if (instead := GONE.get(f"{prefix}{key}")) is not None:
                 raise ConfigError(f"{prefix}{key} is no longer a key: {instead}")
-            known = [name for name, _ in _every_key(RunConfig, policy_kind)]
-            near = get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(keys)}"
-            raise ConfigError(f"unknown key {prefix}{key}{hint}")
+            known = [name for name, _ in every_key(RunConfig, policy_kind)]
+            raise unknown_key(f"{prefix}{key}", known, keys)
         below = policy_kind if keys[key] is PolicyConfig else keys[key]
         if is_dataclass(below) and isinstance(value, dict):
             _refuse_unknown_keys(value, cast(type, below), policy_kind, f"{prefix}{key}.")
+
+
+def unknown_key(key: str, known: Iterable[str], listed: Iterable[str] | None = None) -> ConfigError:
+    """Make the error of an unknown key, which suggests the nearest known one.
+
+    Args:
+        key: the unknown key.
+        known: keys that may have been meant.
+        listed: keys to list where none is near; by default all known ones.
+    """
+    near = get_close_matches(key, known := list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(listed or known)}"
+    return ConfigError(f"unknown key {key}; {hint}")
 
 
 def _keys(kind: type) -> dict[str, Any]:
@@ -394,16 +406,16 @@ def _keys(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def _every_key(kind: type, policy_kind: type[PolicyConfig], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def every_key(kind: type, policy_kind: type[PolicyConfig], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every dotted key of a config and its type, those of the configs below it included."""
     for key, hint in _keys(kind).items():
         yield prefix + key, hint
         below = policy_kind if hint is PolicyConfig else hint
         if is_dataclass(below):
-            yield from _every_key(cast(type, below), policy_kind, f"{prefix}{key}.")
+            yield from every_key(cast(type, below), policy_kind, f"{prefix}{key}.")
 
 
-def _validated(kind: type, tree: Any, prefix: str = "") -> Any:
+def validated(kind: type, tree: Any, prefix: str = "") -> Any:
     """Make a config of plain values.
 
     Raises:
@@ -411,9 +423,15 @@ def _validated(kind: type, tree: Any, prefix: str = "") -> Any:
             key: a config's own errors start with the name of their field, the rest is added here.
     """
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        return _adapter(kind).validate_python(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, prefix))) from None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Return the validator of a config class, which takes long to make."""
+    return TypeAdapter(kind)
 
 
 def _explain(error: ValidationError, prefix: str) -> Iterator[str]:

@@ -439,14 +439,17 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Append a line of JSON."""
+def append_row(file: Path, row: dict[str, Any], *, sync: bool = False) -> None:
+    """Append a line of JSON; with `sync` it is on the disk afterwards."""
     with naming(file), file.open("ab+") as lines:
         if lines.tell() > 0:
             lines.seek(-1, os.SEEK_END)
             if lines.read(1) != b"\n":
                 lines.write(b"\n")
         lines.write(json.dumps(row).encode() + b"\n")
+        if sync:
+            lines.flush()
+            os.fsync(lines.fileno())
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Checks before a run starts, for what would otherwise stop it after minutes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,18 +61,9 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
     Raises:
         ConfigError: the message says what is missing.
     """
-    placement = config.placement
-    if placement.autoscaled:
+    if config.placement.autoscaled:
         return
-    actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
-    learner = resources_of_rank(config, placement.learner_gpus or 0)
-    server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
-    roles = [
-        ("actors.count", config.actors.count, actor, "placement.actor"),
-        ("learners", config.learners, learner, "placement.learner"),
-        ("inference.servers", config.inference.servers, server, "placement.inference"),
-    ]
-    roles = [role for role in roles if role[1]]
+    roles = _roles(config, config.placement.learner_gpus or 0)
     mend = "add nodes, or if the cluster does so by itself, set placement.autoscaled=true"
     for _, _, asked, key in roles:
         for name, amount in asked.items():
@@ -91,6 +83,33 @@ def refuse_unplaced(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
                 f"lower it, {mend}"
             )
     _refuse_sum("GPU", roles, nodes, mend)
+
+
+def _roles(config: RunConfig, rank_gpus: float) -> list[tuple[str, int, dict[str, float], str]]:
+    """List the roles that a run has: the key of their number, the number, what each takes from Ray, and the
+    key of that."""
+    placement = config.placement
+    actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
+    server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
+    roles = [
+        ("actors.count", config.actors.count, actor, "placement.actor"),
+        ("learners", config.learners, resources_of_rank(config, rank_gpus), "placement.learner"),
+        ("inference.servers", config.inference.servers, server, "placement.inference"),
+    ]
+    return [role for role in roles if role[1]]
+
+
+def resources_of_run(config: RunConfig, gpus: float) -> dict[str, float]:
+    """Return what all roles of a run take from Ray together, by name of the resource.
+
+    Args:
+        config: the run's.
+        gpus: GPUs of the Ray cluster.
+    """
+    together = Counter[str]()
+    for _, count, asked, _ in _roles(config, gpus_of_rank(config, gpus)):
+        together.update({name: count * amount for name, amount in asked.items()})
+    return dict(together)
 
 
 def _refuse_sum(

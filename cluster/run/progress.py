@@ -136,11 +136,7 @@ class RunProgress:
         _, newest = max(rounds.items(), key=lambda item: (len(item[1]), item[0]))
         return [newest[length] for length in sorted(newest)]
 
-    def evaluated(self, version: int) -> set[int]:
-        """Find the context lengths at which a version has had its final evaluation."""
-        wanted = self.config.evaluation.final_episodes
-        return {
-            found.context_length
-            for found in self.history
-            if found.version == version and found.rolled_out >= wanted
-        }
+    def evaluated(self, version: int) -> dict[int, Evaluation]:
+        """Find the evaluations of a version, by context length. A later one holds the episodes of an earlier
+        one."""
+        return {found.context_length: found for found in self.history if found.version == version}

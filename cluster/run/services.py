@@ -1,4 +1,4 @@
-"""Redis and Prometheus as child processes, which cannot outlive the process that starts them."""
+"""Redis, Prometheus and other child processes, which cannot outlive the process that starts them."""
 
 import fcntl
 import importlib.util
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -71,7 +71,7 @@ def redis_server(data: Path, fsync: str = "everysec") -> Iterator[str]:
     try:
         path = folder / "redis.sock"
         with (data / "redis.log").open("ab") as output, _exclusive(data, "redis-server") as lock:
-            server = _spawn([executable, *_options(path, data, fsync)], output, keep_open=lock)
+            server = spawn([executable, *_options(path, data, fsync)], output, keep_open=lock)
         try:
             _wait_until_ready(server, "redis-server", lambda: _answers(path), data / "redis.log")
             yield f"unix://{quote(str(path))}"
@@ -154,7 +154,7 @@ def _prometheus(executable: str, folder: Path) -> Iterator[str]:
     ]
     logged = folder / "prometheus.log"
     with logged.open("ab") as output, _exclusive(folder, "Prometheus") as lock:
-        server = _spawn([executable, *options], output, keep_open=lock)
+        server = spawn([executable, *options], output, keep_open=lock)
     try:
         url = f"http://{address}"
         _wait_until_ready(server, "Prometheus", lambda: _is_ready(url), logged)
@@ -189,14 +189,28 @@ def _exclusive(data: Path, server: str) -> Iterator[IO[bytes]]:
         yield lock
 
 
-def _spawn(command: list[str], output: IO[bytes], keep_open: IO[bytes]) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str],
+    output: IO[bytes],
+    keep_open: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that gets SIGTERM when this thread ends, and no Ctrl-C.
+
+    Args:
+        command: absolute path of the executable, and its arguments.
+        output: file for stdout and stderr.
+        keep_open: a file that the process inherits, with its lock.
+        environment: the process' environment; None: this process' own.
+    """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        pass_fds=(keep_open.fileno(),),
+        pass_fds=() if keep_open is None else (keep_open.fileno(),),
+        env=environment,
     )
 
 

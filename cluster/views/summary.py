@@ -29,6 +29,8 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
     success = {str(found.context_length): asdict(found.counts) for found in newest}
     committed = progress.stats.committed if progress.stats is not None else {}
     collected = sum(count.steps for count in committed.values())
+    # An evaluation that was extended holds the steps of the one before.
+    evaluated = {(found.version, found.context_length): found.steps for found in progress.history}
     return {
         "run": progress.run.name,
         "status": status,
@@ -40,7 +42,7 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
         "data_sets": _data_sets(progress.run),
         "start": _start(progress.run),
         "policy_version": newest[0].version if newest else progress.version,
-        "environment_steps": collected + sum(found.steps for found in progress.history),
+        "environment_steps": collected + sum(evaluated.values()),
         "episodes": [
             {
                 "source": source,

@@ -180,7 +180,8 @@ def test_bad_ends_are_counted_and_kept_out_of_training(
 def test_every_evaluation_episode_ends_somehow(store: EpisodeStore, fragile: Any) -> None:
     result = make_worker(store, Hub(), fragile).work(Order("evaluation", 0, 40, 1), None)
     cases = [fragile.case(episode_seed(7, "evaluation", index)) for index in range(40)]
-    assert result.outcomes == Counter(case.outcome for case in cases)
+    assert result.endings == {index: case.outcome for index, case in enumerate(cases)}
+    assert result.outcomes == Counter(result.endings.values())
     assert store.ids() == []
 
 

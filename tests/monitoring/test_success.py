@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_an_evaluation_counts_all_that_ended_and_rates_all_but_the_invalid() -> 
 
 
 def test_an_evaluation_is_read_as_it_was_written() -> None:
-    evaluation = Evaluation(100, 8, 10).plus({"success": 7, "wrong": 1, "invalid": 2}, 90, 7.2)
+    endings = dict(enumerate([*7 * ["success"], "wrong", "invalid", "invalid"]))
+    evaluation = Evaluation(100, 8, 10).plus(Counter(endings.values()), 90, 7.2, endings)
     assert evaluation.best_reward == pytest.approx(0.9)
     line = json.loads(json.dumps(evaluation.to_dict()))
     assert line == {
@@ -84,6 +86,7 @@ def test_an_evaluation_is_read_as_it_was_written() -> None:
         "outcomes": {"success": 7, "wrong": 1, "invalid": 2},
         "steps": 90,
         "best_reward": 0.9,
+        "endings": "ssssssswii",
     }
     assert Evaluation.from_dict(line) == evaluation
 

@@ -30,7 +30,8 @@ def drain(orders: Orders, newest: int | None = None) -> list[Order]:
 
 
 def result(order: Order) -> Result:
-    return Result({"success": order.count}, 10 * order.count)
+    endings = dict.fromkeys(range(order.first, order.first + order.count), "success")
+    return Result({"success": order.count}, 10 * order.count, endings=endings)
 
 
 def test_only_missing_demonstrations_are_asked_for() -> None:
@@ -108,7 +109,7 @@ def test_the_last_evaluation_replaces_all_other_work() -> None:
     orders.published(100)
     stale = orders.take(100)
     assert stale is not None
-    orders.conclude(200, done={8})
+    orders.conclude(200, {8: Evaluation(200, 8, 20, {"success": 20})})
     orders.give_back(stale)
     given = drain(orders)
     assert {(o.version, o.context_length) for o in given} == {(200, 1), (200, 64)}
@@ -118,6 +119,17 @@ def test_the_last_evaluation_replaces_all_other_work() -> None:
         (64, Counts(20, 20, 20)),
     ]
     assert orders.idle
+
+
+def test_a_final_evaluation_goes_on_after_the_episodes_of_an_earlier_one() -> None:
+    orders = make(**{"evaluation.context_lengths": [8]})
+    earlier = dict.fromkeys(range(15), "wrong")
+    orders.conclude(200, {8: Evaluation(200, 8, 15, {"wrong": 15}, 150, endings=earlier)})
+    given = drain(orders)
+    assert [index for o in given for index in range(o.first, o.first + o.count)] == [15, 16, 17, 18, 19]
+    (evaluation,) = [e for o in given if (e := orders.finish(o, result(o))) is not None]
+    assert evaluation.outcomes == {"wrong": 15, "success": 5}
+    assert (evaluation.steps, evaluation.to_dict()["endings"]) == (200, 15 * "w" + 5 * "s")
 
 
 def test_an_evaluation_tells_completion_from_memory_and_leaves_out_the_invalid() -> None:

@@ -1,0 +1,189 @@
+"""The commands of `longview study`: run the cells of a study, and report what they have found."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from longview.cluster.commands.common import FAILED, INTERRUPTED, Address, Settings, explained, group
+from longview.cluster.roles.auth import choose_ray_auth
+
+if TYPE_CHECKING:
+    from longview.cluster.driver.study import Tally, Tell
+    from longview.cluster.run.study import Cell, Study
+
+app = group("Compare methods over context lengths, data and tasks: many runs, one report.")
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A YAML file, or `quick`, `remedies` or `paper`; see docs/study.md."
+    ),
+]
+Cells = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Finished cells, a line each; by default NAME.jsonl beside the study."),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the report; by default runs/NAME.")
+]
+
+
+@app.command()
+@explained
+def run(
+    study: Name,
+    settings: Settings = None,
+    address: Address = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and the core-hours to expect, and end.")
+    ] = False,
+    cells: Cells = None,
+    out: Out = None,
+) -> None:
+    """Run the cells of a study that have not finished, and write its report.
+
+    A study that was stopped or killed goes on where it was, and runs no cell twice.
+
+    Examples:
+
+        longview study run quick
+
+        longview study run paper --dry-run
+
+        longview study run remedies 'axes.task=[return_point]' 'seeds=[0]' learner.steps=2000
+
+        longview study run my_study.yaml --address auto replay.url=redis://store:6379
+    """
+    from longview.cluster.run.preflight import refuse_unsimulated
+    from longview.cluster.run.study import plan, read_study
+
+    wanted, file = read_study(study, settings or [])
+    file, planned = cells or file, plan(wanted)
+    if dry_run:
+        _show_plan(wanted, planned, file, address)
+        return
+    if address is None:
+        for config in {cell.config.task: cell.config for cell in planned}.values():
+            refuse_unsimulated(config)
+    choose_ray_auth(address)
+    # Ray reads its authentication when it is imported.
+    from longview.cluster.driver.study import OUTPUT, run_study
+
+    try:
+        with _watching() as tell:
+            failed = run_study(wanted, planned, file, address, tell)
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on with it", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _report(wanted, planned, file, out)
+    for cell in failed:
+        typer.echo(f"longview: failed: {cell}; see {_folder(wanted) / cell.name / OUTPUT}", err=True)
+    raise typer.Exit(FAILED if failed else 0)
+
+
+@app.command()
+@explained
+def report(study: Name, settings: Settings = None, cells: Cells = None, out: Out = None) -> None:
+    """Report what the finished cells of a study have found: report.html, CSV, LaTeX and Markdown.
+
+    Examples:
+
+        longview study report quick
+
+        longview study report docs/method/return_point.yaml --out report
+    """
+    from longview.cluster.run.study import plan, read_study
+
+    wanted, file = read_study(study, settings or [])
+    _report(wanted, plan(wanted), cells or file, out)
+
+
+def _report(study: "Study", planned: Sequence["Cell"], file: Path, out: Path | None) -> None:
+    """Write the report of a study, and print where its files are."""
+    from longview.cluster.run.study import finished, results_of
+    from longview.cluster.views.terminal import console
+    from longview.monitoring.study_report import write_study_report
+
+    rows = finished(file)
+    for written in write_study_report(results_of(study, planned, rows), out or _folder(study)):
+        console.print(str(written), soft_wrap=True)
+    if strangers := len(rows.keys() - {cell.settings for cell in planned}):
+        console.print(
+            f"{strangers} cells in {file} have other settings than the study, and are left out",
+            soft_wrap=True,
+        )
+
+
+def _folder(study: "Study") -> Path:
+    from longview.cluster.run.folder import ROOT
+
+    return ROOT / study.name
+
+
+def _show_plan(study: "Study", planned: Sequence["Cell"], file: Path, address: str | None) -> None:
+    """Print the cells of a study, and the core-hours to expect. They follow from the study's finished cells,
+    if there are any: the estimates of the others are corrected by the same factor."""
+    from longview.cluster.run.study import asked_by, core_hours, estimated_core_hours, finished, this_machine
+    from longview.cluster.views.terminal import console
+
+    rows = finished(file)
+    cores = {cell: asked_by(cell.config, this_machine(), address)["CPU"] for cell in planned}
+    estimates = {cell: estimated_core_hours(cell, study.looks[-1], cores[cell]) for cell in planned}
+    measured = {cell: core_hours(rows[cell.settings]) for cell in planned if cell.settings in rows}
+    factor = sum(measured.values()) / sum(estimates[cell] for cell in measured) if measured else 1.0
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    axes = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
+    for axis in axes:
+        table.add_column(axis.rpartition(".")[2])
+    for column in ("CPUs", "core-hours", ""):
+        table.add_column(column, justify="right")
+    for cell in planned:
+        hours, state = measured.get(cell, factor * estimates[cell]), "finished" if cell in measured else ""
+        facts = (cell.facts.get(axis) for axis in axes)
+        shown = ("" if fact is None else str(fact) for fact in facts)
+        table.add_row(*shown, f"{cores[cell]:g}", f"{hours:.2f}", state)
+    console.print(table)
+    left = sum(factor * hours for cell, hours in estimates.items() if cell not in measured)
+    how = "as those have" if measured else "a rough estimate, for networks of size tiny on CPUs"
+    console.print(
+        f"{study.name}: {len(planned)} cells, {len(measured)} of them in {file}; the others take about "
+        f"{left:.1f} core-hours ({how})",
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _watching() -> "Iterator[Tell]":
+    """Provide a function that shows the progress of a study: a bar in a terminal, elsewhere lines."""
+    from longview.cluster.views.terminal import console
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[news]}"),
+    )
+    last: list[Any] = [None]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", news="")
+
+        def tell(tally: "Tally") -> None:
+            ended = tally.done + tally.failed
+            news = f"{len(tally.running)} running, {tally.left} waiting"
+            news += f", {tally.failed} failed" if tally.failed else ""
+            news += "" if tally.seconds_left is None else f", about {tally.seconds_left / 60:.0f} min left"
+            what = f"{tally.what}, {tally.episodes} episodes"
+            total = ended + len(tally.running) + tally.left
+            bar.update(shown, description=what, completed=ended, total=total, news=news)
+            state = what, ended, tally.running
+            if bar.disable and state != last[0]:
+                console.print(f"{what}: {ended} of {total} done, {news}", soft_wrap=True)
+            last[0] = state
+
+        yield tell

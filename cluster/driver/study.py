@@ -1,0 +1,412 @@
+"""The cells of a study at work: each is a run in a process of its own, as many together as there is room for.
+
+A killed study goes on from what it has written. A finished cell is a line of the study's file, and is not run
+again. A cell that was under way is a run's folder, which its next process resumes.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from longview.cluster.driver.launch import cluster_nodes
+from longview.cluster.run.config import RunConfig, task_of, without_password
+from longview.cluster.run.ending import ending
+from longview.cluster.run.folder import (
+    LEASE_SECONDS,
+    ROOT,
+    Run,
+    RunError,
+    append_row,
+    create_run,
+    resumable_run,
+)
+from longview.cluster.run.services import redis_server, spawn
+from longview.cluster.run.study import (
+    Cell,
+    Demonstrations,
+    Study,
+    asked_by,
+    demonstration_count,
+    demonstrations_of,
+    finished,
+    results_of,
+    this_machine,
+)
+from longview.monitoring.study import undecided
+from longview.replay.config import PASSWORD_VARIABLE
+from longview.replay.episode import episode_id
+from longview.replay.store import EpisodeStore, StoreAddress
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.2
+"""Time between two looks at the processes."""
+STOP_SECONDS = 120.0
+"""Longest time that a cell gets to save and end."""
+OUTPUT = "output.txt"
+"""File in a run's folder: what its process printed."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Progress of a study within one look, first with its demonstrations, then with its cells."""
+
+    episodes: int
+    """Evaluation episodes of each cell and T_o at this look."""
+    what: Literal["demonstrations", "cells"]
+    """Kind of the runs that are counted."""
+    done: int
+    """Runs that have finished."""
+    failed: int
+    """Runs that have failed for good."""
+    running: tuple[str, ...]
+    """Names of the runs under way."""
+    left: int
+    """Runs that wait."""
+    seconds_left: float | None
+    """Estimated time until all have ended, from the pace so far; None before the first has."""
+
+
+Tell = Callable[[Tally], None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the cells of a study work."""
+
+    folder: Path
+    """Folder of the study, which holds its runs."""
+    url: str
+    """Redis of the study, which all its runs use."""
+    address: str | None
+    """An existing Ray cluster; None: every cell starts its own on this machine."""
+    room: Mapping[str, float]
+    """Resources that the cells may take together, by Ray's name."""
+    at_once: int | None
+    """Most cells at work together."""
+    retries: int
+    """Times that a cell which failed is run again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of a study: a run that collects demonstrations, or a cell's."""
+
+    run: str
+    """Name of the run."""
+    arguments: tuple[str, ...]
+    """Arguments of `longview`."""
+    asked: Mapping[str, float]
+    """Resources that the run takes."""
+    prepare: Callable[[], object]
+    """Work in this process before the job starts; it may be repeated."""
+
+
+def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
+    """Run the cells of a study that its file does not hold, look by look.
+
+    Args:
+        study: the study.
+        cells: its cells.
+        file: file of the finished cells, to which lines are added.
+        address: an existing Ray cluster; None starts one on this machine for each cell.
+        tell: takes the progress, now and then.
+
+    Returns:
+        The cells that have failed.
+
+    Raises:
+        RunError: the study is under way in another process.
+        ConfigError: the Ray cluster has no room for a cell.
+        StoreError, ServiceError: the study's Redis fails.
+    """
+    folder, configured = (ROOT / study.name).absolute(), cells[0].config.replay.url
+    failed: list[Cell] = []
+    with ExitStack() as services:
+        services.enter_context(_alone(folder))
+        room = room_of(cells, address)
+        url = configured or services.enter_context(redis_server(folder / "redis"))
+        site = Site(folder, url, address, room, study.at_once, study.retries)
+        shared = demonstrations_of(cells)
+        for look, episodes in enumerate(study.looks):
+            todo = {
+                cell.name: (cell, lengths)
+                for cell, lengths in _wanted(study, cells, finished(file), look).items()
+                if cell not in failed and not _take(site, cell, episodes, lengths, file)
+            }
+            needed = {
+                cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
+            }
+            collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
+            collected = _work(site, collecting, partial(Tally, episodes, "demonstrations"), tell)
+            lacking = {job.run for job, succeeded in collected if not succeeded}
+            ready = {
+                name: _job(site, cell, episodes, lengths, needed.get(name))
+                for name, (cell, lengths) in todo.items()
+                if name not in needed or needed[name].name not in lacking
+            }
+            failed += [cell for name, (cell, _) in todo.items() if name not in ready]
+            for job, succeeded in _work(site, ready.values(), partial(Tally, episodes, "cells"), tell):
+                cell, lengths = todo[job.run]
+                if not (succeeded and _take(site, cell, episodes, lengths, file)):
+                    failed.append(cell)
+    return failed
+
+
+def room_of(cells: Sequence[Cell], address: str | None) -> dict[str, float]:
+    """Return the resources that cells may take together: the CPUs of this machine, or all resources of a Ray
+    cluster.
+
+    Raises:
+        ConfigError: the cluster has no room for a cell, or has nodes that cannot reach the study's Redis.
+    """
+    if address is None:
+        return this_machine()
+    together = Counter[str]()
+    for node in cluster_nodes([cell.config for cell in cells], address):
+        together.update(node)
+    return dict(together)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a study's folder, until this process ends, however it ends.
+
+    Raises:
+        RunError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"study {folder.name} is under way in another process, in {folder}") from None
+        yield
+
+
+def _wanted(
+    study: Study, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]], look: int
+) -> dict[Cell, tuple[int, ...]]:
+    """Choose the context lengths at which each cell still lacks episodes of this look: all at the first look,
+    later those of points that are not decided."""
+    results = results_of(study, cells, rows)
+    still = undecided(results) if look else None
+    wanted = {}
+    for cell, found in zip(cells, results.cells, strict=True):
+        lengths = [
+            length
+            for length in cell.lengths
+            if found.rolled_out(length) < study.looks[look]
+            and (still is None or (found.place, found.method, length) in still)
+        ]
+        if lengths:
+            wanted[cell] = tuple(lengths)
+    return wanted
+
+
+def _collecting(site: Site, wanted: Iterable[Demonstrations]) -> Iterator[Job]:
+    """Yield a job for all demonstrations that the study's Redis lacks."""
+    for each in wanted:
+        config = each.config
+        with _store(site, each.name, config) as store:
+            missing = store.missing(_demonstration_ids(config, config.actors.demonstrations or 0))
+        if missing:
+            arguments = ("collect", config.task, "--resume", each.name, *_at_store(site))
+            count = f"actors.demonstrations={config.actors.demonstrations}"
+            yield Job(each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config))
+
+
+def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: Demonstrations | None) -> Job:
+    """Make the job of a cell.
+
+    Args:
+        site: where it works.
+        cell: the cell.
+        episodes: evaluation episodes at each context length.
+        lengths: context lengths to evaluate.
+        shared: demonstrations to start from; None: the run has its own.
+    """
+    config = replace(cell.config, name=cell.name)
+    extent = f"evaluation.final_episodes={episodes}", f"evaluation.context_lengths={list(lengths)}"
+    where = () if site.address is None else ("--address", site.address)
+
+    def prepare() -> None:
+        _folder_of(site, config)
+        if shared is not None:
+            _hand_out(site, shared, config)
+
+    return Job(
+        cell.name,
+        ("launch", "--resume", cell.name, *where, *extent, *_at_store(site)),
+        asked_by(cell.config, site.room, site.address),
+        prepare,
+    )
+
+
+def _at_store(site: Site) -> tuple[str, ...]:
+    """Return the settings with which a run finds the study's Redis; the password comes in the environment."""
+    return (f"replay.url={without_password(site.url)}",)
+
+
+def _folder_of(site: Site, config: RunConfig) -> None:
+    """Make the folder of a run, if it has none. Wait until a process that a killed study has left behind has
+    left the run."""
+    run = resumable_run(config, site.folder)
+    if run is None:
+        run = create_run(config, site.folder)
+    else:
+        run.lock(LEASE_SECONDS)
+    run.unlock()
+
+
+@contextmanager
+def _store(site: Site, namespace: str, config: RunConfig) -> Iterator[EpisodeStore]:
+    store = StoreAddress(site.url, namespace).connect(config.replay)
+    with ending(store.close):
+        yield store
+
+
+def _demonstration_ids(config: RunConfig, count: int) -> list[str]:
+    task = task_of(config).spec.name
+    return [episode_id("demo", task, index) for index in range(count)]
+
+
+def _hand_out(site: Site, shared: Demonstrations, config: RunConfig) -> None:
+    """Copy the demonstrations that a run needs into its namespace, as far as it lacks them."""
+    with _store(site, shared.name, config) as source, _store(site, str(config.name), config) as store:
+        store.register(task_of(config).spec)
+        for id in store.missing(_demonstration_ids(config, demonstration_count(config))):
+            store.add(source.read(id))
+
+
+def _work(
+    site: Site, jobs: Iterable[Job], tally: Callable[..., Tally], tell: Tell
+) -> Iterator[tuple[Job, bool]]:
+    """Do jobs, as many together as there is room for. A job that fails is done again, `retries` times.
+
+    Args:
+        site: where they work.
+        jobs: the jobs.
+        tally: makes a tally of its fields from `done` on.
+        tell: takes the tally, now and then.
+
+    Yields:
+        Every job, and whether it has succeeded.
+    """
+    waiting, running = deque(jobs), dict[subprocess.Popen[bytes], Job]()
+    attempts, started, done, failed = Counter[str](), time.monotonic(), 0, 0
+    try:
+        while waiting or running:
+            while waiting and _fits(site, waiting[0], running.values()):
+                job = waiting.popleft()
+                job.prepare()
+                attempts[job.run] += 1
+                running[_start(site, job)] = job
+            for process in [process for process in running if process.poll() is not None]:
+                job = running.pop(process)
+                if process.returncode and attempts[job.run] <= site.retries:
+                    log.warning("%s ended with %d, and is run again", job.run, process.returncode)
+                    waiting.append(job)
+                    continue
+                done, failed = done + (not process.returncode), failed + bool(process.returncode)
+                yield job, not process.returncode
+            ended, left = done + failed, len(waiting) + len(running)
+            pace = (time.monotonic() - started) / ended * left if ended else None
+            tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
+            time.sleep(TICK_SECONDS)
+    finally:
+        _stop(running)
+
+
+def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
+    """Whether there is room for a job beside those that are running. A job alone always fits."""
+    running = list(running)
+    if not running:
+        return True
+    taken = Counter[str]()
+    for each in (job, *running):
+        taken.update(each.asked)
+    at_once = site.at_once or len(running) + 1
+    return len(running) < at_once and all(amount <= site.room.get(name, 0) for name, amount in taken.items())
+
+
+def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"LONGVIEW_RUNS": str(site.folder)}
+    if password := urlsplit(site.url).password:
+        environment[PASSWORD_VARIABLE] = unquote(password)
+    command = [sys.executable, "-m", "longview.cluster.cli", *job.arguments]
+    with (site.folder / job.run / OUTPUT).open("ab") as output:
+        return spawn(command, output, environment=environment)
+
+
+def _stop(running: Mapping[subprocess.Popen[bytes], Job]) -> None:
+    """End processes: they save, and can be resumed."""
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
+    """Write down the results of a cell whose run has finished, and free its episodes in the study's Redis.
+
+    Returns:
+        Whether the run has finished, with so many episodes at all of these context lengths.
+    """
+    run = Run(site.folder / cell.name)
+    summary = json.loads(_text(run.path / "summary.json") or "{}")
+    version = summary.get("policy_version")
+    found = {each.context_length: each for each in run.evaluations() if each.version == version}
+    enough = all(length in found and found[length].rolled_out >= episodes for length in lengths)
+    if summary.get("status") != "finished" or not enough:
+        return False
+    before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
+    minutes = Counter(before["minutes"])
+    minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
+    row = {
+        "cell": cell.facts,
+        "settings": cell.settings,
+        "success": before["success"] | {str(at): asdict(each.counts) for at, each in sorted(found.items())},
+        "endings": before["endings"] | {str(at): each.letters for at, each in sorted(found.items())},
+        "training_steps": cell.config.learner.steps,
+        "minutes": {phase: round(spent, 2) for phase, spent in minutes.items()},
+        "cores": asked_by(cell.config, site.room, site.address)["CPU"],
+        "machine": machine(),
+    }
+    append_row(file, row, sync=True)
+    with _store(site, cell.name, cell.config) as store:
+        for task in store.tasks():
+            store.forget(task, with_episodes=True)
+    return True
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine and its software."""
+    models = [line for line in _text(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "ray")},
+    }

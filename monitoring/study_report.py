@@ -1,0 +1,362 @@
+"""The report of a study: report.html, and its tables as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longview.monitoring.comparison import ALPHA
+from longview.monitoring.report import DPI, embedded, empty_plots, templates
+from longview.monitoring.study import Point, Results, control, points, verdicts
+
+LATEX = {symbol: f"\\{symbol}" for symbol in "%&_#${}"} | {"–": "--", "−": "$-$"}
+"""LaTeX of characters that mean something else there."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report, as texts."""
+
+    title: str
+    """Heading of the table."""
+    note: str
+    """Explanation for the reader."""
+    header: Sequence[str]
+    """Names of the columns."""
+    rows: Sequence[Sequence[str]]
+    """Cells of each row."""
+
+
+def write_study_report(results: Results, folder: Path) -> list[Path]:
+    """Write the report of a study, as far as its cells have finished.
+
+    Args:
+        results: the study's.
+        folder: where the files go: report.html, which needs no other file, tables.md, tables.tex, and
+            success.csv, comparisons.csv and cost.csv with plain numbers.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found, compared, spent = points(results), comparison_rows(results), cost_rows(results)
+    tables = [
+        success_table(results, found, spent),
+        comparison_table(compared),
+        control_table(results),
+        cost_table(spent),
+    ]
+    files = {
+        "report.html": templates()
+        .get_template("study.html")
+        .render(
+            results=results,
+            done=sum(cell.row is not None for cell in results.cells),
+            tables=tables,
+            plots=curves(results, found, folder),
+        ),
+        "tables.md": "\n".join(map(as_markdown, tables)),
+        "tables.tex": "\n".join(map(as_latex, tables)),
+        "success.csv": as_csv(map(point_row, found)),
+        "comparisons.csv": as_csv(compared),
+        "cost.csv": as_csv(spent),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def point_row(point: Point) -> dict[str, Any]:
+    """Describe a point in plain numbers."""
+    low, high = point.interval
+    return {
+        "place": point.place,
+        "method": point.method,
+        "T_o": point.length,
+        "seeds": point.seeds,
+        "successes": point.counts.successes,
+        "completed": point.counts.completed,
+        "episodes": point.counts.episodes,
+        "success": round(point.counts.rates["success"].share, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "confidence": round(point.level, 6),
+    }
+
+
+def comparison_rows(results: Results) -> list[dict[str, Any]]:
+    """Describe every comparison in plain numbers."""
+    noise = {(each.place, each.length): abs(pairs.difference) for each, pairs in control(results).items()}
+    return [
+        {
+            "place": each.place,
+            "method": each.method,
+            "T_o": each.length,
+            "baseline": each.other,
+            "baseline_T_o": each.other_length,
+            "pairs": verdict.pairs.of,
+            "gained": verdict.pairs.gained,
+            "lost": verdict.pairs.lost,
+            "difference": round(verdict.pairs.difference, 4),
+            "control_difference": noise.get((each.place, each.length)),
+            "p": verdict.p,
+            "look": verdict.look + 1,
+            "differs": verdict.decided,
+        }
+        for each, verdict in verdicts(results).items()
+    ]
+
+
+def cost_rows(results: Results) -> list[dict[str, Any]]:
+    """Add up what the finished cells of each method and place have cost."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in results.cells:
+        if cell.row is not None:
+            found.setdefault((cell.place, cell.method), []).append(cell.row)
+    return [
+        {
+            "place": place,
+            "method": method,
+            "cells": len(rows),
+            "training_steps": sum(row["training_steps"] for row in rows),
+            "training_minutes": round(sum(row["minutes"].get("train", 0.0) for row in rows), 2),
+            "minutes": round(sum(sum(row["minutes"].values()) for row in rows), 2),
+            "core_hours": round(sum(sum(row["minutes"].values()) * row["cores"] for row in rows) / 60, 3),
+        }
+        for (place, method), rows in found.items()
+    ]
+
+
+def success_table(results: Results, found: Sequence[Point], spent: Sequence[Mapping[str, Any]]) -> Table:
+    """Make the table of success by method and T_o, with the time of training beside it."""
+    lengths = sorted({point.length for point in found})
+    minutes = {(row["place"], row["method"]): row["training_minutes"] for row in spent}
+    by_row: dict[tuple[str, str], dict[int, Point]] = {}
+    for point in found:
+        by_row.setdefault((point.place, point.method), {})[point.length] = point
+    return Table(
+        "Success, and the training that it took",
+        "Success of all seeds together, with its Wilson interval. A point that was evaluated no further "
+        "after an early look has a wider interval, which allows for the looks. Minutes are those of "
+        "training, all seeds and policies of the row together.",
+        ["", *(f"T_o {length}" for length in lengths), "minutes"],
+        [
+            [
+                _joined(place, method),
+                *(_rate(row[length]) if length in row else "" for length in lengths),
+                f"{minutes[place, method]:.1f}",
+            ]
+            for (place, method), row in by_row.items()
+        ],
+    )
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Make the table of comparisons."""
+    return Table(
+        "Comparisons on the same episodes",
+        "Difference of the success rates in points, on pairs of episodes with the same seed. Gained: "
+        "only the method succeeded; lost: only the other one. p: McNemar's exact test, corrected for the "
+        f"number of comparisons and looks; with a probability of at most {ALPHA:.0%} any claim of the "
+        "table is false. Control: difference between two policies of one method; a difference that is not "
+        "larger may be the training seed's.",
+        [
+            "",
+            "T_o",
+            "against",
+            "T_o",
+            "pairs",
+            "difference",
+            "gained",
+            "lost",
+            "p",
+            "look",
+            "control",
+            "claim",
+        ],
+        [
+            [
+                _joined(row["place"], row["method"]),
+                str(row["T_o"]),
+                row["baseline"],
+                str(row["baseline_T_o"]),
+                str(row["pairs"]),
+                _points(row["difference"]),
+                str(row["gained"]),
+                str(row["lost"]),
+                _p(row["p"]),
+                str(row["look"]),
+                "" if row["control_difference"] is None else f"{100 * row['control_difference']:.1f}",
+                _claim(row),
+            ]
+            for row in rows
+            if row["pairs"]
+        ],
+    )
+
+
+def control_table(results: Results) -> Table:
+    """Make the table of the control arm."""
+    return Table(
+        "Noise of training",
+        f"{results.control}, trained twice on the same demonstrations and evaluated on the same episodes: "
+        "only the training seed differs. p is not corrected.",
+        ["", "T_o", "pairs", "difference", "gained", "lost", "p"],
+        [
+            [
+                _joined(each.place, each.other),
+                str(each.length),
+                str(pairs.of),
+                _points(pairs.difference),
+                str(pairs.gained),
+                str(pairs.lost),
+                _p(pairs.p),
+            ]
+            for each, pairs in control(results).items()
+        ],
+    )
+
+
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Make the table of what the cells have cost."""
+    return Table(
+        "Cost",
+        "All seeds and policies together. Minutes are those of whole runs, without the demonstrations that "
+        "cells share; core-hours count every CPU that a run had.",
+        ["", "cells", "training steps", "minutes of training", "minutes", "core-hours"],
+        [
+            [
+                _joined(row["place"], row["method"]),
+                str(row["cells"]),
+                f"{row['training_steps']:,}",
+                f"{row['training_minutes']:.1f}",
+                f"{row['minutes']:.1f}",
+                f"{row['core_hours']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def curves(results: Results, found: Sequence[Point], folder: Path) -> dict[str, str]:
+    """Draw success over T_o, a line for each method, and return a PNG in base64 for each place.
+
+    Args:
+        results: the study's.
+        found: its points.
+        folder: where the PNGs are written, too.
+    """
+    from matplotlib import colormaps
+
+    methods = list(dict.fromkeys(cell.method for cell in results.cells))
+    pictures = {}
+    for number, place in enumerate(dict.fromkeys(point.place for point in found), start=1):
+        here = [point for point in found if point.place == place]
+        lengths = sorted({point.length for point in here})
+        figure, (axes,) = empty_plots(1, height=3.4)
+        for index, method in enumerate(methods):
+            line = sorted((point for point in here if point.method == method), key=lambda each: each.length)
+            shift = 0.3 * (index / max(1, len(methods) - 1) - 0.5)  # so that no interval hides another
+            at = [lengths.index(point.length) + shift for point in line]
+            shares = [point.counts.rates["success"].share for point in line]
+            reach = [
+                [abs(point.interval[side] - share) for point, share in zip(line, shares, strict=True)]
+                for side in (0, 1)
+            ]
+            style: dict[str, Any] = {
+                "color": colormaps["tab10"](index % 10),
+                "capsize": 3,
+                "markersize": 5,
+                "linewidth": 1.3,
+            }
+            if line:
+                axes.errorbar(at, shares, reach, fmt="o-", label=method, **style)
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.set_xlabel("context length $T_o$")
+        axes.set_ylabel("success")
+        axes.set_ylim(0, 1.04)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+        file = folder / f"success-{number}.png"
+        figure.savefig(file, dpi=DPI)
+        pictures[place] = embedded(file)
+    return pictures
+
+
+def as_markdown(table: Table) -> str:
+    """Write a table as Markdown; empty without rows."""
+    if not table.rows:
+        return ""
+    head = [
+        f"### {table.title}\n",
+        table.note + "\n",
+        _line(table.header),
+        "|---|" + "---:|" * (len(table.header) - 1),
+    ]
+    return "\n".join([*head, *map(_line, table.rows)]) + "\n"
+
+
+def as_latex(table: Table) -> str:
+    """Write a table as LaTeX, for the package booktabs; empty without rows."""
+    if not table.rows:
+        return ""
+    body = [f"{' & '.join(map(_escaped, row))} \\\\" for row in (table.header, *table.rows)]
+    columns = "l" + "r" * (len(table.header) - 1)
+    lines = [
+        "\\begin{table}",
+        f"\\caption{{{_escaped(table.title)}. {_escaped(table.note)}}}",
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        body[0],
+        "\\midrule",
+        *body[1:],
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as CSV; empty without rows."""
+    rows, text = list(rows), io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def _joined(place: str, method: str) -> str:
+    return f"{place}, {method}" if place else method
+
+
+def _rate(point: Point) -> str:
+    low, high = point.interval
+    return f"{100 * point.counts.rates['success'].share:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _claim(row: Mapping[str, Any]) -> str:
+    if not row["differs"]:
+        return "none"
+    return "better" if row["difference"] > 0 else "worse"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """Write a text for LaTeX; T_o becomes a formula."""
+    formulas = re.sub(r"T_o", "@", text)
+    return "".join(LATEX.get(symbol, symbol) for symbol in formulas).replace("@", "$T_o$").replace("<", "$<$")

@@ -1,0 +1,81 @@
+"""Tests of the work on a study's cells: real processes, without a simulator."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from longview.cluster.driver import study as studying
+from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _work
+from longview.cluster.run.folder import RunError
+
+
+def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: int = 1) -> Site:
+    return Site(folder, "", None, {"CPU": cpus}, at_once, retries)
+
+
+def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
+    return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True))
+
+
+def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
+    good = [job(tmp_path, name, "config", "return_point") for name in ("first", "second")]
+    bad = job(tmp_path, "bad", "config", "nothing=1")
+    tallies: list[Tally] = []
+
+    def tally(*counts: object) -> Tally:
+        return Tally(50, "cells", *counts)  # type: ignore[arg-type]
+
+    ended = {
+        each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)
+    }
+    assert ended == {"first": True, "second": True, "bad": False}
+    printed = (tmp_path / "bad" / studying.OUTPUT).read_text()
+    assert printed.count("unknown key nothing") == 2, "it was run again once"
+    assert max(len(each.running) for each in tallies) == 2
+    assert (tallies[-1].done, tallies[-1].failed, tallies[-1].left) == (2, 1, 0)
+
+
+def test_processes_end_with_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = studying._start
+    monkeypatch.setattr(studying, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    jobs = [job(tmp_path, "long", "collect", "return_point", "--episodes", "100000")]
+    work = _work(site(tmp_path), jobs, lambda *counts: counts, lambda _: _interrupt(started))  # type: ignore[arg-type, return-value]
+    with pytest.raises(KeyboardInterrupt):
+        list(work)
+    assert started[0].poll() is not None
+
+
+def _interrupt(started: list[object]) -> None:
+    if started:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("cpus", "at_once", "running", "fits"),
+    [
+        (4.0, None, 1, True),
+        (4.0, None, 2, False),
+        (1.0, None, 0, True),
+        (8.0, 2, 2, False),
+        (8.0, 2, 1, True),
+    ],
+)
+def test_a_job_starts_where_there_is_room(
+    tmp_path: Path, cpus: float, at_once: int | None, running: int, fits: bool
+) -> None:
+    jobs = [job(tmp_path, str(number)) for number in range(running)]
+    assert _fits(site(tmp_path, cpus, at_once), job(tmp_path, "next"), jobs) == fits
+
+
+def test_a_study_works_in_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        _alone(tmp_path / "mine"),
+        pytest.raises(RunError, match="study mine is under way"),
+        _alone(tmp_path / "mine"),
+    ):
+        pass
+    with _alone(tmp_path / "mine"):
+        pass

@@ -1,0 +1,183 @@
+"""Tests of study files: what is refused, and which cells are planned."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longview.cluster.run.config import ConfigError
+from longview.cluster.run.folder import append_row
+from longview.cluster.run.study import (
+    STUDIES,
+    Cell,
+    asked_by,
+    demonstrations_of,
+    estimated_core_hours,
+    finished,
+    plan,
+    read_study,
+    results_of,
+)
+
+ROOT = Path(__file__).parents[3]
+
+TREE: dict[str, Any] = {
+    "settings": {"evaluation.context_lengths": [1, 8, 64], "learner.steps": 200},
+    "axes": {"task": ["return_point"], "data_scale": [0.5, 1]},
+    "methods": {
+        "each": {"trained": "each", "settings": {"learner.curriculum.kind": "fixed"}},
+        "together": {},
+    },
+    "control": "together",
+    "seeds": [0, 1],
+    "looks": [50, 200],
+}
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(TREE, sort_keys=False))
+    return file
+
+
+def planned(file: Path, *overrides: str) -> list[Cell]:
+    return plan(read_study(str(file), overrides)[0])
+
+
+def test_a_grid_has_a_cell_for_each_place_method_and_seed(study_file: Path) -> None:
+    cells = planned(study_file)
+    assert Counter(cell.method for cell in cells) == {"each": 12, "together": 4, "together (again)": 4}
+    assert [cell.seed for cell in cells] == [0] * 10 + [1] * 10
+    first = cells[0]
+    assert first.facts == {"task": "return_point", "data_scale": 0.5, "method": "each", "T_o": 1, "seed": 0}
+    assert (first.lengths, first.config.learner.policy.context_length) == ((1,), 1)
+    assert first.config.actors.demonstrations == 25
+    assert first.config.learner.publish_every == 500, "settings of the task's own preset are kept"
+    together, again = cells[3:5]
+    assert (together.length, together.lengths) == (None, (1, 8, 64))
+    assert (together.config.learner.seed, again.config.learner.seed) == (None, 1_000_000)
+    assert together.config.seed == again.config.seed == 0
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_cells_of_one_seed_share_demonstrations_of_the_largest_data_scale(study_file: Path) -> None:
+    cells = planned(study_file)
+    shared = demonstrations_of(cells)
+    assert {shared[cell.settings].name for cell in cells if cell.seed == 0} == {
+        shared[cells[0].settings].name
+    }
+    assert len({each.name for each in shared.values()}) == 2
+    # Of the larger scale, and those to validate on.
+    assert shared[cells[0].settings].config.actors.demonstrations == 50 + 8
+
+
+def test_a_list_of_places_replaces_the_grid(study_file: Path) -> None:
+    places = [{"learner.policy.size": "tiny"}, {"learner.policy.size": "small", "learner.steps": 300}]
+    tree = {key: value for key, value in TREE.items() if key != "axes"} | {"places": places}
+    study_file.write_text(yaml.safe_dump(tree))
+    cells = planned(study_file, "seeds=[3]", "control=null")
+    assert [(cell.config.learner.policy.size, cell.config.learner.steps) for cell in cells] == [
+        *4 * [("tiny", 200)],
+        *4 * [("small", 300)],
+    ]
+    results = results_of(read_study(str(study_file))[0], cells, {})
+    assert {cell.place for cell in results.cells} == {"size tiny", "size small, steps 300"}
+
+
+def test_the_hash_follows_from_settings_that_change_results(study_file: Path) -> None:
+    def settings(*overrides: str) -> list[str]:
+        return [cell.settings for cell in planned(study_file, "seeds=[0]", *overrides)]
+
+    assert settings("actors.count=1", "replay.url=redis://elsewhere", "looks=[10]") == settings()
+    assert not set(settings("learner.steps=300")) & set(settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"learner.policy.widht": [1]}}, "learner.policy.widht; did you mean learner.policy.width"),
+        ({"axes": {"tsak": ["lift"]}}, "unknown key tsak; did you mean task?"),
+        ({"axis": {}}, "unknown key axis; did you mean axes?"),
+        ({"methods": {"a": {"learner.steps": 3}}}, "methods.a: unknown key learner.steps"),
+        ({"methods": {"a": {"trained": "some"}}}, "methods.a.trained"),
+        ({"methods": {"a": {"settings": {"learner.steps": 0}}}, "control": None}, "methods.a: learner"),
+        ({"methods": {}}, "methods must name at least one method"),
+        ({"methods": {"a": {}, "b": {}}, "control": None}, "two cells have the same settings"),
+        ({"baseline": "nothing"}, "baseline must be one of each, together, not 'nothing'"),
+        ({"settings": {"learner": {"steps": 3}}}, "settings: learner is a section"),
+        ({"settings": {"evaluation.final_episodes": 9}}, "follows from the study's own key looks"),
+        ({"looks": [50, 50]}, "looks must ascend"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"axes": {"task": ["push_t"]}, "settings": {}}, "task push_t has no expert"),
+        ({"places": [{}]}, "axes and places exclude each other"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(
+    study_file: Path, changes: dict[str, Any], message: str
+) -> None:
+    study_file.write_text(yaml.safe_dump(TREE | changes))
+    with pytest.raises(ConfigError) as raised:
+        planned(study_file)
+    assert message in str(raised.value)
+
+
+def test_an_override_sets_a_key_of_the_study_an_axis_or_a_setting(study_file: Path) -> None:
+    study, _ = read_study(
+        str(study_file), ["seeds=[7]", "axes.data_scale=[2]", "learner.steps=9", "at_once=3"]
+    )
+    assert (study.seeds, study.axes["data_scale"], study.at_once) == ((7,), (2,), 3)
+    assert study.settings["learner.steps"] == 9
+    for override, message in (("axes.seed=[1]", "unknown key axes.seed"), ("task=lift", "task is an axis")):
+        with pytest.raises(ConfigError, match=message):
+            read_study(str(study_file), [override])
+    with pytest.raises(
+        ConfigError, match="no study nothing: give a YAML file, or one of paper, quick, remedies"
+    ):
+        read_study("nothing")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.yaml")))
+def test_every_shipped_study_has_a_plan(name: str) -> None:
+    few = ["axes.data_scale=[1]", "axes.learner.policy.architecture=[unet_cross]"] if name == "paper" else []
+    study, file = read_study(name, [*few, "seeds=[0]"])
+    cells = plan(study)
+    assert file == Path(f"{name}.jsonl")
+    assert {cell.method for cell in cells} >= study.methods.keys()
+    assert study.control in study.methods
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "method").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_tables_of_the_docs_follow_from_their_cells(file: Path) -> None:
+    study, cells = read_study(str(file))
+    assert {cell.settings for cell in plan(study)} == finished(cells).keys(), "the settings have changed"
+
+
+def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, tmp_path: Path) -> None:
+    cells, file = planned(study_file), tmp_path / "cells.jsonl"
+    rows = [
+        {"settings": cell.settings, "success": {"1": {"successes": 1, "completed": 1, "episodes": 1}}}
+        for cell in cells[:2]
+    ]
+    append_row(file, rows[0], sync=True)
+    with file.open("a") as cut:
+        cut.write(json.dumps(rows[1])[:-9])
+    assert finished(file) == {cells[0].settings: rows[0]}
+    append_row(file, rows[1], sync=True)
+    assert finished(file) == {cells[0].settings: rows[0], cells[1].settings: rows[1]}
+    results = results_of(read_study(str(study_file))[0], cells, finished(file))
+    assert [cell.row is not None for cell in results.cells[:3]] == [True, True, False]
+    assert results.cells[0].place == "data_scale 0.5", "the only task is not named"
+
+
+def test_a_cell_takes_a_cpu_for_each_role_but_no_more_than_there_are(study_file: Path) -> None:
+    cell = planned(study_file)[0]
+    assert asked_by(cell.config, {"CPU": 2.0}, None) == {"CPU": 2.0}
+    assert asked_by(cell.config, {"CPU": 64.0}, None) == {"CPU": 3.0}
+    assert asked_by(cell.config, {"CPU": 64.0, "GPU": 8.0}, "auto") == {"CPU": 3.0, "GPU": 1.0}
+    assert 0 < estimated_core_hours(cell, 50, 2.0) < estimated_core_hours(cell, 200, 2.0) < 0.2

@@ -1,0 +1,155 @@
+"""Tests of a study's results and report, made from lines of finished cells."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longview.monitoring.study import (
+    Comparison,
+    Results,
+    StudyCell,
+    comparisons,
+    control,
+    pairs_at,
+    points,
+    undecided,
+    verdicts,
+)
+from longview.monitoring.study_report import write_study_report
+from longview.monitoring.success import wilson_interval
+
+LOOKS = (50, 100, 200)
+
+
+def row(minutes: float = 3.0, **endings: str) -> dict[str, Any]:
+    """Make a line of a finished cell; `endings` by T_o, such as `T8="ssw"`."""
+    by_length = {name.removeprefix("T"): outcomes for name, outcomes in endings.items()}
+    return {
+        "success": {
+            length: {
+                "successes": outcomes.count("s"),
+                "completed": outcomes.count("s") + outcomes.count("w"),
+                "episodes": len(outcomes) - outcomes.count("i"),
+            }
+            for length, outcomes in by_length.items()
+        },
+        "endings": by_length,
+        "training_steps": 1500,
+        "minutes": {"train": 2.0, "evaluate": minutes - 2.0},
+        "cores": 2.0,
+    }
+
+
+def cell(method: str, lengths: tuple[int, ...], found: dict[str, Any] | None, **more: Any) -> StudyCell:
+    return StudyCell(more.get("place", ""), method, more.get("seed", 0), lengths, found)
+
+
+def results(*cells: StudyCell, again: str = "joint (again)") -> Results:
+    return Results("mine", cells, "long", "joint", again, LOOKS)
+
+
+@pytest.fixture
+def found() -> Results:
+    """At T_o 64 `long` is better than `joint` after the first look; at T_o 8 both guess to the end."""
+    guess = "sw" * 100
+    return results(
+        cell("long", (64,), row(T64="s" * 50)),
+        cell("short", (8,), row(T8=guess)),
+        cell("joint", (8, 64), row(T8=guess, T64="s" * 10 + "w" * 40)),
+        cell("joint (again)", (8, 64), row(T8="s" * 120 + "w" * 80, T64="s" * 12 + "w" * 38)),
+    )
+
+
+def test_methods_are_compared_where_they_share_a_length_or_at_the_longest_of_each(found: Results) -> None:
+    assert comparisons(found) == [
+        Comparison("", "short", 8, "long", 64),
+        Comparison("", "joint", 64, "long", 64),
+    ]
+
+
+def test_a_decided_point_is_evaluated_no_further(found: Results) -> None:
+    verdict = verdicts(found)[Comparison("", "joint", 64, "long", 64)]
+    assert (verdict.look, verdict.decided, verdict.pairs.lost) == (0, True, 40)
+    # `short` at its T_o against `long` at 64 is decided as well; T_o 8 of `joint` is in no comparison.
+    assert undecided(found) == {("", "joint", 8), ("", "joint (again)", 8)}
+    half = results(*(each for each in found.cells if each.method != "joint"))
+    assert undecided(half) == set()
+
+
+def test_the_control_arm_goes_on_as_long_as_its_method() -> None:
+    same = row(T8="sw" * 25)
+    found = results(cell("long", (8,), same), cell("joint", (8,), same), cell("joint (again)", (8,), same))
+    assert undecided(found) == {("", name, 8) for name in ("long", "joint", "joint (again)")}
+
+
+def test_a_point_that_stopped_early_has_the_interval_of_its_look(found: Results) -> None:
+    by_key = {(point.method, point.length): point for point in points(found)}
+    early, late = by_key["long", 64], by_key["joint", 8]
+    assert early.level == pytest.approx(1 - 8.86e-5, rel=1e-3)
+    assert early.interval == wilson_interval(50, 50, early.level)
+    assert early.interval[0] < wilson_interval(50, 50)[0]
+    assert 0.95 <= late.level < 0.96
+
+
+def test_pairs_are_those_of_the_same_episode_and_wait_for_every_seed() -> None:
+    ours = [row(T8="ssiw"), row(T8="sfff")]
+    cells = [
+        cell("long", (8,), row(T8="wsss"), seed=0),
+        cell("long", (8,), row(T8="sfsf"), seed=1),
+        *(cell("joint", (8,), each, seed=seed) for seed, each in enumerate(ours)),
+    ]
+    comparison = Comparison("", "joint", 8, "long", 8)
+    pairs = pairs_at(results(*cells), comparison, 4)
+    assert pairs is not None
+    # The third episode of seed 0 is invalid, so it is no pair.
+    assert (pairs.gained, pairs.lost, pairs.of) == (1, 2, 7)
+    assert pairs_at(results(*cells), comparison, 5) is None
+    waiting = results(*cells[:3], cell("joint", (8,), None, seed=1))
+    assert pairs_at(waiting, comparison, 4) is None
+
+
+def test_the_control_shows_what_a_training_seed_changes(found: Results) -> None:
+    pairs = control(found)
+    assert pairs[Comparison("", "joint (again)", 8, "joint", 8)].of == 200
+    assert pairs[Comparison("", "joint (again)", 64, "joint", 64)].difference == pytest.approx(0.04)
+
+
+def test_the_report_is_written_in_every_format(found: Results, tmp_path: Path) -> None:
+    waiting = results(*found.cells, cell("joint", (8, 64), None, place="scale <2>"))
+    written = write_study_report(waiting, tmp_path / "report")
+    assert all(file.exists() for file in written)
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", written[0].read_text()))
+    for expected in (
+        "4 of 5 cells have finished",
+        "long 100.0 % (76–100) 2.0",
+        "joint 64 long 64 50 −80.0 0 40 &lt; 0.0001 1 4.0 worse",
+        "Noise of training",
+        "joint 1 1,500 2.0 3.0 0.10",
+    ):
+        assert expected in page, expected
+    assert "data:image/png;base64," in written[0].read_text()
+    assert "http" not in page
+    by_name = {file.name: file.read_text() for file in written}
+    assert (
+        "| joint | 64 | long | 64 | 50 | −80.0 | 0 | 40 | < 0.0001 | 1 | 4.0 | worse |"
+        in by_name["tables.md"]
+    )
+    assert (
+        "joint & 64 & long & 64 & 50 & $-$80.0 & 0 & 40 & $<$ 0.0001 & 1 & 4.0 & worse"
+        in by_name["tables.tex"]
+    )
+    rows = list(csv.DictReader(by_name["success.csv"].splitlines()))
+    assert [(each["method"], each["T_o"], each["successes"], each["episodes"]) for each in rows][:2] == [
+        ("long", "64", "50", "50"),
+        ("short", "8", "100", "200"),
+    ]
+
+
+def test_a_study_without_a_finished_cell_has_a_report(tmp_path: Path) -> None:
+    nothing = results(cell("long", (8,), None), cell("joint", (8,), None))
+    page = write_study_report(nothing, tmp_path)[0].read_text()
+    assert "Nothing has been evaluated." in page
+    assert undecided(nothing) == {("", "long", 8), ("", "joint", 8)}

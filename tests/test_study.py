@@ -1,0 +1,83 @@
+"""Studies from end to end: real runs on this machine."""
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longview.cluster.run.study import STUDIES
+from tests.conftest import Longview
+
+TINY = {
+    "actors.count": 1,
+    "actors.simulators": 4,
+    "actors.demonstrations": 4,
+    "learner.steps": 20,
+    "learner.warmup": 5,
+    "learner.batch_size": 8,
+    "learner.validation_episodes": 2,
+}
+"""Settings of a training that takes seconds."""
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_study_goes_on_and_runs_no_cell_twice(longview: Longview) -> None:
+    study = {
+        "settings": TINY | {"task": "return_point", "evaluation.context_lengths": [1, 8]},
+        "methods": {"long": {"trained": "longest"}, "joint": {}},
+        "control": "joint",
+        "looks": [4, 8],
+    }
+    (longview.folder / "mine.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    cells = longview.folder / "mine.jsonl"
+    driver = longview.start("study", "run", "mine.yaml")
+    longview.wait_for(lambda: len(rows_of(cells)) == 1 and longview.processes("launch"), seconds=600)
+    os.kill(driver.pid, signal.SIGKILL)
+    first = rows_of(cells)
+    longview.wait_for(lambda: not longview.processes("launch"), seconds=240)
+    code, output = longview("study", "run", "mine.yaml")
+    assert code == 0, output
+    rows = rows_of(cells)
+    assert rows[: len(first)] == first, "a finished cell's line stays"
+    # Two looks, none of which decides anything with so few episodes; no look of a cell is written twice.
+    assert Counter(row["cell"]["method"] for row in rows) == {"long": 2, "joint": 2, "joint (again)": 2}
+    last = {row["cell"]["method"]: row for row in rows}
+    assert {length: len(endings) for length, endings in last["joint"]["endings"].items()} == {"1": 8, "8": 8}
+    before = next(row for row in rows if row["cell"]["method"] == "joint")
+    assert last["joint"]["endings"]["8"].startswith(before["endings"]["8"])
+    demonstrations = [
+        json.loads(file.read_text())["episodes"]
+        for file in (longview.folder / "runs" / "mine").glob("demonstrations-*/summary.json")
+    ]
+    assert [sum(row["episodes"] for row in each) for each in demonstrations] == [6], "they are collected once"
+    assert (longview.folder / "runs" / "mine" / "report.html").exists()
+    code, output = longview("study", "run", "mine.yaml")
+    assert code == 0
+    assert len(rows_of(cells)) == len(rows), "nothing is left to do"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_cell_of_each_remedy_ends(longview: Longview) -> None:
+    settings = [f"{key}={value}" for key, value in TINY.items() if key != "actors.demonstrations"]
+    methods = yaml.safe_load((STUDIES / "remedies.yaml").read_text())["methods"]
+    process = longview.start(
+        *("study", "run", str(STUDIES / "remedies.yaml"), "--cells", "cells.jsonl"),
+        *("axes.task=[return_point]", "axes.data_scale=[0.1]", "seeds=[0]", "looks=[2]"),
+        *("control=null", *settings),
+    )
+    output, _ = process.communicate(timeout=3500)
+    assert process.returncode == 0, output
+    rows = rows_of(longview.folder / "cells.jsonl")
+    assert {row["cell"]["method"] for row in rows} == set(methods)
+    assert all(set(row["endings"].values()) for row in rows)
