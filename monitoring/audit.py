@@ -3,10 +3,9 @@
 import base64
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from longview.monitoring.report import BLUE, DPI, GREEN, colors, empty_plots
+from longview.monitoring.report import BLUE, DPI, GREEN, colors, empty_plots, templates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +29,8 @@ def audit_page(result: Mapping[str, Any]) -> str:
     Args:
         result: what `longview audit --json` prints.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
     plots = {"error": _embedded(_error_plot(result)), "position": _embedded(_position_plot(result))}
-    return templates.get_template("audit.html").render(result=result, meanings=MEANINGS, plots=plots)
+    return templates().get_template("audit.html").render(result=result, meanings=MEANINGS, plots=plots)
 
 
 def _error_plot(result: Mapping[str, Any]) -> "Figure":
