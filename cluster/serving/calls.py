@@ -3,7 +3,7 @@
 Legend (docs/notation.md): F frames, A action dimensions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ class Call:
         return len(next(iter(self.frames.values())))
 
 
-def read_call(message: Mapping[str, Any], form: Form) -> Call:
+def read_call(message: dict[str, Any], form: Form) -> Call:
     """Check a decoded message, and bring its arrays into the form that the policy was trained with.
 
     Args:
@@ -89,13 +89,15 @@ def read_call(message: Mapping[str, Any], form: Form) -> Call:
         CallError: an observation is missing or does not fit the task, or another key has no valid value.
     """
     single = "frames" not in message
-    arrays = dict(_flat(message if single else _map(message["frames"])))
+    held = message if single else message["frames"]
+    if not isinstance(held, dict):
+        raise CallError(f"frames is a map of arrays, not {_shown(held)}")
+    names = form.wire_names
     frames = {
-        key: _frames(name, arrays, spec, form, single=single)
-        for name, key in form.wire_names.items()
-        if (spec := form.spec.observation[key])
+        key: _frames(name, held, form.spec.observation[key], single=single, resize=form.resize)
+        for name, key in names.items()
     }
-    counts = {name: len(frames[key]) for name, key in form.wire_names.items()}
+    counts = {name: len(frames[key]) for name, key in names.items()}
     if len(set(counts.values())) > 1 or not all(counts.values()):
         raise CallError(f"frames must hold one frame or more, and every observation in each, not {counts}")
     executed, controller = message.get("executed"), message.get("controller")
@@ -117,34 +119,27 @@ def read_call(message: Mapping[str, Any], form: Form) -> Call:
     )
 
 
-def _flat(found: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all values by name; those of a map within the map carry its name, as in `images/front`."""
-    for key, value in found.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}/")
-        else:
-            yield f"{above}{key}", value
+def _look_up(held: Mapping[str, Any], name: str) -> Any:
+    """Find an observation; `images/front` may also lie in the map `images`. None if it is missing."""
+    if name in held:
+        return held[name]
+    above, _, below = name.partition("/")
+    return _look_up(held[above], below) if isinstance(held.get(above), dict) else None
 
 
-def _map(value: Any) -> Mapping[Any, Any]:
-    if not isinstance(value, dict):
-        raise CallError(f"frames is a map of arrays, not {_shown(value)}")
-    return value
-
-
-def _frames(name: str, arrays: Mapping[str, Any], spec: ArraySpec, form: Form, *, single: bool) -> Array:
+def _frames(name: str, held: Mapping[str, Any], spec: ArraySpec, *, single: bool, resize: bool) -> Array:
     """Return an observation as frames (F, ...) in the form of its spec."""
-    if name not in arrays:
-        came = ", ".join(sorted(arrays.keys() - set(KEYS))) or "none"
-        raise CallError(f"observation {name} is missing; the call holds {came}")
-    value = arrays[name]
+    value = _look_up(held, name)
+    if value is None:
+        came = ", ".join(str(key) for key in held if key not in KEYS) or "none"
+        raise CallError(f"observation {name} is missing; the call holds {came:.500}")
     expected = f"{spec.dtype}{list(spec.shape)}" + ("" if single else " for each frame")
     if not isinstance(value, np.ndarray | bool | int | float):
         raise CallError(f"observation {name} is {_shown(value)}, expected {expected}")
     rows = np.asarray(value)[None] if single else np.asarray(value)
     if rows.ndim:
         try:
-            rows = _pictures(name, rows, spec, form) if spec.is_image else _values(name, rows, spec)
+            rows = _pictures(name, rows, spec, resize) if spec.is_image else _values(name, rows, spec)
         except DatasetError as error:
             raise CallError(f"observation {error}; expected {expected}") from None
     if not rows.ndim or rows.shape[1:] != spec.shape or rows.dtype != spec.dtype:
@@ -152,14 +147,14 @@ def _frames(name: str, arrays: Mapping[str, Any], spec: ArraySpec, form: Form, *
     return rows
 
 
-def _pictures(name: str, rows: Array, spec: ArraySpec, form: Form) -> Array:
+def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
     """Convert pictures as an import of data does. What has no layout of pictures stays as it is."""
     layout = layout_of(rows.shape[1:], rows.dtype)
     if not layout:
         return rows
     height, width, _ = picture_shape(rows.shape[1:], layout, None)
     same = (height, width) == spec.shape[:2]
-    if not same and not form.resize:
+    if not same and not resize:
         raise CallError(
             f"observation {name} shows {width}x{height} pixels, expected {spec.shape[1]}x{spec.shape[0]}: "
             "the policy was trained with pictures as they came, so they are not resized"
@@ -171,7 +166,8 @@ def _values(name: str, rows: Array, spec: ArraySpec) -> Array:
     """Convert numbers to the dtype of the spec."""
     if spec.dtype == "float32":
         return as_float32(name, rows)[0]
-    converted = rows.astype(np.uint8, casting="unsafe")
+    with np.errstate(invalid="ignore"):
+        converted = rows.astype(np.uint8)
     if not np.array_equal(converted, rows):
         raise CallError(f"observation {name} holds more than whole numbers of 0 to 255")
     return converted

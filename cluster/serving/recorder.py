@@ -64,12 +64,14 @@ class Recorder:
         """
         Args:
             store: the store; it is not closed here.
-            spec: task of the policy, which is registered unless it is already.
+            spec: task of the policy, which is registered unless one with these arrays is already.
             count: called with the outcome of each episode, or with `lost`.
 
         Raises:
-            StoreError: the store holds another task of this name, or cannot be reached.
+            StoreError: the store holds a task of this name with other arrays, or cannot be reached.
         """
+        if spec.name in store.tasks():  # a run may have chosen other context lengths than the store's task
+            spec = replace(store.spec(spec.name), observation=spec.observation, action=spec.action)
         store.register(spec)
         self._store, self._task, self._count = store, spec.name, count
         self._jobs: Queue[Callable[[], None] | None] = Queue(BACKLOG)

@@ -2,6 +2,7 @@
 
 import socket
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from longview.cluster.run.services import redis_server
 from longview.learner.files import steps
 from longview.replay.config import StoreConfig
 from longview.replay.store import EpisodeStore
-from tests.cluster.serving.serving import TASK
+from tests.cluster.serving.serving import TASK, episode
 
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
 
-SETTINGS = (
-    *("collect.kind=human", "actors.count=1", "actors.simulators=2", "actors.demonstrations=4"),
-    *("learner.steps=120", "learner.publish_every=10", "learner.checkpoint_every=10", "learner.batch_size=8"),
+LEARNER = (
+    *("learner.steps=80", "learner.publish_every=10", "learner.checkpoint_every=10", "learner.batch_size=8"),
     *("learner.warmup=1", "learner.validation_episodes=0", "learner.windows_per_segment=1"),
     *("learner.policy.widths=[8]", "learner.policy.groups=2", "learner.policy.token_size=8"),
-    *("evaluation.episodes=0", "evaluation.final_episodes=2", "evaluation.context_lengths=[1,8]"),
-    "replay.samples_per_insert=1",
+    *("evaluation.context_lengths=[1,8]", "replay.samples_per_insert=1"),
 )
-"""A run whose demonstrations suffice for some of its steps only, because each is drawn once on average."""
+"""Settings of a learner whose demonstrations suffice for a part of its training: each of their steps is drawn
+once on average."""
+ACTORS = (
+    *("collect.kind=human", "actors.count=1", "actors.simulators=2", "actors.demonstrations=3"),
+    *("evaluation.episodes=0", "evaluation.final_episodes=2"),
+)
+"""Settings of a run with actors, which only evaluate."""
 TAKEOVER = 8
 """Steps after which the person takes over."""
 
@@ -63,37 +68,53 @@ def correct(url: str, seed: int) -> list[int]:
         executed, controller = np.array(actions), np.array(by, np.uint8)
 
 
+def launched(longview: Any, url: str) -> Any:
+    """Launch a run with actors, whose expert demonstrates."""
+    (longview.folder / "run.yaml").write_text("task: return_point\n")
+    return longview.start("launch", "run.yaml", "name=drawer", f"replay.url={url}", *ACTORS, *LEARNER)
+
+
+def trained(longview: Any, url: str) -> Any:
+    """Train on demonstrations that lie in a store, in a namespace of their own."""
+    store = EpisodeStore.connect(url, "lab", StoreConfig())
+    store.register(TASK.spec)
+    for seed in range(3):
+        store.add(episode(seed))
+    store.close()
+    return longview.start("train", "lab", "--url", url, "name=drawer", *LEARNER)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_learns_from_a_person_and_serves_what_it_learnt(longview: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", [trained, launched])
+def test_a_run_learns_from_a_person_and_serves_what_it_learnt(
+    begin: Callable[[Any, str], Any], longview: Any, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (tmp_path / "run.yaml").write_text("task: return_point\n")
     with redis_server(tmp_path / "redis") as url:
-        launched = longview.start("launch", "run.yaml", "name=drawer", f"replay.url={url}", *SETTINGS)
+        learning = begin(longview, url)
         run = Run(tmp_path / "runs" / "drawer")
-        longview.wait_for(lambda: steps(run.checkpoints) or launched.poll() is not None, 400)
+        longview.wait_for(lambda: steps(run.checkpoints) or learning.poll() is not None, 400)
         server = longview.start("serve", "drawer", "--record", url, "--port", str(port))
         longview.wait_for(lambda: healthy(port) or server.poll() is not None, 300)
 
-        versions, played = [], 0
-        while launched.poll() is None and played < 40:
-            versions.append(correct(f"ws://127.0.0.1:{port}", seed=1000 + 2 * played))
-            played += 1
-        output, _ = launched.communicate(timeout=120)
-        assert launched.returncode == 0, output
+        versions: list[list[int]] = []
+        while learning.poll() is None and len(versions) < 40:
+            versions.append(correct(f"ws://127.0.0.1:{port}", seed=1000 + 2 * len(versions)))
+        output, _ = learning.communicate(timeout=300)
+        assert learning.returncode == 0, output
         server.terminate()
-        assert server.wait(60) == 130
+        server.communicate(timeout=60)
+        assert server.returncode == 130
 
         assert all(len(set(found)) == 1 for found in versions), "an episode keeps its weights"
-        first, last = versions[0][0], versions[-1][0]
-        assert first < last <= 120, "newer weights acted"
-        store = EpisodeStore.connect(url, run.origin.namespace, StoreConfig())
+        assert versions[0][0] < versions[-1][0] <= 80, "newer weights acted"
+        store = EpisodeStore.connect(url, run.config.data.namespace or "drawer", StoreConfig())
         corrections = list(store.records("correction"))
-        assert len(corrections) == played
-        demonstrated = store.stats().stored["demo"].learnable
-        assert demonstrated < 120 * 8, "without the person, the learner would have had to wait"
+        assert len(corrections) == len(versions)
+        assert store.stats().stored["demo"].steps < 80 * 8, "without the person, the learner would still wait"
         for record in corrections:
             controller = store.read(record.meta.id).arrays["controller"]
             assert set(controller[:TAKEOVER].tolist()) == {0}
