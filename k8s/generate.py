@@ -51,11 +51,10 @@ def dashboards() -> str:
 
 def rays_dashboard() -> str:
     """Return Ray's own dashboard as JSON: nodes, CPUs, GPUs, memory, disks; with Longview's title and tag."""
-    from ray.dashboard.modules.metrics.grafana_dashboard_factory import generate_default_grafana_dashboard
+    from longview.cluster.roles.ray import default_dashboard
 
-    text, _ = generate_default_grafana_dashboard()
     ours = {"title": "Longview: Ray", "uid": "longview-ray", "tags": [TAG]}
-    return json.dumps(json.loads(text) | ours, indent=1, sort_keys=True) + "\n"
+    return json.dumps(json.loads(default_dashboard()) | ours, indent=1, sort_keys=True) + "\n"
 
 
 def _generated(origin: str, manifest: object) -> str:

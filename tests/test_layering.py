@@ -17,7 +17,10 @@ PROJECT = {
     "actors": ("replay", "monitoring"),
     "learner": ("replay.episode", "monitoring"),
     "cluster": ("replay", "monitoring", "actors", "learner"),
-    "k8s": ("cluster.run.config",),
+    "k8s": (
+        *("cluster.driver.scaling", "cluster.roles.ray", "cluster.run.config"),
+        "monitoring.dashboards",
+    ),
 }
 """Other folders, or modules of theirs, that a folder may import."""
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -28,6 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "actors": (),
     "actors.tasks": ("actors",),
     "learner": (),
+    "learner.audit": ("learner",),
     "learner.policies.diffusion": ("learner",),
     "learner.policies.recurrent": ("learner",),
     "monitoring": (),
@@ -35,8 +39,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "cluster.views": ("cluster.run",),
     "cluster.roles": ("cluster.run",),
     "cluster.driver": ("cluster.run", "cluster.views", "cluster.roles"),
-    "cluster.commands": ("cluster.run", "cluster.views", "cluster.roles", "cluster.driver"),
-    "cluster": ("cluster.run", "cluster.views", "cluster.roles", "cluster.driver", "cluster.commands"),
+    "cluster.serving": (),
+    "cluster.commands": (
+        *("cluster.run", "cluster.views", "cluster.roles", "cluster.driver"),
+        "cluster.serving",
+    ),
+    "cluster": (
+        *("cluster.run", "cluster.views", "cluster.roles", "cluster.driver"),
+        *("cluster.serving", "cluster.commands"),
+    ),
     "k8s": (),
 }
 """Rooms inside a folder, and the rooms of the same folder that each may import besides itself. A file belongs
@@ -49,7 +60,9 @@ THIRD_PARTY = {
     },
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},
-    "cluster": {"fsspec", "numpy", "pydantic", "ray", "rich", "torch", "typer", "yaml"},
+    "cluster": {
+        *("fsspec", "msgpack", "numpy", "pydantic", "ray", "rich", "torch", "typer", "websockets", "yaml"),
+    },
     "k8s": {"yaml"},
 }
 SIMULATORS = {"robosuite", "mujoco", "numba", "gym_pusht"}

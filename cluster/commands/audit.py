@@ -20,6 +20,7 @@ from longview.cluster.views.terminal import console
 from longview.monitoring.audit import audit_page
 from longview.replay.config import StoreConfig, with_password
 from longview.replay.episode import Episode, TaskSpec
+from longview.replay.errors import DatasetError
 from longview.replay.store import StoreAddress
 
 MOST_EPISODES: Final = 400
@@ -73,7 +74,10 @@ def audit(
             found = _in_files(datasets, data, task, seed)
         else:
             found = _in_store(datasets, url, task, seed, stack)
-        planned = plan(found.lengths, found.spec.control_hz)
+        try:
+            planned = plan(found.lengths, found.spec.control_hz)
+        except ValueError as error:
+            raise DatasetError(str(error)) from None
         if not as_json:
             _say_data(found, planned.stride)
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()

@@ -27,6 +27,14 @@ def start(role: type, *arguments: Any, **options: Any) -> Handle:
     return ray.remote(**options)(role).remote(*arguments)
 
 
+def default_dashboard() -> str:
+    """Return the dashboard of nodes, GPUs and memory that Ray generates for Grafana, as JSON."""
+    from ray.dashboard.modules.metrics.grafana_dashboard_factory import generate_default_grafana_dashboard
+
+    content: str = generate_default_grafana_dashboard()[0]
+    return content
+
+
 def object_store_bytes() -> int:
     """Return the size of the object store of a Ray that a run starts on this machine.
 

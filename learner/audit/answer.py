@@ -1,4 +1,7 @@
-"""Answer of an audit: whether data need memory, how far back, and why, in words and numbers."""
+"""Answer of an audit: whether data need memory, how far back, and why, in words and numbers.
+
+Legend (docs/notation.md): G segments, each a whole episode, S observed steps.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,6 @@ from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judg
 from longview.learner.audit.views import View
 from longview.learner.bootstrap import mean_interval
 from longview.replay.episode import Episode, TaskSpec
-from longview.replay.errors import DatasetError
 
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
 """Context lengths that are compared, in frames: each about 1.4 times the one before."""
@@ -60,7 +62,7 @@ class Answer:
     memory: bool | None
     """Whether a longer past than `short_seconds` is needed; None: these data do not tell."""
     verdict: Memory
-    """The same with its reason: `shortcut` is no memory, though a longer past helps."""
+    """Answer with its reason: `shortcut` is no memory, though a longer past helps."""
     reach_steps: int
     """Steps that a policy has to look back."""
     T_o: int
@@ -98,16 +100,16 @@ def plan(lengths: Sequence[int], hz: float) -> Plan:
         hz: steps per second.
 
     Raises:
-        DatasetError: the episodes are too few, or too short to ask for memory.
+        ValueError: the episodes are too few, or too short to ask for memory.
     """
     if len(lengths) < FEWEST:
-        raise DatasetError(f"{len(lengths)} episodes are too few: an audit needs at least {FEWEST}")
+        raise ValueError(f"{len(lengths)} episodes are too few: an audit needs at least {FEWEST}")
     stride = stride_of(lengths)
     reach = {length: (length - 1) * stride for length in LENGTHS}
     short = max(2, *(length for length in LENGTHS if reach[length] <= SHORT_SECONDS * hz))
     tried = tuple(length for length in LENGTHS if reach[length] < max(lengths))
     if tried[-1] <= short:
-        raise DatasetError(
+        raise ValueError(
             f"episodes of at most {max(lengths)} steps at {hz:g} Hz are too short to need a memory of more "
             f"than {reach[short] / hz:g} s"
         )

@@ -1,7 +1,7 @@
 """Action errors of held-out episodes, by what is seen of their past.
 
 Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, S observed steps, T
-action positions, A action dimensions.
+action positions, A action dimensions, D dimensions of a frame.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Recorded episodes as an auditor reads them: thinned frames, one vector each, and the actions after them.
 
 Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, S observed steps, T
-action positions, A action dimensions, D dimensions of a frame.
+action positions, A action dimensions, D dimensions of a frame, R rows: two axes joined into one.
 """
 
 from collections.abc import Iterable, Sequence

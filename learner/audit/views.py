@@ -1,7 +1,6 @@
 """Views of an episode: what an auditor may look at before it predicts the next actions.
 
-Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, S observed steps, T
-action positions, A action dimensions, D dimensions of a frame, E token features.
+Legend (docs/notation.md): G segments, each a whole episode, J windows of each segment, S observed steps.
 """
 
 from dataclasses import dataclass
