@@ -81,7 +81,8 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
     lengths, why = _grid(facts, typical)
     longest = given.get("learner.policy.context_length")
     if longest is not None:
-        lengths, why = sorted({*(length for length in lengths if length < longest), longest}), "as given"
+        powers = (1 << power for power in range(longest.bit_length()))
+        lengths, why = sorted({*powers, longest}), "powers of two, up to the longest context as given"
     wanted = given.get("evaluation.context_lengths")
     if wanted is not None:
         if not (isinstance(wanted, list) and wanted and all(isinstance(length, int) for length in wanted)):
