@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a cont
 LEARNER = (
     *("learner.steps=80", "learner.publish_every=10", "learner.checkpoint_every=10", "learner.batch_size=8"),
     *("learner.warmup=1", "learner.validation_episodes=0", "learner.windows_per_segment=1"),
-    *("learner.policy.widths=[8]", "learner.policy.groups=2", "learner.policy.token_size=8"),
+    *("learner.policy.architecture=unet_cross", "learner.policy.widths=[8]"),
+    *("learner.policy.groups=2", "learner.policy.token_size=8"),
     *("evaluation.context_lengths=[1,8]", "replay.samples_per_insert=1"),
 )
 """Settings of a learner whose demonstrations suffice for a part of its training: each of their steps is drawn
@@ -97,9 +98,11 @@ def test_a_run_learns_from_a_person_and_serves_what_it_learnt(
         learning = begin(longview, url)
         run = Run(tmp_path / "runs" / "drawer")
         longview.wait_for(lambda: steps(run.checkpoints) or learning.poll() is not None, 400)
+        assert learning.poll() is None, learning.communicate()[0]
         server = longview.start("serve", "drawer", "--record", url, "--port", str(port))
         longview.wait_for(lambda: healthy(port) or server.poll() is not None, 300)
 
+        assert server.poll() is None, server.communicate()[0]
         versions: list[list[int]] = []
         while learning.poll() is None and len(versions) < 40:
             versions.append(correct(f"ws://127.0.0.1:{port}", seed=1000 + 2 * len(versions)))
