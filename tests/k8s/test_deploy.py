@@ -204,22 +204,27 @@ def test_deploying_needs_only_what_the_makefile_installs_for_it(tmp_path: Path) 
     (needs,) = re.findall(r"^DEPLOYING_NEEDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     allowed, queue = set[str](), needs.split()
     while queue:
-        name = re.split(r"[^\w.-]", queue.pop())[0].lower()
+        name = package_of(queue.pop())
         if name not in allowed:
             allowed.add(name)
             queue += [it for it in metadata.requires(name) or () if "extra ==" not in it and installed(it)]
     said = deploy(tmp_path, "gpu", READY, program=("-c", LOADED))
     loaded = {name.partition(".")[0] for name in said.split()} - sys.stdlib_module_names
     owners = metadata.packages_distributions()
-    used = {owner.lower() for name in loaded for owner in owners.get(name, ())}
+    used = {package_of(owner) for name in loaded for owner in owners.get(name, ())}
     assert "pyyaml" in used
     assert used - allowed - {"longview", "setuptools"} == set()
+
+
+def package_of(requirement: str) -> str:
+    """Return a package's name as indexes write it: `typing_extensions>=4; ...` is typing-extensions."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
 
 
 def installed(requirement: str) -> bool:
     """Tell whether a requirement's package is installed: some are needed on other systems only."""
     try:
-        metadata.distribution(re.split(r"[^\w.-]", requirement)[0])
+        metadata.distribution(package_of(requirement))
     except metadata.PackageNotFoundError:
         return False
     return True
