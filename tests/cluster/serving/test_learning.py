@@ -20,7 +20,7 @@ from tests.cluster.serving.serving import TASK, episode
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
 
 LEARNER = (
-    *("learner.steps=80", "learner.publish_every=10", "learner.checkpoint_every=10", "learner.batch_size=8"),
+    *("learner.steps=60", "learner.publish_every=10", "learner.checkpoint_every=10", "learner.batch_size=8"),
     *("learner.warmup=1", "learner.validation_episodes=0", "learner.windows_per_segment=1"),
     *("learner.policy.architecture=unet_cross", "learner.policy.widths=[8]"),
     *("learner.policy.groups=2", "learner.policy.token_size=8"),
@@ -54,6 +54,7 @@ def correct(url: str, seed: int) -> list[int]:
         assert answer["recording"]
         versions.append(answer["policy_version"])
         if outcome is not None:
+            policy._ws.close()  # openpi's client leaves its connection open
             return versions
         frames, actions, by = [], [], []
         for action in answer["actions"]:
@@ -104,7 +105,7 @@ def test_a_run_learns_from_a_person_and_serves_what_it_learnt(
 
         assert server.poll() is None, server.communicate()[0]
         versions: list[list[int]] = []
-        while learning.poll() is None and len(versions) < 40:
+        while learning.poll() is None:
             versions.append(correct(f"ws://127.0.0.1:{port}", seed=1000 + 2 * len(versions)))
         output, _ = learning.communicate(timeout=300)
         assert learning.returncode == 0, output
@@ -113,11 +114,11 @@ def test_a_run_learns_from_a_person_and_serves_what_it_learnt(
         assert server.returncode == 130
 
         assert all(len(set(found)) == 1 for found in versions), "an episode keeps its weights"
-        assert versions[0][0] < versions[-1][0] <= 80, "newer weights acted"
+        assert versions[0][0] < versions[-1][0] <= 60, "newer weights acted"
         store = EpisodeStore.connect(url, run.config.data.namespace or "drawer", StoreConfig())
         corrections = list(store.records("correction"))
         assert len(corrections) == len(versions)
-        assert store.stats().stored["demo"].steps < 80 * 8, "without the person, the learner would still wait"
+        assert store.stats().stored["demo"].steps < 60 * 8, "without the person, the learner would still wait"
         for record in corrections:
             controller = store.read(record.meta.id).arrays["controller"]
             assert set(controller[:TAKEOVER].tolist()) == {0}
