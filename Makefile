@@ -5,8 +5,9 @@ INSTALLED := $(VENV)/.installed
 DEPLOYING := .venv-deploy
 DEPLOYING_NEEDS := gymnasium numpy pydantic pyyaml
 PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3)
-# online.py takes many hours, outcomes.py one, and fleet.py is a part of online.py.
-BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/online.py benchmarks/outcomes.py benchmarks/fleet.py, $(wildcard benchmarks/*.py))
+# These take hours, and fleet.py is a part of online.py.
+LONG := online outcomes fleet finetune audit
+BENCHMARKS := $(filter-out benchmarks/common.py $(LONG:%=benchmarks/%.py), $(wildcard benchmarks/*.py))
 
 .PHONY: help install demo test test-slow lint kustomize generated deploy scale fetch put format bench constraints clean
 
