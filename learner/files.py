@@ -55,8 +55,10 @@ def _found(path: Path, name: str, kind: str) -> Path:
     """Find a file of this name in a checkpoint's folder or a run, unless the path is a file."""
     if path.is_file():
         return path
-    run = path if path.exists() else Path(os.environ.get("LONGVIEW_RUNS", "runs")) / path
-    for folder in (path, *reversed(folders(path)), *reversed(folders(run / "checkpoints"))):
+    # A run may have the name of a folder that holds no policy, such as that of its data set.
+    runs = path, Path(os.environ.get("LONGVIEW_RUNS", "runs")) / path
+    checkpoints = [folders(path), *(folders(run / "checkpoints") for run in runs)]
+    for folder in (path, *(folder for found in checkpoints for folder in reversed(found))):
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(

@@ -101,6 +101,8 @@ def test_a_policy_is_loaded_from_a_file_a_checkpoint_or_a_run(
     for step in (10, 20):
         checkpoint.save(run / "checkpoints", step, data if step == 20 else b"old", {}, {}, keep=3)
     monkeypatch.setenv("LONGVIEW_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()  # the folder of its data set, which holds no policy
     newest = run / "checkpoints" / "step-000000020"
     for path in (newest / files.POLICY, newest, run / "checkpoints", run, "mine"):
         found: Policy = load_policy(path)
