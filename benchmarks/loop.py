@@ -19,8 +19,8 @@ import numpy as np
 import ray
 import torch
 from common import Row, arguments, finish, interleaved, machine, ratio, results, seconds
-from context_lengths import training
 from numpy.typing import NDArray
+from training import training
 
 from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
 from longview.actors.rollout import Policy

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from common import Row, finish, finished, machine, parser, results
-from context_lengths import evaluated, success, training
 from numpy.typing import NDArray
 from rich.console import Console
+from training import evaluated, success, training
 
 from longview.actors.config import CollectConfig
 from longview.actors.task import Task

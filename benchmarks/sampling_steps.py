@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from common import Row, finish, interleaved, machine, parser, ratio, results
-from context_lengths import demonstrated, evaluated, success, training
 from policies import Acting
 from rich.progress import track
+from training import demonstrated, evaluated, success, training
 
 from longview.actors.task import Task
 from longview.cluster.run.config import preset_file, read_config, task_of

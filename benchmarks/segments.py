@@ -10,8 +10,8 @@ from statistics import fmean
 
 import torch
 from common import Row, finish, machine, parser, results
-from context_lengths import demonstrated, training
 from rich.console import Console
+from training import demonstrated, training
 
 from longview.cluster.run.config import RunConfig, preset_file, read_config, task_of
 from longview.learner.laps import TrainingProgress

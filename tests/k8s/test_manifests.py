@@ -370,6 +370,7 @@ def test_no_command_of_the_guide_runs_ahead_of_the_last() -> None:
     assert chained >= 5
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of Ray's generator
 def test_what_is_generated_is_current() -> None:
     assert RULES_OBJECT.read_text() == prometheus_rule(), "run `make generated`"
     assert DASHBOARDS_LIST.read_text() == dashboards(), "run `make generated`"
