@@ -98,7 +98,7 @@ def audit(
         "episodes": len(found.lengths),
         "steps": sum(found.lengths),
         "control_hz": found.spec.control_hz,
-        "command": _command(datasets, url, task, answer.T_o),
+        "command": _command(datasets, data, url, task, answer.T_o),
         "report": str(file),
     }
     write_atomically(file, audit_page(result))
@@ -153,9 +153,21 @@ def _counted(episodes: Iterator[Episode], bar: Progress, reading: Any) -> Iterat
         bar.advance(reading)
 
 
-def _command(datasets: Sequence[str], url: str | None, task: str | None, length: int) -> str:
-    """Write the command that trains with a context length."""
-    options = [*(["--url", without_password(url)] if url else []), *(["--task", task] if task else [])]
+def _command(
+    datasets: Sequence[str], data: DataConfig, url: str | None, task: str | None, length: int
+) -> str:
+    """Write the command that trains with a context length on the same data."""
+    given = {
+        "--url": [] if url is None else [without_password(url)],
+        "--task": [] if task is None else [task],
+        "--filter": [] if data.filter is None else [data.filter],
+        "--hz": [] if data.hz is None else [f"{data.hz:g}"],
+        "--keys": [",".join(data.keys)] if data.keys else [],
+        "--drop": data.drop,
+        "--map": [f"{theirs}={ours}" for theirs, ours in data.map.items()],
+    }
+    options = [text for name, values in given.items() for value in values for text in (name, value)]
+    options += ["--skip-bad"] if data.skip_bad else []
     return shlex.join(["longview", "train", *datasets, *options, f"learner.policy.context_length={length}"])
 
 

@@ -57,6 +57,7 @@ def test_an_audit_tells_whether_memory_is_needed(
         assert f"learner.policy.context_length={found['T_o']}" in found["command"]
     else:
         assert found["T_o"] <= 6
+    assert found["command"].startswith(f"longview train {data} --hz 10 learner.")
     assert list(found["action_error"]) == ["1", "2", "3", "4", "6", "8", "11", "16", "23"]
     page = report.read_text()
     for text in ("Does drawer need memory?", "Controls", "past actions alone", found["lines"][0]):
@@ -73,7 +74,7 @@ def test_a_user_reads_the_answer_and_can_follow_it(longview: Longview) -> None:
     assert "report: drawer-audit.html" in said
     assert (longview.folder / "drawer-audit.html").exists()
     command = next(line for line in said.splitlines() if line.startswith("train with it: longview train"))
-    code, said = longview(*command.split()[5:], "--hz", "10", "learner.steps=12", "name=followed")
+    code, said = longview(*command.split()[4:], "learner.steps=12", "name=followed")
     assert code == 0, said
 
 
