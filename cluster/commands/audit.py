@@ -63,12 +63,14 @@ def audit(
         as_json: print JSON, and nothing else to stdout.
 
     Raises:
-        ConfigError: several namespaces are given.
+        ConfigError: several namespaces are given, or the report has no folder to go to.
         DatasetError: a data set cannot be read, or its episodes are too few or too short.
         StoreError: the store cannot be reached, or holds no such episodes.
     """
     from longview.learner.audit.answer import find_out, plan
 
+    if report is not None and not report.parent.is_dir():  # not after minutes of work
+        raise ConfigError(f"--report {report}: there is no folder {report.parent}")
     with ExitStack() as stack:
         if url is None:
             found = _in_files(datasets, data, task, seed)

@@ -96,6 +96,11 @@ def test_episodes_of_a_store_are_audited_as_those_of_a_file_are(
             audit(["demos", "more"], DataConfig(), url, None, 0, None, as_json=True)
 
 
+def test_a_report_without_a_folder_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match="there is no folder nowhere"):
+        audit(["absent.hdf5"], DataConfig(), None, None, 0, Path("nowhere/r.html"), as_json=True)
+
+
 def test_too_little_data_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     few = recorded(tmp_path / "few.hdf5", episodes=7)
     with pytest.raises(DatasetError, match="7 episodes are too few: an audit needs at least 8"):
