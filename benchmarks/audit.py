@@ -5,7 +5,6 @@ finished audits, one per line, and they are not repeated.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
-from common import Row, finish, finished, machine, parser, results
-from rich.console import Console
+from common import Row, completed, finish, machine, parser, results
 
 from longview.actors.task import load_task
 
@@ -75,17 +73,10 @@ def main() -> None:
         options.tasks, options.seeds = ["return_point"], [101]
     where = machine(quick=options.quick)
     cells = options.cells or Path("audit-quick.jsonl" if options.quick else "audit.jsonl")
-    done, console = finished(cells, Cell), Console()
     planned = [Cell(task, seed) for seed in options.seeds for task in options.tasks]
     if options.push_t is None:
         planned = [cell for cell in planned if cell.task != "push_t"]
-    for cell in planned:
-        if cell not in done:
-            done[cell] = audit(cell, options.data, options.push_t)
-            with cells.open("a") as file:
-                file.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
-        console.print(f"{cell.task}, seed {cell.seed}: {told(cell, done[cell])}", highlight=False)
-    found = {cell: done[cell] for cell in planned}
+    found = completed(cells, planned, lambda cell, _: audit(cell, options.data, options.push_t), told)
     if options.table:
         options.table.write_text(table(found))
     ratios = {f"right: seed {seed}": score(found, seed) for seed in options.seeds}
@@ -121,9 +112,7 @@ def collect(cell: Cell, data: Path) -> None:
 
 def longview(arguments: Sequence[str]) -> str:
     """Run a command of Longview, and return what it prints."""
-    return subprocess.run(
-        [str(LONGVIEW), *arguments], env=os.environ, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    return subprocess.run([LONGVIEW, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def right(cell: Cell, result: Mapping[str, Any]) -> bool:

@@ -124,6 +124,31 @@ def finished(file: Path, cell: Callable[..., Cell]) -> dict[Cell, dict[str, Any]
     return done
 
 
+def completed(
+    file: Path,
+    cells: Sequence[Cell],
+    run: Callable[[Cell, Mapping[Cell, Mapping[str, Any]]], dict[str, Any]],
+    told: Callable[[Cell, Mapping[str, Any]], str],
+) -> dict[Cell, dict[str, Any]]:
+    """Run the cells of a study that a file does not hold, add a line for each, and return all results.
+
+    Args:
+        file: the results so far; it need not exist yet.
+        cells: the cells, named tuples, in the order in which they are run.
+        run: runs a cell, given the results so far.
+        told: describes a result in one line.
+    """
+    done, console = finished(file, type(cells[0])), Console()
+    for number, cell in enumerate(cells, start=1):
+        if cell not in done:
+            console.print(f"{number} of {len(cells)}: {cell}", highlight=False)
+            done[cell] = run(cell, done)
+            with file.open("a") as lines:
+                lines.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
+            console.print(f"  {told(cell, done[cell])}", highlight=False)
+    return {cell: done[cell] for cell in cells}
+
+
 def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:
     """Return the content of the JSON file."""
     plain = [

@@ -23,8 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from common import Row, finish, finished, machine, parser, results
-from rich.console import Console
+from common import Row, completed, finish, machine, parser, results
 
 from longview.actors.tasks import grasp_and_return
 from longview.actors.tasks.arm import ArmTask
@@ -101,16 +100,12 @@ def main() -> None:
         options.runs = options.runs.with_name(f"{options.runs.name}-quick")
     cells = options.cells or Path("finetune-quick.jsonl" if options.quick else "finetune.jsonl")
     where = machine(quick=options.quick)
-    done, console = finished(cells, Cell), Console()
-    planned = list(plan(options))
-    for number, cell in enumerate(planned, start=1):
-        if cell not in done:
-            console.print(f"{number} of {len(planned)}: {cell}", highlight=False)
-            done[cell] = evaluate(options) if cell == UNCHANGED else run(cell, options)
-            with cells.open("a") as file:
-                file.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
-            console.print(f"  {told(done[cell])}", highlight=False)
-    found = {cell: done[cell] for cell in planned}
+    found = completed(
+        cells,
+        list(plan(options)),
+        lambda cell, _: evaluate(options) if cell == UNCHANGED else run(cell, options),
+        lambda _, result: told(result),
+    )
     if options.table:
         options.table.write_text(table(found))
     finish(results(where, rows(found), {}), {}, options.json)

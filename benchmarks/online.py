@@ -25,8 +25,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import Row, finish, finished, machine, parser, results
-from rich.console import Console
+from common import Row, completed, finish, machine, parser, results
 
 from longview.monitoring.success import Counts, read_success
 
@@ -121,16 +120,12 @@ def main() -> None:
     if options.quick:
         options.arms = ["A", "B"]
     where = machine(quick=options.quick)
-    done, console = finished(cells, Cell), Console()
-    planned = list(plan(options, comparisons))
-    for number, cell in enumerate(planned, start=1):
-        if cell not in done:
-            console.print(f"{number} of {len(planned)}: {cell}", highlight=False)
-            done[cell] = run(cell, comparisons[cell.task], done, options)
-            with cells.open("a") as file:
-                file.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
-            console.print(f"  {told(done[cell])}", highlight=False)
-    found = {cell: done[cell] for cell in planned}
+    found = completed(
+        cells,
+        list(plan(options, comparisons)),
+        lambda cell, done: run(cell, comparisons[cell.task], done, options),
+        lambda _, result: told(result),
+    )
     if options.plot:
         plot(found, options.plot)
     if options.table:

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from longview.actors.checks import check_task
+from longview.replay.datasets.formats import open_source
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -42,6 +45,46 @@ def test_the_own_task_is_learnt_without_being_installed(own_task: Path, longview
     assert set(summary["success"]["own_task"]) == {"1", "8", "24"}
     assert (run / "episodes.png").exists()
     assert summary["config"]["evaluation"]["episodes"] == 10, "the preset was not used"
+
+
+@pytest.fixture
+def own_robot(longview: Any) -> Path:
+    shutil.copytree(ROOT / "examples" / "own_robot", longview.folder, dirs_exist_ok=True)
+    return Path(longview.folder)
+
+
+def script(folder: Path, *arguments: str) -> str:
+    """Run a script of a folder, and return what it prints."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_own_robots_recordings_are_a_data_set(own_robot: Path) -> None:
+    script(own_robot, "record.py", "weigh", "--episodes", "2")
+    source = open_source(own_robot / "weigh", "weigh")
+    assert source.spec.control_hz == 30
+    assert source.spec.observation["front"].shape == (96, 128, 3)
+    assert [source.reader.length(index) > 150 for index in source.indices] == [True, True]
+
+
+@pytest.mark.slow
+def test_the_own_robot_acts_with_a_policy_from_its_recordings(own_robot: Path, longview: Any) -> None:
+    """The commands of docs/your-robot.md, with a training that is too short to learn anything."""
+    script(own_robot, "record.py", "weigh", "--episodes", "6")
+    short = ("learner.policy.context_length=16", "learner.steps=8", "learner.camera_steps=4")
+    code, output = longview(
+        *("train", "weigh", "name=weigh", "--keys", "state,front", "--resize", "48x48", *short)
+    )
+    assert code == 0, output
+    server = longview.start("serve", "weigh", "--port", "0")
+    said = server.stdout.readline()
+    while "ws://" not in said:
+        assert said, server.wait()
+        said = server.stdout.readline()
+    address = said[said.index("ws://") :].strip()
+    for context in ((), ("--context", "4")):
+        assert "right: " in script(own_robot, "act.py", address, "--episodes", "1", *context)
+    server.terminate()
 
 
 def test_the_task_of_the_page_is_right() -> None:

@@ -14,11 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longview.cluster.commands.train import name_after, task_in
 from longview.cluster.driver.recorded import open_recorded
+from longview.cluster.roles.rank import whole
 from longview.cluster.run.config import ConfigError, DataConfig, without_password
 from longview.cluster.run.folder import write_atomically
-from longview.cluster.views.terminal import console
+from longview.cluster.views.terminal import console, show_account
 from longview.monitoring.audit import audit_page
 from longview.replay.config import StoreConfig, with_password
+from longview.replay.datasets.source import Source
 from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import DatasetError
 from longview.replay.store import StoreAddress
@@ -35,11 +37,13 @@ class Data:
 
     spec: TaskSpec
     lengths: Sequence[int]
-    """Length of each episode that is looked at, in steps."""
+    """Length of each chosen episode, in steps."""
     recorded: int
     """Number of episodes that there are."""
     episodes: Iterator[Episode]
-    """Episodes that are looked at, read one after another."""
+    """Chosen episodes, read one after another; those that are damaged or invalid are left out."""
+    sources: Sequence[Source] = ()
+    """Data sets that they come from; none if they come from a store."""
 
 
 def audit(
@@ -67,7 +71,7 @@ def audit(
         DatasetError: a data set cannot be read, or its episodes are too few or too short.
         StoreError: the store cannot be reached, or holds no such episodes.
     """
-    from longview.learner.audit.answer import find_out, plan
+    from longview.learner.audit.answer import TooLittleData, find_out, plan
 
     if report is not None and not report.parent.is_dir():  # not after minutes of work
         raise ConfigError(f"--report {report}: there is no folder {report.parent}")
@@ -78,27 +82,25 @@ def audit(
             found = _in_store(datasets, url, task, seed, stack)
         try:
             planned = plan(found.lengths, found.spec.control_hz)
-        except ValueError as error:
+            if not as_json:
+                _say_data(found, planned.stride)
+            columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=console, transient=True, disable=as_json) as bar:
+                reading = bar.add_task("reading", total=len(found.lengths))
+                training = bar.add_task("looking for memory", total=planned.work)
+                answer = find_out(
+                    planned,
+                    _counted(found.episodes, bar, reading),
+                    found.spec,
+                    seed,
+                    threads=os.cpu_count() or 1,
+                    progress=lambda: bar.advance(training),
+                )
+        except TooLittleData as error:
             raise DatasetError(str(error)) from None
-        if not as_json:
-            _say_data(found, planned.stride)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True, disable=as_json) as bar:
-            reading = bar.add_task("reading", total=len(found.lengths))
-            training = bar.add_task("looking for memory", total=planned.work)
-            answer = find_out(
-                planned,
-                _counted(found.episodes, bar, reading),
-                found.spec,
-                seed,
-                threads=os.cpu_count() or 1,
-                progress=lambda: bar.advance(training),
-            )
     file = report or Path(f"{found.spec.name}-audit.html")
     result = asdict(answer) | {
         "task": found.spec.name,
-        "episodes": len(found.lengths),
-        "steps": sum(found.lengths),
         "control_hz": found.spec.control_hz,
         "command": _command(datasets, data, url, task, answer.T_o),
         "report": str(file),
@@ -107,6 +109,8 @@ def audit(
     if as_json:
         print(json.dumps(result))
         return
+    for source in found.sources:
+        show_account(source.account, source.reader.notes)
     for line in (*answer.lines, f"train with it: {result['command']}", f"report: {file}"):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -114,15 +118,29 @@ def audit(
 def _in_files(datasets: Sequence[str], data: DataConfig, task: str | None, seed: int) -> Data:
     """Open data sets, and choose episodes of them at random where there are too many."""
     name, spec = task or name_after(Path(datasets[0])), None
-    places = []
+    sources = list[Source]()
     for path in datasets:
-        source = open_recorded(Path(path), data, name, spec)
-        spec = spec or source.spec
-        places += [(source, index) for index in source.indices]
+        sources.append(open_recorded(Path(path), data, name, spec))
+        spec = spec or sources[0].spec
     assert spec is not None
-    chosen = _chosen(len(places), seed)
-    lengths = [places[place][0].reader.length(places[place][1]) for place in chosen]
-    return Data(spec, lengths, len(places), (places[place][0].read(places[place][1]) for place in chosen))
+    places = [(source, index) for source in sources for index in source.indices]
+    chosen = [places[place] for place in _chosen(len(places), seed)]
+    lengths = [source.reader.length(index) for source, index in chosen]
+    return Data(spec, lengths, len(places), _readable(chosen, data.skip_bad), sources)
+
+
+def _readable(places: Sequence[tuple[Source, int]], skip_bad: bool) -> Iterator[Episode]:
+    """Read episodes of data sets. What cannot be read is noted in the data set's account, or raises."""
+    for source, index in places:
+        try:
+            episode = source.read(index)
+        except DatasetError as error:
+            if not skip_bad:
+                raise
+            source.account.bad.append(str(error))
+            continue
+        if episode.outcome != "invalid":
+            yield episode
 
 
 def _in_store(datasets: Sequence[str], url: str, task: str | None, seed: int, stack: ExitStack) -> Data:
@@ -138,7 +156,7 @@ def _in_store(datasets: Sequence[str], url: str, task: str | None, seed: int, st
         if record.meta.source in SOURCES and record.outcome != "invalid"
     ]
     chosen = [records[index] for index in _chosen(len(records), seed)]
-    episodes = (store.read(record.meta.id) for record in chosen)
+    episodes = whole(store, [record.meta.id for record in chosen], spec.name)
     return Data(spec, [record.length for record in chosen], len(records), episodes)
 
 

@@ -1,4 +1,4 @@
-"""Settings of a training, chosen from the data and the machine: a pure function."""
+"""Settings of a training, chosen from the data and the machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Let the robot act with a policy that `longview serve` serves: one loop, which openpi's client makes short.
+"""Let the robot act with a policy that `longview serve` serves. Needs `pip install openpi-client`.
 
 python act.py ws://127.0.0.1:8000 --episodes 10
 """
@@ -10,6 +10,7 @@ from arm import HZ, Arm
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 SECONDS = 15.0
+"""Time of the robot after which an episode ends."""
 
 
 def main() -> None:
@@ -27,8 +28,8 @@ def main() -> None:
 
 def play(policy: WebsocketClientPolicy, arm: Arm, context: int | None) -> int:
     """Play one episode, and return where the block ended, as `Arm.returned`."""
-    frames, executed, reset = [arm.observe()], [], True
-    for _ in range(round(SECONDS * HZ)):
+    frames, executed, reset, steps = [arm.observe()], [], True, 0
+    while steps < SECONDS * HZ:
         call = {
             "frames": {key: np.stack([frame[key] for frame in frames]) for key in frames[0]},
             "reset": reset,
@@ -38,6 +39,7 @@ def play(policy: WebsocketClientPolicy, arm: Arm, context: int | None) -> int:
             call["executed"] = np.array(executed, np.float32)
         frames, executed, reset = [], [], False
         for action in policy.infer(call)["actions"]:
+            steps += 1
             executed.append(arm.step(action))
             frames.append(arm.observe())
             if arm.returned:

@@ -1,10 +1,11 @@
 """Answer of an audit: whether data need memory, how far back, and why, in words and numbers.
 
-Legend (docs/notation.md): G segments, each a whole episode, S observed steps.
+Legend (docs/notation.md): G segments, each a whole episode, S observed steps, A action dimensions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,10 @@ SHORT_SECONDS: Final = 0.5
 """Reach of a past that counts as no memory: it tells speeds and what is being done, not what has happened."""
 FEWEST: Final = 2 * FOLDS
 """Fewest episodes to audit: each part of the data has two, so that a past can be another episode's."""
+
+
+class TooLittleData(ValueError):
+    """Episodes that are too few, or too short, to ask for memory; the error says how many it takes."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Answer:
     """Probability of such a gain by chance."""
     short_seconds: float
     """Reach of the past that longer ones are compared with."""
+    episodes: int
+    """Number of episodes that were looked at."""
+    steps: int
+    """Steps of these episodes."""
     parts: list[tuple[float, float]]
     """Parts of an episode in which a longer past helps, 0 to 1."""
     controls: dict[str, dict[str, float]]
@@ -100,16 +109,15 @@ def plan(lengths: Sequence[int], hz: float) -> Plan:
         hz: steps per second.
 
     Raises:
-        ValueError: the episodes are too few, or too short to ask for memory.
+        TooLittleData: the episodes are too few, or too short to ask for memory.
     """
-    if len(lengths) < FEWEST:
-        raise ValueError(f"{len(lengths)} episodes are too few: an audit needs at least {FEWEST}")
+    _refuse_few(len(lengths))
     stride = stride_of(lengths)
     reach = {length: (length - 1) * stride for length in LENGTHS}
     short = max(2, *(length for length in LENGTHS if reach[length] <= SHORT_SECONDS * hz))
     tried = tuple(length for length in LENGTHS if reach[length] < max(lengths))
     if tried[-1] <= short:
-        raise ValueError(
+        raise TooLittleData(
             f"episodes of at most {max(lengths)} steps at {hz:g} Hz are too short to need a memory of more "
             f"than {reach[short] / hz:g} s"
         )
@@ -133,20 +141,34 @@ def find_out(
         seed: seed of all randomness.
         threads: networks that are trained at a time.
         progress: called `planned.work` times, from any thread.
+
+    Raises:
+        TooLittleData: too many of the episodes that were planned with are missing.
     """
     recordings = record(episodes, spec, planned.stride)
+    _refuse_few(len(recordings))
     auditors = train_auditors(
         recordings, planned.lengths, planned.stride, planned.hz, seed, threads, progress
     )
-    return _answer(auditors, planned, seed)
+    steps = sum(len(recording.action_SA) for recording in recordings)
+    return _answer(auditors, planned, len(recordings), steps, seed)
 
 
-def _answer(auditors: Auditors, planned: Plan, seed: int) -> Answer:
+def _refuse_few(episodes: int) -> None:
+    """Refuse fewer episodes than an audit needs.
+
+    Raises:
+        TooLittleData: they are too few.
+    """
+    if episodes < FEWEST:
+        raise TooLittleData(f"{episodes} episodes are too few: an audit needs at least {FEWEST}")
+
+
+def _answer(auditors: Auditors, planned: Plan, episodes: int, steps: int, seed: int) -> Answer:
     """Ask trained auditors whether the data need memory."""
-    lengths, short = planned.lengths, planned.short
-    errors = {length: auditors.errors(View(length)) for length in lengths}
-    other = {length: auditors.errors(View(length, history="other")) for length in lengths if length > short}
-    found = judge(errors, other, short, seed)
+    lengths, short, seen = planned.lengths, planned.short, cache(auditors.errors)
+    errors = {length: seen(View(length)) for length in lengths}
+    found = judge(errors, lambda length: seen(View(length, history="other")), short, seed)
     long = found.context_length if found.context_length > short else lengths[-1]
     views = {
         "single frame": View(1, time=False),
@@ -158,7 +180,7 @@ def _answer(auditors: Auditors, planned: Plan, seed: int) -> Answer:
     }
     controls = {}
     for name, view in views.items():
-        error_GS = auditors.errors(view)
+        error_GS = seen(view)
         controls[name] = {
             "error": _short(np.nanmean(by_part(error_GS)[:, list(found.parts) or slice(None)])),
             "gain_kept": _short(kept(errors[short], errors[long], error_GS, found.parts)),
@@ -175,6 +197,8 @@ def _answer(auditors: Auditors, planned: Plan, seed: int) -> Answer:
         gain=_short(found.gain),
         chance=_short(found.chance),
         short_seconds=_short(planned.seconds(short)),
+        episodes=episodes,
+        steps=steps,
         parts=parts,
         controls=controls,
         action_error=_intervals(errors, planned),

@@ -7,7 +7,7 @@ Legend (docs/notation.md): G segments, each a whole episode, S observed steps.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -106,13 +106,13 @@ def gains(errors: Mapping[int, NDArray[Any]], short: int) -> Gains:
 
 
 def judge(
-    errors: Mapping[int, NDArray[Any]], other: Mapping[int, NDArray[Any]], short: int, seed: int
+    errors: Mapping[int, NDArray[Any]], other: Callable[[int], NDArray[Any]], short: int, seed: int
 ) -> Verdict:
     """Judge whether data need a past that is longer than a short one.
 
     Args:
         errors: errors (G, S) at each context length, in frames; `short` and longer ones among them.
-        other: the same with the past of another episode, at each length beyond `short`.
+        other: returns the errors at a length beyond `short` with the past of another episode.
         short: the length up to which a past counts as no memory: it tells speeds, not what happened.
         seed: seed of the draws.
     """
@@ -131,7 +131,7 @@ def judge(
         memory = "no" if sure >= CONFIDENCE else "unclear"
     elif not parts or sure < CONFIDENCE:
         memory = "unclear"
-    elif kept(errors[short], errors[enough], other[enough], parts) > KEPT:
+    elif kept(errors[short], errors[enough], other(enough), parts) > KEPT:
         memory = "shortcut"
     else:
         memory = "yes"

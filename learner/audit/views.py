@@ -21,8 +21,7 @@ class View:
     sees: Literal["frames", "actions"] = "frames"
     """What is seen of the past: frames, or the executed actions alone."""
     history: Literal["own", "other", "reversed"] = "own"
-    """Whose past it is: the episode's own, that of another episode at the same time, or the own one from its
-    youngest frame to its oldest."""
+    """Past that is shown: the episode's own, another episode's at the same time, or the own reversed."""
 
 
 @dataclass(frozen=True)

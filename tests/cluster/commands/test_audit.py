@@ -96,6 +96,25 @@ def test_episodes_of_a_store_are_audited_as_those_of_a_file_are(
             audit(["demos", "more"], DataConfig(), url, None, 0, None, as_json=True)
 
 
+def test_what_cannot_be_read_is_left_out_only_if_a_person_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors, "STEPS", 3)
+    data, report = recorded(tmp_path / "drawer.hdf5", episodes=9), tmp_path / "r.html"
+    with h5py.File(data, "a") as file:
+        file["data/demo_4/obs/state"][5, 0] = np.nan
+    with pytest.raises(DatasetError, match="demo_4"):
+        audit([str(data)], DataConfig(hz=10), None, None, 0, report, as_json=True)
+    audit([str(data)], DataConfig(hz=10, skip_bad=True), None, None, 0, report, as_json=False)
+    said = capsys.readouterr().out
+    assert "could not be read, left out 1:" in said
+    assert "<b>8</b> episodes" in report.read_text()
+    with h5py.File(data, "a") as file:
+        file["data/demo_5/obs/state"][5, 0] = np.nan
+    with pytest.raises(DatasetError, match="7 episodes are too few"):
+        audit([str(data)], DataConfig(hz=10, skip_bad=True), None, None, 0, report, as_json=True)
+
+
 def test_a_report_without_a_folder_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError, match="there is no folder nowhere"):
         audit(["absent.hdf5"], DataConfig(), None, None, 0, Path("nowhere/r.html"), as_json=True)

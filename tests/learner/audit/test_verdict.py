@@ -1,5 +1,7 @@
 """Tests of the audit's statistics, on errors of which it is known what they should say."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,9 +31,9 @@ def made(
     return errors
 
 
-def of_another(errors: Errors, helps: bool) -> Errors:
+def of_another(errors: Errors, helps: bool) -> Callable[[int], NDArray[np.float64]]:
     """Make errors with the past of another episode: as good as with the own one, or no help."""
-    return {length: rows if helps else errors[SHORT] * 1.1 for length, rows in errors.items()}
+    return lambda length: errors[length] if helps else errors[SHORT] * 1.1
 
 
 def test_memory_is_found_in_a_single_part_and_so_is_its_reach() -> None:
