@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 CollectKind = Literal["off", "rollout", "takeover", "labels", "human"]
 Gate = Literal["random", "distance", "progress"]
+History = Literal["own", "reversed", "other"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,13 @@ class EvaluationConfig:
     """Episodes per context length for a version published during training; 0 evaluates only the last one."""
     final_episodes: int = 200
     """Episodes per context length for the last version."""
+    history: History = "own"
+    """Control of what memory is worth: the past frames that the policy is shown. `own`: those of the episode;
+    `reversed`: the same in reverse order; `other`: those of another simulator's episode."""
 
     def __post_init__(self) -> None:
+        if self.history not in get_args(History):
+            raise ValueError(f"history must be one of {', '.join(get_args(History))}, not {self.history!r}")
         if self.episodes < 0 or self.final_episodes < 1:
             raise ValueError(
                 "episodes must not be negative and final_episodes at least 1, "

@@ -482,7 +482,6 @@ def _check(config: RunConfig) -> None:
         config.learner.curriculum.check(longest)
     with _within("learner"):
         config.learner.windows(spec, config.learners)
-        config.learner.check(spec)
     lengths = {"evaluation": config.context_lengths(spec), "collect": config.collect.context_lengths}
     for section, wanted in lengths.items():
         if too_long := [length for length in wanted if length > longest]:
@@ -492,6 +491,7 @@ def _check(config: RunConfig) -> None:
             )
     if wrong := fault(task, config.collect):
         raise ConfigError(wrong)
+    _check_history(config)
     servers, placement = config.inference.servers, config.placement
     if servers > config.actors.count:
         raise ConfigError(
@@ -519,6 +519,23 @@ def _check(config: RunConfig) -> None:
             f"collect.max_staleness {staleness} is less than learner.publish_every {publish_every}: actors "
             "would wait for versions that do not come"
         )
+
+
+def _check_history(config: RunConfig) -> None:
+    """Refuse to show policies another history where that does more than control an evaluation.
+
+    Raises:
+        ConfigError: as the message says.
+    """
+    collect, inference, policy = config.collect, config.inference, config.learner.policy
+    reasons = [
+        (collect.source, f"collect.kind {collect.kind}: actors would collect with it"),
+        (inference.servers, f"inference.servers {inference.servers}: they show each policy its own"),
+        (policy.kind == "recurrent", "learner.policy.kind recurrent: its state holds the history"),
+    ]
+    for holds, reason in reasons:
+        if holds and config.evaluation.history != "own":
+            raise ConfigError(f"evaluation.history {config.evaluation.history} does not go with {reason}")
 
 
 def _hides_password(url: str) -> bool:

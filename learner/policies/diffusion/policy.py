@@ -5,7 +5,8 @@ S observed steps (T_o), T action positions (T_p), P past positions, A action dim
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longview.learner.policies.diffusion.config import DiffusionConfig
+from longview.learner.policies.diffusion.denoisers.denoiser import Context
+from longview.learner.policies.diffusion.history import GatedMemory, joined, strided
 from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
 from longview.learner.policy import Policy, Sample
 from longview.learner.windows import Batch
@@ -47,8 +50,23 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, config: DiffusionConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
-        self.denoiser = config.denoiser(self.horizon, self.action_size)
+        given = replace(self.horizon, context=config.given(self.horizon.context))
+        self.denoiser = config.denoiser(given, self.action_size)
+        if config.memory_tokens:
+            self.memory = GatedMemory(config.memory_tokens, config.token_size)
+        if config.recent_encoder:
+            self.recent = deepcopy(self.encoder)
         self.register_buffer("signal", squared_cosine(config.diffusion_steps), persistent=False)
+
+    @property
+    def token_size(self) -> int:
+        return self.config.token_size * (2 if self.config.recent_encoder else 1)
+
+    def encode(self, state_FD: Tensor, images: Sequence[Tensor], shift_F2: Tensor) -> Tensor:
+        token_FE = super().encode(state_FD, images, shift_F2)
+        if not self.config.recent_encoder:
+            return token_FE
+        return torch.cat((token_FE, self.recent(state_FD, images, shift_F2)), dim=1)
 
     def compile_loss(self, **options: Any) -> None:
         self.denoising_error = torch.compile(self.denoising_error, **options)  # type: ignore[method-assign]
@@ -74,7 +92,7 @@ class DiffusionPolicy(Policy):
         seen_BS, target_BT = self.tensor(batch.seen_BS), self.tensor(batch.target_BT)
         clean_BTA = self.actions(self.tensor(batch.action_BTA))
         noisy_BTA = add_noise(clean_BTA, noise_BTA, noise_step_B, self.signal)
-        context = self.denoiser.context(token_BSE, seen_BS)
+        context = self.context(token_BSE, seen_BS)
         predicted_BTA = self.denoiser(noisy_BTA * self.open(seen_BS), noise_step_B, context)
         wanted_BTA = noise_BTA if self.config.prediction == "epsilon" else clean_BTA
         error_BT: Tensor = (predicted_BTA - wanted_BTA).square().mean(dim=2) * target_BT
@@ -131,7 +149,7 @@ class DiffusionPolicy(Policy):
         """
         seen = self.tensor(seen_BS)
         candidates = len(noise_RTA) // len(seen)
-        context = self.denoiser.context(token_BSE, seen)
+        context = self.context(token_BSE, seen)
         predict = self.denoiser.sampler(context, sampling.schedule, candidates)
         open_RT1 = self.open(seen).repeat_interleave(candidates, dim=0)
         action_RTA = ddim(
@@ -142,6 +160,16 @@ class DiffusionPolicy(Policy):
             (self.actions.low, self.actions.high),
         )
         return self.actions.invert(action_RTA).cpu().numpy()
+
+    def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
+        """Compute what the denoiser uses of the tokens of a context."""
+        config = self.config
+        if config.recent_encoder:
+            token_BSE = joined(token_BSE)
+        token_BSE, seen_BS = strided(token_BSE, seen_BS, config.frame_stride)
+        if config.memory_tokens:
+            token_BSE, seen_BS = self.memory(token_BSE, seen_BS)
+        return self.denoiser.context(token_BSE, seen_BS)
 
     def open(self, seen_BS: Tensor) -> Tensor:
         """Return the mask of the positions that the denoiser sees, (B, T, 1).

@@ -88,12 +88,10 @@ class GRUPolicy(RecurrentPolicy):
     def states_after(self, token_BSE: Tensor, seen_BS: Tensor) -> Tensor:
         """Return the states (B, U) after the last observed step.
 
-        Steps that were not seen come first in a window. They are moved behind the seen ones, where they
-        change no state that is used.
+        Steps that were not seen are moved behind the seen ones, where they change no state that is used.
         """
         count_B1 = seen_BS.sum(dim=1, keepdim=True)
-        place_S = torch.arange(seen_BS.shape[1], device=self.device)
-        order_BS1 = ((place_S - count_B1) % seen_BS.shape[1]).unsqueeze(2)
+        order_BS1 = (~seen_BS).byte().argsort(dim=1, stable=True).unsqueeze(2)
         state_BSU, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
         last_B1U = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSU.shape[2])
         state_BU: Tensor = state_BSU.gather(1, last_B1U).squeeze(1)

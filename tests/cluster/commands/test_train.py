@@ -150,7 +150,7 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
 
 def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
     data = recorded(longview.folder / "filmed.zarr", episodes=6, steps=12, side=128)
-    quick = ("learner.camera_steps=4", "learner.steps=8", *QUICK[1:])
+    quick = ("learner.encoder_steps=4", "learner.steps=8", *QUICK[1:])
     code, said = longview("train", str(data), "--hz", "10", "name=small", *quick)
     assert code == 0, said
     assert "pictures are stored at 96x96: --resize WxH or none changes that" in said
@@ -258,7 +258,7 @@ def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> 
     first = longview.folder / "arm-0"
     lerobot_writer.write(first, spec, filmed_episodes(spec, 6), False)
     data = [first, *(repeated(first, number) for number in range(1, MINUTES))]
-    settings = ("name=arm", "learner.steps=24", "learner.camera_steps=12")
+    settings = ("name=arm", "learner.steps=24", "learner.encoder_steps=12")
     process = longview.start("train", *map(str, data), "--task", "arm", *settings)
     peak = 0
     while process.poll() is None:

@@ -71,6 +71,22 @@ def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episod
     np.testing.assert_allclose(one, direct, rtol=0, atol=1e-5)
 
 
+def test_steps_that_are_missing_in_between_are_skipped(
+    policy: GRUPolicy, returning: list[Episode], cut: Cut
+) -> None:
+    batch = windows(policy, returning[0], cut, (20, 30), 8)
+    seen = batch.seen_BS.copy()
+    seen[0, [0, 3, 4]] = seen[1, [6]] = False
+    with torch.inference_mode():
+        token_BSE = policy.batch_tokens(batch, torch.Generator())
+        together = policy.states_after(token_BSE, torch.from_numpy(seen))
+        for row in range(2):
+            state_1U = policy.initial_state(1)
+            for token_E in token_BSE[row, seen[row]]:
+                state_1U = policy.advance(state_1U, token_E[None])
+            torch.testing.assert_close(together[row], state_1U[0], rtol=0, atol=1e-6)
+
+
 def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None:
     policy = made(returning, components=1)
     batch = windows(policy, returning[0], cut, (0, 20, returning[0].length - 1), 8)
