@@ -1,6 +1,6 @@
 """Histories that training disturbs, so that a policy learns not to rely on every frame of them.
 
-Legend (docs/notation.md): B windows, S observed steps, F frames, D dimensions of the state.
+Legend (docs/notation.md): B windows, S observed steps, F frames.
 """
 
 from dataclasses import replace

@@ -1,7 +1,8 @@
 """Diffusion policy: T_p actions from the observations of the last T_o steps.
 
 Legend (docs/notation.md): B windows or robots, N candidates of each, R rows: candidates of all robots,
-S observed steps (T_o), T action positions (T_p), P past positions, A action dimensions, E token features.
+S observed steps (T_o), T action positions (T_p), P past positions, A action dimensions, E token features,
+F frames, D dimensions of the state.
 """
 
 from collections.abc import Sequence
