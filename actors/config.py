@@ -50,6 +50,9 @@ class ActorsConfig:
     Demonstrations then show how to recover. The label stays the expert's own action."""
     cameras: CamerasConfig = NO_CAMERAS
     """Cameras whose pictures the policy sees."""
+    oracle: bool = False
+    """Whether the policy also observes what it would have to remember. It shows what a perfect memory is
+    worth."""
     recycle: int = 500
     """Episodes after which a new process replaces an actor that renders, since OpenGL has aborted old
     processes. An actor that renders nothing lives as long as the run."""

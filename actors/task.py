@@ -101,6 +101,18 @@ class FilmedTask(Task, Protocol):
         """
 
 
+@runtime_checkable
+class AnsweredTask(Task, Protocol):
+    """A task that can tell a policy what it would have to remember."""
+
+    def with_answer(self) -> Task:
+        """Return the task with the answer among its observations.
+
+        Raises:
+            ValueError: there is nothing to remember.
+        """
+
+
 @dataclass
 class RecordedTask:
     """A task that is known only from recorded data: it has no simulator and no expert."""
@@ -129,17 +141,18 @@ def task_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
 
 
-def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
+def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS, *, oracle: bool = False) -> Task:
     """Load a task by its name, or by module:attribute.
 
     Args:
         name: name of an installed task; or `module:attribute`, with a module on the Python path or in the
             working folder. In `module:` the module itself is the task.
         cameras: the cameras that its policies see through.
+        oracle: whether its policies observe what they would have to remember.
 
     Raises:
         UnknownTask: there is no such task, or it cannot be imported.
-        ValueError: the task has no such cameras.
+        ValueError: the task has no such cameras, or nothing to remember.
     """
     module, attribute = _location(name)
     try:
@@ -150,6 +163,10 @@ def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
     missing = [part for part in ("spec", "make", "expert") if not hasattr(task, part)]
     if missing:
         raise UnknownTask(f"{name} is no task: it has no {' and no '.join(missing)}")
+    if oracle:
+        if not isinstance(task, AnsweredTask):
+            raise ValueError(f"task {name} tells no answer: leave actors.oracle false")
+        task = task.with_answer()
     if not cameras.names:
         return task
     if not isinstance(task, FilmedTask):

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longview.actors.environment import ANSWER
 from longview.actors.task import UnknownTask, load_task
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
@@ -65,7 +66,10 @@ def evaluate_checkpoint(
         file, weights = adapter, policy_to_bytes(policy)
     name = task or policy.spec.name
     try:
-        actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}
+        actors = {
+            "cameras": cameras_of(load_task(name).spec, policy.spec),
+            "oracle": ANSWER in policy.spec.observation,
+        }
     except UnknownTask as error:
         raise ConfigError(f"{file}: only a policy of a task with a simulator is evaluated: {error}") from None
     config = read_config(None, settings, task=name, seed=seed, actors=actors)

@@ -244,7 +244,7 @@ def task_of(config: RunConfig) -> Task:
             return RecordedTask(TaskSpec.from_dict(config.data.spec))
         except (KeyError, TypeError, AttributeError, ReplayError) as error:
             raise ValueError(f"data.spec is damaged: {error}") from None
-    return load_task(config.task, config.actors.cameras)
+    return load_task(config.task, config.actors.cameras, oracle=config.actors.oracle)
 
 
 def described(spec: TaskSpec) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
     for cell in cells:
         if cell.config.demonstrations is None:
             config, actors = cell.config, cell.config.actors
-            key = _hashed([config.task, config.seed, actors.noise, vars(actors.cameras)])
+            key = _hashed([config.task, config.seed, actors.noise, vars(actors.cameras), actors.oracle])
             groups.setdefault(key, []).append(cell)
     found: dict[str, Demonstrations] = {}
     for key, group in groups.items():

@@ -96,7 +96,10 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("learners=3", "learner.batch_size 64 is not a multiple of 3 learner ranks x windows_per_segment 1"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
-        ("evaluation.history=none", "evaluation.history: input should be .own., .reversed. or .other., not .none."),
+        (
+            "evaluation.history=none",
+            "evaluation.history: input should be .own., .reversed. or .other., not .none.",
+        ),
         ("learner.history_dropout=1", r"history_dropout must be in \[0, 1\), not 1"),
         ("learner.encoder_steps=2350", "warmup 100 .* encoder_steps 2350, and .* to 2400"),
         ("learner.policy.camera_stages=5", "camera_stages must be 1 to 4, not 5"),
