@@ -22,9 +22,13 @@ from longview.cluster.commands.common import (
     Hz,
     Keys,
     Map,
+    Outcome,
     RunName,
     Settings,
     SkipBad,
+    Source,
+    Task,
+    Url,
     explained,
     group,
     outlast_readers,
@@ -151,12 +155,13 @@ def _copied(config: Any) -> Any:
 def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> None:
     from longview.cluster.run.copies import refuse_uncopyable
     from longview.cluster.run.folder import refuse_port_in_use, take_run
-    from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
+    from longview.cluster.run.preflight import refuse_unmirrored, refuse_unsimulated, refuse_untrainable
     from longview.cluster.run.start import found_start
 
     refuse_untrainable(config)
     config = found_start(config, run)
     refuse_uncopyable(config)
+    refuse_unmirrored(config)
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
@@ -445,6 +450,60 @@ def serve(
         record=record,
         namespace=namespace,
     )
+
+
+@app.command()
+@explained
+def show(
+    rerun: Annotated[Path, typer.Option(metavar="FILE.rrd", help="The file for Rerun to write.")],
+    run: RunName = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Episodes; by default the newest.")
+    ] = None,
+    url: Url = None,
+    source: Source = None,
+    task: Task = None,
+    outcome: Outcome = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of the newest episodes; by default 4.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Show what this policy would do, and attend to: a checkpoint's folder, a run's, or a file.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="The policy's context length T_o; by default its longest.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the policy's decisions; by default 0.")
+    ] = None,
+) -> None:
+    """Put stored episodes into a file for the viewer of Rerun: cameras, state, actions, who was in control.
+
+    With --policy, also what a policy chooses along recorded episodes, and which past frames it attends to.
+
+    Examples:
+
+        longview show my_run --rerun episodes.rrd --outcome failure
+
+        longview show my_run import.drawer.000000003 --rerun episode.rrd --policy my_run --context 64
+
+        longview show demos --url redis://store:6379 --rerun demos.rrd
+    """
+    from longview.cluster.commands.show import show as show_episodes
+    from longview.cluster.commands.transfer import check_chosen
+    from longview.cluster.run.config import ConfigError
+
+    chosen = {"source": source, "task": task, "outcome": outcome}
+    check_chosen(chosen)
+    if ids and any((*chosen.values(), count)):
+        raise ConfigError("give IDs, or choose by --source, --task, --outcome and --count")
+    if policy is None and (context, seed) != (None, None):
+        raise ConfigError("--context and --seed are those of a policy: give --policy")
+    show_episodes(run, url, ids or (), chosen, count or 4, rerun, policy, context, seed or 0)
 
 
 @app.command()

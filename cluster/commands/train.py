@@ -10,7 +10,9 @@ import yaml
 
 from longview.cluster.driver.recorded import open_recorded, train_recorded
 from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, described, plain, read_config
+from longview.cluster.run.copies import refuse_uncopyable
 from longview.cluster.run.folder import Run, take_run
+from longview.cluster.run.preflight import refuse_unmirrored
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
 from longview.cluster.run.start import found_start
 from longview.cluster.views.terminal import console
@@ -120,6 +122,8 @@ def train(config: RunConfig, run: Run | None) -> int:
     if config.learners > 1:
         raise ConfigError(f"learners {config.learners}: `longview train` trains in one process")
     config = found_start(config, run)
+    refuse_uncopyable(config)
+    refuse_unmirrored(config)
     return train_recorded(config, take_run(config, run))
 
 

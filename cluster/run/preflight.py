@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from longview.actors.control import needs_saving, saving_fault
@@ -30,6 +31,21 @@ def refuse_untrainable(config: RunConfig) -> None:
             f"task {config.task} has no expert: give human demonstrations, in a format that `longview store "
             "import` reads, as demonstrations=PATH"
         )
+
+
+def refuse_unmirrored(config: RunConfig) -> None:
+    """Refuse a mirror whose package cannot be imported.
+
+    Raises:
+        ConfigError: the message says what to install.
+    """
+    for name in config.monitoring.mirrors:
+        try:
+            import_module(name)  # a mirror's name is that of its package and of the extra
+        except ImportError as error:
+            raise ConfigError(
+                f"monitoring.mirrors: {name} cannot be imported ({error}): pip install 'longview[{name}]'"
+            ) from None
 
 
 def refuse_unsimulated(config: RunConfig) -> None:

@@ -16,6 +16,7 @@ import pyarrow.compute
 import pytest
 import zarr
 from pyarrow import parquet
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from longview.cluster.commands.train import split
 from longview.cluster.run.services import redis_server
@@ -65,17 +66,25 @@ def summary_of(longview: Longview, name: str) -> dict[str, Any]:
     return summary
 
 
+def curve(folder: Path, tag: str) -> dict[int, float]:
+    """Read a curve of a run from TensorBoard's files; no training step may have two points."""
+    points = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(tag)
+    found = {point.step: point.value for point in points}
+    assert len(found) == len(points), points
+    return found
+
+
 def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     """One command imports, trains, validates at every T_o and writes down what it found; Ray is never even
-    imported."""
+    imported. A mirror that fails costs nothing but its curves."""
     first = recorded(longview.folder / "monday.zarr")
     second = recorded(longview.folder / "tuesday.zarr", episodes=4, seed=1)
     (longview.folder / "no_ray" / "ray").mkdir(parents=True)
     (longview.folder / "no_ray" / "ray" / "__init__.py").write_text("raise ImportError('no Ray here')")
+    (longview.folder / "no_ray" / "wandb.py").write_text("def Settings(**_): raise OSError('no W&B here')")
     path = f"{longview.folder / 'no_ray'}:{Path(__file__).parents[3]}"
-    code, said = longview(
-        "train", str(first), str(second), "--hz", "10", "name=drawer", *QUICK, PYTHONPATH=path
-    )
+    settings = ("name=drawer", "monitoring.mirrors=[tensorboard,wandb]", *QUICK)
+    code, said = longview("train", str(first), str(second), "--hz", "10", *settings, PYTHONPATH=path)
     assert code == 0, said
     assert "monday: 14 episodes, 336 steps at 10 Hz; state [3], action [2]" in said
     assert "evaluation.context_lengths=[1,2,4,8,12]: powers of two" in said
@@ -91,6 +100,10 @@ def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     folder = longview.folder / "runs" / "drawer"
     for name in ("config.yaml", "log.txt", "checkpoints/step-000000012", "import.json"):
         assert (folder / name).exists(), name
+    log = (folder / "log.txt").read_text()
+    assert log.count("mirror wandb has failed, and the run goes on without it: no W&B here") == 1
+    errors = curve(folder, "action_error/T_o_12")
+    assert errors[12] == pytest.approx(held_out["action_error"]["12"]["mean"], rel=0.5)
     report = (folder / "report.html").read_text()
     for text in ("Action error by context length", "Worst episodes", "monday.zarr", "</b> recorded steps"):
         assert text in report, text
@@ -104,6 +117,7 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     """After kill -9 a resume imports nothing again, and ends as it would have; Ctrl-C saves."""
     data = recorded(longview.folder / "monday.zarr")
     quick = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.policy.execute=4")
+    quick += ("monitoring.mirrors=[tensorboard]",)
     process = longview.start("train", str(data), "--hz", "10", "name=drawer", *quick)
     checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
     longview.wait_for(lambda: list(checkpoints.glob("step-*")))
@@ -125,6 +139,9 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     code, said = longview("train", "--resume", "drawer", f"learner.steps={last + 5}", "learner.warmup=1")
     assert code == 0, said
     assert summary_of(longview, "drawer")["policy_version"] == last + 5
+    losses = curve(longview.folder / "runs" / "drawer", "loss/T_o_1")
+    assert list(losses) == sorted(losses)
+    assert max(losses) == last + 5
 
 
 def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
