@@ -191,10 +191,14 @@ def train(
     drop: Drop = None,
     map: Map = None,
     resize: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", help="Store pictures at this size; `none` keeps theirs.")
-    ] = "96x96",
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT", help="Store pictures at this size, by default 96x96; `none` keeps theirs."
+        ),
+    ] = None,
     skip_bad: SkipBad = False,
     resume: Resume = None,
+    address: Address = None,
 ) -> None:
     """Train a policy on recorded data alone, without a simulator, and measure it on held-out episodes.
 
@@ -210,6 +214,8 @@ def train(
 
         longview train demos --url redis://store:6379
 
+        longview train demos --url redis://store:6379 --address auto learners=4
+
         longview train --resume drawer
     """
     from longview.cluster.commands import train as training
@@ -219,18 +225,25 @@ def train(
     from longview.cluster.run.folder import refuse_port_in_use
 
     paths, settings = training.split(datasets or [])
+    training.refuse_useless_settings(settings, address)
+    reading = {"--filter": filter, "--hz": hz, "--keys": keys, "--drop": drop, "--map": map}
+    reading |= {"--skip-bad": skip_bad, "--resize": resize}
     if resume is not None:
         if paths:
             raise ConfigError(f"--resume takes the run's own data, not {', '.join(paths)}")
+        others = {"--url": url, "--task": task} | reading
+        training.refuse_without_effect("--resume", "the run goes on with its own data", others)
         run = resumed(resume)
         config = run.configured(settings)
     else:
-        size = None if resize == "none" else resize
+        if url is not None:
+            training.refuse_without_effect("--url", training.AS_STORED, reading)
+        size = None if resize == "none" else resize or "96x96"
         choice = choice_of(keys, drop or (), map or (), size, skip_bad)
         data = training.data_of(choice, filter, hz)
         run, config = None, training.new_config(paths, settings, data, url, task)
     refuse_port_in_use(config.monitoring)
-    raise typer.Exit(training.train(config, run))
+    raise typer.Exit(training.train(config, run, address))
 
 
 @app.command()
@@ -274,9 +287,12 @@ def audit(
         longview audit demos --url redis://store:6379
     """
     from longview.cluster.commands import audit as auditing
-    from longview.cluster.commands.train import data_of
+    from longview.cluster.commands.train import AS_STORED, data_of, refuse_without_effect
     from longview.cluster.commands.transfer import choice_of
 
+    if url is not None:
+        reading = {"--filter": filter, "--hz": hz, "--keys": keys, "--drop": drop, "--map": map}
+        refuse_without_effect("--url", AS_STORED, reading | {"--skip-bad": skip_bad})
     choice = choice_of(keys, drop or (), map or (), None, skip_bad)
     auditing.audit(datasets, data_of(choice, filter, hz), url, task, seed, report, as_json)
 

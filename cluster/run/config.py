@@ -194,6 +194,11 @@ class RunConfig:
                 f"not {self.copy_to!r}"
             )
 
+    @property
+    def rollout_actors(self) -> int:
+        """Rollout actors that the run begins with; none on recorded data."""
+        return 0 if self.data.spec else self.actors.count
+
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""
         return self.evaluation.context_lengths or spec.context_lengths

@@ -108,7 +108,7 @@ def _roles(config: RunConfig, rank_gpus: float) -> list[tuple[str, int, dict[str
     actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
     server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
     roles = [
-        ("actors.count", config.actors.count, actor, "placement.actor"),
+        ("actors.count", config.rollout_actors, actor, "placement.actor"),
         ("learners", config.learners, resources_of_rank(config, rank_gpus), "placement.learner"),
         ("inference.servers", config.inference.servers, server, "placement.inference"),
     ]
@@ -211,7 +211,9 @@ def gpus_of_rank(config: RunConfig, available: float) -> float:
         available: GPUs of the Ray cluster.
     """
     placement = config.placement
-    acting = config.actors.count * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    acting = (
+        config.rollout_actors * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    )
     enough = available - acting >= config.learners
     return float(enough) if placement.learner_gpus is None else placement.learner_gpus
 

@@ -67,7 +67,7 @@ class RunProgress:
     _looks: deque[tuple[float, Snapshot]] = field(default_factory=lambda: deque(maxlen=10))
 
     def __post_init__(self) -> None:
-        self.actors = self.config.actors.count
+        self.actors = self.config.rollout_actors
         self._series = Series(self.run.series)
 
     @property
