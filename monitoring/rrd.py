@@ -117,10 +117,7 @@ def _tab(scene: Scene) -> Any:
     """Lay out one episode: cameras, the policy beside them, then curves, then words."""
     from rerun import blueprint as layout
 
-    cameras = [
-        layout.Spatial2DView(origin=_path(scene, "cameras", name), name=name) for name in scene.pictures
-    ]
-    top = list(cameras)
+    top = [layout.Spatial2DView(origin=_path(scene, "cameras", name), name=name) for name in scene.pictures]
     if any(decision.attention_S is not None for decision in scene.decisions):
         top.append(layout.BarChartView(origin=_path(scene, "policy", "attention"), name="attention by frame"))
         look = _path(scene, "policy", "seconds_back")

@@ -148,5 +148,6 @@ class DriverReporter:
     def _totals(self) -> Totals:
         totals = totals_of(self._progress, self._store.stats(), ended=self._ended)
         totals.values.update(self._counted.values)
-        totals.set("longview_actors_target", self._progress.actors)
+        if self._progress.config.rollout_actors:
+            totals.set("longview_actors_target", self._progress.actors)
         return totals

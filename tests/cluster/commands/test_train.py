@@ -239,6 +239,7 @@ def test_what_would_have_no_effect_is_refused(arguments: tuple[str, ...], messag
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_ranks_train_through_ray_and_go_on_after_a_kill(longview: Longview) -> None:
     """Ranks that meet over gloo share out each batch. The run goes on on a Ray cluster that was there before,
     and leaves it running."""
@@ -246,7 +247,7 @@ def test_two_ranks_train_through_ray_and_go_on_after_a_kill(longview: Longview) 
     settings = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.publish_every=50")
     process = longview.start("train", str(data), "--hz", "10", "name=drawer", "learners=2", *settings)
     checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
-    longview.wait_for(lambda: list(checkpoints.glob("step-*")))
+    longview.wait_for(lambda: list(checkpoints.glob("step-*")), 300)
     assert len(longview.processes("ray::LearnerRank")) == 2
     process.kill()
     process.wait()

@@ -96,6 +96,7 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("learners=3", "learner.batch_size 64 is not a multiple of 3 learner ranks x windows_per_segment 1"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
+        ("monitoring.mirrors=[wandb, tensorbord]", "monitoring.mirrors must be some of .*, not tensorbord"),
         ("learner.camera_steps=200", "camera_steps 200 has no effect: task return_point has no cameras"),
         ("learner.camera_steps=2350", "warmup 100 .* camera_steps 2350, and .* to 2400"),
         ("learner.policy.camera_stages=5", "camera_stages must be 1 to 4, not 5"),
