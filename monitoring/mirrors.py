@@ -35,10 +35,10 @@ UPLOAD_SECONDS: Final = 20.0
 OF_STEP: Final = {
     "loss": "longview_loss",
     "gradient_norm": "longview_gradient_norm",
-    "learner/out_of_range": "longview_out_of_range_ratio",
-    "learner/gpu_memory_bytes": "longview_gpu_memory_bytes",
-    "actors/number": "longview_actors",
-    "actors/staleness": "longview_staleness_mean",
+    "training/out_of_range": "longview_out_of_range_ratio",
+    "training/gpu_memory_bytes": "longview_gpu_memory_bytes",
+    "acting/actors": "longview_actors",
+    "acting/staleness": "longview_staleness_mean",
     "store/episodes": "longview_store_episodes",
     "store/bytes": "longview_store_bytes",
     "store/quarantined": "longview_store_quarantined_episodes",
@@ -49,7 +49,7 @@ OF_STEP: Final = {
 RATES: Final = {
     "speed/windows_per_second": "longview_samples_trained_total",
     "speed/environment_steps_per_second": "longview_env_steps_total",
-    "learner/data_wait": "longview_learner_data_wait_seconds_total",
+    "training/data_wait": "longview_learner_data_wait_seconds_total",
 }
 """Counters whose growth per second is a figure."""
 OF_VERSION: Final = {

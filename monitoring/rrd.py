@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
+Array = Any
+"""A numpy array."""
 
 JPEG_QUALITY: Final = 90
 """Quality of the pictures, at which they take a tenth of their bytes."""
@@ -82,19 +80,22 @@ def _write_scene(stream: Any, scene: Scene, hz: float) -> None:
         stream.set_time(STEP, sequence=step)
         stream.set_time(TIME, duration=step / hz)
 
-    def curves(steps: Array, rows: Array, *path: str) -> None:
-        """Log the columns of rows (T, D) as one entity."""
-        index = [rr.TimeColumn(STEP, sequence=steps), rr.TimeColumn(TIME, duration=steps / hz)]
-        stream.send_columns(_path(scene, *path), index, rr.Scalars.columns(scalars=rows.astype(np.float64)))
+    def curves(rows: Array, *path: str, start: int = 0) -> None:
+        """Log rows (T, D), or (T,), from a step on."""
+        steps = range(start, start + len(rows))
+        seconds = [step / hz for step in steps]
+        index = [rr.TimeColumn(STEP, sequence=steps), rr.TimeColumn(TIME, duration=seconds)]
+        scalars = rows.reshape(len(rows), -1).astype("float64")
+        stream.send_columns(_path(scene, *path), index, rr.Scalars.columns(scalars=scalars))
 
     stream.log(_path(scene, "facts"), rr.TextDocument(scene.facts, media_type="text/markdown"), static=True)
     for camera, frames in scene.pictures.items():
         for step, frame in enumerate(frames):
             at(step)
-            picture = rr.Image(np.ascontiguousarray(frame)).compress(jpeg_quality=JPEG_QUALITY)
+            picture = rr.Image(frame).compress(jpeg_quality=JPEG_QUALITY)
             stream.log(_path(scene, "cameras", camera), picture)
     for name, rows in scene.numbers.items():
-        curves(np.arange(len(rows)), rows.reshape(len(rows), -1), "numbers", name)
+        curves(rows, "numbers", name)
     for step, (before, now) in enumerate(zip((None, *scene.controllers), scene.controllers, strict=False)):
         if now != before:
             at(step)
@@ -102,14 +103,12 @@ def _write_scene(stream: Any, scene: Scene, hz: float) -> None:
     at(len(scene.controllers) - 1)
     stream.log(_path(scene, "outcome"), rr.TextLog(scene.outcome))
     for decision in scene.decisions:
-        steps = decision.step + np.arange(len(decision.action_TA))
-        curves(steps, decision.action_TA, "policy", "action")
+        curves(decision.action_TA, "policy", "action", start=decision.step)
         if decision.attention_S is not None:
             at(decision.step)
             stream.log(_path(scene, "policy", "attention"), rr.BarChart(decision.attention_S))
-            age_S = np.arange(len(decision.attention_S) - 1, -1, -1) / hz
-            back = rr.Scalars(float(decision.attention_S @ age_S))
-            stream.log(_path(scene, "policy", "seconds_back"), back)
+            steps_back = sum(age * share for age, share in enumerate(decision.attention_S[::-1].tolist()))
+            stream.log(_path(scene, "policy", "seconds_back"), rr.Scalars(steps_back / hz))
     stream.reset_time()
 
 
