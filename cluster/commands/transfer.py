@@ -125,14 +125,14 @@ def export_path(
     known = writers()
     if format not in known:
         raise ConfigError(f"--format is one of {', '.join(known)}, not {format}")
-    _check_chosen(chosen)
+    check_chosen(chosen)
     if path.exists():
         raise DatasetError(f"{path} exists: choose another path, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with any_store(run, url) as store:
         records = list(store.records(**chosen))
-        spec = store.spec(_only_task(records, chosen))
+        spec = store.spec(only_task(records, chosen))
         episodes = _read(store, [record.meta.id for record in records])
         with ending(lambda: _remove(draft)):
             shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
@@ -155,7 +155,7 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
         chosen: as for `export_path`.
         as_json: print JSON.
     """
-    _check_chosen(chosen)
+    check_chosen(chosen)
     with any_store(run, url) as store:
         if as_json:
             for record in store.records(**chosen):
@@ -227,7 +227,12 @@ def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | 
     return spec, columns
 
 
-def _check_chosen(chosen: Mapping[str, str | None]) -> None:
+def check_chosen(chosen: Mapping[str, str | None]) -> None:
+    """Refuse a source or an outcome that does not exist.
+
+    Raises:
+        ConfigError: it is unknown; the message names the known ones.
+    """
     source, outcome = chosen["source"], chosen["outcome"]
     if source is not None and source not in SOURCES:
         raise ConfigError(f"--source: {unknown_sources([source])}")
@@ -235,7 +240,17 @@ def _check_chosen(chosen: Mapping[str, str | None]) -> None:
         raise ConfigError(f"--outcome is one of {', '.join(OUTCOMES)}, not {outcome}")
 
 
-def _only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
+def only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
+    """Return the task of episodes.
+
+    Args:
+        records: the episodes.
+        chosen: what they were chosen by, for the message.
+
+    Raises:
+        StoreError: there are none.
+        DatasetError: they are of several tasks.
+    """
     tasks = sorted({record.meta.task for record in records})
     if not tasks:
         asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)

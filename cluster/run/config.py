@@ -22,6 +22,7 @@ from longview.actors.control import fault
 from longview.actors.task import RecordedTask, Task, load_task, task_file
 from longview.cluster.run.upgrade import GONE
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
+from longview.monitoring.mirrors import MIRRORS
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
 from longview.replay.errors import ReplayError
@@ -38,16 +39,20 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class MonitoringConfig:
-    """Where metrics are served."""
+    """Where metrics are served and mirrored."""
 
     port: int = 0
     """Port of /metrics, 0 to 65535. 0 chooses a free one and writes it to the run's folder."""
     host: str = "127.0.0.1"
     """Address that /metrics listens on."""
+    mirrors: tuple[str, ...] = ()
+    """Where curves over training steps are written besides: `tensorboard`, `wandb` or both."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in 0..65535, not {self.port}")
+        if unknown := sorted(set(self.mirrors) - MIRRORS.keys()):
+            raise ValueError(f"mirrors must be some of {', '.join(MIRRORS)}, not {', '.join(unknown)}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class RunConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Servers that hold the policy for the actors."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
-    """Where metrics are served."""
+    """Where metrics are served and mirrored."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Resources of an existing Ray cluster."""
 
@@ -188,6 +193,11 @@ class RunConfig:
                 "copy_to must be a URL that starts with s3://, gs:// or file:// and holds no credentials, "
                 f"not {self.copy_to!r}"
             )
+
+    @property
+    def rollout_actors(self) -> int:
+        """Rollout actors that the run begins with; none on recorded data."""
+        return 0 if self.data.spec else self.actors.count
 
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from longview.actors.control import needs_saving, saving_fault
@@ -30,6 +31,21 @@ def refuse_untrainable(config: RunConfig) -> None:
             f"task {config.task} has no expert: give human demonstrations, in a format that `longview store "
             "import` reads, as demonstrations=PATH"
         )
+
+
+def refuse_unmirrored(config: RunConfig) -> None:
+    """Refuse a mirror whose package cannot be imported.
+
+    Raises:
+        ConfigError: the message says what to install.
+    """
+    for name in config.monitoring.mirrors:
+        try:
+            import_module(name)  # a mirror's name is that of its package and of the extra
+        except ImportError as error:
+            raise ConfigError(
+                f"monitoring.mirrors: {name} cannot be imported ({error}): pip install 'longview[{name}]'"
+            ) from None
 
 
 def refuse_unsimulated(config: RunConfig) -> None:
@@ -92,7 +108,7 @@ def _roles(config: RunConfig, rank_gpus: float) -> list[tuple[str, int, dict[str
     actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
     server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
     roles = [
-        ("actors.count", config.actors.count, actor, "placement.actor"),
+        ("actors.count", config.rollout_actors, actor, "placement.actor"),
         ("learners", config.learners, resources_of_rank(config, rank_gpus), "placement.learner"),
         ("inference.servers", config.inference.servers, server, "placement.inference"),
     ]
@@ -195,7 +211,9 @@ def gpus_of_rank(config: RunConfig, available: float) -> float:
         available: GPUs of the Ray cluster.
     """
     placement = config.placement
-    acting = config.actors.count * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    acting = (
+        config.rollout_actors * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    )
     enough = available - acting >= config.learners
     return float(enough) if placement.learner_gpus is None else placement.learner_gpus
 

@@ -102,6 +102,7 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden
         ),
         ("learner.history_dropout=1", r"history_dropout must be in \[0, 1\), not 1"),
         ("learner.encoder_steps=2350", "warmup 100 .* encoder_steps 2350, and .* to 2400"),
+        ("monitoring.mirrors=[wandb, tensorbord]", "monitoring.mirrors must be some of .*, not tensorbord"),
         ("learner.policy.camera_stages=5", "camera_stages must be 1 to 4, not 5"),
         ("name=a/b", "name must be a plain folder name: 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),

@@ -1,6 +1,8 @@
 """Room of a Ray cluster for a run's actors and learner ranks."""
 
 import re
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +10,13 @@ import pytest
 from longview.actors.environment import SimulatedTask
 from longview.actors.tasks import return_point
 from longview.actors.tasks.return_point import ReturnPoint
-from longview.cluster.run.config import ConfigError, read_config
+from longview.cluster.run.config import ConfigError, described, read_config
 from longview.cluster.run.preflight import (
     Torch,
     gpus_of_rank,
     refuse_torch,
     refuse_unaddable,
+    refuse_unmirrored,
     refuse_unplaced,
     refuse_unsimulated,
     resources_of_rank,
@@ -83,6 +86,26 @@ def test_what_does_not_fit_is_refused_with_what_there_is(settings: list[str], wo
     assert "add nodes" in str(refused.value)
     # An autoscaled cluster may get what it lacks.
     refuse_unplaced(read_config(None, [*config, "placement.autoscaled=true"]), NODES)
+
+
+def test_a_mirror_whose_package_is_missing_is_refused_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = read_config(None, ["monitoring.mirrors=[tensorboard, wandb]"])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"mirrors: wandb cannot .* pip install 'longview\[wandb\]'"):
+        refuse_unmirrored(config)
+    refuse_unmirrored(read_config(None, ["monitoring.mirrors=[tensorboard]"]))
+    refuse_unmirrored(read_config(None))
+
+
+def test_a_run_on_recorded_data_needs_room_for_its_ranks_alone() -> None:
+    spec = described(replace(return_point.spec, name="drawer"))
+    config = read_config(None, ["learners=2"], task="drawer", data={"spec": spec})
+    refuse_unplaced(config, [{"CPU": 2.0}])
+    with pytest.raises(ConfigError, match="learners 2 need 2 CPUs, this Ray cluster has 1"):
+        refuse_unplaced(config, [{"CPU": 1.0}])
+    assert gpus_of_rank(config, available=2) == 1
 
 
 def test_ranks_get_a_gpu_each_if_there_are_enough() -> None:

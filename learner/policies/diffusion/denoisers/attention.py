@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longview.learner.attention import Attending, Watch
 from longview.learner.policies.diffusion.config import AttentionConfig
 from longview.learner.policies.diffusion.denoisers.denoiser import placed
 
@@ -22,7 +23,7 @@ Attend = Callable[[Tensor], Tensor]
 """Attention of one block to the context: a function of queries (B, T, C) with outputs (B, T, C)."""
 
 
-class ContextMemory(nn.Module):
+class ContextMemory(Attending):
     """Keys and values of the context for all blocks of a network."""
 
     def __init__(self, config: AttentionConfig, widths: Sequence[int]) -> None:
@@ -37,6 +38,7 @@ class ContextMemory(nn.Module):
         self.project = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
         self.blocks = unit_scale(nn.Linear(size, sum(self.sizes)))
+        self.attended = len(widths)
 
     def tokens(self, token_BSE: Tensor) -> Tensor:
         """Transform context tokens, oldest first, to the input of `blocks`: (B, S, E)."""
@@ -77,7 +79,14 @@ class ContextMemory(nn.Module):
         bias_R1S = bias_BS.repeat_interleave(self.key_heads, dim=0).unsqueeze(1)
         key_RVS = [part.view(len(bias_R1S), -1, part.shape[2]) for part in cached]
         return [
-            partial(attend_cached, key_RVS=key, value_RVS=value, bias_R1S=bias_R1S, key_heads=self.key_heads)
+            partial(
+                attend_cached,
+                key_RVS=key,
+                value_RVS=value,
+                bias_R1S=bias_R1S,
+                key_heads=self.key_heads,
+                watch=self.watch,
+            )
             for key, value in zip(key_RVS[::2], key_RVS[1::2], strict=True)
         ]
 
@@ -94,17 +103,25 @@ def attend(
 
 
 def attend_cached(
-    query_BTC: Tensor, key_RVS: Tensor, value_RVS: Tensor, bias_R1S: Tensor, key_heads: int
+    query_BTC: Tensor,
+    key_RVS: Tensor,
+    value_RVS: Tensor,
+    bias_R1S: Tensor,
+    key_heads: int,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Attend from queries to cached keys and values: (B, T, C).
 
     Queries may be those of several candidates per context. They are computed as one query with more
-    positions.
+    positions. `watch` is given the mean weights of all heads and positions.
     """
     one_per_context = query_BTC.reshape(len(key_RVS) // key_heads, -1, query_BTC.shape[2])
     query_RQV = split_heads(one_per_context, key_heads).reshape(len(key_RVS), -1, key_RVS.shape[1])
     logit_RQS = torch.baddbmm(bias_R1S, query_RQV, key_RVS, alpha=query_RQV.shape[2] ** -0.5)
-    output_RQV = torch.bmm(logit_RQS.softmax(dim=2), value_RVS.transpose(1, 2))
+    weight_RQS = logit_RQS.softmax(dim=2)
+    if watch is not None:
+        watch(torch.unflatten(weight_RQS.mean(dim=1), 0, (-1, key_heads)).mean(dim=1))
+    output_RQV = torch.bmm(weight_RQS, value_RVS.transpose(1, 2))
     return join_heads(torch.unflatten(output_RQV, 0, (-1, key_heads)), query_BTC)
 
 
