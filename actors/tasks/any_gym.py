@@ -64,7 +64,7 @@ class Part:
     path: Sequence[str] = ()
     """Keys that lead to the value in the observation."""
     rows: Callable[[Numbers], Numbers] | None = None
-    """Function that makes the array's rows of those of a data set; None: the data set has them as they are."""
+    """Function that makes the array's rows of those of a data set; None: a data set has them as they are."""
 
 
 @cache
@@ -200,7 +200,7 @@ def _observed(name: str, space: Any, path: tuple[str, ...] = ()) -> Iterator[tup
         case spaces.Box(shape=(_, _, 3)) if space.dtype == np.uint8:
             yield "/".join(path) or "image", Part(ArraySpec(space.shape, "uint8", 0, 255), np.asarray, path)
         case spaces.Box():
-            limits = float(space.low.min(initial=np.inf)), float(space.high.max(initial=-np.inf))
+            limits = float(space.low.min()), float(space.high.max())
             yield key, Part(ArraySpec(space.shape, "float32", *limits), np.asarray, path)
         case spaces.MultiBinary():
             yield key, Part(ArraySpec(space.shape, "float32", 0, 1), np.asarray, path)

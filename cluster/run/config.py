@@ -249,6 +249,19 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config.task, config.actors.cameras, config.environment)
 
 
+def environment_of(overrides: Sequence[str]) -> EnvironmentConfig:
+    """Read the section `environment` of overrides alone.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    tree: dict[str, Any] = {"environment": {}}
+    for override in overrides:
+        if override.startswith("environment."):
+            _apply(tree, override)
+    return cast(EnvironmentConfig, validated(EnvironmentConfig, tree["environment"], "environment"))
+
+
 def described(spec: TaskSpec) -> dict[str, Any]:
     """Describe a task for `data.spec`. Limits that are infinite are left out, because JSON has none."""
     plain_spec = spec.to_dict()
