@@ -81,12 +81,12 @@ def task_of(id: str, settings: EnvironmentConfig) -> SimulatedTask:
     """
     id, name = id.replace(SLASH, "/"), f"gym:{id.replace('/', SLASH)}"
     with closing(_made(id, settings)) as simulator:
-        observed = dict(_observed(name, simulator.observation_space))
-        if unknown := sorted(set(settings.keys) - observed.keys()):
+        parts = {key: (path, space) for key, path, space in _leaves(simulator.observation_space)}
+        if unknown := sorted(set(settings.keys) - parts.keys()):
             raise UnknownTask(
-                f"environment.keys: {name} has no {', '.join(unknown)}, only {', '.join(observed)}"
+                f"environment.keys: {name} has no {', '.join(unknown)}, only {', '.join(parts)}"
             )
-        observed = {key: observed[key] for key in settings.keys or observed}
+        observed = {key: _observed(name, key, *parts[key]) for key in settings.keys or parts}
         acted = _acted(name, simulator.action_space)
         success = _rule(name, simulator, settings.success)
         max_steps = settings.max_steps or _time_limit(name, simulator)
@@ -185,32 +185,40 @@ def _made(id: str, settings: EnvironmentConfig, render_mode: str | None = None) 
     raise AssertionError("the last turn returns or raises")
 
 
-def _observed(name: str, space: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Part]]:
-    """Yield the parts of a space of observations, by key.
-
-    Raises:
-        UnknownTask: a space does not fit.
-    """
+def _leaves(space: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Yield the name, the keys that lead to it, and the space of each part of a space of observations."""
     if isinstance(space, spaces.Dict):
         for key, below in space.spaces.items():
-            yield from _observed(name, below, (*path, str(key)))
-        return
-    key = "/".join(path) or "state"
+            yield from _leaves(below, (*path, str(key)))
+    else:
+        yield "/".join(path) or ("image" if _is_picture(space) else "state"), path, space
+
+
+def _is_picture(space: Any) -> bool:
+    """Tell whether a space is one of pictures, (H, W, 3) uint8."""
+    return space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3
+
+
+def _observed(name: str, key: str, path: Sequence[str], space: Any) -> Part:
+    """Return a part of the observations.
+
+    Raises:
+        UnknownTask: the space does not fit.
+    """
     match space:
-        case spaces.Box(shape=(_, _, 3)) if space.dtype == np.uint8:
-            yield "/".join(path) or "image", Part(ArraySpec(space.shape, "uint8", 0, 255), np.asarray, path)
+        case spaces.Box() if _is_picture(space):
+            return Part(ArraySpec(space.shape, "uint8", 0.0, 255.0), np.asarray, path)
         case spaces.Box():
             limits = float(space.low.min()), float(space.high.max())
-            yield key, Part(ArraySpec(space.shape, "float32", *limits), np.asarray, path)
+            return Part(ArraySpec(space.shape, "float32", *limits), np.asarray, path)
         case spaces.MultiBinary():
-            yield key, Part(ArraySpec(space.shape, "float32", 0, 1), np.asarray, path)
+            return Part(ArraySpec(space.shape, "float32", 0.0, 1.0), np.asarray, path)
         case spaces.Discrete() | spaces.MultiDiscrete():
             sizes, starts = _choices(space)
             rows = partial(one_hot, sizes=sizes, starts=starts, low=0.0)
-            spec = ArraySpec((int(sizes.sum()),), "float32", 0, 1)
-            yield key, Part(spec, lambda value: rows([value])[0], path, rows)
-        case _:
-            raise UnknownTask(f"{name}: observation {'/'.join(path) or 'space'} {_unfit(space)}")
+            spec = ArraySpec((int(sizes.sum()),), "float32", 0.0, 1.0)
+            return Part(spec, lambda value: rows([value])[0], path, rows)
+    raise UnknownTask(f"{name}: observation {key} {_unfit(space)}, or leave it out by environment.keys")
 
 
 def _acted(name: str, space: Any) -> Part:
@@ -224,8 +232,9 @@ def _acted(name: str, space: Any) -> Part:
             limits = float(space.low.min()), float(space.high.max())
             return Part(ArraySpec((space.low.size,), "float32", *limits), partial(_within, space))
         case spaces.MultiBinary():
-            spec = ArraySpec((math.prod(space.shape),), "float32", -1, 1)
-            return Part(spec, lambda scores: (scores > 0).reshape(space.shape).astype(space.dtype))
+            shape = space.shape
+            spec = ArraySpec((math.prod(shape),), "float32", -1.0, 1.0)
+            return Part(spec, lambda scores: (scores > 0).reshape(shape).astype(space.dtype))
         case spaces.Discrete() | spaces.MultiDiscrete():
             sizes, starts = _choices(space)
             rows = partial(one_hot, sizes=sizes, starts=starts, low=-1.0)
@@ -233,9 +242,9 @@ def _acted(name: str, space: Any) -> Part:
 
             def best(scores: Numbers) -> Any:
                 chosen = starts + [int(part.argmax()) for part in np.split(scores, ends)]
-                return chosen.reshape(space.shape).astype(space.dtype)[()]
+                return chosen.reshape(space.shape or ()).astype(space.dtype)[()]
 
-            return Part(ArraySpec((int(sizes.sum()),), "float32", -1, 1), best, rows=rows)
+            return Part(ArraySpec((int(sizes.sum()),), "float32", -1.0, 1.0), best, rows=rows)
     raise UnknownTask(f"{name}: the action space {_unfit(space)}")
 
 
@@ -259,7 +268,8 @@ def one_hot(values: ArrayLike, sizes: Numbers, starts: Numbers, low: float) -> N
     if (places < 0).any() or (places != np.floor(places)).any():
         raise ValueError(f"expected whole numbers from {starts.tolist()}, not {values.min()}")
     hot = [np.eye(size)[places[:, index].astype(int)] for index, size in enumerate(sizes)]
-    return low + (1 - low) * np.concatenate(hot, axis=1)
+    rows: Numbers = low + (1 - low) * np.concatenate(hot, axis=1)
+    return rows
 
 
 def _choices(space: Any) -> tuple[Numbers, Numbers]:
@@ -306,7 +316,8 @@ def _rule(name: str, simulator: Any, success: str | float | None) -> str | float
             "package gym has to be ported, or wrapped by the package shimmy"
         ) from error
     keys = [key for key in SUCCESS_KEYS if key in info]
-    for rule in (success, *keys, simulator.spec.reward_threshold):
+    rules: tuple[str | float | None, ...] = (success, *keys, simulator.spec.reward_threshold)
+    for rule in rules:
         if rule is not None:
             return rule
     raise UnknownTask(

@@ -220,8 +220,10 @@ def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | 
     columns: Mapping[str, Columns] = {}
     if is_task(task):
         its_run = open_run(None) if run is None else find_run(run)
-        same = its_run is not None and its_run.config.task == task
-        installed = task_of(its_run.config) if same else load_task(task)
+        if its_run is not None and its_run.config.task == task:
+            installed = task_of(its_run.config)  # through its cameras, and made with its settings
+        else:
+            installed = load_task(task)
         spec, columns = spec or installed.spec, columns_of(installed)
     return spec, columns
 

@@ -189,3 +189,20 @@ def test_keys_that_a_file_lacks_are_all_named_with_what_to_do(can_file: Path) ->
         open_source(can_file, CAN, spec)
     with pytest.raises(DatasetError, match=r"obs/object is \[5, 14\], which gives no observation\.object"):
         open_source(can_file, CAN, load_task("robosuite:Lift").spec).read(0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_learns_from_robomimics_demonstrations(longview: Any, can_file: Path) -> None:
+    code, output = longview(
+        *("demo", "--task", CAN, f"demonstrations={can_file}", "name=can", "environment.max_steps=6"),
+        *("actors.count=1", "actors.simulators=1", "learner.steps=4", "learner.warmup=2"),
+        *("learner.batch_size=8", "learner.policy.widths=[8]", "learner.policy.groups=4"),
+        *("learner.policy.token_size=8", "evaluation.episodes=0", "evaluation.final_episodes=1"),
+        "learner.validation_episodes=1",
+    )
+    assert code == 0, output
+    summary = json.loads((longview.folder / "runs" / "can" / "summary.json").read_text())
+    assert summary["success"][CAN]["4"]["episodes"] == 1
+    (imported,) = summary["episodes"]
+    assert (imported["source"], imported["episodes"]) == ("import", 6)
