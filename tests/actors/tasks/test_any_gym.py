@@ -271,7 +271,7 @@ def test_config_and_checks_take_such_names() -> None:
     name = "gym:CartPole-v1"
     assert is_task(name)
     assert preset_file(name) is None
-    assert "\ntask: gym:CartPole-v1\n" in config_text(read_config(None, [], task=name))
+    assert "task: 'gym:CartPole-v1'" in config_text(read_config(None, [], task=name))
     verdicts = {finding.check: finding.verdict for finding in check_task(load_task(name))}
     assert set(verdicts.values()) <= {"ok", "warning"}, verdicts
     assert verdicts["seeds"] == verdicts["observations"] == verdicts["actions"] == "ok"
