@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 CollectKind = Literal["off", "rollout", "takeover", "labels", "human"]
 Gate = Literal["random", "distance", "progress"]
@@ -33,6 +33,36 @@ class CamerasConfig:
 
 NO_CAMERAS = CamerasConfig()
 """Settings of a run that renders nothing."""
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """Settings of a task `gym:ID` or `robosuite:NAME`, which docs/environments.md explains. No other task has
+    any."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which the environment is made: `{env_name: reach-v3}`, `{robots: Sawyer}`."""
+    keys: tuple[str, ...] = ()
+    """Observations to take. Empty: all of `gym:ID`, or the low-dimensional ones of robomimic."""
+    max_steps: int | None = None
+    """Time limit in steps. None: the environment's own, or robomimic's."""
+    control_hz: float | None = None
+    """Control steps per second. None: as many as the environment says."""
+    success: str | float | None = None
+    """Rule by which an episode of `gym:ID` is a success: a key of the step's `info` that is true, or the
+    return that the episode must reach. None: the environment's own rule."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "control_hz"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def __hash__(self) -> int:
+        return hash((repr(self.arguments), self.keys, self.max_steps, self.control_hz, self.success))
+
+
+NO_ENVIRONMENT = EnvironmentConfig()
+"""Settings of an environment as it is."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def main() -> None:
 def demo(
     settings: Settings = None,
     task: Annotated[
-        str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
+        str,
+        typer.Option(help="An installed task, `module:attribute`, `gym:ID` or `robosuite:NAME`."),
     ] = "grasp_and_return",
     pixels: Annotated[
         bool,
@@ -158,7 +159,7 @@ def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> N
     from longview.cluster.run.preflight import refuse_unmirrored, refuse_unsimulated, refuse_untrainable
     from longview.cluster.run.start import found_start
 
-    refuse_untrainable(config)
+    refuse_untrainable(config, begun=run is not None)
     config = found_start(config, run)
     refuse_uncopyable(config)
     refuse_unmirrored(config)
@@ -335,7 +336,13 @@ def collect(
 @app.command()
 @explained
 def check_task(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="An installed task, or `module:attribute`.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="An installed task, `module:attribute`, `gym:ID` or `robosuite:NAME`."
+        ),
+    ],
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a task: seeds, ranges, outcomes, time limit, expert, pictures, speed.
@@ -347,10 +354,12 @@ def check_task(
         longview check-task my_package.my_task:task
 
         longview check-task my_task: --json
+
+        longview check-task gym:Pendulum-v1 environment.success=-200
     """
     from longview.cluster.commands.check_task import show_checks
 
-    raise typer.Exit(show_checks(task, as_json=as_json))
+    raise typer.Exit(show_checks(task, settings or [], as_json=as_json))
 
 
 @app.command()
@@ -390,7 +399,8 @@ def evaluate(
         adapter = None if adapter is None else adapter_file(adapter)
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from None
-    read_config(None, settings or [], **({} if task is None else {"task": task}))
+    if task is not None or not any(setting.startswith("environment.") for setting in settings or ()):
+        read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
     from longview.cluster.commands.evaluate import evaluate_checkpoint
 

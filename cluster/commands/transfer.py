@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import track
 from rich.table import Table
 
-from longview.actors.task import columns_of, load_task, task_names
+from longview.actors.task import columns_of, is_task, load_task
 from longview.cluster.commands.common import new_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
 from longview.cluster.run.ending import ending
@@ -206,7 +206,7 @@ def forget_task(
 
 
 def _new_run(name: str, task: str) -> None:
-    if task not in task_names():
+    if not is_task(task):
         raise RunError(
             f"there is no run {name!r} in {ROOT}/, and none can be made for {task}, which is no installed "
             "task: import into an existing run, or into a Redis of your own by --url, where RUN is any name"
@@ -218,11 +218,12 @@ def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | 
     """Find the task's spec in the store or an installed task, and its arrays' names in data sets."""
     spec = store.spec(task) if task in store.tasks() else None
     columns: Mapping[str, Columns] = {}
-    if task in task_names():
-        installed = load_task(task)
+    if is_task(task):
         its_run = open_run(None) if run is None else find_run(run)
         if its_run is not None and its_run.config.task == task:
-            installed = task_of(its_run.config)  # through its cameras
+            installed = task_of(its_run.config)  # through its cameras, and made with its settings
+        else:
+            installed = load_task(task)
         spec, columns = spec or installed.spec, columns_of(installed)
     return spec, columns
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
+from longview.actors.config import ActorsConfig, CollectConfig, EnvironmentConfig, EvaluationConfig
 from longview.actors.control import fault
 from longview.actors.task import RecordedTask, Task, load_task, task_file
 from longview.cluster.run.upgrade import GONE
@@ -149,7 +149,7 @@ class RunConfig:
     """Everything a run is made of. A laptop and a cluster take the same file."""
 
     task: str = "return_point"
-    """Name of the task to learn, or module:attribute of a task of your own."""
+    """Name of the task to learn, module:attribute of a task of your own, `gym:ID` or `robosuite:NAME`."""
     seed: int = 0
     """Seed of the run, at least 0. Seeds of episodes, batches, weights and noise follow from it."""
     name: str | None = None
@@ -164,6 +164,8 @@ class RunConfig:
     name: `s3://bucket/runs`, `gs://bucket/runs` or `file:///path`. The environment gives credentials."""
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Settings of a task `gym:ID` or `robosuite:NAME`."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Simulators, and the demonstrations to start with."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -254,7 +256,20 @@ def task_of(config: RunConfig) -> Task:
             return RecordedTask(TaskSpec.from_dict(config.data.spec))
         except (KeyError, TypeError, AttributeError, ReplayError) as error:
             raise ValueError(f"data.spec is damaged: {error}") from None
-    return load_task(config.task, config.actors.cameras, oracle=config.actors.oracle)
+    return load_task(config.task, config.actors.cameras, config.environment, oracle=config.actors.oracle)
+
+
+def environment_of(overrides: Sequence[str]) -> EnvironmentConfig:
+    """Read the section `environment` of overrides alone.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    tree: dict[str, Any] = {"environment": {}}
+    for override in overrides:
+        if override.startswith("environment."):
+            _apply(tree, override)
+    return cast(EnvironmentConfig, validated(EnvironmentConfig, tree["environment"], "environment"))
 
 
 def described(spec: TaskSpec) -> dict[str, Any]:

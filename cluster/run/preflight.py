@@ -11,8 +11,12 @@ from longview.actors.task import make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 
 
-def refuse_untrainable(config: RunConfig) -> None:
+def refuse_untrainable(config: RunConfig, *, begun: bool = False) -> None:
     """Refuse a run that has nothing to learn from.
+
+    Args:
+        config: the run's.
+        begun: whether the run's folder exists, since episodes may have been imported into its store.
 
     Raises:
         ConfigError: the demonstrations do not exist; or none are given, and the task has no expert; or the
@@ -26,10 +30,12 @@ def refuse_untrainable(config: RunConfig) -> None:
     if config.demonstrations is not None:
         if not Path(config.demonstrations).exists():
             raise ConfigError(f"demonstrations: there is no file or folder {config.demonstrations}")
-    elif task.expert is None:
+    elif task.expert is None and not begun:
         raise ConfigError(
             f"task {config.task} has no expert: give human demonstrations, in a format that `longview store "
-            "import` reads, as demonstrations=PATH"
+            "import` reads, as demonstrations=PATH; or import them into a run, and go on with it by --resume "
+            "RUN. With collect.kind=rollout the policy's own successes are imitated as well, but no run "
+            "begins with them"
         )
 
 
