@@ -39,7 +39,7 @@ def watching(policy: nn.Module) -> Iterator[Callable[[int], Tensor | None]]:
 
     def weights(frames: int) -> Tensor | None:
         layers = [layer_BS[:, :frames] for layers in passes for layer_BS in layers]
-        if not layers:
+        if not layers or not frames:
             return None
         mean_BS = torch.stack(layers).mean(dim=0)
         return mean_BS / mean_BS.sum(dim=1, keepdim=True)

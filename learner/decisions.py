@@ -43,10 +43,9 @@ def decisions_along(policy: Policy, episode: Episode, T_o: int, seed: int) -> It
             rng = np.random.default_rng((seed, number))
             executed = episode.arrays[ACTION][before:step]
             action_1TA = session.act([0], [new], [executed], np.array([number == 0]), T_o, [rng])
-            weight_1S = attention(frames := min(step + 1, T_o))
-            shares = None
-            if weight_1S is not None:
+            ages, shares = policy.attended(min(step + 1, T_o)), None
+            if (weight_1S := attention(len(ages))) is not None:
                 shares = np.zeros(T_o, np.float32)
-                shares[T_o - frames :] = weight_1S[0].cpu().numpy()
+                shares[T_o - 1 - ages] = weight_1S[0].cpu().numpy()
             yield Decision(step, action_1TA[0], shares)
             before = step

@@ -99,6 +99,14 @@ class Policy(nn.Module, ABC):
         """
         return self.sample
 
+    def attended(self, frames: int) -> NDArray[np.int64]:
+        """Return the ages, in steps, of the frames whose tokens the network is given singly, oldest first.
+
+        Args:
+            frames: number of frames in the context.
+        """
+        return np.arange(frames)[::-1]
+
     def compile_loss(self, **options: Any) -> None:
         """Compile what `error` computes from the tokens, where `learner.compile` is on.
 

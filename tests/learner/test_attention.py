@@ -1,5 +1,7 @@
 """What a policy attends to, watched in networks whose weights say what it must be."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from longview.learner.policy import Policy
 ATTENDING = {
     "unet_cross": {"widths": (8, 16), "groups": 2, "heads": 4, "heads_per_key": 2},
     "dit": {"depth": 2, "heads": 2},
+    "mlp": {"width": 16, "depth": 1, "heads": 2, "heads_per_key": 2},
 }
 
 
@@ -76,9 +79,11 @@ def test_weights_point_at_the_frame_that_is_looked_for(architecture: str) -> Non
         assert weights(6) is None
 
 
-@pytest.mark.parametrize("settings", [{"architecture": "mlp"}, {"architecture": "unet_film"}])
-def test_a_policy_without_attention_says_so(settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"architecture": "unet_film"}, {"architecture": "unet_cross", "memory_tokens": 2}]
+)
+def test_a_policy_without_attention_to_frames_says_so(settings: dict[str, Any]) -> None:
     policy = policy_of(**settings)
     with watching(policy) as weights:
         sampled(policy, torch.zeros(1, 3, 8), np.ones((1, 3), np.bool_))
-        assert weights(3) is None
+        assert weights(len(policy.attended(3))) is None

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from longview.actors.task import load_task
+from longview.learner.config import LearnerConfig, policy_config
 from longview.learner.decisions import decisions_along
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.session import PolicySession
@@ -44,6 +46,15 @@ def test_each_decision_follows_from_what_was_recorded_before_it(
     changed = list(decisions_along(policy, replace(episode, arrays=later), T_O, seed=5))
     np.testing.assert_array_equal(changed[3].action_TA, found[3].action_TA)
     assert (changed[4].action_TA != found[4].action_TA).any()
+
+
+def test_frames_between_strides_get_no_attention(tiny: LearnerConfig, returning: list[Episode]) -> None:
+    policy = policy_config(tiny.policy, frame_stride=4).make(load_task("return_point").spec).eval()
+    for decision in decisions_along(policy, returning[0], T_O, seed=5):
+        shares = decision.attention_S
+        assert shares is not None
+        ages = T_O - 1 - np.flatnonzero(shares)
+        assert ages.tolist() == [age for age in (8, 4, 0) if age <= decision.step]
 
 
 def test_an_episode_without_what_the_policy_sees_is_refused(

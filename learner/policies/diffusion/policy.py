@@ -69,6 +69,10 @@ class DiffusionPolicy(Policy):
             return token_FE
         return torch.cat((token_FE, self.recent(state_FD, images, shift_F2)), dim=1)
 
+    def attended(self, frames: int) -> NDArray[np.int64]:
+        ages = super().attended(frames)
+        return ages[:0] if self.config.memory_tokens else ages[ages % self.config.frame_stride == 0]
+
     def compile_loss(self, **options: Any) -> None:
         self.denoising_error = torch.compile(self.denoising_error, **options)  # type: ignore[method-assign]
 

@@ -54,7 +54,14 @@ class ContextMemory(Attending):
         """
         parts = torch.split(memory_BSL, self.sizes, dim=2)
         return [
-            partial(attend, key_BSC=key, value_BSC=value, bias_BS=bias_BS, key_heads=self.key_heads)
+            partial(
+                attend,
+                key_BSC=key,
+                value_BSC=value,
+                bias_BS=bias_BS,
+                key_heads=self.key_heads,
+                watch=self.watch,
+            )
             for key, value in zip(parts[::2], parts[1::2], strict=True)
         ]
 
@@ -92,12 +99,23 @@ class ContextMemory(Attending):
 
 
 def attend(
-    query_BTC: Tensor, key_BSC: Tensor, value_BSC: Tensor, key_heads: int, bias_BS: Tensor | None = None
+    query_BTC: Tensor,
+    key_BSC: Tensor,
+    value_BSC: Tensor,
+    key_heads: int,
+    bias_BS: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Attend from queries to keys and values: (B, T, C). The bias of the logits is equal for all queries."""
+    """Attend from queries to keys and values: (B, T, C). The bias of the logits is equal for all queries.
+
+    `watch` is given the mean weights of all heads and positions.
+    """
     key_BKSV, value_BKSV = (split_heads(part, key_heads) for part in (key_BSC, value_BSC))
     query_BKQV = split_heads(query_BTC, key_heads).reshape(*key_BKSV.shape[:2], -1, key_BKSV.shape[3])
     bias_B11S = None if bias_BS is None else bias_BS[:, None, None]
+    if watch is not None:
+        logit_BKQS = query_BKQV @ key_BKSV.transpose(2, 3) * query_BKQV.shape[3] ** -0.5
+        watch((logit_BKQS if bias_B11S is None else logit_BKQS + bias_B11S).softmax(dim=3).mean(dim=(1, 2)))
     output_BKQV = functional.scaled_dot_product_attention(query_BKQV, key_BKSV, value_BKSV, bias_B11S)
     return join_heads(output_BKQV, query_BTC)
 
