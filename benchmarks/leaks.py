@@ -69,7 +69,7 @@ QUESTIONS = {
     "count_scoops": Question(lambda env: env.scoops, lambda env: env.scoops, 2, range(-3, 1), often=2),
     "slide_puck": Question(
         lambda env: env.attempt,
-        lambda env: env.friction > np.sqrt(np.prod(FRICTION)),  # the rougher half of all lanes
+        lambda env: int(env.friction > np.sqrt(np.prod(FRICTION))),  # the rougher half of all lanes
         2,
         range(HOLD_STEPS + 1),
         often=2,

@@ -32,8 +32,12 @@ Samples = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def frictions() -> Samples:
-    env = SlidePuck(spec)
-    return np.array([env.reset(seed=seed) and env.friction for seed in range(EPISODES)])
+    """Frictions of the lanes of all seeds, (episodes,)."""
+    env, drawn = SlidePuck(spec), []
+    for seed in range(EPISODES):
+        env.reset(seed=seed)
+        drawn.append(env.friction)
+    return np.array(drawn)
 
 
 @pytest.fixture(scope="module")
