@@ -126,6 +126,9 @@ class SlidePuck(TaskEnv):
     def observe(self) -> Mapping[str, ArrayLike]:
         return {"puck_pos": (self.x,), "puck_speed": (self.speed,), "target_pos": (self.target,)}
 
+    def answer(self) -> float:
+        return self.friction
+
     def outcome(self) -> str | None:
         if self.attempt < ATTEMPTS - 1 or self.x < 0 or self.speed > 0:
             return None
