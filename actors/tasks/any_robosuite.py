@@ -98,7 +98,8 @@ class AnyRobosuiteEnv(SceneEnv):
         super().__init__(spec, render_mode, cameras)
 
     def build(self, robosuite: ModuleType) -> Any:
-        arguments = {**settings(self.task_spec), **self._arguments}
+        rate = {"control_freq": self.task_spec.control_hz}
+        arguments = {**settings(self.task_spec), **self._arguments, **rate}
         if isinstance(name := arguments.get("controller_configs"), str):
             arguments["controller_configs"] = [_controller(name, robot) for robot in arguments["robots"]]
         return robosuite.make(self._environment, **arguments)

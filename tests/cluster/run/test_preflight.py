@@ -19,6 +19,7 @@ from longview.cluster.run.preflight import (
     refuse_unmirrored,
     refuse_unplaced,
     refuse_unsimulated,
+    refuse_untrainable,
     resources_of_rank,
 )
 
@@ -175,6 +176,14 @@ def test_a_task_without_an_expert_has_no_corrections(kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"collect\.kind={kind} needs an expert, which task push_t"):
         read_config(None, ["task=push_t", f"collect.kind={kind}"])
     read_config(None, ["task=push_t", "collect.kind=rollout"])
+
+
+def test_a_task_without_an_expert_begins_from_demonstrations_or_from_what_its_run_holds() -> None:
+    config = read_config(None, ["task=push_t"])
+    with pytest.raises(ConfigError, match=r"no expert: give human demonstrations.*--resume.*kind=rollout"):
+        refuse_untrainable(config)
+    refuse_untrainable(config, begun=True)
+    refuse_untrainable(read_config(None, ["task=return_point"]))
 
 
 class Unrestored(ReturnPoint):
