@@ -194,7 +194,7 @@ def test_a_run_learns_from_robomimics_demonstrations(longview: Any, can_file: Pa
         *("actors.count=1", "actors.simulators=1", "learner.steps=4", "learner.warmup=2"),
         *("learner.batch_size=8", "learner.policy.widths=[8]", "learner.policy.groups=4"),
         *("learner.policy.token_size=8", "evaluation.episodes=0", "evaluation.final_episodes=1"),
-        "learner.validation_episodes=1",
+        *("learner.validation_episodes=1", "evaluation.context_lengths=[1, 4]"),
     )
     assert code == 0, output
     summary = json.loads((longview.folder / "runs" / "can" / "summary.json").read_text())
