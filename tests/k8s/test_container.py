@@ -162,7 +162,7 @@ def container(root: str, tmp_path: Path) -> dict[str, str]:
         "PACKAGES": str(Path(sys.prefix).resolve()),
         "IMAGE": root,
         # Ray must not kill workers when this machine's memory, which is not the containers', runs short.
-        "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0",
+        "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0 RAY_worker_niceness=0",
         "REDIS": f"HOSTNAME=longview-redis-local-0 RUN=small MEMORY=1073741824 {environment(redis, secrets)} "
         f"{' '.join(redis['command'])} /etc/redis/redis.conf /run/redis /data --port {REDIS_PORT}",
         "WORKER": f"{token} {environment(actors['template']['spec']['containers'][0], secrets)}",
