@@ -1,8 +1,13 @@
-"""Fixtures that build each overlay with kustomize."""
+"""Fixtures that build each overlay with kustomize, and what several tests of real processes share."""
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,3 +54,35 @@ def find(objects: list[Object], kind: str, name: str | None = None) -> Any:
     """Return the only object of this kind; where kinds repeat, give the name as well."""
     (found,) = (it for it in objects if it["kind"] == kind and name in (None, it["metadata"]["name"]))
     return found
+
+
+def skip_without_namespaces(unshare: Sequence[str]) -> None:
+    """Skip the test where this command cannot make the namespaces of a container."""
+    if os.geteuid() != 0 or shutil.which(unshare[0]) is None:
+        pytest.skip("needs root and `unshare`")
+    if subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs the right to unshare namespaces")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return numbers of ports of this machine that nobody uses now."""
+    with_sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [it.getsockname()[1] for it in with_sockets]
+    for it in with_sockets:
+        it.close()
+    return ports
+
+
+def eventually(question: Callable[[], Any], seconds: float = 500.0) -> Any:
+    """Ask until the answer is true, and return it.
+
+    Raises:
+        AssertionError: it was not within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError, KeyError):
+            if answer := question():
+                return answer
+        time.sleep(0.5)
+    raise AssertionError(f"the answer was not true within {seconds} s")

@@ -1,16 +1,16 @@
-"""Tests that run the manifests' own commands as the image would run them.
+"""Tests that run the manifests' own commands as containers run them.
 
 Users are not root, the root file system is read-only, and the network has nothing else on it. Redis, head,
-actors and learner share one machine here.
+actors and learner share one machine here. Longview runs from this machine's files, and from its image.
 """
 
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import yaml
 
 from k8s.check import entrypoint, run_config
 from k8s.pods import Object
-from tests.k8s.conftest import ROOT, build, find
+from tests.k8s.conftest import ROOT, build, find, skip_without_namespaces
+from tests.k8s.image import build_image, mounted, skip_without_programs
+from tests.k8s.kuberay import ray_start
 
 SMALL = {
     "name": "small",
@@ -39,6 +41,7 @@ SMALL = {
     "evaluation": {"episodes": 4, "final_episodes": 8, "context_lengths": [1, 8]},
 }
 UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
+"""Starts a command with a network, mounts and processes of its own, which end with it."""
 REDIS_PORT = 6390
 """Port of Redis in this test: on one machine Ray's head already takes 6379, Redis' port in its pod."""
 
@@ -46,22 +49,31 @@ REDIS_PORT = 6390
 SCENARIO = """
 . "$REPOSITORY/tests/k8s/container.sh"
 until_so() {
-    for _ in $(seq 600); do
+    for _ in $(seq 2000); do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.3
     done
     echo "never succeeded: $*"
     exit 1
 }
-healthy() { until_so python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$1/api/healthz')"; }
+healthy() { python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$1/api/healthz')"; }
+begin() {  # PORT LOG COMMAND [ARGUMENT ...]: start a node, again if Ray gives up, as on a busy machine
+    port=$1 log=$2
+    shift 2
+    while true; do
+        "$@" >"$log" 2>&1 &
+        node=$!
+        while kill -0 "$node" 2>/dev/null; do
+            if healthy "$port" 2>/dev/null; then return; fi
+            sleep 0.3
+        done
+    done
+}
 start() {
-    container 10001 $HEAD RAY_external_storage_namespace=$1 bash -c -- "ulimit -n 65536; $START_HEAD" \
-        >"$FOLDER/head-$1" 2>&1 &
-    healthy 52365
-    container 10001 $WORKER bash -c -- "ulimit -n 65536; $START_ACTORS" >"$FOLDER/actors-$1" 2>&1 &
-    healthy 52366
-    container 10001 $WORKER bash -c -- "ulimit -n 65536; $START_LEARNERS" >"$FOLDER/learners-$1" 2>&1 &
-    healthy 52367
+    begin 52365 "$FOLDER/head-$1" \\
+        container 10001 $HEAD RAY_external_storage_namespace=$1 bash -c -- "ulimit -n 65536; $START_HEAD"
+    begin 52366 "$FOLDER/actors-$1" container 10001 $WORKER bash -c -- "ulimit -n 65536; $START_ACTORS"
+    begin 52367 "$FOLDER/learners-$1" container 10001 $WORKER bash -c -- "ulimit -n 65536; $START_LEARNERS"
 }
 submit() {
     at="--address http://127.0.0.1:8265"
@@ -109,33 +121,25 @@ def environment(container: Any, secrets: dict[str, str]) -> str:
     )
 
 
-def ray_start(group: Any, agent: int, metrics: int) -> str:
-    """Return the command that KubeRay makes for a group's nodes.
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """Build Longview's image, and return its root file system."""
+    skip_without_programs()
+    build_image()
+    with mounted() as root:
+        yield root
 
-    These nodes share one machine, so object stores are small, and each agent has its own ports.
-    """
-    params = dict(group["rayStartParams"])
-    resources = dict(group.get("resources", {}))
-    if resources:
-        params["num-cpus"] = resources.pop("CPU")
-        params["resources"] = shlex.quote(json.dumps({name: float(it) for name, it in resources.items()}))
-    options = " ".join(f"--{name}={value}" for name, value in params.items())
-    return (
-        f"ray start --block {options} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics} "
-        "--object-store-memory=100000000"
-    )
+
+@pytest.fixture(params=["machine", "image"])
+def root(request: pytest.FixtureRequest) -> str:
+    """Return the root file system of Longview's image; empty for this machine's files in its place."""
+    skip_without_namespaces(UNSHARE)
+    return str(request.getfixturevalue("image")) if request.param == "image" else ""
 
 
 @pytest.fixture
-def container(tmp_path: Path) -> dict[str, str]:
-    """Return the scenario's variables; skip where no container-like namespaces can be made."""
-    namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "true"]
-    if (
-        os.geteuid() != 0
-        or shutil.which("unshare") is None
-        or subprocess.run(namespaces, check=False).returncode
-    ):
-        pytest.skip("needs root and the right to unshare namespaces")
+def container(root: str, tmp_path: Path) -> dict[str, str]:
+    """Return the scenario's variables."""
     objects: list[Object] = list(yaml.load_all(build("local"), yaml.CSafeLoader))
     cluster = find(objects, "RayJob")["spec"]["rayClusterSpec"]
     placement = yaml.safe_load(run_config(objects))["placement"]
@@ -155,8 +159,10 @@ def container(tmp_path: Path) -> dict[str, str]:
         "FOLDER": str(tmp_path),
         "REPOSITORY": str(ROOT),
         "PYTHON": sys.base_prefix,
+        "PACKAGES": str(Path(sys.prefix).resolve()),
+        "IMAGE": root,
         # Ray must not kill workers when this machine's memory, which is not the containers', runs short.
-        "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0",
+        "ENVIRONMENT": f"{image_environment()} RAY_memory_monitor_refresh_ms=0 RAY_worker_niceness=0",
         "REDIS": f"HOSTNAME=longview-redis-local-0 RUN=small MEMORY=1073741824 {environment(redis, secrets)} "
         f"{' '.join(redis['command'])} /etc/redis/redis.conf /run/redis /data --port {REDIS_PORT}",
         "WORKER": f"{token} {environment(actors['template']['spec']['containers'][0], secrets)}",
@@ -174,17 +180,17 @@ def container(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_a_run_is_drained_and_tried_again_in_its_container(container: dict[str, str]) -> None:
     folder = Path(container["FOLDER"])
     (folder / "scenario.sh").write_text(SCENARIO)
     done = subprocess.run(
-        [*["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash"], folder / "scenario.sh"],
+        [*UNSHARE, "bash", folder / "scenario.sh"],
         env=os.environ | container,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=2000,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

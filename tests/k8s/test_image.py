@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -84,6 +85,28 @@ def test_the_cuda_variant_is_pinned_and_can_compile() -> None:
             ["sh", "-c", f"echo {chosen}"], env={"TORCH": variant}, capture_output=True, text=True, check=True
         ).stdout
         assert said.strip() == packages
+
+
+@pytest.mark.slow
+def test_the_cuda_variant_resolves_to_what_is_pinned(tmp_path: Path) -> None:
+    """The wheels take gigabytes, so uv looks up what pip would install, which downloads none of them."""
+    (install,) = re.findall(r"^    cuda\) pip (install .*) ;;", DOCKERFILE, re.MULTILINE)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
+    asked = shlex.split(install.replace("constraints-cuda", "k8s/constraints-cuda"))
+    command = [python, "-m", "uv", "pip", *asked, "--dry-run", "--no-cache", "--python", python]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    pins = pinned("k8s/constraints-cuda.txt")
+    installed = set(re.findall(r"^ \+ (\S+)$", found.stderr, re.MULTILINE))
+    assert pins <= installed
+    assert {it.split("==")[0] for it in installed - pins - pinned("constraints.txt")} <= {"setuptools"}
+
+
+def pinned(file: str) -> set[str]:
+    """Return a file's pins, with names as uv writes them."""
+    return {line.lower().replace("_", "-") for line in (ROOT / file).read_text().splitlines()}
 
 
 def test_the_base_is_pinned_and_every_stage_starts_from_it() -> None:

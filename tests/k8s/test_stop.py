@@ -2,14 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
@@ -21,7 +18,7 @@ from longview.cluster.run.services import RAY_SOCKET, redis_server, socket_folde
 from longview.learner.files import steps
 from longview.monitoring.snapshot import read_metrics
 from tests.conftest import COMMAND
-from tests.k8s.conftest import ROOT
+from tests.k8s.conftest import ROOT, eventually, free_ports
 
 SAVING_SECONDS = 20
 
@@ -58,29 +55,6 @@ def heads_environment() -> dict[str, str]:
     documents: list[Object] = list(yaml.safe_load_all((ROOT / "k8s" / "base" / "run.yaml").read_text()))
     head = documents[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     return {it["name"]: it["value"] for it in head["env"] if it["name"].startswith("RAY_")}
-
-
-def free_ports(count: int) -> list[int]:
-    with_sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in with_sockets]
-    for it in with_sockets:
-        it.close()
-    return ports
-
-
-def eventually(question: Callable[[], Any], seconds: float = 500.0) -> Any:
-    """Ask until the answer is true, and return it.
-
-    Raises:
-        AssertionError: it was not within `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with suppress(OSError, KeyError):
-            if answer := question():
-                return answer
-        time.sleep(0.5)
-    raise AssertionError(f"the answer was not true within {seconds} s")
 
 
 Command = Callable[..., str]

@@ -71,15 +71,11 @@ def test_episodes_reach_the_store_under_robomimics_names(tmp_path: Path, name: s
     first, other, again = (seen(simulator, seed) for seed in (0, 1, 0))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    fresh = task.make()
-    np.testing.assert_array_equal(seen(fresh, 0), first)
-    fresh.close()
     simulator.close()
-
-
-def test_time_limits_are_robomimics() -> None:
-    assert load_task(CAN).spec.max_steps == 400
-    assert load_task("robosuite:ToolHang").spec.max_steps == 700
+    if name == TRANSPORT:  # its objects draw at random too
+        fresh = task.make()
+        np.testing.assert_array_equal(seen(fresh, 0), first)
+        fresh.close()
 
 
 def test_robot_controller_rate_and_keys_follow_the_settings() -> None:
@@ -165,6 +161,7 @@ def can_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_robomimics_demonstrations_fit_without_renaming(can_file: Path) -> None:
     task = load_task(CAN)
+    assert task.spec.max_steps == 400
     source = open_source(can_file, CAN, task.spec, columns_of(task))
     episode = source.read(1)
     assert {name: array.shape[1:] for name, array in episode.arrays.items() if "obs" in name} == {
@@ -187,8 +184,6 @@ def test_keys_that_a_file_lacks_are_all_named_with_what_to_do(can_file: Path) ->
     )
     with pytest.raises(DatasetError, match=words):
         open_source(can_file, CAN, spec)
-    with pytest.raises(DatasetError, match=r"obs/object is \[5, 14\], which gives no observation\.object"):
-        open_source(can_file, CAN, load_task("robosuite:Lift").spec).read(0)
 
 
 @pytest.mark.slow
@@ -199,7 +194,7 @@ def test_a_run_learns_from_robomimics_demonstrations(longview: Any, can_file: Pa
         *("actors.count=1", "actors.simulators=1", "learner.steps=4", "learner.warmup=2"),
         *("learner.batch_size=8", "learner.policy.widths=[8]", "learner.policy.groups=4"),
         *("learner.policy.token_size=8", "evaluation.episodes=0", "evaluation.final_episodes=1"),
-        "learner.validation_episodes=1",
+        *("learner.validation_episodes=1", "evaluation.context_lengths=[1, 4]"),
     )
     assert code == 0, output
     summary = json.loads((longview.folder / "runs" / "can" / "summary.json").read_text())
