@@ -59,6 +59,7 @@ def test_the_driver_tells_what_it_knows_and_keeps_what_the_hub_serves(
         reporter.arrived(Order("evaluation", 0, 4, 8, version=100), Result({"success": 4}, 10), 300)
         reporter.arrived(Order("demo", 0, 4), Result({"success": 4}, 10), 300)
         reporter.close()
+        assert progress.metrics["longview_evaluation_version"][()] == 300, "the last numbers are taken in"
         served = read_metrics(run.state()["metrics"])
 
         # Another process goes on with the hub, and no number has changed.
