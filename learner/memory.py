@@ -1,8 +1,7 @@
 """Memory of a session, slot by slot: tokens of the newest frames, or states of fixed size.
 
-Legend (docs/notation.md): B slots of one call, S observed steps, F frames, P past positions, T action
-positions, A action dimensions, E token features, Y chains of states, U units of a state, R rows: chains of
-all slots.
+Legend (docs/notation.md): B slots of one call, S observed steps, F frames, T action positions, A action
+dimensions, E token features, Y chains of states, U units of a state, R rows: chains of all slots.
 """
 
 from abc import ABC, abstractmethod
@@ -51,7 +50,7 @@ class Memory(ABC):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Take in the newest frames, then choose actions (B, T, A) as `Policy.sample` does.
@@ -63,7 +62,7 @@ class Memory(ABC):
             T_o: context length.
             stored: looks up frames of the session.
             seen: looks up which steps have a frame; the others are skipped steps.
-            executed_BPA: past actions as executed; NaN where they are unknown.
+            known_BTA: known actions of the first positions, as in `Policy.sample`.
             rngs: B sources of randomness, as in `Policy.sample`.
         """
 
@@ -100,7 +99,7 @@ class Tokens(Memory):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         slot_B1, steps_B1 = slot_B[:, None], steps_B[:, None]
@@ -111,7 +110,7 @@ class Tokens(Memory):
         # step it is the token of that step.
         place_BS = slot_B1 * self._longest + step_BS.clip(0) % self._longest
         token_BSE = functional.embedding(self._policy.tensor(place_BS), self._tokens)
-        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), executed_BPA, rngs)
+        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), known_BTA, rngs)
 
     def _encode(
         self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen
@@ -155,7 +154,7 @@ class States(Memory):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         first_B = np.where(self._T_o[slot_B] == T_o, self._taken_in[slot_B], 0)
