@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 CollectKind = Literal["off", "rollout", "takeover", "labels", "human"]
 Gate = Literal["random", "distance", "progress"]
+History = Literal["own", "reversed", "other"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,36 @@ NO_CAMERAS = CamerasConfig()
 
 
 @dataclass(frozen=True)
+class EnvironmentConfig:
+    """Settings of a task `gym:ID` or `robosuite:NAME`, which docs/environments.md explains. No other task has
+    any."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which the environment is made: `{env_name: reach-v3}`, `{robots: Sawyer}`."""
+    keys: tuple[str, ...] = ()
+    """Observations to take. Empty: all of `gym:ID`, or the low-dimensional ones of robomimic."""
+    max_steps: int | None = None
+    """Time limit in steps. None: the environment's own, or robomimic's."""
+    control_hz: float | None = None
+    """Control steps per second. None: as many as the environment says."""
+    success: str | float | None = None
+    """Rule by which an episode of `gym:ID` is a success: a key of the step's `info` that is true, or the
+    return that the episode must reach. None: the environment's own rule."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "control_hz"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def __hash__(self) -> int:
+        return hash((repr(self.arguments), self.keys, self.max_steps, self.control_hz, self.success))
+
+
+NO_ENVIRONMENT = EnvironmentConfig()
+"""Settings of an environment as it is."""
+
+
+@dataclass(frozen=True)
 class ActorsConfig:
     """Number of actors and simulators, and the demonstrations to start with."""
 
@@ -49,6 +80,9 @@ class ActorsConfig:
     Demonstrations then show how to recover. The label stays the expert's own action."""
     cameras: CamerasConfig = NO_CAMERAS
     """Cameras whose pictures the policy sees."""
+    oracle: bool = False
+    """Whether the policy also observes what it would have to remember. It shows what a perfect memory is
+    worth."""
     recycle: int = 500
     """Episodes after which a new process replaces an actor that renders, since OpenGL has aborted old
     processes. An actor that renders nothing lives as long as the run."""
@@ -148,10 +182,15 @@ class EvaluationConfig:
     delay: int = 0
     """Steps that a robot makes while it waits for a decision, up to half of `learner.policy.execute`. With
     `learner.policy.max_delay` a policy continues the actions of these steps. 0: the robot waits."""
+    history: History = "own"
+    """Control of what memory is worth: the past frames that the policy is shown. `own`: those of the episode;
+    `reversed`: the same in reverse order; `other`: those of another simulator's episode."""
 
     def __post_init__(self) -> None:
         if self.delay < 0:
             raise ValueError(f"delay must not be negative, not {self.delay}")
+        if self.history not in get_args(History):
+            raise ValueError(f"history must be one of {', '.join(get_args(History))}, not {self.history!r}")
         if self.episodes < 0 or self.final_episodes < 1:
             raise ValueError(
                 "episodes must not be negative and final_episodes at least 1, "

@@ -15,8 +15,8 @@ attributes that cannot be copied names the others in `changing`, and extends `sa
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import gymnasium
 import numpy as np
@@ -30,6 +30,9 @@ FIXED = frozenset(
     ("task_spec", "render_mode", "observation_space", "action_space", "metadata", "_arrays"),
 )
 """Attributes of every `TaskEnv` that never change."""
+
+ANSWER = "answer"
+"""Key under which an oracle is told what has to be remembered."""
 
 
 class Diverged(Exception):
@@ -82,6 +85,10 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
     def reward(self, outcome: str | None) -> float:
         """Return the reward of the last step: 1 for a success that it brought, else 0."""
         return float(outcome == "success")
+
+    def answer(self) -> float:
+        """Return what a policy has to remember at this moment, as a number. Only an oracle observes it."""
+        raise NotImplementedError
 
     def changing(self) -> Iterable[str]:
         """Return the names of the attributes that an episode changes; by default all but `FIXED`."""
@@ -144,6 +151,8 @@ class TaskEnv(gymnasium.Env[Observation, Action], ABC):
     def _observation(self) -> Observation:
         """Copy what is observed, in the spec's dtypes: a task may go on using its own arrays."""
         seen, copied = self.observe(), {}
+        if ANSWER in self.task_spec.observation:
+            seen = {**seen, ANSWER: (self.answer(),)}
         for key, shape, dtype in self._arrays:
             try:
                 copied[key] = array = np.array(seen[key], dtype)
@@ -172,6 +181,13 @@ class SimulatedTask:
     def make(self, render_mode: str | None = None) -> Environment:
         """Make a new simulator; with `rgb_array` its `render` returns a picture, (H, W, 3) uint8."""
         return self.simulator(self.spec, render_mode)
+
+    def with_answer(self) -> Self:
+        """Return the task with what has to be remembered, `ANSWER`, among its observations."""
+        if getattr(self.simulator, "answer", TaskEnv.answer) is TaskEnv.answer:
+            raise ValueError(f"task {self.spec.name} has nothing to remember: leave actors.oracle false")
+        seen = {**self.spec.observation, ANSWER: ArraySpec((1,))}
+        return replace(self, spec=replace(self.spec, observation=seen))
 
 
 def observation_space(spec: TaskSpec) -> gymnasium.Space[Observation]:

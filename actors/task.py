@@ -7,6 +7,9 @@ A task is a module, or any other object, with `spec`, `make` and `expert`; see `
 
 and everybody else names it `my_package.my_task:task`, which needs no entry point. Specs are read where no
 simulator is installed, so a task imports its simulator only when `make` is called.
+
+`gym:ID` and `robosuite:NAME` are environments of these packages. Their specs are read from the environments
+themselves, so that these names need the package wherever a config is read.
 """
 
 import sys
@@ -25,7 +28,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from longview.actors.config import NO_CAMERAS, CamerasConfig
+from longview.actors.config import NO_CAMERAS, NO_ENVIRONMENT, CamerasConfig, EnvironmentConfig
 from longview.replay.datasets.source import Columns
 from longview.replay.episode import TaskSpec
 
@@ -40,6 +43,12 @@ the expert makes. In between it may be asked for a plan, after which the simulat
 state, so it must keep nothing from call to call."""
 
 ENTRY_POINTS = "longview.tasks"
+FAMILIES = {
+    "gym": "longview.actors.tasks.any_gym",
+    "robosuite": "longview.actors.tasks.any_robosuite",
+}
+"""Modules that make a task of any environment of a package, by the part of its name before the colon. Their
+`task_of` takes the rest of the name and an `EnvironmentConfig`."""
 
 
 class UnknownTask(ValueError):
@@ -101,6 +110,18 @@ class FilmedTask(Task, Protocol):
         """
 
 
+@runtime_checkable
+class AnsweredTask(Task, Protocol):
+    """A task that can tell a policy what it would have to remember."""
+
+    def with_answer(self) -> Task:
+        """Return the task with the answer among its observations.
+
+        Raises:
+            ValueError: there is nothing to remember.
+        """
+
+
 @dataclass
 class RecordedTask:
     """A task that is known only from recorded data: it has no simulator and no expert."""
@@ -129,27 +150,52 @@ def task_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
 
 
-def load_task(name: str, cameras: CamerasConfig = NO_CAMERAS) -> Task:
+def is_task(name: str) -> bool:
+    """Tell whether a name is that of an installed task, or of an environment of `FAMILIES`."""
+    return name in task_names() or name.partition(":")[0] in FAMILIES
+
+
+def load_task(
+    name: str,
+    cameras: CamerasConfig = NO_CAMERAS,
+    environment: EnvironmentConfig = NO_ENVIRONMENT,
+    *,
+    oracle: bool = False,
+) -> Task:
     """Load a task by its name, or by module:attribute.
 
     Args:
-        name: name of an installed task; or `module:attribute`, with a module on the Python path or in the
-            working folder. In `module:` the module itself is the task.
+        name: name of an installed task; `gym:ID` or `robosuite:NAME`; or `module:attribute`, with a module on
+            the Python path or in the working folder. In `module:` the module itself is the task.
         cameras: the cameras that its policies see through.
+        environment: settings of an environment of `FAMILIES`.
+        oracle: whether its policies observe what they would have to remember.
 
     Raises:
         UnknownTask: there is no such task, or it cannot be imported.
-        ValueError: the task has no such cameras.
+        ValueError: the task has no such cameras, no such settings, or nothing to remember.
     """
-    module, attribute = _location(name)
+    family, _, rest = name.partition(":")
     try:
-        loaded = import_module(module)
-        task = cast(Task, attrgetter(attribute)(loaded) if attribute else loaded)
+        if family in FAMILIES:
+            task: Task = import_module(FAMILIES[family]).task_of(rest, environment)
+        else:
+            task = _imported(name)
+    except UnknownTask:
+        raise
     except Exception as error:
-        raise UnknownTask(f"task {name} cannot be loaded: {cause(error)}") from error
+        given = f" with environment.arguments {dict(environment.arguments)}" if environment.arguments else ""
+        raise UnknownTask(f"task {name} cannot be loaded{given}: {cause(error)}") from error
+    if environment != NO_ENVIRONMENT and family not in FAMILIES:
+        known = " and ".join(f"{family}:NAME" for family in FAMILIES)
+        raise ValueError(f"environment: task {name} takes no such settings, only {known} do")
     missing = [part for part in ("spec", "make", "expert") if not hasattr(task, part)]
     if missing:
         raise UnknownTask(f"{name} is no task: it has no {' and no '.join(missing)}")
+    if oracle:
+        if not isinstance(task, AnsweredTask):
+            raise ValueError(f"task {name} tells no answer: leave actors.oracle false")
+        task = task.with_answer()
     if not cameras.names:
         return task
     if not isinstance(task, FilmedTask):
@@ -191,8 +237,17 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {message}{place}"
 
 
+def _imported(name: str) -> Task:
+    """Import a task that is an object or a module."""
+    module, attribute = _location(name)
+    loaded = import_module(module)
+    return cast(Task, attrgetter(attribute)(loaded) if attribute else loaded)
+
+
 def _location(name: str) -> tuple[str, str]:
     """Find the module of a task and the attribute in it; an empty attribute is the module itself."""
+    if (family := name.partition(":")[0]) in FAMILIES:
+        return FAMILIES[family], ""
     if ":" in name:
         folder = str(Path.cwd())
         if folder not in sys.path:

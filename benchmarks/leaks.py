@@ -1,9 +1,9 @@
 """Measure how well a single frame reveals what a policy should have to remember.
 
 Episodes of the expert, or of a policy, are aligned at the moment from which the task needs memory: an object
-was left alone in the middle, or a scoop was completed. Classifiers then guess the answer from single frames,
-at every step from the last frame that shows it to the decision. As a control, they guess it from the history
-that a policy may see.
+was left alone in the middle, a scoop was completed, or a puck was put back for another attempt. Classifiers
+then guess the answer from single frames, at every step from the last frame that shows it to the decision. As
+a control, they guess it from the history that a policy may see.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from longview.actors.task import load_task
+from longview.actors.tasks.arm import ArmEnv
 from longview.actors.tasks.render import Renderer
+from longview.actors.tasks.slide_puck import FRICTION, HOLD_STEPS
 from longview.cluster.run.config import preset_file, read_config
 from longview.learner.policy import policy_from_bytes
 from longview.learner.session import PolicySession
@@ -65,6 +67,13 @@ QUESTIONS = {
     "grasp_and_return": Question(lambda env: env.visited, lambda env: env.side, 2, range(0, 18)),
     "push_and_return": Question(lambda env: env.visited, lambda env: env.origin, 5, range(-24, 4, 3)),
     "count_scoops": Question(lambda env: env.scoops, lambda env: env.scoops, 2, range(-3, 1), often=2),
+    "slide_puck": Question(
+        lambda env: env.attempt,
+        lambda env: int(env.friction > np.sqrt(np.prod(FRICTION))),  # the rougher half of all lanes
+        2,
+        range(HOLD_STEPS + 1),
+        often=2,
+    ),
 }
 
 
@@ -74,7 +83,7 @@ class Frame:
 
     seen: Mapping[str, NDArray[Any]]
     positions: Features
-    """Positions of all joints; the arm's come first."""
+    """Positions of all joints, the arm's first; none in a scene without an arm."""
     images: Mapping[str, Features]
     """Small grey images by camera, flattened; empty except at some steps."""
 
@@ -113,7 +122,8 @@ def collect(name: str, episodes: int, policy_file: Path | None, images: bool) ->
     question, noise = QUESTIONS[name], read_config(preset_file(name), [], task=name).actors.noise
     policy = None if policy_file is None else policy_from_bytes(policy_file.read_bytes())
     env: Any = task.make("rgb_array" if images else None)
-    renderer = Renderer(env.model, SIZE) if images else None
+    arm = isinstance(env, ArmEnv)
+    renderer = Renderer(env.model, SIZE) if images and arm else None
     for episode in track(range(episodes), name, transient=True):
         rng = np.random.default_rng((episode, 0))
         observation, _ = env.reset(seed=2 * episode)
@@ -121,7 +131,7 @@ def collect(name: str, episodes: int, policy_file: Path | None, images: bool) ->
         frames, moments = [], []
         ended = False
         while not ended:
-            frames.append(Frame(observation, env.data.qpos.copy(), {}))
+            frames.append(Frame(observation, env.data.qpos.copy() if arm else np.empty(0), {}))
             before = question.asked(env)
             observation, _, terminated, truncated, _ = env.step(choose(observation))
             ended = terminated or truncated
@@ -210,9 +220,10 @@ def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
     frames = [turn.frames[turn.now + offset] for turn in turns]
     features = {
         "observation": np.stack([state(frame) for frame in frames]),
-        "joint angles": np.stack([frame.positions[:ARM] for frame in frames]),
         "elapsed time": np.array([[turn.now + offset] for turn in turns], float),
     }
+    if frames[0].positions.size:
+        features["joint angles"] = np.stack([frame.positions[:ARM] for frame in frames])
     for camera in frames[0].images:
         pixels = np.stack([frame.images[camera] for frame in frames])
         features[camera] = PCA(COMPONENTS).fit_transform(pixels)
@@ -220,10 +231,11 @@ def single(turns: Sequence[Turn], offset: int) -> dict[str, Features]:
 
 
 def state(frame: Frame) -> Features:
-    """Return what is observed, and the positions of objects relative to the hand."""
+    """Return what is observed, and the positions of objects relative to the hand, if it is observed."""
     values = [value for _, value in sorted(frame.seen.items())]
-    hand = frame.seen["hand_pos"]
-    return np.concatenate([*values, *(value - hand for value in values if value.shape == hand.shape)])
+    hand = frame.seen.get("hand_pos")
+    beside = [] if hand is None else [value - hand for value in values if value.shape == hand.shape]
+    return np.concatenate([*values, *beside])
 
 
 def pooled(image: NDArray[np.uint8]) -> Features:

@@ -22,9 +22,13 @@ from longview.cluster.commands.common import (
     Hz,
     Keys,
     Map,
+    Outcome,
     RunName,
     Settings,
     SkipBad,
+    Source,
+    Task,
+    Url,
     explained,
     group,
     outlast_readers,
@@ -58,7 +62,8 @@ def main() -> None:
 def demo(
     settings: Settings = None,
     task: Annotated[
-        str, typer.Option(help="The task to learn: an installed one, or `module:attribute`.")
+        str,
+        typer.Option(help="An installed task, `module:attribute`, `gym:ID` or `robosuite:NAME`."),
     ] = "grasp_and_return",
     pixels: Annotated[
         bool,
@@ -151,12 +156,13 @@ def _copied(config: Any) -> Any:
 def _run(config: Any, run: Any, address: str | None, patience: float = 0.0) -> None:
     from longview.cluster.run.copies import refuse_uncopyable
     from longview.cluster.run.folder import refuse_port_in_use, take_run
-    from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
+    from longview.cluster.run.preflight import refuse_unmirrored, refuse_unsimulated, refuse_untrainable
     from longview.cluster.run.start import found_start
 
-    refuse_untrainable(config)
+    refuse_untrainable(config, begun=run is not None)
     config = found_start(config, run)
     refuse_uncopyable(config)
+    refuse_unmirrored(config)
     refuse_port_in_use(config.monitoring)
     if address is None:
         refuse_unsimulated(config)
@@ -186,10 +192,14 @@ def train(
     drop: Drop = None,
     map: Map = None,
     resize: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", help="Store pictures at this size; `none` keeps theirs.")
-    ] = "96x96",
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT", help="Store pictures at this size, by default 96x96; `none` keeps theirs."
+        ),
+    ] = None,
     skip_bad: SkipBad = False,
     resume: Resume = None,
+    address: Address = None,
 ) -> None:
     """Train a policy on recorded data alone, without a simulator, and measure it on held-out episodes.
 
@@ -205,6 +215,8 @@ def train(
 
         longview train demos --url redis://store:6379
 
+        longview train demos --url redis://store:6379 --address auto learners=4
+
         longview train --resume drawer
     """
     from longview.cluster.commands import train as training
@@ -214,18 +226,25 @@ def train(
     from longview.cluster.run.folder import refuse_port_in_use
 
     paths, settings = training.split(datasets or [])
+    training.refuse_useless_settings(settings, address)
+    reading = {"--filter": filter, "--hz": hz, "--keys": keys, "--drop": drop, "--map": map}
+    reading |= {"--skip-bad": skip_bad, "--resize": resize}
     if resume is not None:
         if paths:
             raise ConfigError(f"--resume takes the run's own data, not {', '.join(paths)}")
+        others = {"--url": url, "--task": task} | reading
+        training.refuse_without_effect("--resume", "the run goes on with its own data", others)
         run = resumed(resume)
         config = run.configured(settings)
     else:
-        size = None if resize == "none" else resize
+        if url is not None:
+            training.refuse_without_effect("--url", training.AS_STORED, reading)
+        size = None if resize == "none" else resize or "96x96"
         choice = choice_of(keys, drop or (), map or (), size, skip_bad)
         data = training.data_of(choice, filter, hz)
         run, config = None, training.new_config(paths, settings, data, url, task)
     refuse_port_in_use(config.monitoring)
-    raise typer.Exit(training.train(config, run))
+    raise typer.Exit(training.train(config, run, address))
 
 
 @app.command()
@@ -269,9 +288,12 @@ def audit(
         longview audit demos --url redis://store:6379
     """
     from longview.cluster.commands import audit as auditing
-    from longview.cluster.commands.train import data_of
+    from longview.cluster.commands.train import AS_STORED, data_of, refuse_without_effect
     from longview.cluster.commands.transfer import choice_of
 
+    if url is not None:
+        reading = {"--filter": filter, "--hz": hz, "--keys": keys, "--drop": drop, "--map": map}
+        refuse_without_effect("--url", AS_STORED, reading | {"--skip-bad": skip_bad})
     choice = choice_of(keys, drop or (), map or (), None, skip_bad)
     auditing.audit(datasets, data_of(choice, filter, hz), url, task, seed, report, as_json)
 
@@ -314,7 +336,13 @@ def collect(
 @app.command()
 @explained
 def check_task(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="An installed task, or `module:attribute`.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="An installed task, `module:attribute`, `gym:ID` or `robosuite:NAME`."
+        ),
+    ],
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a task: seeds, ranges, outcomes, time limit, expert, pictures, speed.
@@ -326,10 +354,12 @@ def check_task(
         longview check-task my_package.my_task:task
 
         longview check-task my_task: --json
+
+        longview check-task gym:Pendulum-v1 environment.success=-200
     """
     from longview.cluster.commands.check_task import show_checks
 
-    raise typer.Exit(show_checks(task, as_json=as_json))
+    raise typer.Exit(show_checks(task, settings or [], as_json=as_json))
 
 
 @app.command()
@@ -374,7 +404,8 @@ def evaluate(
         adapter = None if adapter is None else adapter_file(adapter)
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from None
-    read_config(None, settings or [], **({} if task is None else {"task": task}))
+    if task is not None or not any(setting.startswith("environment.") for setting in settings or ()):
+        read_config(None, settings or [], **({} if task is None else {"task": task}))
     choose_ray_auth(None)
     from longview.cluster.commands.evaluate import evaluate_checkpoint
 
@@ -452,6 +483,60 @@ def serve(
         record=record,
         namespace=namespace,
     )
+
+
+@app.command()
+@explained
+def show(
+    rerun: Annotated[Path, typer.Option(metavar="FILE.rrd", help="The file for Rerun to write.")],
+    run: RunName = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Episodes; by default the newest.")
+    ] = None,
+    url: Url = None,
+    source: Source = None,
+    task: Task = None,
+    outcome: Outcome = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of the newest episodes; by default 4.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Show what this policy would do, and attend to: a checkpoint's folder, a run's, or a file.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="The policy's context length T_o; by default its longest.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the policy's decisions; by default 0.")
+    ] = None,
+) -> None:
+    """Put stored episodes into a file for the viewer of Rerun: cameras, state, actions, who was in control.
+
+    With --policy, also what a policy chooses along recorded episodes, and which past frames it attends to.
+
+    Examples:
+
+        longview show my_run --rerun episodes.rrd --outcome failure
+
+        longview show my_run import.drawer.000000003 --rerun episode.rrd --policy my_run --context 64
+
+        longview show demos --url redis://store:6379 --rerun demos.rrd
+    """
+    from longview.cluster.commands.show import show as show_episodes
+    from longview.cluster.commands.transfer import check_chosen
+    from longview.cluster.run.config import ConfigError
+
+    chosen = {"source": source, "task": task, "outcome": outcome}
+    check_chosen(chosen)
+    if ids and any((*chosen.values(), count)):
+        raise ConfigError("give IDs, or choose by --source, --task, --outcome and --count")
+    if policy is None and (context, seed) != (None, None):
+        raise ConfigError("--context and --seed are those of a policy: give --policy")
+    show_episodes(run, url, ids or (), chosen, count or 4, rerun, policy, context, seed or 0)
 
 
 @app.command()

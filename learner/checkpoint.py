@@ -7,12 +7,10 @@
     state.json              step, config, checksums of the other files
 """
 
-import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from longview.learner.files import ADAPTER, POLICY, STATE, TRAINING, folders
+from longview.learner.files import (
+    ADAPTER,
+    POLICY,
+    STATE,
+    TRAINING,
+    Contents,
+    checksum,
+    contents,
+    folders,
+    newest,
+)
 from longview.learner.tensors import file_parts
-
-log = logging.getLogger(__name__)
 
 BASE = "base."
 """Beginning of the names of a base's weights among the tensors of a training."""
@@ -75,7 +81,7 @@ def save(
     }
     if adapter is not None:
         parts[ADAPTER] = [adapter]
-    sums = {name: _checksum(each) for name, each in parts.items()}
+    sums = {name: checksum(each) for name, each in parts.items()}
     state = json.dumps({"step": step, "sha256": sums, "config": config}, indent=1)
     target = directory / f"step-{step:09d}"
     unfinished = directory / f"{target.name}.tmp"
@@ -101,12 +107,8 @@ def save(
 
 def latest(directory: Path) -> Checkpoint | None:
     """Return the newest undamaged checkpoint. Damaged ones are skipped with a warning."""
-    for path in reversed(folders(directory)):
-        try:
-            return load(path)
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is damaged and was skipped: %s", path, error)
-    return None
+    found = newest(directory)
+    return None if found is None else _decoded(found)
 
 
 def load(path: Path) -> Checkpoint:
@@ -115,13 +117,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         OSError, ValueError, KeyError: the checkpoint is incomplete or damaged.
     """
-    state = json.loads((path / STATE).read_bytes())
-    files = {name: (path / name).read_bytes() for name in (POLICY, TRAINING)}
-    for name, data in files.items():
-        if _checksum([data]) != state["sha256"][name]:
-            raise ValueError(f"{name} does not match its checksum ({len(data)} bytes)")
-    training, base = _without_base(load_tensors(files[TRAINING]))
-    return Checkpoint(state["step"], files[POLICY], training, state["config"], base)
+    return _decoded(contents(path))
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
@@ -151,11 +147,9 @@ def _without_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return training, base
 
 
-def _checksum(parts: Iterable[bytes | memoryview]) -> str:
-    checksum = hashlib.sha256()
-    for part in parts:
-        checksum.update(part)
-    return checksum.hexdigest()
+def _decoded(found: Contents) -> Checkpoint:
+    training, base = _without_base(load_tensors(found.training))
+    return Checkpoint(found.step, found.policy, training, found.config, base)
 
 
 def _sync(directory: Path) -> None:

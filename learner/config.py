@@ -345,10 +345,15 @@ class LearnerConfig:
     seed: int | None = None
     """Seed of the initial weights, the batches and the curriculum, at least 0. None: the run's seed. With
     another seed, a run trains anew on the same demonstrations, and is evaluated on the same episodes."""
-    camera_steps: int = 0
-    """First of these steps, which train the networks of the cameras: every context is a single frame. From
-    then on these networks stay as they are, what they see in a frame is computed once, and training is as
-    fast as from state. 0: the cameras are trained throughout, at every context length."""
+    encoder_steps: int = 0
+    """First of these steps, which train the encoder of frames: every context is a single frame. From then on
+    it stays as it is. With cameras this goes for their networks alone; what they see in a frame is computed
+    once, and training is as fast as from state. 0: all is trained throughout, at every context length."""
+    history_dropout: float = 0.0
+    """Probability, in [0, 1), with which training hides a past frame, as if it were missing."""
+    history_noise: float = 0.0
+    """Standard deviation of the noise that training adds to the states of past frames, in normalised units:
+    half the range of the data is 1."""
     batch_size: int = 64
     """Windows per training step, shared out evenly over the learner ranks: each takes batch_size / G."""
     windows_per_segment: int | None = None
@@ -404,17 +409,18 @@ class LearnerConfig:
             f"validation_episodes must not be negative: {self.validation_episodes}",
         )
         require(
-            0 <= self.camera_steps < self.steps,
-            f"camera_steps {self.camera_steps} must be fewer than steps {self.steps}",
+            0 <= self.encoder_steps < self.steps,
+            f"encoder_steps {self.encoder_steps} must be fewer than steps {self.steps}",
         )
         require(
             0 <= self.warmup < self.steps,
             f"warmup {self.warmup} must be shorter than steps {self.steps}",
         )
         require(
-            not self.camera_steps or self.warmup < min(len(self.part(0)), len(self.part(self.camera_steps))),
-            f"warmup {self.warmup} must be shorter than camera_steps {self.camera_steps}, and than the steps "
-            f"from then to {self.steps}",
+            not self.encoder_steps
+            or self.warmup < min(len(self.part(0)), len(self.part(self.encoder_steps))),
+            f"warmup {self.warmup} must be shorter than encoder_steps {self.encoder_steps}, and than the "
+            f"steps from then to {self.steps}",
         )
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
@@ -433,9 +439,17 @@ class LearnerConfig:
             f"adapters.rank {self.adapters.rank} needs a trained policy: set learner.start_from",
         )
         require(
-            not self.adapters.rank or not self.camera_steps,
-            f"camera_steps {self.camera_steps} trains whole networks of cameras: set it to 0 with adapters",
+            not self.adapters.rank or not self.encoder_steps,
+            f"encoder_steps {self.encoder_steps} trains a whole encoder: set it to 0 with adapters",
         )
+        require(
+            not self.encoder_steps or not getattr(self.policy, "recent_encoder", False),
+            f"encoder_steps {self.encoder_steps} trains one encoder: set policy.recent_encoder to false",
+        )
+        require(
+            0 <= self.history_dropout < 1, f"history_dropout must be in [0, 1), not {self.history_dropout}"
+        )
+        require(self.history_noise >= 0, f"history_noise must not be negative: {self.history_noise}")
         self.selection(None)
 
     def selection(self, task: str | None) -> Selection:
@@ -446,22 +460,10 @@ class LearnerConfig:
         """
         return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
 
-    def check(self, spec: TaskSpec) -> None:
-        """Require that a task has cameras, if they are to be trained first.
-
-        Raises:
-            ValueError: it has none.
-        """
-        require(
-            not self.camera_steps or any(array.is_image for array in spec.observation.values()),
-            f"camera_steps {self.camera_steps} has no effect: task {spec.name} has no cameras, set "
-            "actors.cameras.names or camera_steps 0",
-        )
-
     def part(self, step: int) -> range:
-        """Return the part of the training that a step belongs to: the cameras' steps, or all later ones."""
-        first = range(self.camera_steps)
-        return first if step in first else range(self.camera_steps, self.steps)
+        """Return the part of the training that a step belongs to: the encoder's steps, or all later ones."""
+        first = range(self.encoder_steps)
+        return first if step in first else range(self.encoder_steps, self.steps)
 
     def windows(self, spec: TaskSpec, world: int = 1) -> int:
         """Return the number of windows per segment for one task.

@@ -1,9 +1,16 @@
 """Files and folders of checkpoints and policies. Importable without torch."""
 
+import hashlib
+import json
+import logging
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+log = logging.getLogger(__name__)
 
 POLICY: Final = "policy.safetensors"
 """File of a checkpoint's averaged policy."""
@@ -27,6 +34,52 @@ def folders(directory: Path) -> list[Path]:
 def steps(directory: Path) -> list[int]:
     """List the steps of the finished checkpoints, ascending."""
     return [int(folder.name.removeprefix("step-")) for folder in folders(directory)]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Contents of a checkpoint, undecoded."""
+
+    step: int
+    """Training steps done."""
+    config: dict[str, Any]
+    """Settings of the training."""
+    policy: bytes
+    """Contents of `POLICY`."""
+    training: bytes
+    """Contents of `TRAINING`."""
+
+
+def newest(directory: Path) -> Contents | None:
+    """Return the contents of the newest undamaged checkpoint. Damaged ones are skipped with a warning."""
+    for path in reversed(folders(directory)):
+        try:
+            return contents(path)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged and was skipped: %s", path, error)
+    return None
+
+
+def contents(path: Path) -> Contents:
+    """Read one checkpoint from its folder.
+
+    Raises:
+        OSError, ValueError, KeyError: the checkpoint is incomplete or damaged.
+    """
+    state = json.loads((path / STATE).read_bytes())
+    files = {name: (path / name).read_bytes() for name in (POLICY, TRAINING)}
+    for name, data in files.items():
+        if checksum([data]) != state["sha256"][name]:
+            raise ValueError(f"{name} does not match its checksum ({len(data)} bytes)")
+    return Contents(state["step"], state["config"], files[POLICY], files[TRAINING])
+
+
+def checksum(parts: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 of the parts of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def policy_file(path: Path) -> Path:

@@ -6,7 +6,7 @@ dimensions, E token features, Y chains of states, U units of a state, R rows: ch
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ Stored = Callable[[Integers, Integers], Mapping[str, Array]]
 
 Seen = Callable[[Integers, Integers], NDArray[np.bool_]]
 """Function of slots and steps of their episodes, in any shape, that tells which steps have a frame."""
+
+History = Literal["own", "reversed", "other"]
+"""Past frames that a policy is shown: those of the slot's episode, the same in reverse order, or those of the
+next slot's episode."""
 
 ENCODED_AT_ONCE = 64
 """Frames encoded per call. More images overflow a CPU's caches and take longer each."""
@@ -67,11 +71,17 @@ class Memory(ABC):
         """
 
 
-def memory_of(policy: Policy, slots: int) -> Memory:
-    """Make an empty memory of the kind that a policy needs."""
-    if isinstance(policy, RecurrentPolicy):
-        return States(policy, slots)
-    return Tokens(policy, slots)
+def memory_of(policy: Policy, slots: int, history: History = "own") -> Memory:
+    """Make an empty memory of the kind that a policy needs.
+
+    Raises:
+        ValueError: the policy carries a state, which cannot be shown another history.
+    """
+    if not isinstance(policy, RecurrentPolicy):
+        return Tokens(policy, slots, history)
+    if history != "own":
+        raise ValueError(f"history {history!r} is not for a policy that carries a state from frame to frame")
+    return States(policy, slots)
 
 
 class Tokens(Memory):
@@ -81,10 +91,10 @@ class Tokens(Memory):
     place i modulo that number. A frame is encoded once, when a context needs it.
     """
 
-    def __init__(self, policy: Policy, slots: int) -> None:
-        self._policy, self._longest = policy, policy.horizon.context
+    def __init__(self, policy: Policy, slots: int, history: History = "own") -> None:
+        self._policy, self._longest, self._history = policy, policy.horizon.context, history
         self._sample = policy.sampler()
-        self._tokens = torch.zeros(slots * self._longest, policy.config.token_size, device=policy.device)
+        self._tokens = torch.zeros(slots * self._longest, policy.token_size, device=policy.device)
         self._step = np.full((slots, self._longest), -1)
         """Step whose token lies in each place; -1 for none."""
 
@@ -108,9 +118,32 @@ class Tokens(Memory):
         step_BS = steps_B1 + np.arange(-known_B1.max(), 0)
         # Steps without a frame are masked, whatever token lies in their places; before an episode's first
         # step it is the token of that step.
-        place_BS = slot_B1 * self._longest + step_BS.clip(0) % self._longest
+        slot_BS, step_BS = self._shown(np.broadcast_to(slot_B1, step_BS.shape), step_BS)
+        place_BS = slot_BS * self._longest + step_BS.clip(0) % self._longest
         token_BSE = functional.embedding(self._policy.tensor(place_BS), self._tokens)
-        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), known_BTA, rngs)
+        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_BS, step_BS), known_BTA, rngs)
+
+    def _shown(self, slot_BS: Integers, step_BS: Integers) -> tuple[Integers, Integers]:
+        """Return slots and steps of the frames that the policy is shown; a negative step is none.
+
+        Args:
+            slot_BS: slots of the contexts.
+            step_BS: steps of the contexts, oldest first; the last is now.
+        """
+        if self._history == "own" or step_BS.shape[1] == 1:
+            return slot_BS, step_BS
+        slot_BS, step_BS, now_B1 = slot_BS.copy(), step_BS.copy(), step_BS[:, -1:]
+        past_BS = step_BS[:, :-1]
+        if self._history == "reversed":
+            oldest_B1 = past_BS.clip(0).min(axis=1, keepdims=True)
+            past_BS[:] = np.where(past_BS < 0, -1, oldest_B1 + now_B1 - 1 - past_BS)
+            return slot_BS, step_BS
+        slot_BS[:, :-1] = (slot_BS[:, :-1] + 1) % len(self._step)
+        newest_B1 = self._step.max(axis=1)[slot_BS[:, :1]]
+        past_BS += newest_B1 - now_B1
+        known_BS = self._step[slot_BS[:, :-1], past_BS % self._longest] == past_BS
+        past_BS[~known_BS] = -1
+        return slot_BS, step_BS
 
     def _encode(
         self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen
@@ -165,7 +198,7 @@ class States(Memory):
         slot_F, step_F = slot_B[row_F], first_B[row_F] + place_F
         seen_F = seen(slot_F, step_F)
         tensor, known = self._policy.tensor, np.flatnonzero(seen_F)
-        token_FE = torch.zeros(len(step_F), self._policy.config.token_size, device=self._policy.device)
+        token_FE = torch.zeros(len(step_F), self._policy.token_size, device=self._policy.device)
         token_FE[tensor(known)] = encoded(self._policy, stored, slot_F[known], step_F[known])
         begins_FY = step_F[:, None] % T_o == np.arange(CHAINS) * T_o // CHAINS
         begins_FY |= step_F[:, None] == np.maximum(steps_B - T_o, 0)[row_F, None]
@@ -198,4 +231,4 @@ def encoded(policy: Policy, stored: Stored, slot_F: Integers, step_F: Integers) 
     starts = range(0, len(slot_F), ENCODED_AT_ONCE)
     parts = [slice(start, start + ENCODED_AT_ONCE) for start in starts]
     tokens = [policy.tokens(stored(slot_F[part], step_F[part])) for part in parts]
-    return torch.cat(tokens) if tokens else torch.empty(0, policy.config.token_size, device=policy.device)
+    return torch.cat(tokens) if tokens else torch.empty(0, policy.token_size, device=policy.device)

@@ -101,6 +101,14 @@ class Policy(nn.Module, ABC):
         """
         return self.sample
 
+    def attended(self, frames: int) -> NDArray[np.int64]:
+        """Return the ages, in steps, of the frames whose tokens the network is given singly, oldest first.
+
+        Args:
+            frames: number of frames in the context.
+        """
+        return np.arange(frames)[::-1]
+
     def compile_loss(self, **options: Any) -> None:
         """Compile what `error` computes from the tokens, where `learner.compile` is on.
 
@@ -112,6 +120,11 @@ class Policy(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.actions.centre.device
+
+    @property
+    def token_size(self) -> int:
+        """Number of features of a token that `tokens` returns, E."""
+        return self.config.token_size
 
     def fit(self, statistics: Mapping[str, Statistics]) -> None:
         """Set the normalisation from the statistics that `normalize.measure` returns."""
@@ -132,6 +145,10 @@ class Policy(nn.Module, ABC):
         images = [self.tensor(observation[key]) for key in self.cameras]
         if shift_F2 is None:
             shift_F2 = state_FD.new_full((len(state_FD), 2), 0.5)
+        return self.encode(state_FD, images, shift_F2)
+
+    def encode(self, state_FD: Tensor, images: Sequence[Tensor], shift_F2: Tensor) -> Tensor:
+        """Encode frames as tokens (F, E), with the arguments of `FrameEncoder`."""
         token_FE: Tensor = self.encoder(state_FD, images, shift_F2)
         return token_FE
 
@@ -154,6 +171,11 @@ class Policy(nn.Module, ABC):
         empty_F0 = torch.empty(frames, 0, device=self.device)
         normal_FD: Tensor = self.states(torch.cat([empty_F0, *states], dim=1))
         return normal_FD
+
+    def state_scale(self, key: str) -> Tensor:
+        """Return the scale of each number of a state: the data's unit of one normalised unit."""
+        sizes = [math.prod(self.spec.observation[vector].shape) for vector in self.vectors]
+        return torch.split(self.states.scale, sizes)[self.vectors.index(key)]
 
     def action_bounds(self, margin: float = MARGIN) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the smallest and the largest action (A,), in the data's units.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longview.learner import curriculum
 from longview.learner.config import Horizon, LearnerConfig
+from longview.learner.disturb import disturbed
 from longview.learner.keypoints import KeypointMemory, located
 from longview.learner.policy import Policy
 from longview.learner.windows import SPREAD, Batch, build, margin, nows
@@ -63,7 +64,7 @@ class Recipe:
     def context_length(self, step: int) -> int:
         """Return the context length T_o of this step's batch."""
         part, longest = self.config.part(step), self.horizon.context
-        if step < self.config.camera_steps:
+        if step < self.config.encoder_steps:
             return 1
         shortest = min(self.spec.context_lengths[0], longest)
         return curriculum.context_length(
@@ -125,7 +126,7 @@ class Recipe:
         device = policy.device
         generator = seeded(_stream(self.seed, self.rank, step), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return policy.error(batch, generator)
+            return policy.error(disturbed(batch, policy, self.config, generator), generator)
 
 
 def padded(batch: Batch[NDArray[Any]], context_length: int, frames: int) -> Batch[NDArray[Any]]:

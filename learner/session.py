@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longview.learner.memory import memory_of
+from longview.learner.memory import History, memory_of
 from longview.learner.policy import Policy
 
 Frames = Mapping[str, NDArray[Any]]
@@ -25,7 +25,14 @@ class PolicySession:
     and action of step i of a slot's episode lie in place i modulo the longest context.
     """
 
-    def __init__(self, policy: Policy, slots: int, version: int = 0) -> None:
+    def __init__(self, policy: Policy, slots: int, version: int = 0, history: History = "own") -> None:
+        """
+        Args:
+            policy: acts.
+            slots: number of slots.
+            version: version of the policy.
+            history: past frames that the policy is shown, as in `memory_of`.
+        """
         self._longest, spec = policy.horizon.context, policy.spec
         places = slots, self._longest
         self._frames = {
@@ -37,7 +44,7 @@ class PolicySession:
         """Number of steps of each slot's episode so far, skipped ones included."""
         self._seen = np.zeros(places, np.bool_)
         """Whether the step in each place has a frame; false for a skipped step."""
-        self._policy = policy
+        self._policy, self._history = policy, history
         self.load(version, policy)
 
     def load(self, version: int, policy: Policy) -> None:
@@ -58,7 +65,7 @@ class PolicySession:
         policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.version, self._policy = version, policy
         self._bounds = policy.action_bounds()
-        self._memory = memory_of(policy, len(self._steps))
+        self._memory = memory_of(policy, len(self._steps), self._history)
 
     @property
     def execute(self) -> int:

@@ -94,7 +94,6 @@ def train(
             or adapters; or `start_from` is no policy.
         FileNotFoundError: there is no policy at `start_from`.
     """
-    config.check(spec)
     where = torch.device(device)
     recipe = Recipe(config, spec, seed, rank, world, draw, few_shapes=config.compile or where.type != "cpu")
     torch.set_float32_matmul_precision("high")
@@ -169,12 +168,13 @@ class _Model:
     def batches(
         self, recipe: Recipe, steps: range, device: torch.device
     ) -> Generator[Batch[Tensor], None, None]:
-        """Yield the batches of these steps. Once the cameras are trained, their networks are set."""
-        first = self.config.camera_steps
+        """Yield the batches of these steps. Once the encoder is trained, it is set."""
+        first = self.config.encoder_steps
         yield from prepared(recipe, range(steps.start, first), device)
         if first:
-            self._set_cameras()
-            recipe = recipe.with_keypoints(KeypointMemory(self.average))
+            self._set_encoder()
+            if self.policy.cameras:
+                recipe = recipe.with_keypoints(KeypointMemory(self.average))
         yield from prepared(recipe, range(max(steps.start, first), steps.stop), device)
 
     def learn(self, recipe: Recipe, batch: Batch[Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,8 +187,8 @@ class _Model:
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, step)
         self.optimizer.step()
         self.weights.merge()
-        if 0 < self.config.camera_steps <= step:
-            self._set_cameras()
+        if 0 < self.config.encoder_steps <= step:
+            self._set_encoder()
         self.averaged.vector.data.lerp_(self.weights.vector.data, 1 - ema_decay(self.config, step))
         return error_BT, loss_B, norm
 
@@ -198,9 +198,11 @@ class _Model:
         adapted = {AVERAGE: self.averaged.vector.data} if self.config.adapters.rank else {}
         return {"weights": self.weights.vector.data, **adapted, **self.optimizer.state_dict()["state"][0]}
 
-    def _set_cameras(self) -> None:
-        """Set the networks of the cameras to their average. Momentum would still move them."""
-        place = self.weights.span(self.policy.encoder.cameras)
+    def _set_encoder(self) -> None:
+        """Set the networks of the cameras, or an encoder without cameras, to their average. Momentum would
+        still move them."""
+        encoder = self.policy.encoder
+        place = self.weights.span(encoder.cameras if self.policy.cameras else encoder)
         self.weights.vector.data[place] = self.averaged.vector.data[place]
 
 

@@ -71,7 +71,7 @@ def test_the_own_robots_recordings_are_a_data_set(own_robot: Path) -> None:
 def test_the_own_robot_acts_with_a_policy_from_its_recordings(own_robot: Path, longview: Any) -> None:
     """The commands of docs/your-robot.md, with a training that is too short to learn anything."""
     script(own_robot, "record.py", "weigh", "--episodes", "6")
-    short = ("learner.policy.context_length=16", "learner.steps=8", "learner.camera_steps=4")
+    short = ("learner.policy.context_length=16", "learner.steps=8", "learner.encoder_steps=4")
     code, output = longview(
         *("train", "weigh", "name=weigh", "--keys", "state,front", "--resize", "48x48", *short)
     )

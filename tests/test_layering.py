@@ -56,7 +56,7 @@ THIRD_PARTY = {
     "replay": {"numpy", "redis", "msgpack", "zstandard", "xxhash", "zarr", "h5py", "pyarrow", "av", "PIL"},
     "monitoring": {
         *("prometheus_client", "matplotlib", "jinja2", "PIL", "av"),
-        *("grafana_api", "grafana_foundation_sdk"),
+        *("grafana_api", "grafana_foundation_sdk", "rerun", "tensorboard", "wandb"),
     },
     "actors": {"numpy", "gymnasium"},
     "learner": {"numpy", "torch", "safetensors"},
@@ -71,7 +71,10 @@ SIMULATED = {"actors.tasks.osc", "actors.tasks.scenes", "actors.tasks.table"}
 """Modules that import simulators themselves, and are imported like one."""
 LAZY = {
     "replay": {"zarr", "h5py", "pyarrow", "av", "PIL"},
-    "monitoring": {"matplotlib", "jinja2", "PIL", "av", "grafana_api", "grafana_foundation_sdk"},
+    "monitoring": {
+        *("matplotlib", "jinja2", "PIL", "av"),
+        *("grafana_api", "grafana_foundation_sdk", "rerun", "tensorboard", "wandb"),
+    },
     "cluster": {"fsspec", "torch", "longview.learner"},
     "actors": SIMULATORS,
     "learner": {"longview.learner.policies"},

@@ -155,7 +155,7 @@ def test_a_module_that_no_extra_brings_keeps_its_traceback() -> None:
 
 def test_the_extra_of_every_requirement_is_known() -> None:
     """`numpy` is left out: the base brings it, and an extra only bounds its version."""
-    names = {"pillow": "PIL"}
+    names = {"pillow": "PIL", "rerun-sdk": "rerun"}
     wanted = {
         (names.get(name, name.replace("-", "_")), extra)
         for extra in sorted(set(EXTRAS.values()))

@@ -1,4 +1,4 @@
-"""Base of the tasks with a robot arm: a robosuite simulator as a `TaskEnv`, stepped fast."""
+"""Base of the tasks in robosuite: a simulator as a `TaskEnv`, and one with an arm that is stepped fast."""
 
 import logging
 import os
@@ -62,14 +62,17 @@ ROBOT_STATE = {
 
 @dataclass(frozen=True)
 class ArmTask(SimulatedTask):
-    """A task whose simulator is an `ArmEnv`; a `longview.actors.task.FilmedTask`."""
+    """A task whose simulator is a `SceneEnv`; a `longview.actors.task.FilmedTask`."""
+
+    cameras: Sequence[str] = CAMERAS
+    """Names of the cameras that can look at it."""
 
     def with_cameras(self, cameras: CamerasConfig) -> "ArmTask":
         """Return the task with `<camera>_image`, (size, size, 3) uint8, among its observations."""
-        unknown = sorted(set(cameras.names) - set(CAMERAS))
+        unknown = sorted(set(cameras.names) - set(self.cameras))
         if unknown:
             raise ValueError(
-                f"task {self.spec.name} has no cameras {', '.join(unknown)}: it has {', '.join(CAMERAS)}"
+                f"task {self.spec.name} has no cameras {', '.join(unknown)}: it has {', '.join(self.cameras)}"
             )
         if missing := sorted(set(cameras.instead_of) - self.spec.observation.keys()):
             raise ValueError(
@@ -83,11 +86,11 @@ class ArmTask(SimulatedTask):
         return replace(self, spec=spec, simulator=partial(self.simulator, cameras=cameras))
 
 
-class ArmEnv(TaskEnv):
+class SceneEnv(TaskEnv):
     """A robosuite simulator. A task's own class builds it, acts and observes, and decides the outcome."""
 
-    posture_kp: ClassVar[float] = 10.0
-    """Stiffness of the pull to the start posture, as far as the hand's motion leaves freedom: robosuite's."""
+    shared: ClassVar[bool] = True
+    """Whether all simulators of a process have one model, which then must never change."""
 
     def __init__(
         self, spec: TaskSpec, render_mode: str | None = None, cameras: CamerasConfig = NO_CAMERAS
@@ -98,7 +101,7 @@ class ArmEnv(TaskEnv):
         from longview.actors.tasks.scenes import freeze, shared_models
 
         try:
-            with shared_models(self._drawn):
+            with shared_models(self._drawn, self.shared):
                 self.simulator = self.build(robosuite)
         # A file is missing, its XML is damaged, or MuJoCo refuses what it holds.
         except (OSError, SyntaxError, ValueError) as error:
@@ -110,7 +113,8 @@ class ArmEnv(TaskEnv):
         # At every reset robosuite hides its sites, by a write to the model. Do it now: once they are hidden,
         # resets leave the model as it is.
         self.simulator.visualize(dict.fromkeys(self.simulator._visualizations, False))
-        freeze(self.model)
+        if self.shared:
+            freeze(self.model)
 
         import mujoco
 
@@ -125,13 +129,6 @@ class ArmEnv(TaskEnv):
     def build(self, robosuite: ModuleType) -> Any:
         """Make the robosuite environment."""
 
-    def samplers(self) -> Sequence[Any]:
-        """Return what draws at random in the simulator's reset, besides the robot's start joints."""
-        return ()
-
-    def place(self) -> None:
-        """Arrange the scene of a new episode; the robot has been reset already."""
-
     @abstractmethod
     def act(self, action: Vector) -> None:
         """Make one control step."""
@@ -139,34 +136,6 @@ class ArmEnv(TaskEnv):
     @abstractmethod
     def state(self) -> dict[str, Vector]:
         """Return what is observed, without images."""
-
-    def start(self, rng: np.random.Generator) -> None:
-        from longview.actors.tasks.osc import Arm
-
-        for drawing in (self.simulator, *self.samplers()):
-            drawing.rng = rng
-        self.simulator.reset()
-        self.arm = Arm(self.simulator, self.posture_kp)
-        self.place()
-
-    def changing(self) -> Iterable[str]:
-        return vars(self).keys() - self._built - {"_built", "arm"}
-
-    def save(self) -> Any:
-        import mujoco
-
-        # All of MuJoCo's data: what is observed follows from positions that are one physics step old.
-        data = mujoco.MjData(self.model)
-        mujoco.mj_copyData(data, self.model, self.data)
-        return super().save(), data, self.arm.save()
-
-    def restore(self, state: Any) -> None:
-        import mujoco
-
-        own, data, arm = state
-        super().restore(own)
-        mujoco.mj_copyData(self.data, self.model, data)
-        self.arm.restore(arm)
 
     def advance(self, action: Action) -> None:
         try:
@@ -214,23 +183,10 @@ class ArmEnv(TaskEnv):
         """Model of the scene, an MjModel."""
         return self.simulator.sim.model._model
 
-    @property
-    def width(self) -> float:
-        """Distance of the fingers, in metres, up to 0.08."""
-        one, other = self.simulator.robots[0]._ref_gripper_joint_pos_indexes["right"]
-        return float(self.data.qpos[one] - self.data.qpos[other])
-
     def diverged(self) -> bool:
         """Tell whether MuJoCo has had to start over since the reset."""
         counts = self.data.warning.number.tolist()
         return any(counts[warning] for warning in self._divergences)
-
-    def sense(self, names: Iterable[str]) -> dict[str, Vector]:
-        """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
-        sensed: dict[str, Any] = {}
-        for name in names:
-            sensed[name] = self.simulator._observables[name]._sensor(sensed)
-        return sensed
 
     def _picture(self, camera: str, size: int, quality: str) -> Any:
         from longview.actors.tasks.render import Renderer
@@ -238,6 +194,61 @@ class ArmEnv(TaskEnv):
         if (size, quality) not in self._renderers:
             self._renderers[size, quality] = Renderer(self.model, size, quality)
         return self._renderers[size, quality].render(self.data, camera)
+
+
+class ArmEnv(SceneEnv):
+    """A scene with one arm, whose control law is compiled."""
+
+    posture_kp: ClassVar[float] = 10.0
+    """Stiffness of the pull to the start posture, as far as the hand's motion leaves freedom: robosuite's."""
+
+    def samplers(self) -> Sequence[Any]:
+        """Return what draws at random in the simulator's reset, besides the robot's start joints."""
+        return ()
+
+    def place(self) -> None:
+        """Arrange the scene of a new episode; the robot has been reset already."""
+
+    def start(self, rng: np.random.Generator) -> None:
+        from longview.actors.tasks.osc import Arm
+
+        for drawing in (self.simulator, *self.samplers()):
+            drawing.rng = rng
+        self.simulator.reset()
+        self.arm = Arm(self.simulator, self.posture_kp)
+        self.place()
+
+    def changing(self) -> Iterable[str]:
+        return vars(self).keys() - self._built - {"_built", "arm"}
+
+    def save(self) -> Any:
+        import mujoco
+
+        # All of MuJoCo's data: what is observed follows from positions that are one physics step old.
+        data = mujoco.MjData(self.model)
+        mujoco.mj_copyData(data, self.model, self.data)
+        return super().save(), data, self.arm.save()
+
+    def restore(self, state: Any) -> None:
+        import mujoco
+
+        own, data, arm = state
+        super().restore(own)
+        mujoco.mj_copyData(self.data, self.model, data)
+        self.arm.restore(arm)
+
+    @property
+    def width(self) -> float:
+        """Distance of the fingers, in metres, up to 0.08."""
+        one, other = self.simulator.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        return float(self.data.qpos[one] - self.data.qpos[other])
+
+    def sense(self, names: Iterable[str]) -> dict[str, Vector]:
+        """Return robosuite's observables of these names, as of now. Name one after those that it needs."""
+        sensed: dict[str, Any] = {}
+        for name in names:
+            sensed[name] = self.simulator._observables[name]._sensor(sensed)
+        return sensed
 
 
 class RobosuiteEnv(ArmEnv):

@@ -80,6 +80,9 @@ class CountScoops(ToolEnv):
     def state(self) -> dict[str, Vector]:
         return {"hand_pos": self.hand}
 
+    def answer(self) -> float:
+        return self.scoops
+
     def outcome(self) -> str | None:
         height, inside = self.hand[2], self.aside(BOWL) < RADIUS
         if height < DEPTH and inside:

@@ -115,6 +115,9 @@ class GraspAndReturn(TableEnv):
             "cube_pos": self.position(self.cube),
         }
 
+    def answer(self) -> float:
+        return self.side
+
     def outcome(self) -> str | None:
         x, y, z = self.position(self.cube)
         put_down = z < CUBE + LIFTED and self.width > OPEN

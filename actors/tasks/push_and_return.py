@@ -123,6 +123,9 @@ class PushAndReturn(ToolEnv):
     def state(self) -> dict[str, Vector]:
         return {"hand_pos": self.hand, "puck_pos": self.position(self.puck)}
 
+    def answer(self) -> float:
+        return self.origin
+
     def outcome(self) -> str | None:
         puck = self.position(self.puck)
         away, places = self.hand - puck, np.stack((MIDDLE, MARK_PLACE, *SLOTS))

@@ -78,6 +78,9 @@ class ReturnPoint(TaskEnv):
     def observe(self) -> Mapping[str, ArrayLike]:
         return {"position": (self.x, self.y)}
 
+    def answer(self) -> float:
+        return self.side
+
     def outcome(self) -> str | None:
         if self.y < 1 - HALF_LANE or abs(self.x) < END:
             return None

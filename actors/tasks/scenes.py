@@ -27,16 +27,17 @@ _building = Lock()
 
 
 @contextmanager
-def shared_models(visuals: bool) -> Iterator[None]:
+def shared_models(visuals: bool, shared: bool = True) -> Iterator[None]:
     """Let robosuite environments that are made in this context share the models of equal scenes.
 
     Args:
         visuals: whether the models can be rendered.
+        shared: whether models are shared; else each environment has its own, which it may change.
     """
 
     def simulation(xml: str) -> Any:
         scene = xml if visuals else without_visuals(xml)
-        model = _models.get(scene)
+        model = _models.get(scene) if shared else mujoco.MjModel.from_xml_string(scene)
         if model is None:
             model = _models[scene] = mujoco.MjModel.from_xml_string(scene)
         return MjSim(model)

@@ -1,6 +1,7 @@
 """`longview check-task`: what is wrong with a task, if anything."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
@@ -8,23 +9,30 @@ from rich.table import Table
 from rich.text import Text
 
 from longview.actors.checks import Finding, check_task
-from longview.actors.task import UnknownTask, load_task
+from longview.actors.task import load_task
 from longview.cluster.commands.common import FAILED
-from longview.cluster.run.config import ConfigError
+from longview.cluster.run.config import ConfigError, environment_of
 from longview.cluster.views.terminal import console
 
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
 
 
-def show_checks(name: str, *, as_json: bool) -> int:
+def show_checks(name: str, settings: Sequence[str], *, as_json: bool) -> int:
     """Check a task, print what was found, and return the exit code: 0 if nothing is wrong.
 
+    Args:
+        name: name of the task.
+        settings: `environment.KEY=VALUE`, for an environment of a package.
+        as_json: print JSON.
+
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or it has no such settings.
     """
+    if others := [setting for setting in settings if not setting.startswith("environment.")]:
+        raise ConfigError(f"check-task takes settings environment.KEY=VALUE only, not {', '.join(others)}")
     try:
-        task = load_task(name)
-    except UnknownTask as error:
+        task = load_task(name, environment=environment_of(settings))
+    except ValueError as error:  # UnknownTask is one
         raise ConfigError(str(error)) from None
     if as_json:
         findings = list(check_task(task))

@@ -23,6 +23,15 @@ Address = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# Which store, and which episodes of it.
+Url = Annotated[
+    str | None,
+    typer.Option(help="The store's Redis; by default the run's own. With it, RUN may be any namespace."),
+]
+Source = Annotated[str | None, typer.Option(help="Only of this source, such as `demo`.")]
+Task = Annotated[str | None, typer.Option(help="Only of this task.")]
+Outcome = Annotated[str | None, typer.Option(help="Only with this outcome, such as `success`.")]
+
 # What to take of a data set.
 Filter = Annotated[str | None, typer.Option(help="Only the episodes of this filter in the file.")]
 Hz = Annotated[float | None, typer.Option(min=0.001, help="Steps per second, where the data does not say.")]
@@ -83,6 +92,9 @@ EXTRAS: Final = {
     "jinja2": "monitoring",
     "matplotlib": "monitoring",
     "prometheus_client": "monitoring",
+    "rerun": "rerun",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "websockets": "serve",
 }
 """Modules that a plain `pip install longview` leaves out, and the extra that installs each."""

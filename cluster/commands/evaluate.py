@@ -10,12 +10,13 @@ from typing import Any
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longview.actors.environment import ANSWER
 from longview.actors.task import UnknownTask, load_task
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import ray_cluster, start_actor, start_servers
 from longview.cluster.driver.orders import Orders
-from longview.cluster.run.config import ConfigError, RunConfig, read_config, task_of
+from longview.cluster.run.config import ConfigError, RunConfig, environment_of, read_config, task_of
 from longview.cluster.run.preflight import refuse_unsimulated
 from longview.cluster.views.terminal import console, success_table
 from longview.monitoring.success import Success
@@ -67,9 +68,13 @@ def evaluate_checkpoint(
         file, weights = adapter, policy_to_bytes(policy)
     name = task or policy.spec.name
     try:
-        actors = {"cameras": cameras_of(load_task(name).spec, policy.spec)}
+        simulated = load_task(name, environment=environment_of(settings)).spec
     except UnknownTask as error:
         raise ConfigError(f"{file}: only a policy of a task with a simulator is evaluated: {error}") from None
+    actors = {
+        "cameras": cameras_of(simulated, policy.spec),
+        "oracle": ANSWER in policy.spec.observation,
+    }
     config = read_config(None, settings, task=name, seed=seed, actors=actors)
     spec, longest = task_of(config).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):

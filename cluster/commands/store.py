@@ -14,21 +14,17 @@ from longview.cluster.commands.common import (
     Hz,
     Keys,
     Map,
+    Outcome,
     RunName,
     SkipBad,
+    Source,
+    Task,
+    Url,
     explained,
     group,
 )
 
 app = group("Look into the episode store, and exchange episodes with others.")
-
-Url = Annotated[
-    str | None,
-    typer.Option(help="The store's Redis; by default the run's own. With it, RUN may be any namespace."),
-]
-Source = Annotated[str | None, typer.Option(help="Only of this source, such as `demo`.")]
-Task = Annotated[str | None, typer.Option(help="Only of this task.")]
-Outcome = Annotated[str | None, typer.Option(help="Only with this outcome, such as `success`.")]
 
 
 @app.command()

@@ -3,14 +3,26 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from longview.cluster.driver.recorded import open_recorded, train_recorded
-from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, described, plain, read_config
+from longview.cluster.driver.recorded import needs_ray, open_recorded, train_recorded
+from longview.cluster.roles.auth import choose_ray_auth
+from longview.cluster.run.config import (
+    ConfigError,
+    DataConfig,
+    PlacementConfig,
+    RunConfig,
+    described,
+    plain,
+    read_config,
+)
+from longview.cluster.run.copies import refuse_uncopyable
 from longview.cluster.run.folder import Run, take_run
+from longview.cluster.run.preflight import refuse_unmirrored
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
 from longview.cluster.run.start import found_start
 from longview.cluster.views.terminal import console
@@ -23,6 +35,12 @@ from longview.replay.store import EpisodeStore, StoreAddress
 
 SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 """Beginning of an argument that is a setting rather than a path."""
+SIMULATED = ("actors", "collect", "demonstrations", "inference")
+"""First parts of the keys that only runs with simulators have."""
+ELSEWHERE = {"task": "--task", "data": "--hz, --keys, --drop, --map, --filter, --resize and --skip-bad"}
+"""Options that set a key, or a section of keys, of a new run."""
+AS_STORED = "episodes of a store are taken as they are"
+"""Why no option beside `--url` changes what is read."""
 ANONYMOUS = "recorded"
 """Name of a task whose data set has a name that no task may have."""
 
@@ -31,6 +49,39 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tell data sets from settings `key=value`. An existing path with such a name is a data set."""
     settings = [text for text in arguments if SETTING.match(text) and not Path(text).exists()]
     return [text for text in arguments if text not in settings], settings
+
+
+def refuse_without_effect(option: str, why: str, given: Mapping[str, Any]) -> None:
+    """Refuse options that have no effect beside another one.
+
+    Args:
+        option: the other option.
+        why: why they have none.
+        given: values of these options by name; those that are empty were not given.
+
+    Raises:
+        ConfigError: the message names the options.
+    """
+    if useless := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{', '.join(useless)} cannot be given with {option}: {why}")
+
+
+def refuse_useless_settings(settings: Sequence[str], cluster: str | None) -> None:
+    """Refuse settings that have no effect on a run on recorded data.
+
+    Args:
+        settings: what the person has set, `key=value`.
+        cluster: address of an existing Ray cluster; None trains on this machine.
+
+    Raises:
+        ConfigError: the message names the first such setting.
+    """
+    for key in (text.partition("=")[0] for text in settings):
+        section = key.partition(".")[0]
+        if section in SIMULATED or (section == "evaluation" and key != "evaluation.context_lengths"):
+            raise ConfigError(f"{key} has no effect: a run on recorded data has no simulators")
+        if section == "placement" and cluster is None:
+            raise ConfigError(f"{key} has no effect without a Ray cluster: give --address")
 
 
 def data_of(choice: Choice, filter: str | None, hz: float | None) -> DataConfig:
@@ -65,6 +116,11 @@ def new_config(
     """
     if not datasets:
         raise ConfigError("give a data set, or --resume RUN")
+    for key in (text.partition("=")[0] for text in settings):
+        if (options := ELSEWHERE.get(key.partition(".")[0])) is not None:
+            raise ConfigError(f"{key} cannot be set: give {options}")
+        if url is not None and key == "replay.url":
+            raise ConfigError("replay.url cannot be set beside --url, which says where the episodes are")
     given = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
     if url is None:
         data = replace(data, paths=tuple(str(Path(path).absolute()) for path in datasets))
@@ -101,26 +157,32 @@ def new_config(
     return config
 
 
-def train(config: RunConfig, run: Run | None) -> int:
+def train(config: RunConfig, run: Run | None, cluster: str | None) -> int:
     """Train on recorded data.
 
     Args:
         config: the run's config.
         run: the run to go on with; None creates one.
+        cluster: address of an existing Ray cluster to train on; None trains on this machine.
 
     Returns:
         The exit code: 0 finished, 1 failed, 130 interrupted.
 
     Raises:
-        ConfigError: the run has a simulator, wants several learner ranks, or has no policy to begin from.
+        ConfigError: the run has a simulator, has no policy to begin from, or lacks a package.
         RunError: as for `take_run`.
     """
     if not config.data.spec:
         raise ConfigError("this run has a simulator: go on with it by `longview launch --resume RUN`")
-    if config.learners > 1:
-        raise ConfigError(f"learners {config.learners}: `longview train` trains in one process")
     config = found_start(config, run)
-    return train_recorded(config, take_run(config, run))
+    refuse_uncopyable(config)
+    refuse_unmirrored(config)
+    if needs_ray(config, cluster):
+        choose_ray_auth(cluster)
+        import_module("ray")  # without it this fails before a run's folder is made
+    if cluster is None:
+        config = replace(config, placement=PlacementConfig())
+    return train_recorded(config, take_run(config, run), cluster)
 
 
 def _look_at_files(data: DataConfig, task: str | None) -> tuple[TaskSpec, list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import track
 from rich.table import Table
 
-from longview.actors.task import columns_of, load_task, task_names
+from longview.actors.task import columns_of, is_task, load_task
 from longview.cluster.commands.common import new_names
 from longview.cluster.run.config import ConfigError, preset_file, read_config, task_of
 from longview.cluster.run.ending import ending
@@ -125,14 +125,14 @@ def export_path(
     known = writers()
     if format not in known:
         raise ConfigError(f"--format is one of {', '.join(known)}, not {format}")
-    _check_chosen(chosen)
+    check_chosen(chosen)
     if path.exists():
         raise DatasetError(f"{path} exists: choose another path, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with any_store(run, url) as store:
         records = list(store.records(**chosen))
-        spec = store.spec(_only_task(records, chosen))
+        spec = store.spec(only_task(records, chosen))
         episodes = _read(store, [record.meta.id for record in records])
         with ending(lambda: _remove(draft)):
             shown = track(episodes, "exporting", total=len(records), console=console, transient=True)
@@ -155,7 +155,7 @@ def list_episodes(run: str | None, url: str | None, chosen: Mapping[str, str | N
         chosen: as for `export_path`.
         as_json: print JSON.
     """
-    _check_chosen(chosen)
+    check_chosen(chosen)
     with any_store(run, url) as store:
         if as_json:
             for record in store.records(**chosen):
@@ -206,7 +206,7 @@ def forget_task(
 
 
 def _new_run(name: str, task: str) -> None:
-    if task not in task_names():
+    if not is_task(task):
         raise RunError(
             f"there is no run {name!r} in {ROOT}/, and none can be made for {task}, which is no installed "
             "task: import into an existing run, or into a Redis of your own by --url, where RUN is any name"
@@ -218,16 +218,22 @@ def _known(task: str, run: str | None, store: EpisodeStore) -> tuple[TaskSpec | 
     """Find the task's spec in the store or an installed task, and its arrays' names in data sets."""
     spec = store.spec(task) if task in store.tasks() else None
     columns: Mapping[str, Columns] = {}
-    if task in task_names():
-        installed = load_task(task)
+    if is_task(task):
         its_run = open_run(None) if run is None else find_run(run)
         if its_run is not None and its_run.config.task == task:
-            installed = task_of(its_run.config)  # through its cameras
+            installed = task_of(its_run.config)  # through its cameras, and made with its settings
+        else:
+            installed = load_task(task)
         spec, columns = spec or installed.spec, columns_of(installed)
     return spec, columns
 
 
-def _check_chosen(chosen: Mapping[str, str | None]) -> None:
+def check_chosen(chosen: Mapping[str, str | None]) -> None:
+    """Refuse a source or an outcome that does not exist.
+
+    Raises:
+        ConfigError: it is unknown; the message names the known ones.
+    """
     source, outcome = chosen["source"], chosen["outcome"]
     if source is not None and source not in SOURCES:
         raise ConfigError(f"--source: {unknown_sources([source])}")
@@ -235,7 +241,17 @@ def _check_chosen(chosen: Mapping[str, str | None]) -> None:
         raise ConfigError(f"--outcome is one of {', '.join(OUTCOMES)}, not {outcome}")
 
 
-def _only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
+def only_task(records: Sequence[Record], chosen: Mapping[str, str | None]) -> str:
+    """Return the task of episodes.
+
+    Args:
+        records: the episodes.
+        chosen: what they were chosen by, for the message.
+
+    Raises:
+        StoreError: there are none.
+        DatasetError: they are of several tasks.
+    """
     tasks = sorted({record.meta.task for record in records})
     if not tasks:
         asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)

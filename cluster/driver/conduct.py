@@ -3,16 +3,19 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from longview.cluster.run.config import public_config
 from longview.cluster.run.copies import copying
-from longview.cluster.run.ending import RunFailed
+from longview.cluster.run.ending import RunFailed, ending
 from longview.cluster.run.log import LogFile
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.services import ServiceError
 from longview.cluster.run.start import start_lines
 from longview.cluster.views import summary
 from longview.cluster.views.terminal import console, watching
+from longview.monitoring.mirrors import MirroredRun, Mirrors, mirrors_of
 from longview.replay.errors import DatasetError, StoreError
 
 log = logging.getLogger(__name__)
@@ -21,7 +24,7 @@ log = logging.getLogger(__name__)
 def conduct(
     progress: RunProgress, command: str, work: Callable[[Callable[[RunProgress], None]], None]
 ) -> int:
-    """Do the work of a run, show it, copy its results if it should, and write down how it ended.
+    """Do the work of a run, show it, copy and mirror its results if it should, and write down how it ended.
 
     Args:
         progress: the run's progress; its folder is locked.
@@ -41,7 +44,7 @@ def conduct(
     for line in start_lines(progress.config, run):
         log.info("%s", line)
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    with copying(run, progress.config.copy_to) as progress.copies:
+    with copying(run, progress.config.copy_to) as progress.copies, _mirroring(progress) as progress.mirrors:
         try:
             with summary.concluding(progress), watching() as show:
                 work(show)
@@ -55,6 +58,21 @@ def conduct(
     if code != 0:
         print(f"go on with it by: longview {command} --resume {run.typed}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _mirroring(progress: RunProgress) -> Iterator[Mirrors | None]:
+    """Mirror the hub's figures until the context ends, if the config wants it."""
+    names, run = progress.config.monitoring.mirrors, progress.run
+    if not names:
+        yield None
+        return
+    facts = MirroredRun(
+        run.name, run.origin.owner.id, progress.spec.name, run.path, public_config(progress.config)
+    )
+    mirrors = mirrors_of(names, facts)
+    with ending(mirrors.close):
+        yield mirrors
 
 
 def ignore_interrupts() -> None:

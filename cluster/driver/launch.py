@@ -81,6 +81,8 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         progress.prometheus = services.enter_context(prometheus_server(run.path / "prometheus"))
         if config.demonstrations is not None:
             _import_demonstrations(Path(config.demonstrations), progress, store, task, show)
+        elif task.expert is None:
+            progress.demonstrations = _imported(store, task)
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         places = LearnerPlaces(config, alone=address is None)
         places.wait()
@@ -272,7 +274,7 @@ def _supervise(
     """Collect, train and evaluate, until the last version has been evaluated."""
     config = progress.config
     orders = Orders(config, task.spec, collection_of(config, task.spec, store))
-    if config.demonstrations is None:
+    if config.demonstrations is None and task.expert is not None:
         missing = _missing_demonstrations(store, task, progress.wanted)
         orders.demonstrate(missing)
         progress.demonstrations = progress.wanted - len(missing)
@@ -353,6 +355,20 @@ def _import_demonstrations(
     for _ in bring_in(source, source.indices[: progress.wanted], store):
         progress.demonstrations += 1
         show(progress)
+
+
+def _imported(store: EpisodeStore, task: Task) -> int:
+    """Return the number of imported episodes, which a task without an expert is learnt from.
+
+    Raises:
+        StoreError: the store holds none.
+    """
+    if not (count := sum(1 for _ in store.records(source="import", task=task.spec.name))):
+        raise StoreError(
+            f"task {task.spec.name} has no expert, and the store no imported episodes of it: import some by "
+            "`longview store import`, or give demonstrations=PATH"
+        )
+    return count
 
 
 def _missing_demonstrations(store: EpisodeStore, task: Task, wanted: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""A run on recorded data, in this process: import, train, measure on held-out episodes. No Ray."""
+"""A run on recorded data: import, train, measure on held-out episodes. A single learner rank trains in this
+process, without Ray."""
 
 import json
 import logging
@@ -47,18 +48,24 @@ WORST = 4
 Show = Callable[[RunProgress], None]
 
 
-def train_recorded(config: RunConfig, run: Run) -> int:
+def needs_ray(config: RunConfig, cluster: str | None) -> bool:
+    """Tell whether a run on recorded data trains through Ray: with several learner ranks, or on a cluster."""
+    return config.learners > 1 or cluster is not None
+
+
+def train_recorded(config: RunConfig, run: Run, cluster: str | None = None) -> int:
     """Train on recorded data, or resume such a run.
 
     Args:
         config: the run's config, with a description of the data.
         run: the run's folder, locked.
+        cluster: address of an existing Ray cluster to train on; None trains on this machine.
 
     Returns:
         The exit code: 0 finished, 1 failed, 130 interrupted.
     """
     progress = RunProgress(run, config, task_of(config).spec)
-    return conduct(progress, "train", lambda show: _run(progress, show))
+    return conduct(progress, "train", lambda show: _run(progress, cluster, show))
 
 
 def open_recorded(path: Path, data: DataConfig, task: str, spec: TaskSpec | None) -> Source:
@@ -77,7 +84,7 @@ def open_recorded(path: Path, data: DataConfig, task: str, spec: TaskSpec | None
     return open_source(path, task, spec, hz=data.hz, mask=data.filter, choice=choice)
 
 
-def _run(progress: RunProgress, show: Show) -> None:
+def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
     config, run, spec = progress.config, progress.run, progress.spec
     with ExitStack() as services:
         address = services.enter_context(store_of(run, config.replay))
@@ -85,11 +92,7 @@ def _run(progress: RunProgress, show: Show) -> None:
             address = StoreAddress(address.url, config.data.namespace)
         store = address.connect(config.replay)
         services.enter_context(ending(store.close))
-        hub = Hub(run.name)
-        port = hub.serve(config.monitoring.port, config.monitoring.host)
-        services.callback(hub.close)
-        metrics = f"http://{config.monitoring.host}:{port}/metrics"
-        run.write_state(store=without_password(address.url), metrics=metrics)
+        run.write_state(store=without_password(address.url))
         try:
             progress.enter("import")
             if config.data.namespace is None:
@@ -97,7 +100,12 @@ def _run(progress: RunProgress, show: Show) -> None:
                 _import(progress, store, show)
             demonstrations = share_out_recorded(store, spec, config.learner.validation_episodes)
             progress.enter("train")
-            _train(progress, store, address, demonstrations, hub, show)
+            if needs_ray(config, cluster):
+                from longview.cluster.driver.recorded_ranks import train_on_ray
+
+                train_on_ray(progress, store, address, cluster, demonstrations, show)
+            else:
+                _train(progress, store, address, demonstrations, show)
             progress.enter("evaluate")
             show(progress)
             progress.held_out = _held_out(progress, store, demonstrations.held_out)
@@ -130,7 +138,6 @@ def _train(
     store: EpisodeStore,
     address: StoreAddress,
     demonstrations: Demonstrations,
-    hub: Hub,
     show: Show,
 ) -> None:
     """Train in a thread, and show it. Ctrl-C and SIGTERM end the training once it has saved.
@@ -139,6 +146,9 @@ def _train(
         RunFailed: the training raised an error.
     """
     incarnation, stop = time.time_ns(), threading.Event()
+    hub, monitoring = Hub(progress.run.name), progress.config.monitoring
+    port = hub.serve(monitoring.port, monitoring.host)
+    progress.run.write_state(metrics=f"http://{monitoring.host}:{port}/metrics")
 
     def published(version: int, _: object) -> None:
         progress.version = version
@@ -153,7 +163,7 @@ def _train(
         progress.update(hub.snapshot())
         show(progress)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="learner") as thread:
+    with ending(hub.close), ThreadPoolExecutor(1, thread_name_prefix="learner") as thread:
         training = thread.submit(
             train_rank,
             progress.config,

@@ -98,8 +98,8 @@ class DriverReporter:
         return self._snapshot
 
     def close(self) -> None:
-        """Report that the run has ended, and wait until the last numbers are served and scraped: by the run's
-        own Prometheus, or by another one, which needs to know the port."""
+        """Report that the run has ended, and take in the last numbers. Wait until they are served, and until
+        they are scraped by the run's own Prometheus, or by another one, which needs to know the port."""
         self._ended = True
         with suppress(GetTimeoutError):
             # The exchange under way, one that a restarted hub needs, one with the last numbers, and one that
@@ -108,6 +108,7 @@ class DriverReporter:
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)
+            self._progress.update(self._snapshot)
             if self._progress.prometheus is not None or self._progress.config.monitoring.port:
                 time.sleep(1.25 * SCRAPE_SECONDS)
 
@@ -147,5 +148,6 @@ class DriverReporter:
     def _totals(self) -> Totals:
         totals = totals_of(self._progress, self._store.stats(), ended=self._ended)
         totals.values.update(self._counted.values)
-        totals.set("longview_actors_target", self._progress.actors)
+        if self._progress.config.rollout_actors:
+            totals.set("longview_actors_target", self._progress.actors)
         return totals

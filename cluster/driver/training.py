@@ -77,7 +77,7 @@ class Training:
     def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement
         gpus = gpus_of_rank(self._config, ray.cluster_resources().get("GPU", 0))
-        threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.actors.count) // world)
+        threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.rollout_actors) // world)
         # Two calls at a time, since `stop` has to get through while `train` runs.
         options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}
         self._ranks = [start(LearnerRank, rank, world, threads, gpus > 0, **options) for rank in range(world)]

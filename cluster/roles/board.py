@@ -23,11 +23,10 @@ class WeightBoard:
         self._reference: Any = None
         if (message := restarted("board")) is not None:
             send(message)
-        # Imported here because it imports torch, which nothing else in this process needs.
-        from longview.learner.checkpoint import latest
+        from longview.learner.files import newest  # not `checkpoint`, which imports torch
 
-        if (newest := latest(checkpoints)) is not None:
-            self.publish(newest.step, np.frombuffer(newest.policy, np.uint8))
+        if (found := newest(checkpoints)) is not None:
+            self.publish(found.step, np.frombuffer(found.policy, np.uint8))
 
     def publish(self, version: int, weights: NDArray[np.uint8]) -> None:
         """Take over weights, unless they are older than the newest: a resumed learner may publish a version

@@ -31,7 +31,7 @@ class RolloutActor:
         self._session: Policy | None = None
         self._version: int | None = None
         self._newest_used = -1
-        self._simulators = config.actors.simulators
+        self._simulators, self._history = config.actors.simulators, config.evaluation.history
         self._worker = Worker(
             task=task_of(config),
             config=config.actors,
@@ -82,5 +82,7 @@ class RolloutActor:
         from longview.learner.session import PolicySession
 
         torch.set_num_threads(1)
-        self._session = PolicySession(policy_from_bytes(weights, self._device), self._simulators)
+        self._session = PolicySession(
+            policy_from_bytes(weights, self._device), self._simulators, history=self._history
+        )
         self._version = version

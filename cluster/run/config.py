@@ -17,11 +17,12 @@ from urllib.parse import urlsplit, urlunsplit
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from longview.actors.config import ActorsConfig, CollectConfig, EvaluationConfig
+from longview.actors.config import ActorsConfig, CollectConfig, EnvironmentConfig, EvaluationConfig
 from longview.actors.control import fault
 from longview.actors.task import RecordedTask, Task, load_task, task_file
 from longview.cluster.run.upgrade import GONE
 from longview.learner.config import LearnerConfig, PolicyConfig, policy_class, policy_names
+from longview.monitoring.mirrors import MIRRORS
 from longview.replay.config import PASSWORD_VARIABLE, StoreConfig, with_password
 from longview.replay.episode import TaskSpec
 from longview.replay.errors import ReplayError
@@ -38,16 +39,20 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class MonitoringConfig:
-    """Where metrics are served."""
+    """Where metrics are served and mirrored."""
 
     port: int = 0
     """Port of /metrics, 0 to 65535. 0 chooses a free one and writes it to the run's folder."""
     host: str = "127.0.0.1"
     """Address that /metrics listens on."""
+    mirrors: tuple[str, ...] = ()
+    """Where curves over training steps are written besides: `tensorboard`, `wandb` or both."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in 0..65535, not {self.port}")
+        if unknown := sorted(set(self.mirrors) - MIRRORS.keys()):
+            raise ValueError(f"mirrors must be some of {', '.join(MIRRORS)}, not {', '.join(unknown)}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class RunConfig:
     """Everything a run is made of. A laptop and a cluster take the same file."""
 
     task: str = "return_point"
-    """Name of the task to learn, or module:attribute of a task of your own."""
+    """Name of the task to learn, module:attribute of a task of your own, `gym:ID` or `robosuite:NAME`."""
     seed: int = 0
     """Seed of the run, at least 0. Seeds of episodes, batches, weights and noise follow from it."""
     name: str | None = None
@@ -159,6 +164,8 @@ class RunConfig:
     name: `s3://bucket/runs`, `gs://bucket/runs` or `file:///path`. The environment gives credentials."""
     learners: int = 1
     """G: learner ranks, at least 1. They share out each batch. Each has its own GPU, if there are enough."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Settings of a task `gym:ID` or `robosuite:NAME`."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Simulators, and the demonstrations to start with."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -172,7 +179,7 @@ class RunConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Servers that hold the policy for the actors."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
-    """Where metrics are served."""
+    """Where metrics are served and mirrored."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Resources of an existing Ray cluster."""
 
@@ -188,6 +195,11 @@ class RunConfig:
                 "copy_to must be a URL that starts with s3://, gs:// or file:// and holds no credentials, "
                 f"not {self.copy_to!r}"
             )
+
+    @property
+    def rollout_actors(self) -> int:
+        """Rollout actors that the run begins with; none on recorded data."""
+        return 0 if self.data.spec else self.actors.count
 
     def context_lengths(self, spec: TaskSpec) -> tuple[int, ...]:
         """Context lengths to evaluate."""
@@ -244,7 +256,20 @@ def task_of(config: RunConfig) -> Task:
             return RecordedTask(TaskSpec.from_dict(config.data.spec))
         except (KeyError, TypeError, AttributeError, ReplayError) as error:
             raise ValueError(f"data.spec is damaged: {error}") from None
-    return load_task(config.task, config.actors.cameras)
+    return load_task(config.task, config.actors.cameras, config.environment, oracle=config.actors.oracle)
+
+
+def environment_of(overrides: Sequence[str]) -> EnvironmentConfig:
+    """Read the section `environment` of overrides alone.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    tree: dict[str, Any] = {"environment": {}}
+    for override in overrides:
+        if override.startswith("environment."):
+            _apply(tree, override)
+    return cast(EnvironmentConfig, validated(EnvironmentConfig, tree["environment"], "environment"))
 
 
 def described(spec: TaskSpec) -> dict[str, Any]:
@@ -482,7 +507,6 @@ def _check(config: RunConfig) -> None:
         config.learner.curriculum.check(longest)
     with _within("learner"):
         config.learner.windows(spec, config.learners)
-        config.learner.check(spec)
     lengths = {"evaluation": config.context_lengths(spec), "collect": config.collect.context_lengths}
     for section, wanted in lengths.items():
         if too_long := [length for length in wanted if length > longest]:
@@ -495,6 +519,7 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"evaluation.delay {delay} exceeds half of learner.policy.execute {execute}")
     if wrong := fault(task, config.collect):
         raise ConfigError(wrong)
+    _check_history(config)
     servers, placement = config.inference.servers, config.placement
     if servers > config.actors.count:
         raise ConfigError(
@@ -522,6 +547,23 @@ def _check(config: RunConfig) -> None:
             f"collect.max_staleness {staleness} is less than learner.publish_every {publish_every}: actors "
             "would wait for versions that do not come"
         )
+
+
+def _check_history(config: RunConfig) -> None:
+    """Refuse to show policies another history where that does more than control an evaluation.
+
+    Raises:
+        ConfigError: as the message says.
+    """
+    collect, inference, policy = config.collect, config.inference, config.learner.policy
+    reasons = [
+        (collect.source, f"collect.kind {collect.kind}: actors would collect with it"),
+        (inference.servers, f"inference.servers {inference.servers}: they show each policy its own"),
+        (policy.kind == "recurrent", "learner.policy.kind recurrent: its state holds the history"),
+    ]
+    for holds, reason in reasons:
+        if holds and config.evaluation.history != "own":
+            raise ConfigError(f"evaluation.history {config.evaluation.history} does not go with {reason}")
 
 
 def _hides_password(url: str) -> bool:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FILES: Final = (
     *("origin.json", "config.yaml", "evaluations.jsonl", "series.jsonl", "scale.json"),
     *("summary.json", "report.html", "*.png", "log.txt"),
-    *("checkpoints/diverged-*.json", f"checkpoints/{START}"),
+    *("checkpoints/diverged-*.json", f"checkpoints/{START}", "mirrors.json", "tensorboard/*"),
 )
 """Patterns of the files of a run's folder that are copied, besides its checkpoints."""
 LOOK_SECONDS: Final = 30.0

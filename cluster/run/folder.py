@@ -7,6 +7,8 @@ evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
 import.json         what was imported, of a run on recorded data
 checkpoints/        log.txt           redis/  the embedded store's data
+tensorboard/        wandb/            curves over training steps, of a run with mirrors
+mirrors.json        the last training step of each of these curves
 """
 
 import fcntl

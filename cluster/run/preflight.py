@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from longview.actors.control import needs_saving, saving_fault
@@ -10,8 +11,12 @@ from longview.actors.task import make_simulator
 from longview.cluster.run.config import ConfigError, RunConfig, task_of
 
 
-def refuse_untrainable(config: RunConfig) -> None:
+def refuse_untrainable(config: RunConfig, *, begun: bool = False) -> None:
     """Refuse a run that has nothing to learn from.
+
+    Args:
+        config: the run's.
+        begun: whether the run's folder exists, since episodes may have been imported into its store.
 
     Raises:
         ConfigError: the demonstrations do not exist; or none are given, and the task has no expert; or the
@@ -25,11 +30,28 @@ def refuse_untrainable(config: RunConfig) -> None:
     if config.demonstrations is not None:
         if not Path(config.demonstrations).exists():
             raise ConfigError(f"demonstrations: there is no file or folder {config.demonstrations}")
-    elif task.expert is None:
+    elif task.expert is None and not begun:
         raise ConfigError(
             f"task {config.task} has no expert: give human demonstrations, in a format that `longview store "
-            "import` reads, as demonstrations=PATH"
+            "import` reads, as demonstrations=PATH; or import them into a run, and go on with it by --resume "
+            "RUN. With collect.kind=rollout the policy's own successes are imitated as well, but no run "
+            "begins with them"
         )
+
+
+def refuse_unmirrored(config: RunConfig) -> None:
+    """Refuse a mirror whose package cannot be imported.
+
+    Raises:
+        ConfigError: the message says what to install.
+    """
+    for name in config.monitoring.mirrors:
+        try:
+            import_module(name)  # a mirror's name is that of its package and of the extra
+        except ImportError as error:
+            raise ConfigError(
+                f"monitoring.mirrors: {name} cannot be imported ({error}): pip install 'longview[{name}]'"
+            ) from None
 
 
 def refuse_unsimulated(config: RunConfig) -> None:
@@ -92,7 +114,7 @@ def _roles(config: RunConfig, rank_gpus: float) -> list[tuple[str, int, dict[str
     actor = {"CPU": 1.0, **placement.actor} | _gpus(placement.actor_gpus)
     server = {"CPU": 1.0} | _gpus(placement.inference_gpus)
     roles = [
-        ("actors.count", config.actors.count, actor, "placement.actor"),
+        ("actors.count", config.rollout_actors, actor, "placement.actor"),
         ("learners", config.learners, resources_of_rank(config, rank_gpus), "placement.learner"),
         ("inference.servers", config.inference.servers, server, "placement.inference"),
     ]
@@ -195,7 +217,9 @@ def gpus_of_rank(config: RunConfig, available: float) -> float:
         available: GPUs of the Ray cluster.
     """
     placement = config.placement
-    acting = config.actors.count * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    acting = (
+        config.rollout_actors * placement.actor_gpus + config.inference.servers * placement.inference_gpus
+    )
     enough = available - acting >= config.learners
     return float(enough) if placement.learner_gpus is None else placement.learner_gpus
 

@@ -10,6 +10,7 @@ from longview.cluster.run.config import RunConfig
 from longview.cluster.run.copies import Copies
 from longview.cluster.run.folder import Run
 from longview.cluster.run.series import Series
+from longview.monitoring.mirrors import Mirrors
 from longview.monitoring.snapshot import Snapshot, rate
 from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
@@ -52,6 +53,8 @@ class RunProgress:
     """Orders that failed without the actor's death."""
     copies: Copies | None = None
     """Copies of the results at a URL, if the config wants them."""
+    mirrors: Mirrors | None = None
+    """Mirrors of the hub's figures, if the config wants any."""
     prometheus: str | None = None
     """Address of the run's own Prometheus, if it has one."""
     held_out: dict[str, Any] | None = None
@@ -64,7 +67,7 @@ class RunProgress:
     _looks: deque[tuple[float, Snapshot]] = field(default_factory=lambda: deque(maxlen=10))
 
     def __post_init__(self) -> None:
-        self.actors = self.config.actors.count
+        self.actors = self.config.rollout_actors
         self._series = Series(self.run.series)
 
     @property
@@ -92,6 +95,8 @@ class RunProgress:
         if metrics is not self.metrics:
             self.metrics = metrics
             self._series.add(metrics)
+            if self.mirrors is not None:
+                self.mirrors.add(metrics)
             self._looks.append((time.monotonic(), metrics))
 
     def steps_per_second(self) -> float:

@@ -131,7 +131,7 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
         ]
         if facts.cameras:
             chosen += [
-                Setting("learner.camera_steps", steps // 2, "single frames first: a CPU encodes few frames"),
+                Setting("learner.encoder_steps", steps // 2, "single frames first: a CPU encodes few frames"),
                 Setting("learner.policy.camera_stages", 2, "twice as fast on a CPU"),
             ]
     return [setting for setting in chosen if setting.key not in given]

@@ -228,7 +228,8 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
     for cell in cells:
         if cell.config.demonstrations is None:
             config, actors = cell.config, cell.config.actors
-            key = _hashed([config.task, config.seed, actors.noise, vars(actors.cameras)])
+            seen = [vars(config.environment), vars(actors.cameras), actors.oracle]
+            key = _hashed([config.task, config.seed, actors.noise, *seen])
             groups.setdefault(key, []).append(cell)
     found: dict[str, Demonstrations] = {}
     for key, group in groups.items():

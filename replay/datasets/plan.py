@@ -318,12 +318,13 @@ def _origins(reader: DatasetReader, spec: TaskSpec, arrays: Mapping[str, str], c
     """
     names = [name for name in spec.arrays(OPTIONAL) if name in arrays or name not in ADDED]
     found: Columns = {**{name: (arrays.get(name, ""), as_it_is) for name in names}, **columns}
-    for name, (column, _) in found.items():
-        if column not in reader.columns:
-            raise DatasetError(
-                f"{reader.path}: there is no {column or name}, from which {spec.name} has its {name}; "
-                f"there are {', '.join(sorted(arrays))}"
-            )
+    missing = {name: column or name for name, (column, _) in found.items() if column not in reader.columns}
+    if missing:
+        raise DatasetError(
+            f"{reader.path}: there is no {' and no '.join(missing.values())}, from which {spec.name} has its "
+            f"{' and '.join(missing)}; there are {', '.join(sorted(arrays))}. --map renames arrays; "
+            "environment.keys chooses what a task gym:ID or robosuite:NAME observes"
+        )
     return found
 
 

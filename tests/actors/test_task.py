@@ -97,3 +97,31 @@ def test_a_preset_lies_beside_the_module(module: str, tmp_path: Path) -> None:
 def test_the_file_of_a_task_is_found_without_running_it(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text("1 / 0")
     assert task_file(f"{module}:task") == tmp_path / f"{module}.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("return_point", {-1, 1}),
+        ("grasp_and_return", {-1, 1}),
+        ("push_and_return", set(range(5))),
+        ("count_scoops", {0}),
+    ],
+)
+def test_an_oracle_is_told_what_has_to_be_remembered(name: str, answers: set[int]) -> None:
+    plain, told = load_task(name), load_task(name, oracle=True)
+    assert told.spec.observation.keys() - plain.spec.observation.keys() == {"answer"}
+    env, found = told.make(), set()
+    for seed in range(12):
+        observation, _ = env.reset(seed=seed)
+        assert observation["answer"].shape == (1,)
+        found.add(int(observation["answer"][0]))
+    assert len(found) >= 2 or len(answers) == 1
+    assert found <= answers
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["lift", "counting"])
+def test_a_task_without_memory_has_no_oracle(name: str) -> None:
+    with pytest.raises(ValueError, match=f"task {name} has nothing to remember"):
+        load_task(name, oracle=True)

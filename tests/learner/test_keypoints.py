@@ -28,7 +28,7 @@ def config(tiny: LearnerConfig) -> LearnerConfig:
     """Return settings that train the cameras for 10 of 24 steps."""
     short = replace(tiny.policy, context_length=6, camera_stages=2)
     return replace(
-        tiny, policy=short, camera_steps=10, windows_per_segment=2, publish_every=5, checkpoint_every=6
+        tiny, policy=short, encoder_steps=10, windows_per_segment=2, publish_every=5, checkpoint_every=6
     )
 
 
@@ -148,8 +148,15 @@ def test_a_policy_with_fewer_stages_comes_back_from_its_file(
     assert len(again.encoder.cameras[0].blocks) == 4
 
 
-def test_cameras_that_a_task_does_not_have_are_not_trained(
-    config: LearnerConfig, arguments: dict[str, Any]
+def test_without_cameras_the_encoder_learns_first_and_then_stays_as_it_is(
+    tiny: LearnerConfig, arguments: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="camera_steps 10 has no effect: task return_point has no cameras"):
-        train(config, **arguments)
+    published: dict[int, dict[str, torch.Tensor]] = {}
+    publish = {"publish": lambda version, data: published.update({version: load(bytes(data))})}
+    config = replace(tiny, encoder_steps=10, publish_every=5, curriculum=CurriculumConfig("fixed"))
+    train(config, **arguments | publish)
+    for name in published[24]:
+        if name.startswith("encoder."):
+            assert not torch.equal(published[5][name], published[10][name])
+            assert torch.equal(published[10][name], published[24][name])
+    assert not all(torch.equal(published[10][name], published[24][name]) for name in published[24])

@@ -498,3 +498,35 @@ def test_actions_that_the_caller_does_not_pass_do_not_count(policy: DiffusionPol
     candidates = samples(policy, [frames] * 5, 8, noise)
     for executed, closest in ((candidates[3, :2], 3), (candidates[4, :2], 4), (candidates[4, :0], 0)):
         np.testing.assert_allclose(act(executed)[0], candidates[closest, 2:10].clip(-1, 1), rtol=0, atol=1e-5)
+
+
+def test_a_control_shows_the_history_in_reverse_order(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    """What a policy decides is what it would decide after the reversed episode."""
+    reversed_play = Play(PolicySession(policy, 3, history="reversed"), returning[:3])
+    reversed_play.act([0, 1], [1, 1], [True, True], 8)
+    found = reversed_play.act([0, 1], [12, 4], [False, False], 8)
+    shown = []
+    for slot, length in ((0, 13), (1, 5)):
+        first = max(0, length - 8)
+        order = [*range(length - 2, first - 1, -1), length - 1]
+        shown.append({key: rows[order] for key, rows in reversed_play.history(slot).items()})
+    np.testing.assert_allclose(found, expected(policy, shown, 8), rtol=0, atol=1e-5)
+
+
+def test_a_control_shows_the_history_of_another_episode(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    play = Play(PolicySession(policy, 3, history="other"), returning[:3])
+    play.act([0, 1, 2], [1, 1, 1], [True, True, True], 8)
+    found = play.act([0, 1, 2], [9, 9, 9], [False, False, False], 8)
+    shown = []
+    for slot, other in ((0, 1), (1, 2), (2, 0)):
+        own, theirs = play.history(slot), play.history(other)
+        shown.append({key: np.concatenate((theirs[key][2:9], own[key][9:])) for key in own})
+    np.testing.assert_allclose(found, expected(policy, shown, 8), rtol=0, atol=1e-5)
+    alone = Play(PolicySession(policy, 3, history="other"), returning[:3])
+    alone.act([0], [10], [True], 8)
+    decided = alone.act([0], [1], [False], 1)
+    assert np.isfinite(decided).all(), "nobody else has a history: all of it is missing"

@@ -77,13 +77,26 @@ class DiffusionConfig(PolicyConfig):
     """Most steps, up to half of `execute`, that a robot makes while it waits for a decision. The policy is
     trained to continue the actions of these steps, as in arXiv 2512.05964 (docs/serve.md). 0: it knows of no
     such actions."""
+    frame_stride: int = 1
+    """Distance, in steps, between the frames that the policy sees of the context, counted back from now. The
+    frames between them are left out."""
+    memory_tokens: int = 0
+    """Number of tokens of a gated memory, to which the context is reduced; the denoiser sees them and the
+    present frame. 0: it sees one token per frame."""
+    recent_encoder: bool = False
+    """Encode the two newest frames by an encoder of their own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("prediction", self.prediction, get_args(Prediction))
-        positive(self, "diffusion_steps", "sampling_steps", "candidates")
+        positive(self, "diffusion_steps", "sampling_steps", "candidates", "frame_stride")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
         require(self.token_size % 2 == 0, f"token_size must be even, not {self.token_size}")
+        require(self.memory_tokens >= 0, f"memory_tokens must not be negative: {self.memory_tokens}")
+        require(
+            not self.memory_tokens or self.token_size % 4 == 0,
+            f"token_size must be a multiple of 4, the heads of a memory, not {self.token_size}",
+        )
         require(
             self.sampling_steps <= self.diffusion_steps,
             f"sampling_steps {self.sampling_steps} exceeds diffusion_steps {self.diffusion_steps}",
@@ -113,8 +126,17 @@ class DiffusionConfig(PolicyConfig):
         """
         return action_size + (self.max_delay > 0)
 
+    def given(self, context: int) -> int:
+        """Return the number of tokens that the denoiser is given at most, for the longest context T_o."""
+        return self.memory_tokens + 1 if self.memory_tokens else -(-context // self.frame_stride)
+
     def denoiser(self, horizon: Horizon, action_size: int) -> "Denoiser":
-        """Make the untrained network that denoises actions. Imports torch."""
+        """Make the untrained network that denoises actions. Imports torch.
+
+        Args:
+            horizon: the policy's horizon, with the number of tokens that the denoiser is given as context.
+            action_size: A, dimensions of an action.
+        """
         raise NotImplementedError
 
 

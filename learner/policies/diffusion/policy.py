@@ -2,11 +2,12 @@
 
 Legend (docs/notation.md): B windows or robots, N candidates of each, R rows: candidates of all robots,
 S observed steps (T_o), T action positions (T_p), A action dimensions, C channels of the denoiser's input,
-E token features.
+E token features, F frames, D dimensions of the state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longview.learner.policies.diffusion.config import DiffusionConfig
+from longview.learner.policies.diffusion.denoisers.denoiser import Context
+from longview.learner.policies.diffusion.history import GatedMemory, joined, strided
 from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
 from longview.learner.policy import Policy, Sample
 from longview.learner.windows import Batch
@@ -60,8 +63,27 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, config: DiffusionConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
-        self.denoiser = config.denoiser(self.horizon, self.action_size)
+        given = replace(self.horizon, context=config.given(self.horizon.context))
+        self.denoiser = config.denoiser(given, self.action_size)
+        if config.memory_tokens:
+            self.memory = GatedMemory(config.memory_tokens, config.token_size)
+        if config.recent_encoder:
+            self.recent = deepcopy(self.encoder)
         self.register_buffer("signal", squared_cosine(config.diffusion_steps), persistent=False)
+
+    @property
+    def token_size(self) -> int:
+        return self.config.token_size * (2 if self.config.recent_encoder else 1)
+
+    def encode(self, state_FD: Tensor, images: Sequence[Tensor], shift_F2: Tensor) -> Tensor:
+        token_FE = super().encode(state_FD, images, shift_F2)
+        if not self.config.recent_encoder:
+            return token_FE
+        return torch.cat((token_FE, self.recent(state_FD, images, shift_F2)), dim=1)
+
+    def attended(self, frames: int) -> NDArray[np.int64]:
+        ages = super().attended(frames)
+        return ages[:0] if self.config.memory_tokens else ages[ages % self.config.frame_stride == 0]
 
     def compile_loss(self, **options: Any) -> None:
         self.denoising_error = torch.compile(self.denoising_error, **options)  # type: ignore[method-assign]
@@ -106,7 +128,7 @@ class DiffusionPolicy(Policy):
             known = Known(clean_BTA, self.ahead(delay_B))
             target_BT = target_BT & ~known.mark_RT1.squeeze(2)
         noisy_BTA = add_noise(clean_BTA, noise_BTA, noise_step_B, self.signal)
-        context = self.denoiser.context(token_BSE, seen_BS)
+        context = self.context(token_BSE, seen_BS)
         predicted_BTA = self.denoiser(shown(noisy_BTA, self.open(seen_BS), known), noise_step_B, context)
         wanted_BTA = noise_BTA if self.config.prediction == "epsilon" else clean_BTA
         error_BT: Tensor = (predicted_BTA - wanted_BTA).square().mean(dim=2) * target_BT
@@ -169,7 +191,7 @@ class DiffusionPolicy(Policy):
         """
         seen = self.tensor(seen_BS)
         candidates = len(noise_RTA) // len(seen)
-        context = self.denoiser.context(token_BSE, seen)
+        context = self.context(token_BSE, seen)
         predict = self.denoiser.sampler(context, sampling.schedule, candidates)
         open_RT1 = self.open(seen).repeat_interleave(candidates, dim=0)
         decided_RTA, known = np.full(noise_RTA.shape, np.nan, np.float32), None
@@ -193,6 +215,16 @@ class DiffusionPolicy(Policy):
         """Return the mask of the first `count_B` positions from now on, (B, T, 1)."""
         ahead_T = torch.arange(self.horizon.positions, device=self.device) - self.horizon.past
         return ((ahead_T >= 0) & (ahead_T < count_B.unsqueeze(1))).unsqueeze(2)
+
+    def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
+        """Compute what the denoiser uses of the tokens of a context."""
+        config = self.config
+        if config.recent_encoder:
+            token_BSE = joined(token_BSE)
+        token_BSE, seen_BS = strided(token_BSE, seen_BS, config.frame_stride)
+        if config.memory_tokens:
+            token_BSE, seen_BS = self.memory(token_BSE, seen_BS)
+        return self.denoiser.context(token_BSE, seen_BS)
 
     def open(self, seen_BS: Tensor) -> Tensor:
         """Return the mask of the positions that the denoiser sees, (B, T, 1).

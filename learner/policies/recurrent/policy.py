@@ -1,9 +1,10 @@
-"""Recurrent policy: a GRU over the frames of the last T_o steps predicts T_p actions.
+"""Recurrent policy: a network over the frames of the last T_o steps predicts T_p actions.
 
 Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), A action
-dimensions, E token features, U units of the GRU's state, M mixture components.
+dimensions, E token features, U units of the state, M mixture components.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,38 @@ from longview.learner.windows import Batch
 from longview.replay.episode import TaskSpec
 
 
-class GRUPolicy(RecurrentPolicy):
-    """Policy that predicts a mixture of whole chunks of actions from the state of a GRU.
+class LinearCell(nn.Module):
+    """State that mixes in each token at a rate that follows from the token alone: minGRU, arXiv 2410.01201.
+
+    It is called as `nn.GRU` with one layer and `batch_first`.
+    """
+
+    def __init__(self, size: int, units: int, longest: int) -> None:
+        """
+        Args:
+            size: E.
+            units: U.
+            longest: longest context. Untrained units remember for one step up to as many, in even ratios, as
+                in the chrono initialisation of arXiv 1804.11188.
+        """
+        super().__init__()
+        self.rate_and_value = nn.Linear(size, 2 * units)
+        with torch.no_grad():
+            self.rate_and_value.bias[:units] = -torch.linspace(0, math.log(longest), units)
+
+    def forward(self, token_BSE: Tensor, state_1BU: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logit_BSU, value_BSU = self.rate_and_value(token_BSE).chunk(2, dim=2)
+        rate_BSU = logit_BSU.sigmoid()
+        state_BU = torch.zeros_like(value_BSU[:, 0]) if state_1BU is None else state_1BU[0]
+        states = []
+        for rate_BU, value_BU in zip(rate_BSU.unbind(1), value_BSU.unbind(1), strict=True):
+            state_BU = torch.lerp(state_BU, value_BU, rate_BU)
+            states.append(state_BU)
+        return torch.stack(states, dim=1), state_BU.unsqueeze(0)
+
+
+class MixturePolicy(RecurrentPolicy):
+    """Policy that predicts a mixture of whole chunks of actions from the state of a recurrent network.
 
     A component is a chunk, not a single action, so the executed actions belong to one plan. With one
     component this is regression. The recurrent baselines of arXiv 2108.03298 have mixtures of single actions.
@@ -29,7 +60,12 @@ class GRUPolicy(RecurrentPolicy):
 
     def __init__(self, config: RecurrentConfig, spec: TaskSpec) -> None:
         super().__init__(config, spec)
-        self.gru = nn.GRU(config.token_size, config.hidden, batch_first=True)
+        sizes = config.token_size, config.hidden
+        self.cell = (
+            nn.GRU(*sizes, batch_first=True)
+            if config.cell == "gru"
+            else LinearCell(*sizes, self.horizon.context)
+        )
         outputs = config.components * (self.horizon.positions * self.action_size + 1)
         self.head = nn.Sequential(
             nn.Linear(config.hidden, config.hidden),
@@ -38,7 +74,7 @@ class GRUPolicy(RecurrentPolicy):
         )
 
     def compile_loss(self, **options: Any) -> None:
-        # torch does not compile the GRU itself.
+        # torch does not compile the cell itself.
         self.mixture_error = torch.compile(self.mixture_error, **options)  # type: ignore[method-assign]
 
     def error(self, batch: Batch[Any], generator: torch.Generator) -> Tensor:
@@ -71,7 +107,7 @@ class GRUPolicy(RecurrentPolicy):
         return torch.zeros(count, self.config.hidden, device=self.device)
 
     def advance(self, state_BU: Tensor, token_BE: Tensor) -> Tensor:
-        _, state_1BU = self.gru(token_BE.unsqueeze(1), state_BU.unsqueeze(0))
+        _, state_1BU = self.cell(token_BE.unsqueeze(1), state_BU.unsqueeze(0))
         after_BU: Tensor = state_1BU.squeeze(0)
         return after_BU
 
@@ -88,13 +124,11 @@ class GRUPolicy(RecurrentPolicy):
     def states_after(self, token_BSE: Tensor, seen_BS: Tensor) -> Tensor:
         """Return the states (B, U) after the last observed step.
 
-        Steps that were not seen come first in a window. They are moved behind the seen ones, where they
-        change no state that is used.
+        Steps that were not seen are moved behind the seen ones, where they change no state that is used.
         """
         count_B1 = seen_BS.sum(dim=1, keepdim=True)
-        place_S = torch.arange(seen_BS.shape[1], device=self.device)
-        order_BS1 = ((place_S - count_B1) % seen_BS.shape[1]).unsqueeze(2)
-        state_BSU, _ = self.gru(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
+        order_BS1 = (~seen_BS).byte().argsort(dim=1, stable=True).unsqueeze(2)
+        state_BSU, _ = self.cell(token_BSE.gather(1, order_BS1.expand_as(token_BSE)))
         last_B1U = (count_B1 - 1).unsqueeze(2).expand(-1, -1, state_BSU.shape[2])
         state_BU: Tensor = state_BSU.gather(1, last_B1U).squeeze(1)
         return state_BU

@@ -56,6 +56,8 @@ CASES = (
     Case("push_and_return", 0.98, (70, 200), anywhere, (12, 3, 40)),
     Case("count_scoops", 0.98, (60, 260), aside, (12, 3, 25)),
     Case("return_point", 1.0, (35, 90), anywhere, (2, 3, 10), seeds=200),
+    # Once the puck is gone nothing can be mended, so it strays as the hand begins to push.
+    Case("slide_puck", 0.97, (70, 96), anywhere, (8, 1, 32), seeds=20),
 )
 
 

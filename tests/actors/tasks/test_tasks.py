@@ -26,6 +26,7 @@ IDS = {
     "push_and_return": "PushAndReturn",
     "push_t": "PushT",
     "return_point": "ReturnPoint",
+    "slide_puck": "SlidePuck",
     "square": "Square",
 }
 

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,10 @@ import pyarrow.compute
 import pytest
 import zarr
 from pyarrow import parquet
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
+from longview.cluster.cli import app
 from longview.cluster.commands.train import split
 from longview.cluster.run.services import redis_server
 from longview.learner.config import policy_config
@@ -65,17 +70,25 @@ def summary_of(longview: Longview, name: str) -> dict[str, Any]:
     return summary
 
 
+def curve(folder: Path, tag: str) -> dict[int, float]:
+    """Read a curve of a run from TensorBoard's files; no training step may have two points."""
+    points = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(tag)
+    found = {point.step: point.value for point in points}
+    assert len(found) == len(points), points
+    return found
+
+
 def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     """One command imports, trains, validates at every T_o and writes down what it found; Ray is never even
-    imported."""
+    imported. A mirror that fails costs nothing but its curves."""
     first = recorded(longview.folder / "monday.zarr")
     second = recorded(longview.folder / "tuesday.zarr", episodes=4, seed=1)
     (longview.folder / "no_ray" / "ray").mkdir(parents=True)
     (longview.folder / "no_ray" / "ray" / "__init__.py").write_text("raise ImportError('no Ray here')")
+    (longview.folder / "no_ray" / "wandb.py").write_text("def Settings(**_): raise OSError('no W&B here')")
     path = f"{longview.folder / 'no_ray'}:{Path(__file__).parents[3]}"
-    code, said = longview(
-        "train", str(first), str(second), "--hz", "10", "name=drawer", *QUICK, PYTHONPATH=path
-    )
+    settings = ("name=drawer", "monitoring.mirrors=[tensorboard,wandb]", *QUICK)
+    code, said = longview("train", str(first), str(second), "--hz", "10", *settings, PYTHONPATH=path)
     assert code == 0, said
     assert "monday: 14 episodes, 336 steps at 10 Hz; state [3], action [2]" in said
     assert "evaluation.context_lengths=[1,2,4,8,12]: powers of two" in said
@@ -91,6 +104,10 @@ def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     folder = longview.folder / "runs" / "drawer"
     for name in ("config.yaml", "log.txt", "checkpoints/step-000000012", "import.json"):
         assert (folder / name).exists(), name
+    log = (folder / "log.txt").read_text()
+    assert log.count("mirror wandb has failed, and the run goes on without it: no W&B here") == 1
+    errors = curve(folder, "action_error/T_o_12")
+    assert errors[12] == pytest.approx(held_out["action_error"]["12"]["mean"], rel=0.5)
     report = (folder / "report.html").read_text()
     for text in ("Action error by context length", "Worst episodes", "monday.zarr", "</b> recorded steps"):
         assert text in report, text
@@ -104,6 +121,7 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     """After kill -9 a resume imports nothing again, and ends as it would have; Ctrl-C saves."""
     data = recorded(longview.folder / "monday.zarr")
     quick = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.policy.execute=4")
+    quick += ("monitoring.mirrors=[tensorboard]",)
     process = longview.start("train", str(data), "--hz", "10", "name=drawer", *quick)
     checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
     longview.wait_for(lambda: list(checkpoints.glob("step-*")))
@@ -125,6 +143,9 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     code, said = longview("train", "--resume", "drawer", f"learner.steps={last + 5}", "learner.warmup=1")
     assert code == 0, said
     assert summary_of(longview, "drawer")["policy_version"] == last + 5
+    losses = curve(longview.folder / "runs" / "drawer", "loss/T_o_1")
+    assert list(losses) == sorted(losses)
+    assert max(losses) == last + 5
 
 
 def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
@@ -150,7 +171,7 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
 
 def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
     data = recorded(longview.folder / "filmed.zarr", episodes=6, steps=12, side=128)
-    quick = ("learner.camera_steps=4", "learner.steps=8", *QUICK[1:])
+    quick = ("learner.encoder_steps=4", "learner.steps=8", *QUICK[1:])
     code, said = longview("train", str(data), "--hz", "10", "name=small", *quick)
     assert code == 0, said
     assert "pictures are stored at 96x96: --resize WxH or none changes that" in said
@@ -170,7 +191,7 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
         (9, "action", ("--hz", "10"), 1, "there is no action that is a vector"),
         (9, "", (), 1, "give it by --hz"),
         (9, "", ("--hz", "10", "learner.stepz=5"), 2, "did you mean learner.steps?"),
-        (9, "", ("--hz", "10", "learners=2"), 2, "trains in one process"),
+        (9, "", ("--hz", "10", "learners=5"), 2, "learner.batch_size"),
         (9, "", ("--hz", "10", "learner.steps=many"), 2, "learner.steps"),
         (9, "", ("--hz", "10", "learner.validation_episodes=5"), 1, "too few to hold out 5"),
     ],
@@ -183,6 +204,90 @@ def test_mistakes_are_explained(
         recorded(data, episodes, skip=skip)
     found, said = longview("train", str(data), *arguments)
     assert (found, message in said, "Traceback" in said) == (code, True, False), said
+
+
+STORED = ("demos", "--url", "redis://nowhere:1")
+
+
+@pytest.mark.parametrize("command", ["train", "audit"])
+@pytest.mark.parametrize(
+    "option",
+    [("--filter", "a"), ("--keys", "a"), ("--drop", "a"), ("--map", "a=b"), ("--hz", "5"), ("--skip-bad",)],
+)
+def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[str, ...]) -> None:
+    found = CliRunner().invoke(app, [command, *STORED, *option])
+    assert found.exit_code == 2
+    assert f"{option[0]} cannot be given with --url: episodes of a store are taken as" in found.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*STORED, "--resize", "none"), "--resize cannot be given with --url"),
+        ((*STORED, "replay.url=redis://other:1"), "replay.url cannot be set beside --url"),
+        (("--resume", "drawer", "--hz", "5", "--task", "a"), "--task, --hz cannot be given with --resume"),
+        (("--resume", "drawer", "actors.count=3"), "actors.count has no effect"),
+        (("a.zarr", "evaluation.episodes=3"), "evaluation.episodes has no effect"),
+        (("a.zarr", "placement.learner_gpus=1"), "placement.learner_gpus has no effect without"),
+        (("a.zarr", "task=drawer"), "task cannot be set: give --task"),
+        (("a.zarr", "data.hz=5"), "data.hz cannot be set: give --hz"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    found = CliRunner().invoke(app, ["train", *arguments])
+    assert (found.exit_code, message in found.output) == (2, True), found.output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_train_through_ray_and_go_on_after_a_kill(longview: Longview) -> None:
+    """Ranks that meet over gloo share out each batch. The run goes on on a Ray cluster that was there before,
+    and leaves it running."""
+    data = recorded(longview.folder / "monday.zarr")
+    settings = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.publish_every=50")
+    process = longview.start("train", str(data), "--hz", "10", "name=drawer", "learners=2", *settings)
+    checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
+    longview.wait_for(lambda: list(checkpoints.glob("step-*")), 300)
+    assert len(longview.processes("ray::LearnerRank")) == 2
+    process.kill()
+    process.wait()
+    longview.wait_for(lambda: not longview.processes())
+    last = int(max(path.name for path in checkpoints.glob("step-*")).removeprefix("step-"))
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | longview.environment | {"RAY_worker_niceness": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with cluster:
+        assert cluster.stdin is not None
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        steps = (f"learner.steps={last + 20}", "learner.warmup=1", "monitoring.mirrors=[tensorboard]")
+        resume = ("train", "--resume", "drawer", "--address", address)
+        code, said = longview(*resume, "learners=4", *steps)
+        assert (code, "learners 4 need 4 CPUs, this Ray cluster has 2" in said) == (2, True), said
+        code, said = longview(*resume, *steps)
+        assert code == 0, said
+        assert cluster.poll() is None
+        cluster.stdin.close()
+    summary = summary_of(longview, "drawer")
+    assert (summary["status"], summary["policy_version"]) == ("finished", last + 20)
+    assert summary["held_out"]["episodes"] == 2
+    folder = longview.folder / "runs" / "drawer"
+    assert max(curve(folder, "loss/T_o_1")) == last + 20
+    assert max(curve(folder, "action_error/T_o_1")) == last + 20
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 
 
 def test_a_run_begins_from_a_policy_of_another_robot(longview: Longview) -> None:
@@ -258,7 +363,7 @@ def test_half_an_hour_of_two_cameras_takes_at_most_8_gib(longview: Longview) -> 
     first = longview.folder / "arm-0"
     lerobot_writer.write(first, spec, filmed_episodes(spec, 6), False)
     data = [first, *(repeated(first, number) for number in range(1, MINUTES))]
-    settings = ("name=arm", "learner.steps=24", "learner.camera_steps=12")
+    settings = ("name=arm", "learner.steps=24", "learner.encoder_steps=12")
     process = longview.start("train", *map(str, data), "--task", "arm", *settings)
     peak = 0
     while process.poll() is None:

@@ -96,8 +96,13 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden
         ("learner.windows_per_segment=5", "batch_size 64 is not a multiple of windows_per_segment 5"),
         ("learners=3", "learner.batch_size 64 is not a multiple of 3 learner ranks x windows_per_segment 1"),
         ("monitoring.port=99999", "monitoring.port must lie in 0..65535, not 99999"),
-        ("learner.camera_steps=200", "camera_steps 200 has no effect: task return_point has no cameras"),
-        ("learner.camera_steps=2350", "warmup 100 .* camera_steps 2350, and .* to 2400"),
+        (
+            "evaluation.history=none",
+            "evaluation.history: input should be .own., .reversed. or .other., not .none.",
+        ),
+        ("learner.history_dropout=1", r"history_dropout must be in \[0, 1\), not 1"),
+        ("learner.encoder_steps=2350", "warmup 100 .* encoder_steps 2350, and .* to 2400"),
+        ("monitoring.mirrors=[wandb, tensorbord]", "monitoring.mirrors must be some of .*, not tensorbord"),
         ("learner.policy.camera_stages=5", "camera_stages must be 1 to 4, not 5"),
         ("name=a/b", "name must be a plain folder name: 'a/b'"),
         ("learner", "expected key=value, not 'learner'"),
@@ -147,6 +152,22 @@ def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | Non
         (
             ["learners=2", "placement.learner_gpus=0.5"],
             "learner_gpus 0.5 with learners 2: ranks that",
+        ),
+        (
+            ["evaluation.history=other", "collect.kind=takeover"],
+            "evaluation.history other does not go with collect.kind takeover",
+        ),
+        (
+            ["evaluation.history=reversed", "inference.servers=1"],
+            "history reversed does not go with inference.servers 1",
+        ),
+        (
+            ["evaluation.history=reversed", "learner.policy.kind=recurrent"],
+            "learner.policy.kind recurrent: its state holds the history",
+        ),
+        (
+            ["learner.encoder_steps=200", "learner.policy.recent_encoder=true"],
+            "encoder_steps 200 trains one encoder: set policy.recent_encoder to false",
         ),
     ],
 )

@@ -1,6 +1,8 @@
 """Room of a Ray cluster for a run's actors and learner ranks."""
 
 import re
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,14 +10,16 @@ import pytest
 from longview.actors.environment import SimulatedTask
 from longview.actors.tasks import return_point
 from longview.actors.tasks.return_point import ReturnPoint
-from longview.cluster.run.config import ConfigError, read_config
+from longview.cluster.run.config import ConfigError, described, read_config
 from longview.cluster.run.preflight import (
     Torch,
     gpus_of_rank,
     refuse_torch,
     refuse_unaddable,
+    refuse_unmirrored,
     refuse_unplaced,
     refuse_unsimulated,
+    refuse_untrainable,
     resources_of_rank,
 )
 
@@ -85,6 +89,26 @@ def test_what_does_not_fit_is_refused_with_what_there_is(settings: list[str], wo
     refuse_unplaced(read_config(None, [*config, "placement.autoscaled=true"]), NODES)
 
 
+def test_a_mirror_whose_package_is_missing_is_refused_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = read_config(None, ["monitoring.mirrors=[tensorboard, wandb]"])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"mirrors: wandb cannot .* pip install 'longview\[wandb\]'"):
+        refuse_unmirrored(config)
+    refuse_unmirrored(read_config(None, ["monitoring.mirrors=[tensorboard]"]))
+    refuse_unmirrored(read_config(None))
+
+
+def test_a_run_on_recorded_data_needs_room_for_its_ranks_alone() -> None:
+    spec = described(replace(return_point.spec, name="drawer"))
+    config = read_config(None, ["learners=2"], task="drawer", data={"spec": spec})
+    refuse_unplaced(config, [{"CPU": 2.0}])
+    with pytest.raises(ConfigError, match="learners 2 need 2 CPUs, this Ray cluster has 1"):
+        refuse_unplaced(config, [{"CPU": 1.0}])
+    assert gpus_of_rank(config, available=2) == 1
+
+
 def test_ranks_get_a_gpu_each_if_there_are_enough() -> None:
     two = read_config(None, ["learners=2", "placement.learner.learner=1"])
     assert [gpus_of_rank(two, available) for available in (0, 1, 2, 8)] == [0, 0, 1, 1]
@@ -152,6 +176,14 @@ def test_a_task_without_an_expert_has_no_corrections(kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"collect\.kind={kind} needs an expert, which task push_t"):
         read_config(None, ["task=push_t", f"collect.kind={kind}"])
     read_config(None, ["task=push_t", "collect.kind=rollout"])
+
+
+def test_a_task_without_an_expert_begins_from_demonstrations_or_from_what_its_run_holds() -> None:
+    config = read_config(None, ["task=push_t"])
+    with pytest.raises(ConfigError, match=r"no expert: give human demonstrations.*--resume.*kind=rollout"):
+        refuse_untrainable(config)
+    refuse_untrainable(config, begun=True)
+    refuse_untrainable(read_config(None, ["task=return_point"]))
 
 
 class Unrestored(ReturnPoint):

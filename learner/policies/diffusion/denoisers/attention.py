@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longview.learner.attention import Attending, Watch
 from longview.learner.policies.diffusion.config import AttentionConfig
 from longview.learner.policies.diffusion.denoisers.denoiser import placed
 
@@ -22,7 +23,7 @@ Attend = Callable[[Tensor], Tensor]
 """Attention of one block to the context: a function of queries (B, T, C) with outputs (B, T, C)."""
 
 
-class ContextMemory(nn.Module):
+class ContextMemory(Attending):
     """Keys and values of the context for all blocks of a network."""
 
     def __init__(self, config: AttentionConfig, widths: Sequence[int]) -> None:
@@ -37,6 +38,7 @@ class ContextMemory(nn.Module):
         self.project = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
         self.blocks = unit_scale(nn.Linear(size, sum(self.sizes)))
+        self.attended = len(widths)
 
     def tokens(self, token_BSE: Tensor) -> Tensor:
         """Transform context tokens, oldest first, to the input of `blocks`: (B, S, E)."""
@@ -52,7 +54,14 @@ class ContextMemory(nn.Module):
         """
         parts = torch.split(memory_BSL, self.sizes, dim=2)
         return [
-            partial(attend, key_BSC=key, value_BSC=value, bias_BS=bias_BS, key_heads=self.key_heads)
+            partial(
+                attend,
+                key_BSC=key,
+                value_BSC=value,
+                bias_BS=bias_BS,
+                key_heads=self.key_heads,
+                watch=self.watch,
+            )
             for key, value in zip(parts[::2], parts[1::2], strict=True)
         ]
 
@@ -77,34 +86,60 @@ class ContextMemory(nn.Module):
         bias_R1S = bias_BS.repeat_interleave(self.key_heads, dim=0).unsqueeze(1)
         key_RVS = [part.view(len(bias_R1S), -1, part.shape[2]) for part in cached]
         return [
-            partial(attend_cached, key_RVS=key, value_RVS=value, bias_R1S=bias_R1S, key_heads=self.key_heads)
+            partial(
+                attend_cached,
+                key_RVS=key,
+                value_RVS=value,
+                bias_R1S=bias_R1S,
+                key_heads=self.key_heads,
+                watch=self.watch,
+            )
             for key, value in zip(key_RVS[::2], key_RVS[1::2], strict=True)
         ]
 
 
 def attend(
-    query_BTC: Tensor, key_BSC: Tensor, value_BSC: Tensor, key_heads: int, bias_BS: Tensor | None = None
+    query_BTC: Tensor,
+    key_BSC: Tensor,
+    value_BSC: Tensor,
+    key_heads: int,
+    bias_BS: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Attend from queries to keys and values: (B, T, C). The bias of the logits is equal for all queries."""
+    """Attend from queries to keys and values: (B, T, C). The bias of the logits is equal for all queries.
+
+    `watch` is given the mean weights of all heads and positions.
+    """
     key_BKSV, value_BKSV = (split_heads(part, key_heads) for part in (key_BSC, value_BSC))
     query_BKQV = split_heads(query_BTC, key_heads).reshape(*key_BKSV.shape[:2], -1, key_BKSV.shape[3])
     bias_B11S = None if bias_BS is None else bias_BS[:, None, None]
+    if watch is not None:
+        logit_BKQS = query_BKQV @ key_BKSV.transpose(2, 3) * query_BKQV.shape[3] ** -0.5
+        watch((logit_BKQS if bias_B11S is None else logit_BKQS + bias_B11S).softmax(dim=3).mean(dim=(1, 2)))
     output_BKQV = functional.scaled_dot_product_attention(query_BKQV, key_BKSV, value_BKSV, bias_B11S)
     return join_heads(output_BKQV, query_BTC)
 
 
 def attend_cached(
-    query_BTC: Tensor, key_RVS: Tensor, value_RVS: Tensor, bias_R1S: Tensor, key_heads: int
+    query_BTC: Tensor,
+    key_RVS: Tensor,
+    value_RVS: Tensor,
+    bias_R1S: Tensor,
+    key_heads: int,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Attend from queries to cached keys and values: (B, T, C).
 
     Queries may be those of several candidates per context. They are computed as one query with more
-    positions.
+    positions. `watch` is given the mean weights of all heads and positions.
     """
     one_per_context = query_BTC.reshape(len(key_RVS) // key_heads, -1, query_BTC.shape[2])
     query_RQV = split_heads(one_per_context, key_heads).reshape(len(key_RVS), -1, key_RVS.shape[1])
     logit_RQS = torch.baddbmm(bias_R1S, query_RQV, key_RVS, alpha=query_RQV.shape[2] ** -0.5)
-    output_RQV = torch.bmm(logit_RQS.softmax(dim=2), value_RVS.transpose(1, 2))
+    weight_RQS = logit_RQS.softmax(dim=2)
+    if watch is not None:
+        watch(torch.unflatten(weight_RQS.mean(dim=1), 0, (-1, key_heads)).mean(dim=1))
+    output_RQV = torch.bmm(weight_RQS, value_RVS.transpose(1, 2))
     return join_heads(torch.unflatten(output_RQV, 0, (-1, key_heads)), query_BTC)
 
 

@@ -13,7 +13,7 @@ from longview.actors.task import load_task
 from longview.learner import memory
 from longview.learner.config import LearnerConfig, policy_config
 from longview.learner.normalize import measure
-from longview.learner.policies.recurrent.policy import GRUPolicy
+from longview.learner.policies.recurrent.policy import MixturePolicy
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.session import PolicySession
 from longview.learner.train import train
@@ -23,12 +23,12 @@ from longview.replay.episode import ACTION, Episode, Segment
 Cut = Callable[[Episode, int, int, int], Segment]
 
 
-def made(returning: list[Episode], **settings: Any) -> GRUPolicy:
+def made(returning: list[Episode], **settings: Any) -> MixturePolicy:
     torch.manual_seed(0)
     spec = load_task("return_point").spec
     config = policy_config(kind="recurrent", token_size=8, hidden=12, **settings)
     policy = config.make(spec)
-    assert isinstance(policy, GRUPolicy)
+    assert isinstance(policy, MixturePolicy)
     policy.fit(measure(returning, spec))
     return policy.eval()
 
@@ -38,19 +38,19 @@ def rngs(count: int) -> list[np.random.Generator]:
     return np.random.default_rng(1).spawn(count)
 
 
-@pytest.fixture
-def policy(returning: list[Episode]) -> GRUPolicy:
-    return made(returning, components=4)
+@pytest.fixture(params=["gru", "linear"])
+def policy(returning: list[Episode], request: pytest.FixtureRequest) -> MixturePolicy:
+    return made(returning, components=4, cell=request.param)
 
 
 def windows(
-    policy: GRUPolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], context_length: int
+    policy: MixturePolicy, episode: Episode, cut: Cut, nows: tuple[int, ...], context_length: int
 ) -> Batch:
     segments = [cut(episode, now, context_length - 1, policy.horizon.after) for now in nows]
     return build(segments, policy.spec, policy.horizon, context_length, np.array([[now] for now in nows]))
 
 
-def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episode], cut: Cut) -> None:
+def test_states_skip_what_was_not_seen(policy: MixturePolicy, returning: list[Episode], cut: Cut) -> None:
     """States are the same whether all steps run at once, as in training, or one by one, as in acting."""
     batch = windows(policy, returning[0], cut, (0, 2, 20), 8)
     assert batch.seen_BS.sum(axis=1).tolist() == [1, 3, 8]
@@ -71,6 +71,22 @@ def test_states_skip_what_was_not_seen(policy: GRUPolicy, returning: list[Episod
     np.testing.assert_allclose(one, direct, rtol=0, atol=1e-5)
 
 
+def test_steps_that_are_missing_in_between_are_skipped(
+    policy: MixturePolicy, returning: list[Episode], cut: Cut
+) -> None:
+    batch = windows(policy, returning[0], cut, (20, 30), 8)
+    seen = batch.seen_BS.copy()
+    seen[0, [0, 3, 4]] = seen[1, [6]] = False
+    with torch.inference_mode():
+        token_BSE = policy.batch_tokens(batch, torch.Generator())
+        together = policy.states_after(token_BSE, torch.from_numpy(seen))
+        for row in range(2):
+            state_1U = policy.initial_state(1)
+            for token_E in token_BSE[row, seen[row]]:
+                state_1U = policy.advance(state_1U, token_E[None])
+            torch.testing.assert_close(together[row], state_1U[0], rtol=0, atol=1e-6)
+
+
 def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None:
     policy = made(returning, components=1)
     batch = windows(policy, returning[0], cut, (0, 20, returning[0].length - 1), 8)
@@ -85,7 +101,7 @@ def test_one_component_is_regression(returning: list[Episode], cut: Cut) -> None
 
 
 def test_the_gradient_is_that_of_the_mixtures_likelihood(
-    returning: list[Episode], cut: Cut, policy: GRUPolicy
+    returning: list[Episode], cut: Cut, policy: MixturePolicy
 ) -> None:
     batch = windows(policy, returning[0], cut, (0, 20, returning[0].length - 3), 8)
     target_BT, spread = torch.from_numpy(batch.target_BT), policy.config.spread
@@ -108,7 +124,7 @@ def test_the_gradient_is_that_of_the_mixtures_likelihood(
         torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-5)
 
 
-def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
+def test_a_choice_is_one_components_plan(policy: MixturePolicy) -> None:
     """Actions are never a mean of plans, and each component is chosen about as often as its share."""
     state_BU = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
     with torch.inference_mode():
@@ -122,7 +138,7 @@ def test_a_choice_is_one_components_plan(policy: GRUPolicy) -> None:
     np.testing.assert_allclose(share_M, logit_BM[0].softmax(dim=0).numpy(), atol=0.05)
 
 
-def test_a_row_depends_on_its_own_generator_alone(policy: GRUPolicy) -> None:
+def test_a_row_depends_on_its_own_generator_alone(policy: MixturePolicy) -> None:
     state_BU = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
     order = [7, 2, 5]
     with torch.inference_mode():
@@ -137,7 +153,7 @@ def test_a_row_depends_on_its_own_generator_alone(policy: GRUPolicy) -> None:
 
 
 def expected(
-    policy: GRUPolicy, frames: NDArray[Any], T_o: int, seed: int, seen: NDArray[np.bool_] | None = None
+    policy: MixturePolicy, frames: NDArray[Any], T_o: int, seed: int, seen: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """Decide with a state that saw the same steps as a session's oldest chain, without the session."""
     now = len(frames) - 1
@@ -154,7 +170,7 @@ def expected(
 
 
 @pytest.mark.parametrize("T_o", [1, 3, 16, 24, 64])
-def test_skipped_steps_advance_no_state(policy: GRUPolicy, returning: list[Episode], T_o: int) -> None:
+def test_skipped_steps_advance_no_state(policy: MixturePolicy, returning: list[Episode], T_o: int) -> None:
     frames = np.concatenate([episode.arrays["observation.position"] for episode in returning])
     session, step, seen = PolicySession(policy, 2), 0, np.zeros(0, np.bool_)
     for skipped, count in ((2, 3), (0, 8), (5, 1), (1, 2), (7, 1), (70, 2), (0, 6), (3, 20)):
@@ -175,7 +191,7 @@ def test_skipped_steps_advance_no_state(policy: GRUPolicy, returning: list[Episo
 
 @pytest.mark.parametrize("T_o", [1, 2, 3, 16, 24, 64])
 def test_a_session_decides_by_what_a_state_saw_of_the_last_steps(
-    policy: GRUPolicy, returning: list[Episode], T_o: int
+    policy: MixturePolicy, returning: list[Episode], T_o: int
 ) -> None:
     episode, rng = returning[0], np.random.default_rng(0)
     frames, actions = episode.arrays["observation.position"], episode.arrays[ACTION]
@@ -193,7 +209,7 @@ def test_a_session_decides_by_what_a_state_saw_of_the_last_steps(
 
 
 def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
-    policy: GRUPolicy, returning: list[Episode]
+    policy: MixturePolicy, returning: list[Episode]
 ) -> None:
     frames, actions = returning[0].arrays["observation.position"], returning[0].arrays[ACTION]
     session = PolicySession(policy, 1)
@@ -207,7 +223,7 @@ def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
     np.testing.assert_allclose(act(30, 33, 64), expected(policy, frames[:33], 64, 33), rtol=0, atol=1e-5)
     np.testing.assert_allclose(act(33, 36, 8), expected(policy, frames[:36], 8, 36), rtol=0, atol=1e-5)
     other = policy_from_bytes(policy_to_bytes(policy))
-    assert isinstance(other, GRUPolicy)
+    assert isinstance(other, MixturePolicy)
     with torch.no_grad():
         for weights in other.parameters():
             weights.add_(0.1)
@@ -217,12 +233,12 @@ def test_new_weights_and_another_context_length_begin_from_the_kept_frames(
 
 
 def test_acting_takes_in_as_many_frames_at_every_context_length(
-    policy: GRUPolicy, returning: list[Episode]
+    policy: MixturePolicy, returning: list[Episode]
 ) -> None:
     """Every new frame costs the same number of advances at every context length."""
     frames, actions = returning[0].arrays["observation.position"], returning[0].arrays[ACTION]
     advanced: list[int] = []
-    hook = policy.gru.register_forward_hook(lambda module, given, made: advanced.append(given[0].shape[0]))
+    hook = policy.cell.register_forward_hook(lambda module, given, made: advanced.append(given[0].shape[0]))
     counts = {}
     for T_o in (8, 16, 64):
         session = PolicySession(policy, 1)
@@ -244,4 +260,4 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(
     train(config, **two | {"should_stop": lambda: next(asked) == 12})
     resumed = train(config, **two)
     assert policy_to_bytes(straight) == policy_to_bytes(resumed)
-    assert type(policy_from_bytes(policy_to_bytes(resumed))) is GRUPolicy
+    assert type(policy_from_bytes(policy_to_bytes(resumed))) is MixturePolicy
