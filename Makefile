@@ -6,7 +6,7 @@ DEPLOYING := .venv-deploy
 DEPLOYING_NEEDS := gymnasium numpy pydantic pyyaml
 PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3)
 # These take hours, and fleet.py is a part of online.py.
-LONG := online outcomes fleet finetune audit
+LONG := online outcomes fleet finetune audit delay
 BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/training.py $(LONG:%=benchmarks/%.py), $(wildcard benchmarks/*.py))
 
 .PHONY: help install demo test test-slow lint kustomize generated deploy scale fetch put format bench constraints clean

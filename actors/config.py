@@ -179,11 +179,16 @@ class EvaluationConfig:
     """Episodes per context length for a version published during training; 0 evaluates only the last one."""
     final_episodes: int = 200
     """Episodes per context length for the last version."""
+    delay: int = 0
+    """Steps that a robot makes while it waits for a decision, up to half of `learner.policy.execute`. With
+    `learner.policy.max_delay` a policy continues the actions of these steps. 0: the robot waits."""
     history: History = "own"
     """Control of what memory is worth: the past frames that the policy is shown. `own`: those of the episode;
     `reversed`: the same in reverse order; `other`: those of another simulator's episode."""
 
     def __post_init__(self) -> None:
+        if self.delay < 0:
+            raise ValueError(f"delay must not be negative, not {self.delay}")
         if self.history not in get_args(History):
             raise ValueError(f"history must be one of {', '.join(get_args(History))}, not {self.history!r}")
         if self.episodes < 0 or self.final_episodes < 1:

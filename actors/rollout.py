@@ -14,6 +14,14 @@ other half steps (? = waits for a decision):
 
     first half    ? x x x x ? ? ? x x x x ?
     second half   ? ? ? ? x x x x ? ? ? x x
+
+A robot moves on while it waits. With a delay of one step, each decision is made one step before the actions
+run out, and comes into force one step later. The simulators wait all the same:
+
+    step                0 1 2 3 4 5 6 7 8 9
+    decided at step 0   x x x x
+    decided at step 3         o x x x               o = decided at step 0, whatever is chosen now
+    decided at step 6               o x x x
 """
 
 import math
@@ -22,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +60,10 @@ class Policy(Protocol):
     def execute(self) -> int:
         """T_a: actions of one decision, all executed before the next decision."""
 
+    @property
+    def max_delay(self) -> int:
+        """Most actions that may be decided already when `act` is called."""
+
     def act(
         self,
         slots: Sequence[int],
@@ -60,6 +72,8 @@ class Policy(Protocol):
         reset: NDArray[np.bool_],
         T_o: int,
         rngs: Sequence[np.random.Generator],
+        *,
+        decided: Sequence[NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         """Decide for B simulators.
 
@@ -71,9 +85,11 @@ class Policy(Protocol):
             reset: (B,), true where an episode starts; the slot's history is forgotten first.
             T_o: context length to decide with.
             rngs: for each slot, the source of the policy's noise.
+            decided: for each slot, (n, A): actions from now on that are decided already, at most `max_delay`.
+                None: none are.
 
         Returns:
-            (B, T_a, A), within the task's action range.
+            (B, T_a, A), within the task's action range, from now on.
         """
 
 
@@ -89,6 +105,8 @@ class RemotePolicy(Policy, Protocol):
         reset: NDArray[np.bool_],
         T_o: int,
         rngs: Sequence[np.random.Generator],
+        *,
+        decided: Sequence[NDArray[np.float32]] | None = None,
     ) -> Callable[[], NDArray[np.float32]]:
         """Ask for a decision, and return a function that waits for what `act` would return."""
 
@@ -194,7 +212,8 @@ class _Lane:
     executed: list[Action] = field(default_factory=list)
     """Actions executed since the policy's last decision."""
     chunk: NDArray[np.float32] | None = None
-    """Actions of the policy's last decision (T_a, A); None while the expert is in control."""
+    """Actions of the policy's last decision (T_a, A); None before the first one, and while the expert is in
+    control."""
     plan: Sequence[Action] | NDArray[np.float32] = ()
     """Actions of the expert's last plan, if its steps are labels."""
     rewards: list[float] = field(default_factory=list)
@@ -215,14 +234,15 @@ def rollout(
     context_length: int,
     record: Callable[[EpisodeMeta], Recorder] | None,
     clock: Clock,
+    delay: int = 0,
 ) -> Iterator[EpisodeEnd]:
     """Roll out every assignment, as many at a time as there are simulators.
 
     An action that the task refuses ends its episode as `failure`. An observation or reward that is not finite
     ends it as `invalid`. The steps before are recorded, and the other simulators go on.
 
-    What happens in an episode follows from its assignment, the policy and T_o, and not from the episodes that
-    are rolled out beside it. Only rounding in a policy's batches differs.
+    What happens in an episode follows from its assignment, the policy, T_o and the delay, and not from the
+    episodes that are rolled out beside it. Only rounding in a policy's batches differs.
 
     Args:
         task: the task that all simulators simulate.
@@ -232,15 +252,23 @@ def rollout(
         context_length: T_o given to the policy.
         record: opens the recorder of an episode; None records nothing.
         clock: gets the time spent added.
+        delay: steps from the frame that a decision is made from until its actions are executed, at most half
+            of T_a. A policy whose `max_delay` is smaller does not get to know the actions that are executed
+            in between (plain switching).
 
     Yields:
         The end of every assignment, in the order in which they end. Episodes that are under way when the
         generator is closed or fails are aborted.
+
+    Raises:
+        ValueError: the delay is negative or exceeds half of T_a.
     """
+    if delay and not (policy is not None and 0 <= 2 * delay <= policy.execute):
+        raise ValueError(f"delay must be 0 to half of T_a, not {delay} of {policy and policy.execute}")
     lanes = [_Lane(slot, env) for slot, env in enumerate(envs)]
     groups = [lanes[::2], lanes[1::2]] if isinstance(policy, RemotePolicy) else [lanes]
     queue = iter(assignments)
-    turns = deque(_play(group, queue, task, policy, context_length, record, clock) for group in groups)
+    turns = deque(_play(group, queue, task, policy, context_length, record, clock, delay) for group in groups)
     try:
         while turns:
             for end in turns[0]:
@@ -264,6 +292,7 @@ def _play(
     context_length: int,
     record: Callable[[EpisodeMeta], Recorder] | None,
     clock: Clock,
+    delay: int,
 ) -> Iterator[EpisodeEnd | None]:
     """Roll out assignments of the queue in lockstep, until it is empty.
 
@@ -278,10 +307,10 @@ def _play(
         running = [lane for lane in lanes if lane.assignment is not None]
         if not running:
             return
-        take = _ask(running, task, policy, context_length, clock)
+        take = _ask(running, task, policy, context_length, clock, delay)
         yield None
         take()
-        for offset in range(1 if policy is None else policy.execute):
+        for offset in range(1 if policy is None else policy.execute - delay):
             for lane in running:
                 if lane.assignment is not None and (end := _step(lane, offset, task, clock)) is not None:
                     yield end
@@ -298,7 +327,7 @@ def _start(
     started = time.perf_counter()
     observation, _ = lane.env.reset(seed=assignment.meta.seed)
     clock.simulator += time.perf_counter() - started
-    lane.assignment, lane.rewards = assignment, []
+    lane.assignment, lane.rewards, lane.chunk = assignment, [], None
     if not _is_finite(observation):
         return _end(lane, "invalid", clock)
     # A stream of its own, so that the episode does not depend on the episodes rolled out beside it.
@@ -325,18 +354,21 @@ def _ask(
     policy: Policy | None,
     context_length: int,
     clock: Clock,
+    delay: int,
 ) -> Callable[[], None]:
     """Ask the policy to decide for its lanes; returns a function that waits for the decisions."""
-    asking = []
+    asking, decided = list[_Lane](), list[NDArray[np.float32]]()
+    nothing = np.empty((0, *task.spec.action.shape), np.float32)
     for lane in lanes:
         assert lane.assignment is not None
-        lane.chunk = None
+        before, lane.chunk = lane.chunk, None
         if lane.assignment.control == "expert":
             continue
         if policy is None:
             raise ValueError("an episode that is not the expert's alone needs a policy")
         if lane.takeover is None or lane.takeover.asks(lane.steps, policy.execute):
             asking.append(lane)
+            decided.append(nothing if before is None else before[policy.execute - delay :])
     if policy is None or not asking:
         return lambda: None
     started = time.perf_counter()
@@ -348,17 +380,27 @@ def _ask(
         context_length,
         [_noise(lane, context_length) for lane in asking],
     )
-    decision = policy.ask(*arguments) if isinstance(policy, RemotePolicy) else partial(policy.act, *arguments)
+    told: dict[str, Any] = {"decided": decided} if 0 < delay <= policy.max_delay else {}
+    if isinstance(policy, RemotePolicy):
+        decision = policy.ask(*arguments, **told)
+    else:
+        decision = partial(policy.act, *arguments, **told)
     clock.policy += time.perf_counter() - started
-    return partial(_take, asking, decision, clock)
+    return partial(_take, asking, decided, decision, clock)
 
 
-def _take(lanes: Sequence[_Lane], decision: Callable[[], NDArray[np.float32]], clock: Clock) -> None:
-    """Wait for a decision, and give each lane its actions."""
+def _take(
+    lanes: Sequence[_Lane],
+    decided: Sequence[NDArray[np.float32]],
+    decision: Callable[[], NDArray[np.float32]],
+    clock: Clock,
+) -> None:
+    """Wait for a decision, and give each lane its actions. Those that are decided already stay."""
     started = time.perf_counter()
     actions_BTA = decision()
     clock.policy += time.perf_counter() - started
-    for lane, chunk in zip(lanes, actions_BTA, strict=True):
+    for lane, ahead, chosen in zip(lanes, decided, actions_BTA, strict=True):
+        chunk = np.concatenate((ahead, chosen[len(ahead) :]))
         lane.chunk, lane.frames, lane.executed = chunk, [], []
         lane.decisions += 1
         _plan(lane, chunk, clock)

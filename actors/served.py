@@ -32,6 +32,7 @@ class Send(Protocol):
         frames: Frames,
         executed: NDArray[np.float32],
         noise: Sequence[Mapping[str, Any]],
+        decided: Sequence[NDArray[np.float32]] | None,
     ) -> Callable[[], NDArray[np.float32] | None]:
         """Send a request, and return a function that waits for its answer: actions (B, T_a, A); None if the
         server has lost a history.
@@ -46,6 +47,7 @@ class Send(Protocol):
             executed: (n, A), executed actions in the same order: one for each new frame, except the first one
                 after a reset.
             noise: state of the generator of each simulator's noise.
+            decided: for each simulator, (n, A): actions from now on that are decided already; None: none are.
         """
 
 
@@ -81,19 +83,20 @@ class _History:
 class ServedPolicy:
     """Policy that a server holds; a `rollout.RemotePolicy`."""
 
-    def __init__(self, execute: int, send: Send) -> None:
+    def __init__(self, execute: int, max_delay: int, send: Send) -> None:
         """
         Args:
             execute: T_a of the policy.
+            max_delay: most actions of a simulator that may be decided already.
             send: sends a request to the server.
         """
-        self.execute = execute
+        self.execute, self.max_delay = execute, max_delay
         self._send = send
         self._histories: dict[int, _History] = {}
 
-    def act(self, *arguments: Any) -> NDArray[np.float32]:
+    def act(self, *arguments: Any, **told: Any) -> NDArray[np.float32]:
         """Decide for B simulators, as `rollout.Policy.act`."""
-        return self.ask(*arguments)()
+        return self.ask(*arguments, **told)()
 
     def ask(
         self,
@@ -103,6 +106,8 @@ class ServedPolicy:
         reset: NDArray[np.bool_],
         T_o: int,
         rngs: Sequence[np.random.Generator],
+        *,
+        decided: Sequence[NDArray[np.float32]] | None = None,
     ) -> Callable[[], NDArray[np.float32]]:
         """Ask for a decision, and return a function that waits for it, as `rollout.RemotePolicy.ask`."""
         self._histories |= {slot: _History() for slot, fresh in zip(slots, reset, strict=True) if fresh}
@@ -124,6 +129,7 @@ class ServedPolicy:
                 frames={key: np.concatenate([frames[key] for frames, _ in parts]) for key in parts[0][0]},
                 executed=np.concatenate([actions for _, actions in parts]),
                 noise=noise,
+                decided=decided,
             )
 
         answer = send(reset, list(zip(new_frames, executed, strict=True)))

@@ -55,6 +55,8 @@ class Order:
     """Policy version to act with; None for the expert alone."""
     typical_steps: float = 0.0
     """Mean length of a demonstration in steps: the expert takes over before, where a random step decides."""
+    delay: int = 0
+    """Steps for which a decision is awaited while the robot moves on, as for `rollout`."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Worker:
             context_length=order.context_length,
             record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
             clock=self._clock,
+            delay=order.delay,
         ):
             self._count(end)
             best_rewards += end.best_reward * (end.outcome != "invalid")

@@ -377,6 +377,9 @@ def evaluate(
         Path | None,
         typer.Option(help="An adapter that was trained from CHECKPOINT: a run, a checkpoint or a file."),
     ] = None,
+    delay: Annotated[
+        int | None, typer.Option(min=0, help="Steps that a robot makes while it waits for a decision.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint at several context lengths, on seeds that no training episode has.
@@ -386,6 +389,8 @@ def evaluate(
         longview evaluate runs/my_run --context 1,8,64 --episodes 200
 
         longview evaluate runs/base --adapter runs/new_places
+
+        longview evaluate runs/my_run --delay 4
     """
     from longview.cluster.run.config import ConfigError, read_config
     from longview.learner.files import adapter_file, policy_file
@@ -404,7 +409,9 @@ def evaluate(
     choose_ray_auth(None)
     from longview.cluster.commands.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(file, adapter, task, lengths, episodes, seed, settings or [], as_json=as_json)
+    evaluate_checkpoint(
+        file, adapter, task, lengths, episodes, seed, settings or [], delay=delay, as_json=as_json
+    )
 
 
 @app.command()

@@ -27,6 +27,8 @@ class Horizon:
     """Actions predicted from now on, the present one included."""
     execute: int
     """Actions executed before the next decision, T_a."""
+    max_delay: int = 0
+    """Most actions from now on that may be decided already, and that a decision continues."""
 
     @property
     def positions(self) -> int:

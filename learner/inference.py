@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from longview.learner.config import Horizon
 from longview.learner.policy import Policy
 from longview.learner.session import Frames, PolicySession
 
@@ -55,6 +56,8 @@ class Request:
     the first one after a reset."""
     noise: Sequence[Mapping[str, Any]]
     """State of the generator of each simulator's noise."""
+    decided: Sequence[NDArray[np.float32]] | None = None
+    """For each simulator, (n, A): actions from now on that are decided already; None: none are."""
     arrived: float = field(default_factory=time.monotonic)
     """Monotonic time of the request's arrival."""
     answer: Future[Actions | None] = field(default_factory=Future)
@@ -156,8 +159,8 @@ class PolicyServer:
         self._loading = threading.Lock()
         threading.Thread(target=self._serve, name="inference", daemon=True).start()
 
-    def load(self, version: int, fetch: Callable[[], Policy]) -> int:
-        """Load a version, unless it is loaded already, and return its T_a.
+    def load(self, version: int, fetch: Callable[[], Policy]) -> Horizon:
+        """Load a version, unless it is loaded already, and return its horizon.
 
         Args:
             version: version of the policy.
@@ -172,7 +175,7 @@ class PolicyServer:
                     if now - loaded.used_at < UNUSED_SECONDS
                 }
                 self._versions = used | {version: _Version(policy, self._slots)}
-            return self._versions[version].policy.horizon.execute
+            return self._versions[version].policy.horizon
 
     def ask(self, request: Request) -> Future[Actions | None]:
         """Take in a request; its answer comes with the batch that it is in."""
@@ -241,11 +244,17 @@ class _Version:
             known[0].T_o,
             [self._rngs[place] for place in places],
             np.where(reset, steps, 0).tolist(),
+            [actions for request in known for actions in self._decided(request)],
         )
         self._steps[places] = steps + counts
         ends = np.cumsum([len(request.slots) for request in known])[:-1]
         parts = iter(np.split(actions_BTA, ends))
         return [next(parts) if request in known else None for request in batch]
+
+    def _decided(self, request: Request) -> Sequence[NDArray[np.float32]]:
+        """Return the decided actions of each simulator of a request."""
+        nothing = np.empty((0, *self.policy.spec.action.shape), np.float32)
+        return [nothing] * len(request.slots) if request.decided is None else request.decided
 
     def _knows(self, request: Request) -> bool:
         """Tell whether the histories of a request's simulators end where the request goes on."""

@@ -1,8 +1,7 @@
 """Memory of a session, slot by slot: tokens of the newest frames, or states of fixed size.
 
-Legend (docs/notation.md): B slots of one call, S observed steps, F frames, P past positions, T action
-positions, A action dimensions, E token features, Y chains of states, U units of a state, R rows: chains of
-all slots.
+Legend (docs/notation.md): B slots of one call, S observed steps, F frames, T action positions, A action
+dimensions, E token features, Y chains of states, U units of a state, R rows: chains of all slots.
 """
 
 from abc import ABC, abstractmethod
@@ -55,7 +54,7 @@ class Memory(ABC):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Take in the newest frames, then choose actions (B, T, A) as `Policy.sample` does.
@@ -67,7 +66,7 @@ class Memory(ABC):
             T_o: context length.
             stored: looks up frames of the session.
             seen: looks up which steps have a frame; the others are skipped steps.
-            executed_BPA: past actions as executed; NaN where they are unknown.
+            known_BTA: known actions of the first positions, as in `Policy.sample`.
             rngs: B sources of randomness, as in `Policy.sample`.
         """
 
@@ -110,7 +109,7 @@ class Tokens(Memory):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         slot_B1, steps_B1 = slot_B[:, None], steps_B[:, None]
@@ -122,7 +121,7 @@ class Tokens(Memory):
         slot_BS, step_BS = self._shown(np.broadcast_to(slot_B1, step_BS.shape), step_BS)
         place_BS = slot_BS * self._longest + step_BS.clip(0) % self._longest
         token_BSE = functional.embedding(self._policy.tensor(place_BS), self._tokens)
-        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_BS, step_BS), executed_BPA, rngs)
+        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_BS, step_BS), known_BTA, rngs)
 
     def _shown(self, slot_BS: Integers, step_BS: Integers) -> tuple[Integers, Integers]:
         """Return slots and steps of the frames that the policy is shown; a negative step is none.
@@ -188,7 +187,7 @@ class States(Memory):
         T_o: int,
         stored: Stored,
         seen: Seen,
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         first_B = np.where(self._T_o[slot_B] == T_o, self._taken_in[slot_B], 0)

@@ -1,8 +1,8 @@
 """Contract of every kind of policy, and policies as bytes.
 
-Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), P past
-positions, A action dimensions, F frames, G segments, D dimensions of a frame's state, E token features,
-U units of a recurrent state.
+Legend (docs/notation.md): B windows or robots, S observed steps (T_o), T action positions (T_p), A action
+dimensions, F frames, G segments, D dimensions of a frame's state, E token features, U units of a recurrent
+state.
 """
 
 import json
@@ -78,7 +78,7 @@ class Policy(nn.Module, ABC):
         self,
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         """Choose actions (B, T, A) in the data's units: past actions, oldest first, then actions from now on.
@@ -86,7 +86,9 @@ class Policy(nn.Module, ABC):
         Args:
             token_BSE: tokens of the observed steps, oldest first; the last step is now.
             seen_BS: mask of the steps that the episode has. Now is always seen.
-            executed_BPA: past actions as executed, oldest first; NaN where they are unknown.
+            known_BTA: known actions of the first positions: past actions as executed, then up to
+                `horizon.max_delay` actions from now on that are decided already. NaN where they are unknown.
+                What is decided is returned as it is.
             rngs: B sources of randomness. A row's actions are a function of its own one and the row's other
                 arguments, whatever rows are beside it.
         """
@@ -226,7 +228,7 @@ class RecurrentPolicy(Policy):
         self,
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         state_BU = self.initial_state(len(token_BSE))

@@ -72,6 +72,11 @@ class PolicySession:
         """Number of actions that `act` chooses for each slot, T_a."""
         return self._policy.horizon.execute
 
+    @property
+    def max_delay(self) -> int:
+        """Most actions that may be decided already when `act` is called."""
+        return self._policy.horizon.max_delay
+
     def act(
         self,
         slots: Sequence[int],
@@ -81,6 +86,7 @@ class PolicySession:
         T_o: int,
         rngs: Sequence[np.random.Generator],
         skipped: Sequence[int] | None = None,
+        decided: Sequence[NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         """Choose actions (B, T_a, A) within `Policy.action_bounds`, to be executed from each newest frame on.
 
@@ -96,21 +102,35 @@ class PolicySession:
                 history. They differ by rounding, at most about 1e-6, with the slots that decide beside it.
             skipped: for each slot, the number of steps whose frames were lost between its last decision and
                 its first new frame; by default 0. The policy sees them masked, as missing.
+            decided: for each slot, the actions (n, A) that are executed from the newest frame on, whatever is
+                chosen; n is at most `max_delay`, by default 0. They are the first ones that are returned, and
+                the other ones continue them.
 
         Raises:
             ValueError: T_o is out of range; a slot does not exist or is repeated; the arguments have
                 different lengths; or a slot has no generator, no new frame, something else than arrays, a
-                frame that does not fit the task, or frames that do not fit its actions. The histories then
-                stay as they were.
+                frame that does not fit the task, frames that do not fit its actions, or too many decided
+                actions. The histories then stay as they were.
         """
         horizon = self._policy.horizon
         if not 1 <= T_o <= horizon.context:
             raise ValueError(f"T_o must be in 1..{horizon.context} for this policy, not {T_o}")
         skipped = [0] * len(slots) if skipped is None else skipped
-        self._check(slots, new_frames=new_frames, executed=executed, reset=reset, rngs=rngs, skipped=skipped)
-        for slot, rng in zip(slots, rngs, strict=True):
+        nothing = np.empty((0, *self._policy.spec.action.shape), np.float32)
+        decided = [nothing] * len(slots) if decided is None else decided
+        self._check(
+            slots,
+            new_frames=new_frames,
+            executed=executed,
+            reset=reset,
+            rngs=rngs,
+            skipped=skipped,
+            decided=decided,
+        )
+        for slot, rng, ahead in zip(slots, rngs, decided, strict=True):
             if not isinstance(rng, np.random.Generator):
                 raise ValueError(f"slot {slot}: rng is {_shown(rng)}, expected a generator")
+            self._check_decided(slot, ahead)
         inputs = list(zip(slots, new_frames, executed, reset, skipped, strict=True))
         new_B = [self._count(*each) for each in inputs]
         for each, count in zip(inputs, new_B, strict=True):
@@ -118,9 +138,10 @@ class PolicySession:
         slot_B = np.array(slots, np.int64)
         steps_B = self._steps[slot_B]
         past_BPA = self._past(slot_B, np.minimum(steps_B, T_o))
+        known_BTA = np.concatenate((past_BPA, self._ahead(decided)), axis=1)
         with torch.inference_mode():
             action_BTA = self._memory.sample(
-                slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, past_BPA, rngs
+                slot_B, steps_B, np.array(new_B), T_o, self._stored, self._was_seen, known_BTA, rngs
             )
         now = slice(horizon.past, horizon.past + horizon.execute)
         return action_BTA[:, now].clip(*self._bounds)
@@ -141,6 +162,20 @@ class PolicySession:
             if not listed or len(given) != len(slots):
                 found = f"{len(given)} entries" if listed else _shown(given)
                 raise ValueError(f"{name} must have an entry for each of {len(slots)} slots, not {found}")
+
+    def _check_decided(self, slot: int, decided: NDArray[np.float32]) -> None:
+        """Refuse decided actions that are too many for the policy, or no actions of its task."""
+        shape = self._policy.spec.action.shape
+        if not isinstance(decided, np.ndarray) or decided.ndim == 0 or decided.shape[1:] != shape:
+            sides = ", ".join(map(str, ("n", *shape)))
+            raise ValueError(f"slot {slot}: decided actions are {_shown(decided)}, expected float32[{sides}]")
+        if len(decided) > self.max_delay:
+            raise ValueError(
+                f"slot {slot}: {len(decided)} actions are decided already, but this policy was trained to "
+                f"continue at most {self.max_delay} (learner.policy.max_delay)"
+            )
+        if not np.isfinite(decided).all():
+            raise ValueError(f"slot {slot}: decided actions are not finite")
 
     def _count(
         self, slot: int, frames: Frames, executed: NDArray[np.float32], fresh: np.bool_, skipped: int
@@ -218,6 +253,15 @@ class PolicySession:
         executed_BPA: NDArray[np.float32] = self._executed[slot_B1, step_BP % self._longest]
         executed_BPA[(age_P >= known_B[:, None]) | ~self._was_seen(slot_B1, step_BP)] = np.nan
         return executed_BPA
+
+    def _ahead(self, decided: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the decided actions from now on, as many positions (B, T, A) as any slot has; NaN where a
+        slot has fewer."""
+        longest = max(map(len, decided))
+        ahead_BTA = np.full((len(decided), longest, *self._policy.spec.action.shape), np.nan, np.float32)
+        for row, actions in enumerate(decided):
+            ahead_BTA[row, : len(actions)] = actions
+        return ahead_BTA
 
 
 def _shown(value: Any) -> str:

@@ -68,6 +68,7 @@ def evaluated(
     simulators: int,
     split: Sequence[Sequence[tuple[int, int]]],
     T_o: int,
+    delay: int = 0,
 ) -> Played:
     """Evaluate as actors do, at the same time, each with a policy of its own."""
     played: dict[int, tuple[str, NDArray[np.float32]]] = {}
@@ -93,7 +94,7 @@ def evaluated(
     def play(orders: Sequence[tuple[int, int]], policy: Policy) -> None:
         worker = Worker(noting, ActorsConfig(simulators=simulators), 5, "actor", None, Hub().report)
         for first, episodes in orders:
-            result = worker.work(Order("evaluation", first, episodes, T_o, version=0), policy)
+            result = worker.work(Order("evaluation", first, episodes, T_o, version=0, delay=delay), policy)
             assert sum(result.outcomes.values()) == episodes
 
     with ThreadPoolExecutor(len(split)) as actors:
@@ -183,7 +184,7 @@ class Miscounter(policies.Policy):
         self,
         token_BSE: torch.Tensor,
         seen_BS: NDArray[np.bool_],
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         for count_S, seen_S in zip(token_BSE[..., 0].numpy(), seen_BS, strict=True):
@@ -213,18 +214,27 @@ class Dying:
                 self.server = self.started()
             return self.server.ask(Request(client=client, version=0, **request)).result
 
-        return ServedPolicy(self.make().horizon.execute, send)
+        horizon = self.make().horizon
+        return ServedPolicy(horizon.execute, horizon.max_delay, send)
 
 
-def check_served(task: Task, make: Callable[[], policies.Policy], T_o: int, lives: int) -> None:
+def check_served(
+    task: Task,
+    make: Callable[[], policies.Policy],
+    T_o: int,
+    lives: int,
+    whole: Sequence[Sequence[tuple[int, int]]] = WHOLE,
+    split: Sequence[Sequence[tuple[int, int]]] = SPLITS["four actors"][1],
+    delay: int = 0,
+) -> None:
     """Compare an evaluation by actors that ask a server with one by an actor that holds the policy."""
-    whole = evaluated(task, iter([PolicySession(make(), 8)]), 8, WHOLE, T_o)
+    expected = evaluated(task, iter([PolicySession(make(), 8)]), 8, whole, T_o, delay)
     server = Dying(make, lives)
     actors = (server.policy(f"actor-{index}") for index in count())
-    served = evaluated(task, actors, 8, SPLITS["four actors"][1], T_o)
+    served = evaluated(task, actors, 8, split, T_o, delay)
     assert server.requests > lives
-    assert served.keys() == whole.keys()
-    for seed, (outcome, actions) in whole.items():
+    assert served.keys() == expected.keys()
+    for seed, (outcome, actions) in expected.items():
         assert served[seed][0] == outcome
         np.testing.assert_allclose(served[seed][1], actions, rtol=0, atol=1e-5)
 
@@ -239,3 +249,15 @@ def test_return_point_ends_the_same_with_a_server_that_dies_now_and_then(weights
     recurrent = policy_config(kind="recurrent", hidden=16, token_size=16, context_length=8, components=2)
     made = policy_to_bytes(recurrent.make(task.spec)) if kind == "recurrent" else weights
     check_served(task, lambda: policy_from_bytes(made), T_o=8, lives=20)
+
+
+def test_decisions_that_continue_others_are_the_same_with_a_server_that_dies_now_and_then() -> None:
+    task = load_task("return_point")
+    config = policy_config(
+        widths=(8,), groups=4, heads=2, token_size=8, context_length=8, sampling_steps=1, max_delay=3
+    )
+    made = policy_to_bytes(config.make(task.spec))
+    split = [[(0, 4)], [(4, 2)]]
+    check_served(
+        task, lambda: policy_from_bytes(made), T_o=8, lives=20, whole=[[(0, 6)]], split=split, delay=3
+    )

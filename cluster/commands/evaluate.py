@@ -32,6 +32,7 @@ def evaluate_checkpoint(
     seed: int,
     settings: Sequence[str],
     *,
+    delay: int | None = None,
     as_json: bool,
 ) -> None:
     """Evaluate a policy, and print a table, or JSON in the shape of summary.json's `success`.
@@ -44,11 +45,12 @@ def evaluate_checkpoint(
         episodes: episodes per context length.
         seed: the evaluation's seeds follow from it.
         settings: overrides of the config, `key=value`.
+        delay: steps that a robot makes while it waits for a decision; by default those of the settings.
         as_json: print JSON.
 
     Raises:
         ConfigError: the file holds no policy, the adapter does not fit it, the task has no simulator or does
-            not fit the policy, or the policy takes no such context length.
+            not fit the policy, or the policy takes no such context length or delay.
     """
     from longview.learner.adapters import with_adapter
     from longview.learner.policy import policy_from_bytes, policy_to_bytes
@@ -83,16 +85,25 @@ def evaluate_checkpoint(
     chosen = tuple(sorted(set(lengths or (t for t in policy.spec.context_lengths if t <= longest))))
     if chosen[0] < 1 or chosen[-1] > longest:
         raise ConfigError(f"--context {list(chosen)}: this policy takes context lengths from 1 to {longest}")
+    delay = config.evaluation.delay if delay is None else delay
+    if 2 * delay > policy.horizon.execute:
+        raise ConfigError(
+            f"--delay {delay} exceeds half of the {policy.horizon.execute} actions of this policy's decisions"
+        )
     refuse_unsimulated(config)
-    evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes)
+    evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes, delay=delay)
     config = replace(config, evaluation=evaluation)
     step = re.search(r"\d+", file.parent.name)
     success = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
         counts = {length: asdict(found) for length, found in success.items()}
-        print(json.dumps({"policy": str(file), "seed": seed, "success": {spec.name: counts}}))
+        print(json.dumps({"policy": str(file), "seed": seed, "delay": delay, "success": {spec.name: counts}}))
     else:
-        console.print(success_table(success, f"{config.task}: {file}", spec.chance))
+        title = f"{config.task}: {file}"
+        if delay:
+            how = "continued" if delay <= policy.horizon.max_delay else "plain switching"
+            title += f", a delay of {delay} ({how})"
+        console.print(success_table(success, title, spec.chance))
 
 
 def cameras_of(simulated: TaskSpec, seen: TaskSpec) -> dict[str, Any]:

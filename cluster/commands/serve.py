@@ -104,8 +104,9 @@ def serve_checkpoint(
         policy_file(checkpoint)  # fails before PyTorch loads
         weights = Weights(checkpoint, device())
         run = run_of(weights.file)
-        spec, longest = weights.policy.spec, weights.policy.horizon.context
-        form = Form(spec, longest, names, resize=run is not None and resizes(run))
+        spec, horizon = weights.policy.spec, weights.policy.horizon
+        resize = run is not None and resizes(run)
+        form = Form(spec, horizon.context, names, resize, horizon.max_delay)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from None
     metrics = ServingMetrics()

@@ -122,7 +122,14 @@ class Orders:
                 done = begun.rolled_out
                 self.evaluations[version, length] = begun
                 self._waiting["evaluation"].append(
-                    Order("evaluation", done, episodes - done, length, version=version)
+                    Order(
+                        "evaluation",
+                        done,
+                        episodes - done,
+                        length,
+                        version=version,
+                        delay=self._config.evaluation.delay,
+                    )
                 )
 
     def _cut(self, kind: str) -> Order:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from longview.actors.served import ServedPolicy
 from longview.cluster.roles.reporting import send
 from longview.cluster.run.config import RunConfig
+from longview.learner.config import Horizon
 from longview.monitoring.hub import Totals, encode_report
 
 REPORT_SECONDS = 1.0
@@ -67,8 +68,8 @@ class InferenceServer:
         if reports:
             threading.Thread(target=self._report, args=[name], name="reports", daemon=True).start()
 
-    def load(self, version: int, weights: Sequence[Any]) -> int:
-        """Load a version, unless it is loaded already, and return its T_a.
+    def load(self, version: int, weights: Sequence[Any]) -> Horizon:
+        """Load a version, unless it is loaded already, and return its horizon.
 
         Args:
             version: version of the policy.
@@ -125,4 +126,5 @@ def served(server: str, client: str, version: int, weights: Sequence[Any]) -> Se
 
         return wait
 
-    return ServedPolicy(ray.get(handle.load.remote(version, weights)), ask)
+    horizon: Horizon = ray.get(handle.load.remote(version, weights))
+    return ServedPolicy(horizon.execute, horizon.max_delay, ask)

@@ -514,6 +514,9 @@ def _check(config: RunConfig) -> None:
                 f"{section}.context_lengths {too_long} are longer than the longest that is trained, "
                 f"learner.policy.context_length {longest}"
             )
+    delay, execute = config.evaluation.delay, config.learner.policy.execute
+    if 2 * delay > execute:
+        raise ConfigError(f"evaluation.delay {delay} exceeds half of learner.policy.execute {execute}")
     if wrong := fault(task, config.collect):
         raise ConfigError(wrong)
     _check_history(config)

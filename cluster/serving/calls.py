@@ -14,7 +14,7 @@ from longview.replay.datasets.convert import as_float32, as_rgb, layout_of, pict
 from longview.replay.episode import BY_PERSON, OUTCOMES, Array, ArraySpec, TaskSpec
 from longview.replay.errors import DatasetError
 
-KEYS: Final = ("frames", "executed", "skipped", "controller", "T_o", "reset", "outcome")
+KEYS: Final = ("frames", "executed", "skipped", "controller", "T_o", "delay", "reset", "outcome")
 """Keys of a call that are no observations."""
 MOST_SKIPPED: Final = 1 << 20
 """Most steps without a frame before a call."""
@@ -36,6 +36,8 @@ class Form:
     """Names of observations in the task, by the robot's names for them; others have the same name."""
     resize: bool = False
     """Whether pictures of another size are resized, as those of the training data were."""
+    max_delay: int = 0
+    """Most actions under way that the policy continues."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.names.values()) - self.spec.observation.keys()):
@@ -67,6 +69,9 @@ class Call:
     """Who was in control of each executed action (n,); None: the policy."""
     T_o: int
     """Context length to decide with."""
+    delay: int | None
+    """Sent actions that are executed from the newest frame on, until the answer comes into force; None where
+    the robot does not say."""
     reset: bool
     """Whether an episode begins with the first new frame."""
     outcome: str | None
@@ -114,6 +119,7 @@ def read_call(message: dict[str, Any], form: Form) -> Call:
         executed=executed,
         controller=controller,
         T_o=_whole(message, "T_o", 1, form.longest) or form.longest,
+        delay=_whole(message, "delay", 0, form.max_delay),
         reset=_flag(message),
         outcome=_outcome(message),
     )

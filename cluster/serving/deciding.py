@@ -40,13 +40,14 @@ class Question:
     """Actions executed since the last decision."""
     skipped: int
     """Steps without a frame before the first new frame."""
+    decided: NDArray[np.float32]
+    """Actions under way: the robot executes them from the newest frame on, whatever is chosen."""
     reset: bool
     """Whether an episode begins."""
     T_o: int
     """Context length to decide with."""
     rng: np.random.Generator
     """Source of the noise of the robot's actions."""
-    # A prefix of actions that the robot executes while it waits for the answer would be a field here.
     arrived: float = field(default_factory=time.monotonic)
     """Monotonic time of the question's arrival."""
     answer: "Future[NDArray[np.float32]]" = field(default_factory=Future)
@@ -106,6 +107,7 @@ def _answer(batch: Sequence[Question], count: Callable[[int], None]) -> None:
             batch[0].T_o,
             [question.rng for question in batch],
             [question.skipped for question in batch],
+            [question.decided for question in batch],
         )
     except Exception as error:
         for question in batch:

@@ -56,17 +56,21 @@ class Robot:
     recording: "Recording | None" = None
     """Recording of the episode; None where none is made."""
 
-    def question(self, call: Call, newest: "PolicySession", between: int, *, reset: bool) -> Question:
+    def question(
+        self, call: Call, newest: "PolicySession", between: int, delay: int, *, reset: bool
+    ) -> Question:
         """Make the question that a call asks.
 
         Args:
             call: the call.
             newest: session that acts if an episode begins.
             between: steps from one call to the next, where a call holds the present observation alone.
+            delay: number of sent actions that are under way, unless the call says otherwise.
             reset: whether an episode begins.
 
         Raises:
-            CallError: the executed actions do not fit the frames, or have to be given.
+            CallError: the executed actions do not fit the frames, or have to be given; or fewer actions than
+                `delay` are left of those sent.
         """
         session = newest if reset or self.session is None else self.session
         reset = reset or self.session is None
@@ -82,7 +86,16 @@ class Robot:
                 f"{len(executed)} executed actions do not fit {count} new frames after {skipped} skipped "
                 f"steps: say by `executed` which {count - 1 if reset else since} were executed"
             )
-        return Question(session, self.slot, call.frames, executed, skipped, reset, call.T_o, self.rng)
+        delay = 0 if reset else delay if call.delay is None else call.delay
+        decided = self.sent[since : since + delay]
+        if len(decided) < delay:
+            raise CallError(
+                f"delay {delay} needs as many actions under way, and {len(decided)} of the {len(self.sent)} "
+                f"that were sent are left after {since} steps"
+            )
+        return Question(
+            session, self.slot, call.frames, executed, skipped, decided, reset, call.T_o, self.rng
+        )
 
     def answered(
         self, question: Question, actions_TA: NDArray[np.float32], decay: float | None
@@ -105,6 +118,7 @@ class Robot:
             while now - self.chunks[0][0] >= len(actions_TA):
                 self.chunks.popleft()
             self.sent = ensembled(self.chunks, now, decay)
+            self.sent[: len(question.decided)] = question.decided
         return self.sent
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
@@ -28,6 +28,9 @@ from longview.cluster.serving.recorder import Recorder
 from longview.cluster.serving.robots import NoPlaceError, Robot, Robots
 from longview.cluster.serving.weights import Weights
 from longview.monitoring.serving import ServingMetrics
+
+if TYPE_CHECKING:
+    from longview.learner.config import Horizon
 
 log = logging.getLogger(__name__)
 
@@ -82,36 +85,45 @@ class Terms:
 
     steps_per_call: int
     """Steps from one call to the next, where a call holds the present observation alone."""
+    delay: int
+    """Steps that the robot makes between its newest frame and the first new action, unless a call says."""
     idle_reset: float
     """Seconds without a call after which the next one begins an episode."""
     token: str | None
     """Token of the robot to go on with; None for a new robot."""
 
 
-def read_terms(path: str, execute: int) -> Terms:
+def read_terms(path: str, horizon: "Horizon") -> Terms:
     """Read the terms in the path of a URL, such as `/?steps_per_call=8&idle_reset=5`.
 
     Args:
         path: the path with its query.
-        execute: T_a of the policy: a call brings that many actions, so no more steps may lie between calls.
+        horizon: the policy's. A call brings T_a actions, so no more steps may lie between calls; with a delay
+            fewer, since some actions are still under way at a call.
 
     Raises:
         CallError: a name is unknown, or a value is out of range.
     """
     given = dict(parse_qsl(urlsplit(path).query, keep_blank_values=True))
-    if unknown := given.keys() - {"steps_per_call", "idle_reset", "token"}:
-        known = "steps_per_call, idle_reset and token"
+    if unknown := given.keys() - {"steps_per_call", "delay", "idle_reset", "token"}:
+        known = "steps_per_call, delay, idle_reset and token"
         raise CallError(f"the URL takes {known}, not {', '.join(sorted(unknown))}")
     try:
-        between = int(given.get("steps_per_call", execute))
+        delay = int(given.get("delay", 0))
+        most = horizon.execute - delay
+        between = int(given.get("steps_per_call", most))
         idle = float(given.get("idle_reset", "inf"))
     except ValueError as error:
-        raise CallError(f"steps_per_call and idle_reset are numbers: {error}") from None
-    if not 1 <= between <= execute:
-        raise CallError(f"steps_per_call must lie in 1..{execute}, the actions of a call, not {between}")
+        raise CallError(f"steps_per_call, delay and idle_reset are numbers: {error}") from None
+    if not 0 <= delay <= horizon.max_delay:
+        raise CallError(
+            f"delay must lie in 0..{horizon.max_delay}, for which the policy was trained, not {delay}"
+        )
+    if not 1 <= between <= most:
+        raise CallError(f"steps_per_call must lie in 1..{most}, the actions of a call, not {between}")
     if not idle > 0:
         raise CallError(f"idle_reset must be a positive number of seconds, not {idle:g}")
-    return Terms(between, idle, given.get("token"))
+    return Terms(between, delay, idle, given.get("token"))
 
 
 class RobotServer:
@@ -209,7 +221,7 @@ class RobotServer:
 
     def _terms(self, request: Request | None) -> Terms:
         assert request is not None
-        return read_terms(request.path, self._horizon.execute)
+        return read_terms(request.path, self._horizon)
 
     async def _connected(self, connection: ServerConnection) -> None:
         """Serve one connection until it ends."""
@@ -255,6 +267,8 @@ class RobotServer:
             "actions_per_call": self._horizon.execute,
             "T_o": self._horizon.context,
             "steps_per_call": terms.steps_per_call,
+            "delay": terms.delay,
+            "max_delay": self._horizon.max_delay,
             "token": robot.token,
             "steps": robot.steps,
             "limits": {name: getattr(self._config, name) for name in LIMITS},
@@ -302,7 +316,7 @@ class RobotServer:
         async with robot.lock:
             idle = time.monotonic() - robot.called_at > terms.idle_reset
             reset = call.reset or idle
-            question = robot.question(call, self._newest, terms.steps_per_call, reset=reset)
+            question = robot.question(call, self._newest, terms.steps_per_call, terms.delay, reset=reset)
             chosen_TA = await asyncio.wrap_future(self._decider.ask(question))
             actions_TA = robot.answered(question, chosen_TA, self._config.ensemble)
             answer = {"actions": actions_TA, "policy_version": question.version, "steps": robot.steps}

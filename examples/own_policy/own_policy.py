@@ -62,7 +62,7 @@ class MeanPoolPolicy(Policy):
         self,
         token_BSE: Tensor,
         seen_BS: NDArray[np.bool_],
-        executed_BPA: NDArray[np.float32],
+        known_BTA: NDArray[np.float32],
         rngs: Sequence[np.random.Generator],
     ) -> NDArray[np.float32]:
         return self.actions.invert(self.predict(token_BSE, self.tensor(seen_BS))).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Notes:
 class Counter:
     """A policy that answers with the counts to come, and checks that it is told everything once."""
 
+    max_delay = 0
+
     def __init__(self, execute: int = EXECUTE) -> None:
         self.execute = execute
         self.calls: list[int] = []
@@ -85,6 +88,7 @@ def play(
     clock: Clock | None = None,
     task: Task = TASK,
     context_length: int = 4,
+    delay: int = 0,
 ) -> tuple[list[EpisodeEnd], list[Notes]]:
     notes: list[Notes] = []
 
@@ -100,6 +104,7 @@ def play(
         context_length=context_length,
         record=record,
         clock=clock or Clock(),
+        delay=delay,
     )
     return list(ends), notes
 
@@ -183,6 +188,56 @@ def test_episodes_do_not_depend_on_how_many_simulators_there_are() -> None:
     _, many = play(todo, Zero(), simulators=5)
     for one, other in zip(few, sorted(many, key=lambda note: note.meta.seed), strict=True):
         assert one.column("action").tolist() == other.column("action").tolist()
+
+
+class Chunks:
+    """A policy whose actions are the counts to come, plus the decision's number in hundreds."""
+
+    execute = EXECUTE
+
+    def __init__(self, max_delay: int) -> None:
+        self.max_delay, self.told = max_delay, list[list[float] | None]()
+
+    def act(
+        self,
+        slots: Sequence[int],
+        new_frames: Sequence[Mapping[str, NDArray[Any]]],
+        executed: Sequence[NDArray[np.float32]],
+        *_: Any,
+        **told: Any,
+    ) -> NDArray[np.float32]:
+        assert len(executed[0]) == (6 if self.told else 0), "a decision is due every T_a steps less the delay"
+        now, number = new_frames[0]["count"][-1, 0], len(self.told)
+        self.told.append(told["decided"][0][:, 0].tolist() if told else None)
+        return (now + np.arange(self.execute) + 100 * number).astype(np.float32)[None, :, None]
+
+
+class ChunksElsewhere(Chunks):
+    """A policy that does so in another process."""
+
+    def ask(self, *arguments: Any, **told: Any) -> Callable[[], NDArray[np.float32]]:
+        return partial(self.act, *arguments, **told)
+
+
+@pytest.mark.parametrize("kind", [Chunks, ChunksElsewhere])
+@pytest.mark.parametrize("max_delay", [0, 2, 3])
+def test_a_delayed_decision_comes_into_force_while_the_robot_moves(
+    kind: type[Chunks], max_delay: int
+) -> None:
+    """Decisions are made two steps before the actions run out. The next two actions are decided already."""
+    policy, longest = kind(max_delay), max(range(20), key=length_of)
+    ends, (note,) = play([assignments(20)[longest]], policy, simulators=1, delay=2)
+    steps, first = ends[0].steps, note.column("observation.count")[0]
+    decision = (note.column("action") - first - np.arange(steps)) / 100
+    assert steps > 20
+    assert decision.tolist() == ([0] * 8 + [number for number in range(1, 9) for _ in range(6)])[:steps]
+    decided = [[first + 6 * k + 100 * (k - 1) + i for i in (0, 1)] for k in range(1, len(policy.told))]
+    assert policy.told == ([[], *decided] if max_delay >= 2 else [None] * len(policy.told))
+
+
+def test_a_delay_that_leaves_no_time_for_a_decision_is_refused() -> None:
+    with pytest.raises(ValueError, match="delay must be 0 to half of T_a, not 5 of 8"):
+        play(assignments(1), Counter(), delay=5)
 
 
 class Noise:

@@ -39,6 +39,7 @@ class Server:
         frames: Any,
         executed: Any,
         noise: Any,
+        decided: Any,
     ) -> NDArray[np.float32] | None:
         assert len(executed) == counts.sum() - reset.sum()
         frames, executed = frames["count"][:, 0].tolist(), executed[:, 0].tolist()
@@ -63,9 +64,11 @@ class Player:
     """The simulators of an actor, which ask a policy for decisions."""
 
     def __init__(self, server: Server) -> None:
-        self.policy, self.step = ServedPolicy(EXECUTE, server.send), dict[int, int]()
+        self.policy, self.step = ServedPolicy(EXECUTE, 2, server.send), dict[int, int]()
 
-    def ask(self, slots: list[int], reset: list[bool], T_o: int) -> Callable[[], NDArray[np.float32]]:
+    def ask(
+        self, slots: list[int], reset: list[bool], T_o: int, **told: Any
+    ) -> Callable[[], NDArray[np.float32]]:
         frames, executed = [], []
         for slot, fresh in zip(slots, reset, strict=True):
             first = 0 if fresh else self.step[slot]
@@ -73,7 +76,7 @@ class Player:
             frames.append({"count": np.arange(first, self.step[slot], dtype=np.float32)[:, None]})
             executed.append(np.arange(max(0, first - 1), self.step[slot] - 1, dtype=np.float32)[:, None])
         rngs = [np.random.default_rng(slot) for slot in slots]
-        return self.policy.ask(slots, frames, executed, np.array(reset), T_o, rngs)
+        return self.policy.ask(slots, frames, executed, np.array(reset), T_o, rngs, **told)
 
 
 @pytest.mark.parametrize("T_o", [1, 2, 4, 7, 100])
@@ -98,6 +101,14 @@ def test_only_what_is_new_is_sent_while_the_server_knows_the_rest() -> None:
     for _ in range(5):
         player.ask([1], [False], 8)()
     assert [request["counts"].tolist() for request in server.requests] == [[1]] + 5 * [[EXECUTE]]
+
+
+def test_what_is_decided_is_sent_and_sent_again() -> None:
+    server = Server(loses={1})
+    player, decided = Player(server), [np.ones((2, 1), np.float32)]
+    player.ask([1], [True], 8)()
+    player.ask([1], [False], 8, decided=decided)()
+    assert [request["decided"] for request in server.requests] == [None, decided, decided]
 
 
 def test_two_requests_can_be_under_way() -> None:

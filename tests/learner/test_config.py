@@ -27,6 +27,7 @@ def test_horizon_follows_the_task_by_default() -> None:
     assert policy_config().horizon(SPEC) == Horizon(context=64, past=2, future=10, execute=8)
     assert policy_config(context_length=8, past_actions="all", future_actions=9).horizon(SPEC).past == 7
     assert policy_config(context_length=1).horizon(SPEC).past == 0
+    assert policy_config(max_delay=3).horizon(SPEC).max_delay == 3
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,9 @@ def test_crops_are_a_share_of_the_images_sides() -> None:
         (policy_config, {"crop": 1.2}, r"crop must be in \(0, 1\], not 1\.2"),
         (policy_config, {"camera_width": 24}, "camera_width must be a multiple of 16.* not 24"),
         (policy_config, {"candidates": 5, "past_actions": 0}, "candidates 5 .* past_actions must not be 0"),
+        (policy_config, {"max_delay": -1}, "max_delay must not be negative: -1"),
+        (policy_config, {"max_delay": 5}, "max_delay 5 exceeds half of execute 8: decisions would overlap"),
+        (policy_config, {"kind": "recurrent", "max_delay": 2}, "max_delay is unknown to RecurrentConfig"),
         (CurriculumConfig, {"kind": "random"}, "not 'random'"),
         (CurriculumConfig, {"ramp": 0.0}, r"ramp .* not 0\.0"),
         (CurriculumConfig, {"kind": "lengths"}, r"lengths are {} and kind is 'lengths'"),

@@ -216,7 +216,7 @@ def test_versions_act_side_by_side_until_one_is_not_used(
     assert clients[1].ask(1, 4).result(timeout=60) is None, "version 1 is not loaded yet"
     clients[1].step = 0
     for _ in range(2):
-        assert server.load(1, fetch) == policy.horizon.execute
+        assert server.load(1, fetch) == policy.horizon
     assert len(fetched) == 1
     sessions = [PolicySession(each, 2) for each in (policy, newer)]
     asked = [

@@ -31,14 +31,23 @@ class Play:
         self.session, self.episodes = session, episodes
         self.step = [0] * len(episodes)
 
-    def act(self, slots: list[int], counts: list[int], fresh: list[bool], T_o: int, seed: int = 0) -> Array:
+    def act(
+        self,
+        slots: list[int],
+        counts: list[int],
+        fresh: list[bool],
+        T_o: int,
+        seed: int = 0,
+        decided: list[Array] | None = None,
+    ) -> Array:
         frames, executed = [], []
         for slot, count, new in zip(slots, counts, fresh, strict=True):
             start = 0 if new else self.step[slot]
             self.step[slot] = start + count
             frames.append(self.frames(slot, start, start + count))
             executed.append(self.episodes[slot].arrays["action"][max(start - 1, 0) : start + count - 1])
-        return self.session.act(slots, frames, executed, np.array(fresh), T_o, rngs(len(slots), seed))
+        noise = rngs(len(slots), seed)
+        return self.session.act(slots, frames, executed, np.array(fresh), T_o, noise, decided=decided)
 
     def frames(self, slot: int, start: int, end: int) -> dict[str, Array]:
         arrays = self.episodes[slot].arrays
@@ -53,7 +62,13 @@ class Play:
         return self.frames(slot, 0, self.step[slot])
 
 
-def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, noise: Array) -> Array:
+def samples(
+    policy: DiffusionPolicy,
+    histories: list[dict[str, Array]],
+    T_o: int,
+    noise: Array,
+    decided: Array | None = None,
+) -> Array:
     """Sample straight from the policy: encode every frame of every context, and zeros for missing frames."""
     known = [min(T_o, len(next(iter(history.values())))) for history in histories]
     length = max(known)
@@ -67,7 +82,7 @@ def samples(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int
     seen_BS = np.arange(-length, 0) >= -np.array(known)[:, None]
     with torch.inference_mode():
         token_FE = policy.tokens({key: array.reshape(-1, *array.shape[2:]) for key, array in frames.items()})
-        return policy.denoise(policy.sampling(), token_FE.view(*seen_BS.shape, -1), seen_BS, noise)
+        return policy.denoise(policy.sampling(), token_FE.view(*seen_BS.shape, -1), seen_BS, noise, decided)
 
 
 def expected(policy: DiffusionPolicy, histories: list[dict[str, Array]], T_o: int, seed: int = 0) -> Array:
@@ -281,6 +296,11 @@ def test_what_does_not_fit_is_refused(play: Play, policy: DiffusionPolicy) -> No
         ({"skipped": [0, -1]}, "slot 1: skipped must be a number of steps, not -1"),
         ({"skipped": [0, 2], "executed": [np.zeros((1, 2), "f4"), np.zeros((1, 2), "f4")]},
          "slot 1: 1 executed actions do not fit 1 new frames after 2 skipped"),
+        ({"decided": []}, "decided must have an entry for each of 2 slots, not 0 entries"),
+        ({"decided": [np.zeros((0, 2), "f4"), np.zeros(2, "f4")]},
+         r"slot 1: decided actions are float32\[2\], expected float32\[n, 2\]"),
+        ({"decided": [np.zeros((0, 2), "f4"), np.zeros((1, 2), "f4")]},
+         r"slot 1: 1 actions are decided already, .* at most 0 \(learner\.policy\.max_delay\)"),
     ],
 )  # fmt: skip
 def test_arguments_of_the_wrong_kind_are_refused_and_nothing_remembered(
@@ -384,6 +404,32 @@ def test_a_frame_that_is_not_as_the_task_says_is_refused_and_nothing_remembered(
     actions = play.act([0, 1], [4, 4], [False, False], 8)
     histories = [play.history(0), play.history(1)]
     np.testing.assert_allclose(actions, expected(seeing, histories, 8), rtol=0, atol=1e-5)
+
+
+# Actions that are decided already
+
+
+def test_decided_actions_are_continued(policy: DiffusionPolicy, returning: list[Episode]) -> None:
+    """Slots of one call may have any numbers of decided actions, right after a reset, too."""
+    made = DiffusionPolicy(policy_config(policy.config, max_delay=4), policy.spec)
+    made.fit(measure(returning, made.spec))
+    made = shaken(made)
+    play, rng = Play(PolicySession(made, slots=3), returning[:3]), np.random.default_rng(0)
+    for counts, fresh in (([1, 2, 3], [True] * 3), ([4, 4, 4], [False, True, False])):
+        decided = [rng.uniform(-1, 1, (count, 2)).astype(np.float32) for count in (0, 3, 4)]
+        actions = play.act([0, 1, 2], counts, fresh, 16, decided=decided)
+        known = np.full((3, 2 + 4, 2), np.nan, np.float32)
+        for row, ahead in enumerate(decided):
+            known[row, 2 : 2 + len(ahead)] = ahead
+            assert (actions[row, : len(ahead)] == ahead).all()
+        noise = np.array([each.standard_normal((made.horizon.positions, 2)) for each in rngs(3)])
+        histories = [play.history(slot) for slot in range(3)]
+        held, free = (
+            samples(made, histories, 16, noise, told)[:, 2:10].clip(-1, 1) for told in (known, None)
+        )
+        np.testing.assert_allclose(actions, held, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(actions[0], free[0], rtol=0, atol=1e-5)
+        assert np.abs(actions[1:, 4:] - free[1:, 4:]).max() > 1e-3
 
 
 # Self-verification

@@ -1,7 +1,7 @@
 """Settings of diffusion policies, one class for each architecture. Importable without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -73,7 +73,10 @@ class DiffusionConfig(PolicyConfig):
     candidates: int = 1
     """Samples per decision. The sample whose past actions are closest to the executed ones is executed:
     self-verification, arXiv 2505.09561."""
-
+    max_delay: int = 0
+    """Most steps, up to half of `execute`, that a robot makes while it waits for a decision. The policy is
+    trained to continue the actions of these steps, as in arXiv 2512.05964 (docs/serve.md). 0: it knows of no
+    such actions."""
     frame_stride: int = 1
     """Distance, in steps, between the frames that the policy sees of the context, counted back from now. The
     frames between them are left out."""
@@ -102,11 +105,26 @@ class DiffusionConfig(PolicyConfig):
             self.candidates == 1 or self.past_actions != 0,
             f"candidates {self.candidates} are told apart by their past actions: past_actions must not be 0",
         )
+        require(self.max_delay >= 0, f"max_delay must not be negative: {self.max_delay}")
+        require(
+            2 * self.max_delay <= self.execute,
+            f"max_delay {self.max_delay} exceeds half of execute {self.execute}: decisions would overlap",
+        )
 
     def make(self, spec: TaskSpec) -> "DiffusionPolicy":
         from longview.learner.policies.diffusion.policy import DiffusionPolicy
 
         return DiffusionPolicy(self, spec)
+
+    def horizon(self, spec: TaskSpec) -> Horizon:
+        return replace(super().horizon(spec), max_delay=self.max_delay)
+
+    def input_size(self, action_size: int) -> int:
+        """Return the denoiser's number of input channels at each position.
+
+        With `max_delay`, a mark of the known actions follows the dimensions of the action.
+        """
+        return action_size + (self.max_delay > 0)
 
     def given(self, context: int) -> int:
         """Return the number of tokens that the denoiser is given at most, for the longest context T_o."""

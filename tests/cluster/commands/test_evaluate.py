@@ -29,6 +29,15 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
         evaluate_checkpoint(file, file, None, None, 4, 0, [], as_json=False)
 
 
+def test_a_delay_that_leaves_no_time_for_a_decision_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "policy.safetensors"
+    file.write_bytes(policy_to_bytes(SMALL.make(load_task("return_point").spec)))
+    with pytest.raises(
+        ConfigError, match="--delay 5 exceeds half of the 8 actions of this policy's decisions"
+    ):
+        evaluate_checkpoint(file, None, None, None, 4, 0, [], delay=5, as_json=False)
+
+
 def test_a_policy_of_a_task_without_a_simulator_is_refused(tmp_path: Path) -> None:
     spec = replace(load_task("counting").spec, name="recorded")
     file = tmp_path / "policy.safetensors"

@@ -51,6 +51,13 @@ def test_a_round_evaluates_every_context_length_on_one_version() -> None:
     assert episodes == dict.fromkeys(LENGTHS, 10)
 
 
+def test_evaluations_have_the_delay_of_the_settings() -> None:
+    orders = make(**{"evaluation.delay": 3})
+    orders.demonstrate(range(3))
+    orders.published(100)
+    assert {(o.purpose, o.delay) for o in drain(orders)} == {("demo", 0), ("evaluation", 3)}
+
+
 def test_a_share_of_the_actors_collects_while_the_others_evaluate() -> None:
     orders = make(**{"collect.kind": "takeover", "collect.share": 0.25, "evaluation.episodes": 100})
     orders.published(100)

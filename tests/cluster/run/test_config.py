@@ -120,6 +120,7 @@ def test_the_published_recipe_fits_every_task_with_its_cameras(task: str, hidden
         ("placement.learner.slot=0", "placement.learner.slot must be positive, not 0"),
         ("placement.learner_gpus=-1", "placement.learner_gpus must not be negative"),
         ("placement.inference_gpus=1.5", "placement.inference_gpus must be a share of one GPU or a whole"),
+        ("evaluation.delay=-1", "evaluation.delay must not be negative, not -1"),
         ("inference.servers=-1", "inference.servers must not be negative, not -1"),
         ("inference.servers=3", "inference.servers 3 are more than actors.count 2"),
         ("inference.max_batch=0", "inference.max_batch must be at least 1, not 0"),
@@ -139,6 +140,14 @@ def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | Non
         (
             ["inference.servers=1", "placement.actor_gpus=1"],
             "placement.actor_gpus 1: no actor holds",
+        ),
+        (
+            ["learner.policy.execute=4", "evaluation.delay=3"],
+            "evaluation.delay 3 exceeds half of learner.policy.execute 4",
+        ),
+        (
+            ["learner.policy.kind=recurrent", "learner.policy.max_delay=2"],
+            "unknown key learner.policy.max_delay",
         ),
         (
             ["learners=2", "placement.learner_gpus=0.5"],

@@ -49,7 +49,7 @@ def episode(seed: int) -> Episode:
     return Episode(meta, "success", arrays | {ACTION: action, REWARD: np.zeros(len(action), np.float32)})
 
 
-def make_policy(episodes: list[Episode], seed: int) -> Policy:
+def make_policy(episodes: list[Episode], seed: int, max_delay: int = 0) -> Policy:
     """Make an untrained policy whose actions depend on all that it sees."""
     torch.manual_seed(seed)
     config = policy_config(
@@ -61,6 +61,7 @@ def make_policy(episodes: list[Episode], seed: int) -> Policy:
         token_size=8,
         diffusion_steps=10,
         sampling_steps=2,
+        max_delay=max_delay,
     )
     policy = config.make(TASK.spec)
     policy.fit(measure(episodes, TASK.spec))
@@ -93,9 +94,10 @@ class Served:
             settings: settings of the server; without them, a busy machine may take its time to answer.
         """
         weights, self.metrics = Weights(path, "cpu"), ServingMetrics()
-        spec, config = weights.policy.spec, ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
+        spec, horizon = weights.policy.spec, weights.policy.horizon
+        config = ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
-        form = Form(spec, weights.policy.horizon.context, names or {})
+        form = Form(spec, horizon.context, names or {}, max_delay=horizon.max_delay)
         server = RobotServer(
             weights, form, config, self.metrics, self._recorder, lambda: np.random.default_rng(SEED)
         )

@@ -7,7 +7,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 from longview.cluster.serving.ensemble import ensembled
 from longview.learner.policy import Policy
 from longview.learner.session import PolicySession
-from tests.cluster.serving.serving import SEED, Serve, make_policy, play, write_checkpoint
+from tests.cluster.serving.serving import SEED, Serve, Served, make_policy, play, write_checkpoint
 
 # openpi's client connects in a way that the newest websockets warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
@@ -53,8 +53,10 @@ class Own:
         reset: bool = False,
         skipped: int = 0,
         T_o: int = LONGEST,
+        decided: Any = NOTHING,
     ) -> Any:
-        return self.session.act([0], [frames], [executed], np.array([reset]), T_o, [self.rng], [skipped])[0]
+        fresh = np.array([reset])
+        return self.session.act([0], [frames], [executed], fresh, T_o, [self.rng], [skipped], [decided])[0]
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ class Paper:
 
 def test_the_loops_of_the_page_work(serve: Serve, own: Own, rows: dict[str, Any]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text()
-    memory, plain = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    memory, plain, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     url = serve(key="...").url
     first, second = Paper(rows), Paper(rows)
     names: dict[str, Any] = {"robot": first}
@@ -273,7 +275,9 @@ def test_tls_and_a_key(
         ("steps_per_call=x", "are numbers"),
         ("idle_reset=0", "idle_reset must be a positive number"),
         ("idle_reset=nan", "idle_reset must be a positive number"),
-        ("step_per_call=1", "takes steps_per_call, idle_reset and token, not step_per_call"),
+        ("step_per_call=1", "takes steps_per_call, delay, idle_reset and token, not step_per_call"),
+        ("delay=1", "delay must lie in 0..0, for which the policy was trained, not 1"),
+        ("delay=x", "are numbers"),
     ],
 )
 def test_terms_that_make_no_sense_are_refused(serve: Serve, query: str, message: str) -> None:
@@ -313,7 +317,7 @@ VALUES = st.sampled_from([
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_message_is_answered(endless: Any, rows: dict[str, Any], data: st.DataObject) -> None:
     """Whatever is sent, an answer comes, and the next right call is answered with actions."""
-    keys = [*rows, "frames", "executed", "skipped", "controller", "T_o", "reset", "outcome"]
+    keys = [*rows, "frames", "executed", "skipped", "controller", "T_o", "delay", "reset", "outcome"]
     changed = data.draw(st.dictionaries(st.sampled_from(keys), VALUES, max_size=3))
     message = data.draw(
         st.just(msgpack_numpy.packb(frame(rows, 0) | changed)) | st.binary(max_size=50) | st.text(max_size=9)
@@ -449,6 +453,82 @@ def test_overlapping_decisions_are_averaged_on_request(serve: Serve, own: Own, r
         chunks = [*chunks, (step, decided)][-4:]
         sent = ensembled(chunks, step, 0.1)
         same(robot.infer(frame(rows, step)), sent)
+
+
+@pytest.fixture
+def continuing(episodes: Any, tmp_path: Path) -> Iterator[tuple[Own, Callable[..., str]]]:
+    """Return a session of a policy that continues up to two actions, and a function that serves it."""
+    policy = make_policy(episodes, seed=2, max_delay=2)
+    write_checkpoint(tmp_path / "continuing", policy, 3)
+    with ExitStack() as servers:
+
+        def start(**settings: Any) -> str:
+            server = Served(tmp_path / "continuing", **settings)
+            servers.callback(server.stop)
+            return server.url
+
+        yield Own(policy), start
+
+
+def test_answers_continue_the_actions_under_way(
+    continuing: tuple[Own, Callable[..., str]], rows: dict[str, Any]
+) -> None:
+    own, serve = continuing
+    robot = client(f"{serve()}?delay=2")
+    about = robot.get_server_metadata()
+    assert (about["max_delay"], about["delay"], about["steps_per_call"]) == (2, 2, 2)
+    sent = own.act(cut(rows, 0, 1), reset=True)
+    same(robot.infer(frame(rows, 0)), sent)  # nothing is under way yet
+    for step in (2, 4, 6):
+        under_way = sent[2:]
+        sent = own.act(cut(rows, step, step + 1), sent[:2], skipped=1, decided=under_way)
+        answer = robot.infer(frame(rows, step))
+        same(answer, sent)
+        assert (sent[:2] == under_way).all()
+    # A call may say another number, and all that memory needs.
+    call = {"frames": cut(rows, 7, 10), "executed": sent[:3], "delay": 1}
+    expected = own.act(cut(rows, 7, 10), sent[:3], decided=sent[3:])
+    same(robot.infer(call), expected)
+    assert np.abs(expected[1:] - sent[3:]).max() > 1e-3
+    with pytest.raises(
+        RuntimeError, match=r"delay 2 needs .* and 1 of the 4 that were sent are left after 3"
+    ):
+        robot.infer({"frames": cut(rows, 10, 13), "executed": sent[:3]})
+    with pytest.raises(RuntimeError, match=r"delay is a whole number in 0\.\.2, not 3"):
+        robot.infer({"frames": cut(rows, 10, 11), "executed": sent[:1], "delay": 3})
+    with pytest.raises(InvalidStatus, match="HTTP 400"):
+        client(f"{serve()}?delay=2&steps_per_call=3")
+    # An error has changed nothing, and a new episode has nothing under way.
+    answer = robot.infer(frame(rows, 0) | {"reset": True})
+    same(answer, own.act(cut(rows, 0, 1), reset=True))
+
+
+def test_the_loop_with_a_delay_works(
+    continuing: tuple[Own, Callable[..., str]], rows: dict[str, Any]
+) -> None:
+    own, serve = continuing
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text()
+    *_, loop = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    policy, robot = client(serve()), Paper(rows)
+    exec(loop, {"np": np, "policy": policy, "about": policy.get_server_metadata(), "robot": robot})
+    sent = own.act(cut(rows, 0, 1), reset=True)
+    for step in range(12):
+        if step and step % 2 == 0:
+            sent = own.act(cut(rows, step - 1, step + 1), sent[:2], decided=sent[2:])
+        np.testing.assert_allclose(robot.executed[step], sent[step % 2], atol=1e-5)
+
+
+def test_averaged_decisions_leave_the_actions_under_way(
+    continuing: tuple[Own, Callable[..., str]], rows: dict[str, Any]
+) -> None:
+    _, serve = continuing
+    robot = client(f"{serve(ensemble=0.1)}?delay=1&steps_per_call=1")
+    sent = robot.infer(frame(rows, 0))["actions"]
+    for step in range(1, 5):
+        answer = robot.infer(frame(rows, step))["actions"]
+        np.testing.assert_array_equal(answer[0], sent[1])
+        assert np.abs(answer[1] - sent[2]).max() > 1e-5
+        sent = answer
 
 
 def test_metrics_are_served(serve: Serve, rows: dict[str, Any]) -> None:

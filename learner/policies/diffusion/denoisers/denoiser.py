@@ -1,7 +1,7 @@
 """Contract of every network that denoises actions, and the position codes that all of them use.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-E token features, Z diffusion steps of a sampler, R rows: candidates of all windows.
+C channels of the input, E token features, Z diffusion steps of a sampler, R rows: candidates of all windows.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Predict = Callable[[Tensor, int], Tensor]
-"""Function of noisy actions (R, T, A) and the index of a diffusion step, with the prediction (R, T, A)."""
+"""Function of noisy actions (R, T, C) and the index of a diffusion step, with the prediction (R, T, A)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Context:
 class Denoiser(nn.Module, ABC):
     """Network that predicts actions or noise from noisy actions, their diffusion step and the observations.
 
-    Tokens that were not seen have no influence. The context may have any length up to the longest.
+    Tokens that were not seen have no influence. The context may have any length up to the longest. The input
+    has `DiffusionConfig.input_size` channels: noisy actions, then the mark of known ones, if there is one.
     """
 
     @abstractmethod
@@ -42,7 +43,7 @@ class Denoiser(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+    def forward(self, noisy_BTC: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
         """Predict (B, T, A) for training, where each window has its own diffusion step."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Diffusion transformer over the action positions.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, T action positions, A action dimensions,
-E token features, Z diffusion steps of a sampler, L outputs for all blocks.
+C channels of the input, E token features, Z diffusion steps of a sampler, L outputs for all blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class DiT(Denoiser):
         super().__init__()
         size, depth = config.token_size, config.depth
         self.size = size
-        self.actions = nn.Linear(action_size, size)
+        self.actions = nn.Linear(config.input_size(action_size), size)
         self.blocks = nn.ModuleList(Block(size, config.heads, config.dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(size, elementwise_affine=False)
         self.out = nn.Linear(size, action_size)
@@ -52,9 +52,9 @@ class DiT(Denoiser):
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return Context(self.memory.tokens(token_BSE), seen_BS)
 
-    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+    def forward(self, noisy_BTC: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
         attentions = self.memory.attentions(self.memory.blocks(context.token_BSE), context.seen_BS.log())
-        return self.predict(noisy_BTA, self.modulations(noise_step_B), attentions)
+        return self.predict(noisy_BTC, self.modulations(noise_step_B), attentions)
 
     def schedule(self, noise_step_Z: Tensor) -> list[Sequence[Tensor]]:
         return [self.modulations(noise_step_1) for noise_step_1 in torch.split(noise_step_Z, 1)]
@@ -62,7 +62,7 @@ class DiT(Denoiser):
     def sampler(self, context: Context, schedule: Sequence[Sequence[Tensor]], candidates: int = 1) -> Predict:
         cached = self.memory.cache(context.token_BSE)
         attentions = self.memory.cached_attentions(cached, context.seen_BS.log())
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, schedule[index], attentions)
+        return lambda noisy_BTC, index: self.predict(noisy_BTC, schedule[index], attentions)
 
     def modulations(self, noise_step_B: Tensor) -> Sequence[Tensor]:
         """Compute shift, scale and gate (B, 1, E) of all layers, then shift and scale of the output."""
@@ -70,10 +70,10 @@ class DiT(Denoiser):
         return all_B1L.chunk(all_B1L.shape[2] // self.size, dim=2)
 
     def predict(
-        self, noisy_BTA: Tensor, modulations: Sequence[Tensor], attentions: Sequence[Attend]
+        self, noisy_BTC: Tensor, modulations: Sequence[Tensor], attentions: Sequence[Attend]
     ) -> Tensor:
         """Predict (B, T, A) with the modulations and each block's attention to the context."""
-        x_BTE = self.actions(noisy_BTA) + self.place_TE
+        x_BTE = self.actions(noisy_BTC) + self.place_TE
         for index, block in enumerate(self.blocks):
             x_BTE = block(x_BTE, modulations[9 * index : 9 * index + 9], attentions[index])
         shift_B1E, scale_B1E = modulations[-2:]

@@ -34,7 +34,7 @@ class MLP(Denoiser):
         self.ask = nn.Linear(size, config.queries * size)
         self.looks = nn.ModuleList(Look(size) for _ in range(config.looks))
         self.step = NoiseStepEmbedding(size)
-        self.actions = nn.Linear(horizon.positions * action_size, width)
+        self.actions = nn.Linear(horizon.positions * config.input_size(action_size), width)
         self.summary = nn.Linear((1 + config.queries) * size, width)
         self.noise_step = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.depth))
@@ -49,9 +49,9 @@ class MLP(Denoiser):
             answer_BQE = look(answer_BQE, attend)
         return Context(torch.cat((now_BE, answer_BQE.flatten(1)), dim=1).unsqueeze(1), seen_BS)
 
-    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+    def forward(self, noisy_BTC: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
         given_BC = self.summary(context.token_BSE[:, 0]) + self.noise_step(self.step(noise_step_B))
-        return self.predict(noisy_BTA, given_BC)
+        return self.predict(noisy_BTC, given_BC)
 
     def schedule(self, noise_step_Z: Tensor) -> Tensor:
         """Return the diffusion steps' part of what is given, (Z, C)."""
@@ -60,11 +60,11 @@ class MLP(Denoiser):
 
     def sampler(self, context: Context, schedule: Tensor, candidates: int = 1) -> Predict:
         summary_RC = self.summary(context.token_BSE[:, 0]).repeat_interleave(candidates, dim=0)
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, summary_RC + schedule[index])
+        return lambda noisy_BTC, index: self.predict(noisy_BTC, summary_RC + schedule[index])
 
-    def predict(self, noisy_BTA: Tensor, given_BC: Tensor) -> Tensor:
+    def predict(self, noisy_BTC: Tensor, given_BC: Tensor) -> Tensor:
         """Predict (B, T, A) with what is given: summary and diffusion step."""
-        x_BC = self.actions(noisy_BTA.flatten(1)) + given_BC
+        x_BC = self.actions(noisy_BTC.flatten(1)) + given_BC
         for block in self.blocks:
             x_BC = block(x_BC)
         predicted_BTA: Tensor = self.out(x_BC).unflatten(1, self.shape)

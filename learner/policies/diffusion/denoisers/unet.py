@@ -37,9 +37,9 @@ class UNet(Denoiser):
             conditioning: makes the conditioning of blocks with these numbers of channels.
         """
         super().__init__()
-        widths = config.widths
+        widths, channels = config.widths, config.input_size(action_size)
         self.down = nn.ModuleList()
-        for inputs, width in zip((action_size, *widths), widths, strict=False):
+        for inputs, width in zip((channels, *widths), widths, strict=False):
             last = len(self.down) == len(widths) - 1
             shrink = nn.Identity() if last else nn.Conv1d(width, width, 3, stride=2, padding=1)
             self.down.append(Level(config, inputs, width, layer, shrink))
@@ -57,20 +57,20 @@ class UNet(Denoiser):
     def context(self, token_BSE: Tensor, seen_BS: Tensor) -> Context:
         return self.conditioning.context(token_BSE, seen_BS)
 
-    def forward(self, noisy_BTA: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
-        return self.predict(noisy_BTA, self.conditioning(noise_step_B, context))
+    def forward(self, noisy_BTC: Tensor, noise_step_B: Tensor, context: Context) -> Tensor:
+        return self.predict(noisy_BTC, self.conditioning(noise_step_B, context))
 
     def schedule(self, noise_step_Z: Tensor) -> Any:
         return self.conditioning.schedule(noise_step_Z)
 
     def sampler(self, context: Context, schedule: Any, candidates: int = 1) -> Predict:
         conditions = self.conditioning.sampler(context, schedule, candidates)
-        return lambda noisy_BTA, index: self.predict(noisy_BTA, conditions(index))
+        return lambda noisy_BTC, index: self.predict(noisy_BTC, conditions(index))
 
-    def predict(self, noisy_BTA: Tensor, conditions: Conditions) -> Tensor:
+    def predict(self, noisy_BTC: Tensor, conditions: Conditions) -> Tensor:
         """Predict (B, T, A) with the condition of each block."""
         remaining = iter(conditions)
-        x_BCT, skips = noisy_BTA.transpose(1, 2), []
+        x_BCT, skips = noisy_BTC.transpose(1, 2), []
         for level in self.down:
             skip_BCT, x_BCT = level(x_BCT, remaining)
             skips.append(skip_BCT)
