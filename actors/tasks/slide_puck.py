@@ -76,7 +76,7 @@ class SlidePuck(TaskEnv):
 
     def start(self, rng: np.random.Generator) -> None:
         low, high = FRICTION
-        self.friction = low * (high / low) ** self.memory_rng.random()
+        self.friction = float(low * (high / low) ** self.memory_rng.random())
         self._starts = rng.uniform(*STARTS, ATTEMPTS).tolist()
         self._targets = rng.uniform(*TARGETS, ATTEMPTS).tolist()
         self._ends = list[float]()
