@@ -51,8 +51,7 @@ def test_every_package_is_copied() -> None:
     assert {"longview", *folders} <= copied()
 
 
-def test_it_installs_what_every_extra_needs() -> None:
-    """All but what only development and benchmarks need."""
+def test_it_installs_what_longview_all_needs() -> None:
     (script,) = re.findall(r"python -c '(import tomllib.*?)'", DOCKERFILE, re.DOTALL)
     listed = subprocess.run(
         [sys.executable, "-c", script.replace("\\\n", "")],

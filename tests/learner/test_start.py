@@ -92,7 +92,7 @@ def test_a_policy_of_another_kind_gives_its_encoder(policy: DiffusionPolicy) -> 
     recurrent = made(policy_config(kind="recurrent", token_size=8, hidden=16), policy.spec)
     fit = take(recurrent, made(MLP, policy.spec))
     assert {name.split(".")[0] for name in fit.taken} == {"encoder"}
-    assert {name.split(".")[0] for name in fit.left} == {"gru", "head"}
+    assert {name.split(".")[0] for name in fit.left} == {"cell", "head"}
 
 
 def test_the_scale_is_kept_where_it_suits_the_new_data(policy: DiffusionPolicy) -> None:

@@ -1,6 +1,7 @@
 """Tests of `longview audit`: data sets as files and in a store, real networks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -109,10 +110,11 @@ def test_what_cannot_be_read_is_left_out_only_if_a_person_says_so(
     said = capsys.readouterr().out
     assert "could not be read, left out 1:" in said
     assert "<b>8</b> episodes" in report.read_text()
-    with h5py.File(data, "a") as file:
+    more = shutil.copy(data, tmp_path / "more.hdf5")  # the first one may still be open
+    with h5py.File(more, "a") as file:
         file["data/demo_5/obs/state"][5, 0] = np.nan
     with pytest.raises(DatasetError, match="7 episodes are too few"):
-        audit([str(data)], DataConfig(hz=10, skip_bad=True), None, None, 0, report, as_json=True)
+        audit([str(more)], DataConfig(hz=10, skip_bad=True), None, None, 0, report, as_json=True)
 
 
 def test_a_report_without_a_folder_is_refused_before_anything_is_read() -> None:

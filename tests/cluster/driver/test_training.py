@@ -122,6 +122,7 @@ def test_no_rank_joins_before_all_are_ready(ranks: Ranks, cluster: Cluster, capl
     assert ranks.newest() == ranks.saved() == 20
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_twice_costs_two_restarts(ranks: Ranks, cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1, resources={"learner": 1})
     training = ranks.train(ENDLESS)
