@@ -117,7 +117,7 @@ def test_a_run_with_a_camera_replaces_actors_that_rendered_for_long(longview: An
 
 
 def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
-    code, output = longview("launch", config, "name=whole", "learners=2")
+    code, output = longview("launch", config, "name=whole", "learners=2", "actors.count=1")
     assert code == 0, output
     summary = summary_of(longview, "whole")
     assert summary["status"] == "finished"
