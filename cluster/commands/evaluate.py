@@ -75,7 +75,8 @@ def evaluate_checkpoint(
         "cameras": cameras_of(simulated, policy.spec),
         "oracle": ANSWER in policy.spec.observation,
     }
-    config = read_config(None, settings, task=name, seed=seed, actors=actors)
+    learner = {"policy": {"kind": policy.config.kind}}
+    config = read_config(None, settings, task=name, seed=seed, actors=actors, learner=learner)
     spec, longest = task_of(config).spec, policy.horizon.context
     if (spec.observation, spec.action) != (policy.spec.observation, policy.spec.action):
         raise ConfigError(
@@ -103,6 +104,8 @@ def evaluate_checkpoint(
         if delay:
             how = "continued" if delay <= policy.horizon.max_delay else "plain switching"
             title += f", a delay of {delay} ({how})"
+        if config.evaluation.history != "own":
+            title += f", history: {config.evaluation.history}"
         console.print(success_table(success, title, spec.chance))
 
 

@@ -38,6 +38,14 @@ def test_a_delay_that_leaves_no_time_for_a_decision_is_refused(tmp_path: Path) -
         evaluate_checkpoint(file, None, None, None, 4, 0, [], delay=5, as_json=False)
 
 
+def test_a_policy_that_carries_a_state_is_shown_no_other_history(tmp_path: Path) -> None:
+    file = tmp_path / "policy.safetensors"
+    recurrent = policy_config(kind="recurrent", token_size=8, hidden=12)
+    file.write_bytes(policy_to_bytes(recurrent.make(load_task("return_point").spec)))
+    with pytest.raises(ConfigError, match="history reversed does not go with learner.policy.kind recurrent"):
+        evaluate_checkpoint(file, None, None, None, 4, 0, ["evaluation.history=reversed"], as_json=False)
+
+
 def test_a_policy_of_a_task_without_a_simulator_is_refused(tmp_path: Path) -> None:
     spec = replace(load_task("counting").spec, name="recorded")
     file = tmp_path / "policy.safetensors"
