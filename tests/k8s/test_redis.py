@@ -271,7 +271,7 @@ def test_a_first_copy_ends_while_much_is_written(start: Pods, limits: str) -> No
         with store_user(copy) as two:
             ends, copied = time.monotonic() + 15, False
             while time.monotonic() < ends and not copied:
-                one.hset("{lab}:written", "chunk", os.urandom(1_000_000))
+                one.hset("{lab}:written", "chunk", os.urandom(2_000_000))
                 written = one.info("replication")["master_repl_offset"]
                 time.sleep(0.1)
                 # A copy that was cut off still gets what the sockets hold, and then asks for all again.
