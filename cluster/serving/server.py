@@ -168,6 +168,10 @@ class RobotServer:
         Raises:
             OSError: the port is in use, or the address is not this machine's.
         """
+        if tls is not None:
+            # The synchronous client of websockets, which robots use, reads and writes in two threads:
+            # about one connection in 2,000 fails when a session ticket arrives in between.
+            tls.num_tickets = 0
         serving = serve(
             self._connected,
             self._config.host,
