@@ -9,12 +9,11 @@ choose_ray_auth(None)
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -200,23 +199,13 @@ def ranks_together(quick: bool) -> tuple[list[Row], dict[str, float]]:
 
 def rate(processes: int, joined: bool, steps: int) -> float:
     """Return the windows per second of all processes together."""
-    context = get_context("spawn")
-    with TemporaryDirectory() as folder:
-        found: Any = context.Queue()
-        running = [
-            context.Process(target=trained, args=(rank, processes, joined, steps, folder, found))
-            for rank in range(processes)
-        ]
-        for process in running:
-            process.start()
-        rates = [found.get() for _ in running]
-        for process in running:
-            process.join()
-    return float(sum(rates))
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = [pool.submit(trained, rank, processes, joined, steps, folder) for rank in range(processes)]
+        return sum(it.result() for it in running)
 
 
-def trained(rank: int, processes: int, joined: bool, steps: int, folder: str, found: Any) -> None:
-    """Train for some steps in this process, and put its windows per second into the queue `found`."""
+def trained(rank: int, processes: int, joined: bool, steps: int, folder: str) -> float:
+    """Train for some steps in this process, and return its windows per second."""
     torch.set_num_threads(1)
     spec, world = SPECS["state"], processes if joined else 1
     if joined:
@@ -224,7 +213,7 @@ def trained(rank: int, processes: int, joined: bool, steps: int, folder: str, fo
     draw = drawer(spec, 200)
     (segment,) = draw(0, 200, 200, 1)
     config = LearnerConfig(
-        policy_config(size="small", context_length=CONTEXT), CurriculumConfig("fixed"),
+        policy=policy_config(size="small", context_length=CONTEXT), curriculum=CurriculumConfig("fixed"),
         batch_size=64 * world // processes, steps=steps, warmup=1, report_every=steps // 4,
         publish_every=steps, checkpoint_every=steps,
     )  # fmt: skip
@@ -240,10 +229,10 @@ def trained(rank: int, processes: int, joined: bool, steps: int, folder: str, fo
         publish=lambda version, data: None, report=lambda progress: None, should_stop=stop,
         checkpoints=Path(folder) / str(rank), rank=rank if joined else 0, world=world,
     )  # fmt: skip
-    warm = ends[steps // 4 :]  # the first steps meet cold caches
-    found.put(config.batch_size / world * (len(warm) - 1) / (warm[-1] - warm[0]))
     if joined:
         torch.distributed.destroy_process_group()
+    warm = ends[steps // 4 :]  # the first steps meet cold caches
+    return config.batch_size / world * (len(warm) - 1) / (warm[-1] - warm[0])
 
 
 def episode_of(segment: Segment) -> Episode:

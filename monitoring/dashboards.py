@@ -282,7 +282,7 @@ def _table(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import table
 
     made = table.Panel().show_header(True)
-    made.override_by_regexp("rate|from|to", _settings({"unit": "percentunit"}))
+    made.override_by_regexp("/ (rate|from|to)$/", _settings({"unit": "percentunit"}))
     return _by_length(made, panel)
 
 

@@ -160,7 +160,7 @@ STEPS = Panel(
     "Simulated",
     "Control steps that all simulators together make per second.",
     "stat",
-    "suffix: steps/s",
+    "suffix:steps/s",
     {"steps": f"sum by (run) (longview:env_steps:rate1m{TASK})"},
     thresholds={0: RED, 0.1: GREEN},
     width=3,
@@ -171,7 +171,7 @@ SAMPLES = Panel(
     "Windows that all learner ranks together train on per second; 0 before training starts and after it "
     "ends.",
     "stat",
-    "suffix: windows/s",
+    "suffix:windows/s",
     {"windows": f"longview:samples_trained:rate1m{RUN}"},
     width=3,
     height=4,
@@ -190,7 +190,7 @@ STALENESS = Panel(
     "Age of the policies that collected episodes come from, in publications: 90% of them are at most this "
     "old. More than 5 is stale.",
     "stat",
-    "suffix: publications",
+    "suffix:publications",
     {"90%": f"longview:staleness_publications:p90_10m{RUN}"},
     thresholds={5: RED},
     width=3,
@@ -232,7 +232,7 @@ STEP_RATE = Panel(
     "Simulated steps",
     "Control steps per second of all simulators together, by task, and how many are an expert's.",
     "lines",
-    "suffix: steps/s",
+    "suffix:steps/s",
     {
         "{{task}}": f"longview:env_steps:rate1m{TASK}",
         "expert, {{task}}": f"longview:expert_steps:rate1m{TASK}",
@@ -242,7 +242,7 @@ SAMPLE_RATE = Panel(
     "Trained windows",
     "Windows per second of all learner ranks together.",
     "lines",
-    "suffix: windows/s",
+    "suffix:windows/s",
     {"windows": f"longview:samples_trained:rate1m{RUN}"},
 )
 BACKPRESSURE = ratio(
@@ -468,7 +468,7 @@ THROUGHPUT = Dashboard(
             "Episodes",
             "Episodes that end per second, by source and outcome.",
             "stack",
-            "suffix: episodes/s",
+            "suffix:episodes/s",
             {"{{source}}, {{outcome}}": f"sum by (run, source, outcome) (longview:episodes:rate1m{TASK})"},
         ),
         *(WRITE_RATE, BACKPRESSURE, QUEUE),
@@ -496,7 +496,7 @@ THROUGHPUT = Dashboard(
             "Decisions of the inference servers per second, each for one simulator. Empty where actors hold "
             "the policy themselves.",
             "lines",
-            "suffix: decisions/s",
+            "suffix:decisions/s",
             {"decisions": f"longview:inference_decisions:rate1m{RUN}"},
         ),
         Panel(
@@ -624,7 +624,7 @@ LEARNER = Dashboard(
             "Age of the policies that collected episodes come from, when the episodes arrived: 50% and 90% "
             "of them are at most this old. Beside it the mean and the worst of the actors now.",
             "lines",
-            "suffix: steps",
+            "suffix:steps",
             {
                 "50%": f"longview:staleness_steps:p50_10m{RUN}",
                 "90%": f"longview:staleness_steps:p90_10m{RUN}",
@@ -720,7 +720,7 @@ STORE = Dashboard(
             "Waiting",
             "Chunks in the actors' queues to the store.",
             "stat",
-            "suffix: chunks",
+            "suffix:chunks",
             {"chunks": f"longview_store_queue_depth{RUN}"},
             width=3,
             height=4,
@@ -755,7 +755,7 @@ STORE = Dashboard(
             "Evictions",
             "Collected episodes per second that make room for newer ones.",
             "lines",
-            "suffix: episodes/s",
+            "suffix:episodes/s",
             {"evicted": f"rate(longview_store_evicted_episodes_total{RUN}[$__rate_interval])"},
             width=12,
         ),
