@@ -372,11 +372,14 @@ SUCCESS_BY_CONTEXT = Dashboard(
             "percentunit",
             {BY_LENGTH: f"longview_success_drop_ratio{TASK}"},
             thresholds={0.01: RED},
+            maximum=1.0,
         ),
-        ratio(
+        Panel(
             "Action error",
             "Mean distance of the newest published policy's actions from the right ones, as a share of "
             "their range, on demonstrations that are not trained on.",
+            "lines",
+            "percentunit",
             {BY_LENGTH: f"longview_action_error_ratio{RUN}"},
         ),
         Panel(
