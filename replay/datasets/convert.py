@@ -86,7 +86,7 @@ def as_rgb(where: str, rows: Array, layout: str, size: tuple[int, int] | None = 
     """
     with np.errstate(invalid="ignore"):
         pixels = rows.astype(np.uint8, copy=False)
-    if not np.array_equal(pixels, rows):
+    if pixels is not rows and not np.array_equal(pixels, rows):
         raise DatasetError(
             f"{where} has the shape of pictures, but holds more than whole numbers of 0 to 255"
         )

@@ -79,6 +79,7 @@ class VideoReader:
         try:
             self._container = av.open(str(file))
             self._stream: Any = self._container.streams.video[0]
+            self._stream.thread_type = "AUTO"  # decode following frames on other cores
         except (av.FFmpegError, IndexError) as error:
             raise DatasetError(f"video {file} is damaged or cut short: {error}") from None
         self.file = file
