@@ -15,7 +15,7 @@ WORKERS = 2
 def main() -> None:
     folder, (T_o, hz, actions, batch_size, limit) = sys.argv[1], map(int, sys.argv[2:])
     past = [step / hz for step in range(1 - T_o, 1)]
-    cameras = ("observation.images.front", "observation.images.wrist")
+    cameras = ("observation.front", "observation.wrist")
     times = dict.fromkeys((*cameras, "observation.state"), past)
     times["action"] = [step / hz for step in range(actions)]
     windows = LeRobotDataset("longview/video", root=folder, delta_timestamps=times)

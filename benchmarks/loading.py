@@ -40,7 +40,7 @@ IMPORTED = (96, 96)
 LENGTHS = (2, 16, 80)
 """Context lengths T_o."""
 BATCH = 64
-LEROBOTS_BATCH = 8
+LEROBOTS_BATCH = 2
 TARGETS = {f"over_lerobot_{size}_80": ">= 5" for size in SIZES}
 CASES = {"as trained": (None, None), "nothing cached": (0, None), "one by one": (0, 1)}
 """Bytes of the cache and windows of a segment; None: the default."""
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     where = machine(quick=options.quick, lerobot=version_of(options.lerobot))
     rows, ratios = [], {}
-    rounds, limit = (1, 2) if options.quick else (3, 20)
+    rounds, limit = (1, 2) if options.quick else (3, 8)
     for size in SIZES:
         with TemporaryDirectory() as name, redis_server(Path(name) / "redis") as url:
             folder = Path(name) / "video"
