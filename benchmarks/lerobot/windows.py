@@ -1,6 +1,6 @@
 """Print how many windows per second LeRobot's loader delivers, in LeRobot's own environment; see loading.py.
 
-python lerobot_loader.py FOLDER T_O HZ ACTIONS BATCH SECONDS
+python benchmarks/lerobot/windows.py FOLDER T_O HZ ACTIONS BATCH SECONDS
 """
 
 import sys
