@@ -266,11 +266,11 @@ def test_tls_and_a_key(
     context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     health = urllib.request.urlopen(f"https://localhost:{server.port}/healthz", context=context)
     assert health.read() == b"OK\n"
-    with socket.create_connection(("localhost", server.port)) as plain:
-        with context.wrap_socket(plain, server_hostname="localhost") as secure:
-            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert secure.recv(1024).startswith(b"HTTP/1.1 200")
-            assert not (secure.session and secure.session.has_ticket)
+    plain = socket.create_connection(("localhost", server.port))
+    with context.wrap_socket(plain, server_hostname="localhost") as secure:
+        secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert secure.recv(1024).startswith(b"HTTP/1.1 200")
+        assert not (secure.session and secure.session.has_ticket)
 
 
 @pytest.mark.parametrize(
