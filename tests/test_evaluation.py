@@ -30,6 +30,9 @@ from longview.monitoring.hub import Hub
 from longview.replay.config import StoreConfig
 from longview.replay.store import EpisodeStore
 
+ROUNDING = 1e-4
+"""Largest difference of two actions, -1 to 1, that may be rounding: processors round differently for batches of
+different sizes, and the simulator carries it on."""
 WHOLE = [[(0, 40)]]
 SPLITS = {
     "fewer simulators": (3, WHOLE),
@@ -114,7 +117,7 @@ def check_splits(task: Task, policies: Iterator[Policy], T_o: int) -> None:
             seed: outcome for seed, (outcome, _) in whole.items()
         }
         for seed, (_, actions) in whole.items():
-            np.testing.assert_allclose(other[seed][1], actions, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(other[seed][1], actions, rtol=0, atol=ROUNDING)
 
 
 def test_counting_ends_the_same_however_it_is_split() -> None:
@@ -236,7 +239,7 @@ def check_served(
     assert served.keys() == expected.keys()
     for seed, (outcome, actions) in expected.items():
         assert served[seed][0] == outcome
-        np.testing.assert_allclose(served[seed][1], actions, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(served[seed][1], actions, rtol=0, atol=ROUNDING)
 
 
 def test_counting_ends_the_same_with_a_server_that_dies_now_and_then() -> None:
