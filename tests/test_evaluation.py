@@ -31,8 +31,8 @@ from longview.replay.config import StoreConfig
 from longview.replay.store import EpisodeStore
 
 ROUNDING = 1e-4
-"""Largest difference of two actions, -1 to 1, that may be rounding: processors round differently for batches of
-different sizes, and the simulator carries it on."""
+"""Largest difference of two actions, -1 to 1, that may be rounding: processors round differently for batches
+of different sizes, and the simulator carries it on."""
 WHOLE = [[(0, 40)]]
 SPLITS = {
     "fewer simulators": (3, WHOLE),
