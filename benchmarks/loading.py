@@ -22,6 +22,7 @@ import torch
 from common import Row, finish, interleaved, machine, parser, ratio, results, seconds
 from pictures import PHOTOS, SIZES, video_of
 
+from longview.cluster.run.config import DataConfig
 from longview.cluster.run.services import redis_server
 from longview.learner.config import CurriculumConfig, LearnerConfig, policy_config
 from longview.learner.recipe import Recipe
@@ -36,7 +37,6 @@ from longview.replay.store import EpisodeStore
 
 HZ, STEPS, EPISODES = 30, 300, 8
 """Pictures per second; steps of an episode; episodes."""
-IMPORTED = (96, 96)
 LENGTHS = (2, 16, 80)
 """Context lengths T_o."""
 BATCH = 64
@@ -109,8 +109,8 @@ def episodes(size: str) -> Iterator[Episode]:
             "observation.state": state,
             "action": np.roll(state, -1, axis=0),
             "reward": np.zeros(STEPS, np.float32),
+            "controller": np.full(STEPS, BY_EXPERT),
         }
-        arrays["controller"] = np.full(STEPS, BY_EXPERT)
         for name, film in films.items():
             there = np.concatenate([film, film[::-1]])
             arrays[name] = np.resize(there, (STEPS, *film.shape[1:]))
@@ -119,7 +119,7 @@ def episodes(size: str) -> Iterator[Episode]:
 
 def take_in(folder: Path, url: str) -> None:
     """Import the data set, with pictures of the default size."""
-    source = open_source(folder, "video", hz=HZ, choice=Choice(size=IMPORTED))
+    source = open_source(folder, "video", hz=HZ, choice=Choice(size=DataConfig().size))
     store = EpisodeStore.connect(url, "video", StoreConfig())
     for _ in bring_in(source, source.indices, store):
         pass

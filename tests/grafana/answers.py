@@ -69,9 +69,8 @@ def recorded(folder: Path) -> Iterator[str]:
         with prometheus_server(folder) as url:
             assert url is not None
             (folder / "targets.json").write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"]}]))
-            backpressure = {"expr": 'longview:backpressure:ratio5m{run="$run"}'}
-            eventually(lambda: series_of(looked_at(url), backpressure))
-            time.sleep(15)  # for rates
+            often = {"expr": 'count_over_time(longview:backpressure:ratio5m{run="$run"}[1m]) >= 8'}
+            eventually(lambda: series_of(looked_at(url), often))  # rates need several reports
             yield url
     finally:
         ended.set()

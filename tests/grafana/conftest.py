@@ -1,14 +1,13 @@
 """Grafana's packages from npm, and a Prometheus with every metric."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.grafana.answers import recorded
-from tests.grafana.draw import PACKAGES
+from tests.grafana.draw import install
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +15,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install Grafana's packages, and return the folder that holds them."""
     if missing := [it for it in ("node", "npm", "prometheus") if shutil.which(it) is None]:
         pytest.skip(f"not installed (Debian: apt install nodejs npm prometheus): {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("grafana")
-    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot install {', '.join(PACKAGES)}: {done.stderr[-500:]}")
-    return folder / "node_modules"
+    return install(tmp_path_factory.mktemp("grafana"))
 
 
 @pytest.fixture(scope="session")

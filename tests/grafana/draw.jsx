@@ -1,6 +1,6 @@
 // Draws a dashboard with Grafana's own components (npm's @grafana/ui). The page has `window.panels`, a list of
 //   {panel, frames, range: [from, to]}, times in milliseconds,
-// and in the end <pre id="panels"> with a JSON list of {title, type, text, ink, error, empty}; see draw.py.
+// `window.size` {width, row} in pixels, and in the end <pre id="panels"> with a JSON list of {title, type, text, ink, error, empty}; see draw.py.
 import '@fontsource/inter/400.css';
 import '@fontsource/inter/500.css';
 import React from 'react';
@@ -13,7 +13,7 @@ import {
 import { BigValue, GlobalStyles, PanelChrome, preparePlotFrame, ThemeContext, TimeSeries } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
 
-const CELL = 30, GAP = 8, COLUMNS = 24, WIDTH = 1600;  // pixels, as in Grafana
+const { width: WIDTH, row: ROW } = window.size, GAP = 8, COLUMNS = 24;  // pixels, as in Grafana
 const theme = createTheme({ colors: { mode: 'dark' } });
 const transformers = new Map(Object.values(standardTransformers).map((it) => [it.id, it]));
 standardTransformersRegistry.setInit(() =>
@@ -114,7 +114,7 @@ const KINDS = { timeseries: Plot, trend: Plot, stat: Stats, table: Table };
 
 function Panel({ asked, data }) {
   const { panel, range } = asked, { x, y, w, h } = panel.gridPos, step = (WIDTH + GAP) / COLUMNS;
-  const place = { position: 'absolute', left: x * step, top: y * (CELL + GAP), width: w * step - GAP, height: h * (CELL + GAP) - GAP };
+  const place = { position: 'absolute', left: x * step, top: y * ROW, width: w * step - GAP, height: h * ROW - GAP };
   if (panel.type === 'row') return <h5 style={place}>{panel.title}</h5>;
   const Kind = KINDS[panel.type], empty = !data.some((it) => it.length > 0);
   return (
@@ -151,7 +151,7 @@ async function draw() {
   const all = await Promise.all(window.panels.map(async (asked) => ({ asked, data: await prepared(asked) })));
   const bottom = Math.max(...window.panels.map(({ panel }) => panel.gridPos.y + panel.gridPos.h));
   const page = document.getElementById('page');
-  Object.assign(page.style, { position: 'relative', width: `${WIDTH}px`, height: `${bottom * (CELL + GAP)}px` });
+  Object.assign(page.style, { position: 'relative', width: `${WIDTH}px`, height: `${bottom * ROW}px` });
   createRoot(page).render(
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />

@@ -14,7 +14,6 @@ import re
 import subprocess
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,13 @@ PACKAGES = (
 )  # fmt: skip
 WIDTH, ROW = 1600, 38
 """Pixels of a dashboard's width, and of a row of its grid."""
+
+
+def install(folder: Path) -> Path:
+    """Install PACKAGES from npm into a folder, and return its `node_modules`."""
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "node_modules"
 
 
 def bundle(packages: Path, folder: Path) -> None:
@@ -75,7 +81,8 @@ def draw(board: Any, view: View, folder: Path, picture: Path) -> list[dict[str, 
     page.write_text(
         '<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="draw.css">'
         '<body style="background: #111217; margin: 8px"><div id="page"></div>'
-        f'<script>window.panels = {data}</script><script src="draw.js"></script>'
+        f"<script>window.panels = {data}; window.size = {{ width: {WIDTH}, row: {ROW} }}</script>"
+        '<script src="draw.js"></script>'
     )
     height = 16 + ROW * max(it["gridPos"]["y"] + it["gridPos"]["h"] for it in board["panels"])
     with tempfile.TemporaryDirectory() as profile:
@@ -84,10 +91,9 @@ def draw(board: Any, view: View, folder: Path, picture: Path) -> list[dict[str, 
             "--allow-file-access-from-files", f"--user-data-dir={profile}", "--virtual-time-budget=8000",
             f"--window-size={WIDTH + 16},{height}",
         ]  # fmt: skip
-        shown = partial(subprocess.run, capture_output=True, text=True, check=True, timeout=120)
-        shown([*command, f"--screenshot={picture}", page.as_uri()])
-        text = shown([*command, "--dump-dom", page.as_uri()]).stdout
-    (found,) = re.findall(r'<pre id="panels"[^>]*>(.*?)</pre>', text, re.DOTALL)
+        command += [f"--screenshot={picture}", "--dump-dom", page.as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    (found,) = re.findall(r'<pre id="panels"[^>]*>(.*?)</pre>', shown.stdout, re.DOTALL)
     panels: list[dict[str, str]] = json.loads(html.unescape(found))
     return panels
 
@@ -104,11 +110,9 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     view = View(options.prometheus, options.run, options.context_length, time.time(), 60 * options.minutes)
-    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(install, cwd=folder, check=True)
-        bundle(folder / "node_modules", folder)
+        bundle(install(folder), folder)
         for title, board in boards().items():
             picture = options.folder.resolve() / f"{title}.png"
             draw(board, view, folder, picture)
