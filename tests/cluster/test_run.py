@@ -74,7 +74,7 @@ def assert_store_is_exact(longview: Any, name: str) -> None:
 
 
 def assert_nothing_is_left(longview: Any) -> None:
-    longview.wait_for(lambda: not longview.processes(), 15)
+    longview.wait_for(lambda: not longview.processes())
 
 
 SEEING = """
@@ -345,7 +345,7 @@ def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview:
     )
     with cluster:
         address = cluster.stdout.readline().strip()
-        settings = ("placement.learner.learner=1", "evaluation.final_episodes=800")
+        settings = ("placement.learner.learner=1", "evaluation.final_episodes=200")
         process = longview.start("launch", config, "name=attached", *settings, "--address", address)
         longview.wait_for(lambda: training(run_of(longview, "attached")))
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -353,10 +353,10 @@ def test_a_run_attaches_to_a_running_ray_cluster_and_leaves_it_running(longview:
         ray.get(ray.remote(resources={"learner": 1})(lambda: None).remote(), timeout=120)
         ray.shutdown()
         assert run_of(longview, "attached").under_way()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         assert summary_of(longview, "attached")["status"] == "finished"
-        longview.wait_for(lambda: not longview.processes("ray::RolloutActor"), 15)
+        longview.wait_for(lambda: not longview.processes("ray::RolloutActor"))
 
         code, output = longview("launch", config, "name=large", "actors.count=9", "--address", address)
         assert code == 2
