@@ -108,19 +108,19 @@ class CollectConfig:
     and the expert says at every decision what it would do. `human`: episodes come from persons, through the
     store; actors only evaluate."""
     share: float = 0.5
-    """Share of the actors, in (0, 1], that collect while there are episodes to evaluate; the others evaluate.
-    An actor that finds nothing to do of its own kind does the other."""
+    """Share of the actors' episodes, in (0, 1], that are collected while there are episodes to evaluate. 1: a
+    version is evaluated only while there is nothing to collect."""
     context_lengths: Mapping[int, float] = field(default_factory=dict)
     """Weight of each context length T_o that episodes are collected with, in any unit. Empty: every evaluated
     length in turn."""
     steps_per_training_step: float = 4.0
     """Environment steps that actors may collect per training step; they wait once they are further ahead, so
-    that a learner on the same machine is not starved. They never wait while the learner waits for them."""
+    that a learner on the same machine is not starved. They do not wait while the learner waits for them."""
     max_staleness: int | None = None
     """Training steps since the newest version was published after which actors wait for the next version; at
     least `learner.publish_every`. None: no limit."""
     expert_steps: int | None = None
-    """Steps of the expert after which collection ends. None: no limit."""
+    """Steps of the expert, those of its plans included, after which collection ends. None: no limit."""
     gate: Gate = "random"
     """Rule by which the expert takes over. `random`: at a random step of a demonstration's first part.
     `distance`: where the policy's and the expert's plans differ by more than `distance`. `progress`: where

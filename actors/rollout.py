@@ -183,7 +183,9 @@ class Clock:
     weights: float = 0.0
     """Seconds of loading policies."""
     limited: float = 0.0
-    """Seconds without an order because the limiter allowed none."""
+    """Seconds without an order because of a limit: steps ahead of the training, or staleness."""
+    ended: float = 0.0
+    """Seconds without an order because the expert has made all its steps."""
     waiting: float = 0.0
     """Other seconds without an order."""
     steps: int = 0

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -116,20 +117,35 @@ class Worker:
             self.totals.add(name, 0, task=self.task.spec.name)  # so that Prometheus sees the first one
         self._send()
 
-    def work(self, order: Order, policy: Policy | None, newest_version: int = 0, held: float = 0.0) -> Result:
+    def rest(self, held: Mapping[str, float]) -> None:
+        """Report what the idle actor has waited for.
+
+        Args:
+            held: seconds of it by reason, as for `work`.
+        """
+        self._waited_for(held)
+        self._send()
+
+    def work(
+        self,
+        order: Order,
+        policy: Policy | None,
+        newest_version: int = 0,
+        held: Mapping[str, float] = MappingProxyType({}),
+    ) -> Result:
         """Do an order: return once all its episodes are in the store.
 
         Args:
             order: the order.
             policy: acts, at `order.version`; None for the expert alone.
             newest_version: the newest published version; its distance to the order's is the staleness.
-            held: seconds for which the limiter has made the actor wait for this order.
+            held: seconds without an order since the last order or `rest`, by reason: a field of `Clock`. What
+                they leave of this time counts as waiting.
         """
         if order.version is not None:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
                 self.totals.set(name, newest_version - order.version)
-        self._clock.limited += held
-        self._clock.waiting += time.perf_counter() - self._idle_since - held
+        self._waited_for(held)
         before = replace(self._clock)
         endings, best_rewards = dict[int, str](), 0.0
         refusals: list[str] = []
@@ -170,6 +186,15 @@ class Worker:
         """Count seconds since the last order that loading a policy took: they were not spent waiting."""
         self._clock.weights += seconds
         self._idle_since += seconds
+
+    def _waited_for(self, held: Mapping[str, float]) -> None:
+        """Count the time since the last order or `rest`, some of which has a reason."""
+        now = time.perf_counter()
+        for part, seconds in held.items():
+            setattr(self._clock, part, getattr(self._clock, part) + seconds)
+        # The reasons' time is the driver's, and may be longer by the time of a message.
+        self._clock.waiting += max(0.0, now - self._idle_since - sum(held.values()))
+        self._idle_since = now
 
     def _assignments(self, order: Order) -> Iterator[Assignment]:
         control = self._control(order)
@@ -235,7 +260,7 @@ class Worker:
         expert_steps = now.expert_steps - sent.expert_steps
         self.totals.add("longview_expert_steps_total", expert_steps, task=spec.name)
         self.totals.add("longview_simulated_seconds_total", steps / spec.control_hz, task=spec.name)
-        for part in ("simulator", "policy", "expert", "store", "weights", "limited", "waiting"):
+        for part in ("simulator", "policy", "expert", "store", "weights", "limited", "ended", "waiting"):
             spent = getattr(now, part) - getattr(sent, part)
             self.totals.add("longview_actor_seconds_total", spent, part=part)
         if self.store is not None:

@@ -612,6 +612,11 @@ class Host:
         """Have an actor do an order; see `RolloutActor.work`."""
         return self._actors[name].work(*order)
 
+    @ray.method(num_returns=0)  # type: ignore[untyped-decorator]
+    def rest(self, name: str, held: Mapping[str, float]) -> None:
+        """Have an idle actor report; see `RolloutActor.rest`."""
+        self._actors[name].rest(held)
+
     def uses(self) -> list[tuple[int, float]]:
         """Return the versions that actors loaded since the last call, each with the monotonic time."""
         taken, self._uses = self._uses, []
@@ -628,7 +633,7 @@ class Host:
 
 def thread_of(host: Handle, name: str) -> Handle:
     """Return what the dispatcher needs of a handle on one simulated actor."""
-    calls = {"node": partial(host.node.remote, name), "work": partial(host.work.remote, name)}
+    calls = {call: partial(getattr(host, call).remote, name) for call in ("node", "work", "rest")}
     return SimpleNamespace(**{call: SimpleNamespace(remote=remote) for call, remote in calls.items()})
 
 

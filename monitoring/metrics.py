@@ -104,7 +104,8 @@ CATALOGUE = {
             "counter",
             "seconds",
             "Time that actors spent on each part: `simulator`, `policy`, `expert`, `store`, `weights` "
-            "(loading a policy), `limited` (the limiter allowed no collection), `waiting` (otherwise without "
+            "(loading a policy), `limited` (too far ahead of the training, or too old a version), `ended` "
+            "(`collect.expert_steps` is spent), `waiting` (otherwise without "
             "an order)",
             ("part",),
         ),

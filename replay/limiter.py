@@ -28,7 +28,8 @@ class Limiter:
     A draw waits while fewer than `minimum_steps` steps are stored, or while it would bring the drawn steps
     above `samples_per_insert` times the committed steps. Writers wait while they have written more than
     `inserts_per_sample` times the drawn steps, unless the next draw waits for them. Therefore drawing and
-    writing never wait for each other, whatever the bounds are. All fields may be changed while a draw waits.
+    writing do not wait for each other, whatever the bounds are, as long as somebody can write. Until then,
+    draws are `free`. All fields may be changed while a draw waits.
     """
 
     samples_per_insert: float | None = None
@@ -42,6 +43,8 @@ class Limiter:
     """Seconds that a draw may wait before it fails."""
     cancelled: Callable[[], bool] = _never
     """Function that returns True to lift all limits; a waiting draw then goes on at once."""
+    free: int = 0
+    """Steps that may be drawn before the first draw waits."""
     drawn: int = 0
     """Steps that were drawn under this limiter."""
     waited_seconds: float = 0.0
@@ -61,6 +64,8 @@ class Limiter:
             committed: steps that were ever committed to the selected strata.
             stored: steps that are stored in them now.
         """
+        if self.drawn + count <= self.free:
+            return ""
         if stored < self.minimum_steps:
             return f"{stored} steps are stored to draw from, minimum_steps is {self.minimum_steps}"
         if self.samples_per_insert is None or self.drawn + count <= self.samples_per_insert * committed:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 5
 """Failures of an actor in a row after which the run fails."""
 
+REST_SECONDS = 5.0
+"""Time after which an idle actor reports what it waits for."""
 LEAVING_SECONDS = 60.0
 """Time that a leaving actor gets to finish its order."""
 
@@ -42,8 +44,10 @@ class Actor:
     """Failures in a row."""
     idle_since: float = field(default_factory=time.monotonic)
     """Monotonic time at which the actor's last result came, or at which it began to start."""
-    held: float = 0.0
-    """Seconds for which the limiter has made the actor wait since its last order."""
+    rested: float = 0.0
+    """Monotonic time at which the actor, idle, was last asked to report."""
+    held: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds without an order since its last order or report, by `Hold.part`."""
     leaves_by: float | None = None
     """Monotonic time by which the actor has to be gone; None if it stays."""
 
@@ -109,7 +113,7 @@ class Dispatcher:
     def dispatch(
         self, newest: int | None, trained: int, weights: Callable[[int], tuple[list[Any], float]]
     ) -> None:
-        """Give orders to all idle actors, first to those that the limiter has made wait longest.
+        """Give orders to all idle actors, first to those that have waited longest.
 
         Args:
             newest: the newest policy version.
@@ -120,17 +124,21 @@ class Dispatcher:
         busy = set(self._asked.values())
         since, self._looked = self._looked, time.monotonic()
         without_order = [actor for actor in self._actors if actor not in busy]
-        idle = deque(sorted(without_order, key=attrgetter("held"), reverse=True))
+        idle = deque(sorted(without_order, key=attrgetter("idle_since")))
         while idle and (order := self._orders.take(newest, trained)) is not None:
             actor = idle.popleft()
             published, age = ([], 0.0) if order.version is None else weights(order.version)
-            work = actor.handle.work.remote(order, newest, published, age, actor.held)
-            actor.order, actor.held = order, 0.0
+            work = actor.handle.work.remote(order, newest, published, age, dict(actor.held))
+            actor.order, actor.held = order, defaultdict(float)
             self._asked[work] = actor
-        if self._orders.held:
-            for actor in idle:
+        held = self._orders.held
+        for actor in idle:
+            if held is not None:
                 # Not the part of the last turn in which the actor still worked.
-                actor.held += self._looked - max(since, actor.idle_since)
+                actor.held[held.part] += self._looked - max(since, actor.idle_since)
+            if self._looked - max(actor.rested, actor.idle_since) > REST_SECONDS:
+                actor.handle.rest.remote(dict(actor.held))
+                actor.rested, actor.held = self._looked, defaultdict(float)
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:
         """Yield all results that have come, waiting up to `timeout` seconds for the first.

@@ -273,7 +273,8 @@ def _supervise(
 ) -> None:
     """Collect, train and evaluate, until the last version has been evaluated."""
     config = progress.config
-    orders = Orders(config, task.spec, collection_of(config, task.spec, store))
+    collection = collection_of(config, task.spec, store, progress.run.expert_steps())
+    orders = Orders(config, task.spec, collection)
     if config.demonstrations is None and task.expert is not None:
         missing = _missing_demonstrations(store, task, progress.wanted)
         orders.demonstrate(missing)
@@ -293,6 +294,9 @@ def _supervise(
             if (evaluation := orders.finish(order, result)) is not None:
                 progress.run.add_evaluation(evaluation)
                 progress.history.append(evaluation)
+        if collection.expert_steps > progress.expert_steps:
+            progress.expert_steps = collection.expert_steps
+            progress.run.write_expert_steps(progress.expert_steps)
 
         places.check()
         if progress.phase == "collect" and orders.idle:
@@ -317,12 +321,25 @@ def _supervise(
         show(progress)
 
 
-def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Collection:
-    """Make the collection of a run, which goes on after the episodes of earlier launches."""
+def collection_of(
+    config: RunConfig, spec: TaskSpec, store: EpisodeStore, expert_steps: int | None = None
+) -> Collection:
+    """Make the collection of a run, which goes on after the episodes of earlier launches.
+
+    Args:
+        config: the run's config.
+        spec: spec of the run's task.
+        store: the run's store.
+        expert_steps: steps that the expert has made in earlier launches; None if nothing says it, as in a run
+            that an older Longview began. Then its steps in the committed episodes count.
+    """
     source, selection = config.collect.source, config.learner.selection(spec.name)
     if source is None:
         return Collection(config, spec)
     found = [count for (name, _), count in store.stats().committed.items() if name == source]
+    before = sum(found, Count())
+    if expert_steps is None:
+        expert_steps = before.steps if config.collect.kind == "labels" else before.learnable
 
     @cache  # asked for each order, by when all demonstrations are stored
     def typical() -> float:
@@ -334,7 +351,8 @@ def collection_of(config: RunConfig, spec: TaskSpec, store: EpisodeStore) -> Col
         config,
         spec,
         first=_next_index(store, source),
-        before=sum(found, Count()),
+        before=before,
+        expert_steps=expert_steps,
         sizes=lambda: store.sizes(selection),
         typical=typical,
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from longview.actors.worker import Order, Result
-from longview.cluster.driver.collection import Collection
+from longview.cluster.driver.collection import Collection, Hold
 from longview.cluster.run.config import RunConfig
 from longview.monitoring.success import Evaluation
 from longview.replay.episode import TaskSpec
@@ -32,6 +32,8 @@ class Orders:
         self._collection = collection
         self._waiting: dict[str, deque[Order]] = {"demo": deque(), "evaluation": deque()}
         self._given: dict[str, int] = {"demo": 0, "evaluation": 0, "collect": 0}
+        self._shared = {"evaluation": 0, "collect": 0}
+        """Episodes given while there were both to evaluate and to collect."""
         self._concluded = False
         self.evaluations: dict[tuple[int, int], Evaluation] = {}
         """Evaluations of the newest round, by version and context length."""
@@ -67,13 +69,19 @@ class Orders:
         """
         if self._waiting["demo"]:
             return self._cut("demo")
-        collecting, evaluating = self._given["collect"], self._given["evaluation"]
-        due = collecting < self._config.collect.share * (collecting + evaluating + 1)
-        collects = not self._concluded and (due or not self._waiting["evaluation"])
-        if collects and (order := self._collection.take(newest, trained)) is not None:
-            self._given["collect"] += 1
-            return order
-        return self._cut("evaluation") if self._waiting["evaluation"] else None
+        evaluates = bool(self._waiting["evaluation"])
+        due = self._shared["collect"] <= self._config.collect.share * sum(self._shared.values())
+        if not self._concluded and (due or not evaluates):
+            if (order := self._collection.take(newest, trained)) is not None:
+                self._given["collect"] += 1
+                self._shared["collect"] += order.count * evaluates
+                return order
+            return self._cut("evaluation") if evaluates else None
+        if not evaluates:
+            return None
+        order = self._cut("evaluation")
+        self._shared["evaluation"] += order.count
+        return order
 
     def give_back(self, order: Order) -> None:
         """An actor died or failed over it: it is the next to be given again."""
@@ -100,9 +108,9 @@ class Orders:
         return evaluation if evaluation.finished else None
 
     @property
-    def held(self) -> str:
-        """Reason for which the limiter makes actors wait; empty if it does not."""
-        return "" if self._concluded else self._collection.held
+    def held(self) -> Hold | None:
+        """Why actors have nothing to collect; None if they have, or nothing is collected."""
+        return None if self._concluded else self._collection.held
 
     @property
     def idle(self) -> bool:

@@ -32,7 +32,8 @@ class HeldWeights:
         """
         if self._coming is None:
             version = ray.get(self._board.version.remote())
-            if version is None or version == self.newest:
+            # A board that was started again has only the newest checkpoint, which may be older.
+            if version is None or (self.newest is not None and version <= self.newest):
                 return None
             self._coming = self._thread.submit(self._copy)
         if not wait([self._coming], PATIENCE_SECONDS).done:

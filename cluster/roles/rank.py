@@ -10,6 +10,7 @@ import numpy as np
 
 from longview.cluster.run.config import RunConfig, task_of
 from longview.cluster.run.ending import RunFailed, ending
+from longview.learner.config import AHEAD
 from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
@@ -71,11 +72,11 @@ def train_rank(
     from longview.learner.train import train
 
     episodes = store.connect(replace(config.replay, cache_bytes=config.replay.cache(world)))
-    episodes.limiter = limiter = limiter_of(config, should_stop)
     spec = task_of(config).spec
     selection = config.learner.selection(spec.name)
     seed = config.seed if config.learner.seed is None else config.learner.seed
     batch_size, resumed_at = config.learner.batch_size, max(steps(checkpoints), default=0)
+    episodes.limiter = limiter = limiter_of(config, spec, resumed_at, should_stop)
     reporter = LearnerReporter(f"rank-{rank}", batch_size, resumed_at, send)
     episodes.hold_out(demonstrations.held_out)
 
@@ -214,12 +215,25 @@ def whole(store: EpisodeStore, ids: Iterable[str], task: str) -> Iterator[Episod
             yield episode
 
 
-def limiter_of(config: RunConfig, cancelled: Callable[[], bool]) -> Limiter:
-    """Make the limiter of one learner rank, which gets an equal part of what all ranks may draw."""
+def limiter_of(config: RunConfig, spec: TaskSpec, step: int, cancelled: Callable[[], bool]) -> Limiter:
+    """Make the limiter of one learner rank, which gets an equal part of what all ranks may draw.
+
+    Args:
+        config: the run's config.
+        spec: spec of the run's task.
+        step: training step that the rank begins at; the draws of the steps before count.
+        cancelled: tells whether to lift all limits.
+    """
     together, ranks = config.replay.samples_per_insert, config.learners
+    draws = config.learner.batch_size // (config.learner.windows(spec, ranks) * ranks)
+    # Actors collect nothing before the first version, so waiting for them would never end. Later steps may
+    # draw before that version's last one.
+    alone = config.learner.publish_every + AHEAD if config.collect.source is not None else 0
     return Limiter(
         samples_per_insert=None if together is None else together / ranks,
         minimum_steps=config.replay.minimum_steps,
         timeout_seconds=config.replay.limiter_seconds,
         cancelled=cancelled,
+        free=alone * draws,
+        drawn=step * draws,
     )

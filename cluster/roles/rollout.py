@@ -4,6 +4,7 @@ The policy is held by this process, or by an inference server; then this process
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -49,7 +50,18 @@ class RolloutActor:
         restart."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def work(self, order: Order, newest: int | None, weights: list[Any], age: float, held: float) -> Result:
+    @ray.method(num_returns=0)  # type: ignore[untyped-decorator]
+    def rest(self, held: Mapping[str, float]) -> None:
+        """Report what the idle actor has waited for.
+
+        Args:
+            held: seconds of it by reason, as for `work`.
+        """
+        self._worker.rest(held)
+
+    def work(
+        self, order: Order, newest: int | None, weights: list[Any], age: float, held: Mapping[str, float]
+    ) -> Result:
         """Do an order, after loading the weights of its version if the actor does not hold them yet.
 
         Args:
@@ -57,7 +69,8 @@ class RolloutActor:
             newest: the newest published version.
             weights: a list of one reference to the version's weights; empty where the expert acts alone.
             age: seconds since the version was published.
-            held: seconds for which the limiter has made the actor wait for this order.
+            held: seconds without an order since the last order or `rest`, by reason: a part of
+                `longview_actor_seconds_total`.
         """
         started = time.perf_counter()
         if order.version is not None and order.version != self._version:

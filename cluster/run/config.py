@@ -541,11 +541,30 @@ def _check(config: RunConfig) -> None:
             f"placement.actor_gpus {placement.actor_gpus:g}: no actor holds a policy with inference.servers "
             f"{servers}; set placement.inference_gpus"
         )
-    staleness, publish_every = config.collect.max_staleness, config.learner.publish_every
-    if staleness is not None and staleness < publish_every:
+    _check_collection(config)
+
+
+def _check_collection(config: RunConfig) -> None:
+    """Refuse limits of collection that somebody would wait for in vain, or that nothing could reach.
+
+    Raises:
+        ConfigError: as the message says.
+    """
+    collect, publish_every = config.collect, config.learner.publish_every
+    if collect.max_staleness is not None and collect.max_staleness < publish_every:
         raise ConfigError(
-            f"collect.max_staleness {staleness} is less than learner.publish_every {publish_every}: actors "
-            "would wait for versions that do not come"
+            f"collect.max_staleness {collect.max_staleness} is less than learner.publish_every "
+            f"{publish_every}: actors would wait for versions that do not come"
+        )
+    if collect.expert_steps is not None and config.replay.samples_per_insert is not None:
+        raise ConfigError(
+            f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the learner "
+            f"would wait for more at replay.samples_per_insert {config.replay.samples_per_insert:g}: give "
+            "one of them"
+        )
+    if collect.expert_steps is not None and collect.kind in ("rollout", "human"):
+        raise ConfigError(
+            f"collect.expert_steps limits nothing: no expert acts with collect.kind {collect.kind}"
         )
 
 

@@ -23,7 +23,7 @@ from longview.replay.names import check_name
 log = logging.getLogger(__name__)
 
 FILES: Final = (
-    *("origin.json", "config.yaml", "evaluations.jsonl", "series.jsonl", "scale.json"),
+    *("origin.json", "config.yaml", "evaluations.jsonl", "series.jsonl", "scale.json", "collected.json"),
     *("summary.json", "report.html", "*.png", "log.txt"),
     *("checkpoints/diverged-*.json", f"checkpoints/{START}", "mirrors.json", "tensorboard/*"),
 )

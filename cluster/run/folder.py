@@ -6,6 +6,7 @@ run.json            where it can be reached while under way     report.html  wha
 evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
 import.json         what was imported, of a run on recorded data
+collected.json      what collection has cost so far
 checkpoints/        log.txt           redis/  the embedded store's data
 tensorboard/        wandb/            curves over training steps, of a run with mirrors
 mirrors.json        the last training step of each of these curves
@@ -195,6 +196,16 @@ class Run:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Write down a finished evaluation."""
         append_row(self.path / "evaluations.jsonl", evaluation.to_dict())
+
+    def expert_steps(self) -> int | None:
+        """Read the steps that the expert has made for what was collected; None if nothing says it."""
+        with suppress(FileNotFoundError):
+            return int(json.loads((self.path / "collected.json").read_text())["expert_steps"])
+        return None
+
+    def write_expert_steps(self, steps: int) -> None:
+        """Write down the steps that the expert has made for what was collected."""
+        write_atomically(self.path / "collected.json", json.dumps({"expert_steps": steps}) + "\n")
 
     @property
     def series(self) -> Path:

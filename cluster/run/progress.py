@@ -39,6 +39,8 @@ class RunProgress:
     """Rollout actors that the run wants to have."""
     demonstrations: int = 0
     """Demonstrations in the store."""
+    expert_steps: int = 0
+    """Steps that the expert has made for what was collected, those of its plans included."""
     version: int | None = None
     """Newest published policy version; None before the first."""
     evaluations: dict[tuple[int, int], Evaluation] = field(default_factory=dict)

@@ -53,6 +53,7 @@ def summarize(progress: RunProgress, status: str) -> dict[str, Any]:
             }
             for (source, outcome), count in committed.items()
         ],
+        "expert_steps": progress.expert_steps,
         "actor_seconds": {
             part: round(spent, 1)
             for part, spent in progress.metrics.by("longview_actor_seconds_total", "part").items()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Result
 from longview.cluster.driver.collection import NOTHING, Collection
+from longview.cluster.roles.rank import limiter_of
 from longview.cluster.run.config import ConfigError, RunConfig, read_config
 from longview.learner.config import AHEAD
 from longview.replay.stats import Count
@@ -23,9 +24,17 @@ def configured(*settings: str) -> RunConfig:
     return read_config(None, [*base, *settings])
 
 
-def make(*settings: str, first: int = 0, before: Count = NOTHING) -> Collection:
+def make(
+    *settings: str, first: int = 0, before: Count = NOTHING, expert_steps: int = 0, typical: float = 50.0
+) -> Collection:
     return Collection(
-        configured(*settings), SPEC, first=first, before=before, sizes=lambda: MANY, typical=lambda: 50.0
+        configured(*settings),
+        SPEC,
+        first=first,
+        before=before,
+        expert_steps=expert_steps,
+        sizes=lambda: MANY,
+        typical=lambda: typical,
     )
 
 
@@ -42,7 +51,9 @@ def result(order: Order, expert_steps: int = 0) -> Result:
 def test_nothing_is_collected_unless_it_is_wanted_and_there_is_a_policy() -> None:
     assert make("collect.kind=off").take(5, 5) is None
     assert make("collect.kind=human").take(5, 5) is None
-    assert make().take(None, 0) is None
+    collection = make()
+    assert collection.take(None, 0) is None
+    assert collection.held == ("waiting", "the learner has published no version yet")
 
 
 @pytest.mark.parametrize(("kind", "source"), [("rollout", "rollout"), ("takeover", "correction")])
@@ -81,11 +92,13 @@ def test_actors_wait_once_they_are_ahead_of_training() -> None:
     collection = make("collect.steps_per_training_step=10")
     order = taken(collection)  # 4 episodes of about 50 steps
     assert collection.take(0, 0) is None
-    assert "200 steps are written for 0 drawn ones" in collection.held
+    assert collection.held is not None
+    assert collection.held.part == "limited"
+    assert "200 steps are written for 0 drawn ones" in collection.held.reason
     assert collection.take(0, 19) is None
     collection.finish(order, result(order))
     taken(collection, 0, 20)
-    assert collection.held == ""
+    assert collection.held is None
 
 
 def test_what_an_earlier_launch_has_collected_counts() -> None:
@@ -93,14 +106,16 @@ def test_what_an_earlier_launch_has_collected_counts() -> None:
     collection = make("collect.steps_per_training_step=10", before=before)
     assert collection.take(10, 19) is None
     assert collection.take(10, 20) is not None
-    assert make("collect.expert_steps=100", before=before).take(10, 10_000) is None
+    assert make("collect.expert_steps=100", before=before, expert_steps=100).take(10, 10_000) is None
+    assert make("collect.expert_steps=100", before=before, expert_steps=99).take(10, 10_000) is not None
 
 
 def test_actors_do_not_collect_with_a_policy_that_is_too_old() -> None:
     collection = make("collect.max_staleness=600")
     taken(collection, 1000, 1600)
     assert collection.take(1000, 1601) is None
-    assert collection.held == "the newest version is 601 training steps old, collect.max_staleness is 600"
+    reason = "the newest version is 601 training steps old, collect.max_staleness is 600"
+    assert collection.held == ("limited", reason)
     taken(collection, 1600, 1601)
 
 
@@ -115,7 +130,39 @@ def test_collection_ends_when_the_expert_has_given_enough() -> None:
         order = taken(collection, 0, 10_000)
         collection.finish(order, result(order, expert_steps=60))
     assert collection.take(0, 10_000) is None
-    assert collection.held == "the expert has made 120 steps, collect.expert_steps is 120"
+    assert collection.held == ("ended", "the expert has made 120 steps, collect.expert_steps is 120")
+
+
+def test_orders_under_way_count_towards_the_experts_steps() -> None:
+    """The first orders are counted as demonstrations, later ones as the episodes so far."""
+    collection = make("collect.expert_steps=300")
+    first = [
+        taken(collection, 0, 10_000) for _ in range(2)
+    ]  # an episode is 50 steps, and there is room for 6
+    assert [(order.first, order.count) for order in first] == [(0, 4), (4, 2)]
+    assert [order.context_length for order in first] == [1, 8]
+    assert collection.take(0, 10_000) is None
+    assert collection.held == (
+        "ended",
+        "the expert's last steps of collect.expert_steps 300 are under way",
+    )
+    for order in first:
+        collection.finish(order, result(order, expert_steps=10 * order.count))
+    more = []  # an episode costs 10 steps, and there is room for 24
+    while (order := collection.take(0, 10_000)) is not None:
+        more.append(order)
+    assert sum(order.count for order in more) == 24
+    for order in more:
+        collection.finish(order, result(order, expert_steps=9 * order.count))
+    last = taken(collection, 0, 10_000)
+    assert last.count == 2, "24 steps are left, and an episode costs 9.2"
+
+
+def test_an_expert_that_is_not_needed_does_not_end_the_collection() -> None:
+    collection = make("collect.expert_steps=100")
+    order = taken(collection, 0, 10_000)
+    collection.finish(order, result(order, expert_steps=0))
+    assert taken(collection, 0, 10_000).count == 4
 
 
 CONFIG = configured("learner.batch_size=16")
@@ -127,26 +174,29 @@ CONFIG = configured("learner.batch_size=16")
     minimum=st.integers(0, 500),
     demonstrated=st.integers(0, 1000),
     report_every=st.integers(1, 40),
+    publish_every=st.integers(1, 40),
 )
 def test_learner_and_actors_never_wait_for_each_other(
-    spi: float | None, ahead: float, minimum: int, demonstrated: int, report_every: int
+    spi: float | None, ahead: float, minimum: int, demonstrated: int, report_every: int, publish_every: int
 ) -> None:
-    """The learner draws ahead, and tells its step only now and then."""
-    committed, drawn, told, steps = demonstrated, 0, 0, 60
+    """The learner draws ahead, and tells its step only now and then. Until it publishes, nobody can act."""
+    committed, told, steps, newest = demonstrated, 0, 60, None
     config = replace(
         CONFIG,
         replay=replace(CONFIG.replay, samples_per_insert=spi, minimum_steps=minimum),
-        collect=replace(CONFIG.collect, steps_per_training_step=ahead),
-        learner=replace(CONFIG.learner, report_every=report_every),
+        collect=replace(CONFIG.collect, steps_per_training_step=ahead, max_staleness=publish_every),
+        learner=replace(CONFIG.learner, report_every=report_every, publish_every=publish_every),
     )
+    limiter = limiter_of(config, SPEC, 0, lambda: False)
     collection = Collection(config, SPEC, sizes=lambda: (committed, committed), typical=lambda: 50.0)
     while told < steps:
-        learner_waits = committed < minimum or (spi is not None and 16 * (drawn + 1) > spi * committed)
+        learner_waits = limiter.refusal(16, committed, committed)
         if not learner_waits:
-            drawn += 1
-            trained = max(0, drawn - AHEAD)
+            limiter.drawn += 16
+            trained = max(0, limiter.drawn // 16 - AHEAD)
             told = max(told, trained // report_every * report_every)
-        order = collection.take(0, told)
+            newest = trained // publish_every * publish_every or None
+        order = collection.take(newest, told)
         assert order is not None or not learner_waits, collection.held
         if order is not None and learner_waits:
             committed += 200

@@ -1,13 +1,15 @@
 """Orders to Ray actors and results back."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import ray
 
 from longview.actors.worker import Order, Result
+from longview.cluster.driver import dispatch
+from longview.cluster.driver.collection import Hold
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.orders import Orders
 from longview.cluster.roles.ray import Handle, start
@@ -26,17 +28,29 @@ class QuickActor:
     def __init__(self) -> None:
         self._done: list[Order] = []
         self._other: list[float] = []
+        self._rested = 0.0
         self._idle_since = time.monotonic()
 
     def node(self) -> str:
         return "here"
 
-    def work(self, order: Order, newest: int | None, weights: list[Any], age: float, held: float) -> Result:
-        self._other.append(time.monotonic() - self._idle_since - held)
+    def rest(self, held: Mapping[str, float]) -> None:
+        self._rested += held["limited"]
+
+    def work(
+        self, order: Order, newest: int | None, weights: list[Any], age: float, held: Mapping[str, float]
+    ) -> Result:
+        self._other.append(time.monotonic() - self._idle_since - held.get("limited", 0.0) - self._rested)
+        self._rested = 0.0
         time.sleep(0.1)
         self._done.append(order)
         self._idle_since = time.monotonic()
         return Result({"success": order.count}, order.count)
+
+    def rested(self) -> float:
+        """Return the seconds for which the limiter made the actor wait that were reported since its last
+        order."""
+        return self._rested
 
     def done(self) -> list[Order]:
         """Return the orders that are done."""
@@ -60,8 +74,8 @@ class Waiting(Orders):
         return Order("demo", self.given, 1)
 
     @property
-    def held(self) -> str:
-        return "the limiter allows no more" if self.given == self.allowed else ""
+    def held(self) -> Hold | None:
+        return Hold("limited", "the limiter allows no more") if self.given == self.allowed else None
 
 
 def placed(orders: Orders, count: int) -> tuple[Dispatcher, list[Handle]]:
@@ -111,3 +125,19 @@ def test_an_actor_was_held_no_longer_than_it_was_idle(cluster: None) -> None:
     (other,) = ray.get([actor.other.remote() for actor in actors])
     assert len(other) == 5
     assert min(other) >= 0
+
+
+def test_an_idle_actor_reports_while_it_waits(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "REST_SECONDS", 0.05)
+    orders = Waiting()
+    dispatcher, (actor,) = placed(orders, 1)
+    rested: list[float] = []
+    for _ in range(3):
+        time.sleep(0.06)
+        dispatched(dispatcher, [actor])
+        rested.append(ray.get(actor.rested.remote()))
+    assert rested[0] < rested[1] < rested[2]
+    orders.allowed = 1
+    dispatched(dispatcher, [actor])
+    (other,) = ray.get(actor.other.remote())
+    assert other >= 0, "no second is reported twice"

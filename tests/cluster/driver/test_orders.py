@@ -1,5 +1,7 @@
 """Sequence of the orders; none is lost or doubled."""
 
+from collections import Counter
+
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Result
 from longview.cluster.driver.collection import Collection
@@ -61,10 +63,28 @@ def test_evaluations_have_the_delay_of_the_settings() -> None:
 def test_a_share_of_the_actors_collects_while_the_others_evaluate() -> None:
     orders = make(**{"collect.kind": "takeover", "collect.share": 0.25, "evaluation.episodes": 100})
     orders.published(100)
-    given = [orders.take(100) for _ in range(8)]
-    kinds = [order.purpose for order in given if order is not None]
-    assert kinds.count("correction") == 2
-    assert kinds.count("evaluation") == 6
+    given = [order for _ in range(36) if (order := orders.take(100)) is not None]
+    episodes = Counter[str]()
+    for order in given:
+        episodes[order.purpose] += order.count
+    assert 0.2 < episodes["correction"] / episodes.total() < 0.3
+
+
+def test_a_single_actor_evaluates_and_collects_by_turns() -> None:
+    orders = make(**{"actors.count": 1, "collect.kind": "takeover", "evaluation.episodes": 100})
+    for version in (100, 200):
+        orders.published(version)
+        kinds, evaluated = [], 0
+        while evaluated < 3:
+            order = orders.take(version, trained=10_000)
+            assert order is not None
+            kinds.append(order.purpose)
+            evaluated += orders.finish(order, result(order)) is not None
+        assert (
+            0.45
+            < sum(kind == "correction" for kind in kinds) * 4 / (300 + 4 * kinds.count("correction"))
+            < 0.55
+        )
 
 
 def test_all_actors_collect_while_nothing_is_evaluated() -> None:
@@ -77,7 +97,7 @@ def test_nothing_is_collected_once_the_last_evaluation_has_begun() -> None:
     orders = make(**{"collect.kind": "takeover"})
     orders.conclude(200)
     assert {order.purpose for order in drain(orders, newest=200)} == {"evaluation"}
-    assert orders.held == ""
+    assert orders.held is None
 
 
 def test_a_new_round_waits_for_the_last_one() -> None:

@@ -105,15 +105,24 @@ def test_an_actor_executes_as_many_actions_as_its_policy_decides_on() -> None:
     policy = policy_config(widths=(8,), groups=4, token_size=8, execute=3)
     actor = RolloutActor(config, "actor-0", None)
     actor._load(7, policy_to_bytes(policy.make(load_task("return_point").spec)))
-    result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0, 0.0)
+    result = actor.work(Order("evaluation", 0, 3, context_length=4, version=7), 7, [], 0.0, {})
     assert sum(result.outcomes.values()) == 3
 
 
 def test_ranks_share_what_may_be_drawn() -> None:
     settings = ["learners=2", "replay.samples_per_insert=8", "replay.minimum_steps=100"]
-    limiter = limiter_of(read_config(None, settings), lambda: False)
+    spec = load_task("return_point").spec
+    limiter = limiter_of(read_config(None, settings), spec, 0, lambda: False)
     assert (limiter.samples_per_insert, limiter.minimum_steps, limiter.timeout_seconds) == (4, 100, 600)
-    assert not limiter_of(read_config(None), lambda: False).limits
+    assert not limiter_of(read_config(None), spec, 0, lambda: False).limits
+
+
+def test_what_was_drawn_before_a_resumption_counts() -> None:
+    settings = ["learner.batch_size=16", "replay.samples_per_insert=8"]
+    limiter = limiter_of(read_config(None, settings), load_task("return_point").spec, 100, lambda: False)
+    assert limiter.drawn == 1600
+    assert limiter.refusal(16, 201, 201)
+    assert not limiter.refusal(16, 202, 202)
 
 
 def test_positions_of_metrics_are_few() -> None:

@@ -166,6 +166,14 @@ def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | Non
             "learner.policy.kind recurrent: its state holds the history",
         ),
         (
+            ["collect.kind=takeover", "collect.expert_steps=500", "replay.samples_per_insert=8"],
+            "the learner would wait for more at replay.samples_per_insert 8: give one of them",
+        ),
+        (
+            ["collect.kind=rollout", "collect.expert_steps=500"],
+            "no expert acts with collect.kind rollout",
+        ),
+        (
             ["learner.encoder_steps=200", "learner.policy.recent_encoder=true"],
             "encoder_steps 200 trains one encoder: set policy.recent_encoder to false",
         ),
