@@ -20,6 +20,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ class Cell(NamedTuple):
     task: str
     arm: str
     seed: int
+    changes: str = ""
+    """Settings beyond the comparison's own."""
 
 
 COMPARED = COMPARISONS | QUICK
@@ -138,12 +141,15 @@ def plan(options: Namespace, comparisons: Mapping[str, Comparison]) -> Iterator[
     for task, comparison in comparisons.items():
         for seed in options.seeds or comparison.seeds:
             # C follows from what B has collected, and B from the length of A's demonstrations.
-            yield from (Cell(task, arm, seed) for arm in sorted({*options.arms, "A"}))
+            arms = {"A", *options.arms, *(["B"] if "C" in options.arms else [])}
+            yield from (Cell(task, arm, seed, " ".join(options.overrides)) for arm in sorted(arms))
 
 
 def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> dict[str, Any]:
     """Launch the run of one cell, or resume it, and return its results."""
     name = f"{cell.task}-{cell.arm}-{cell.seed}"
+    if cell.changes:
+        name += f"-{sha256(cell.changes.encode()).hexdigest()[:8]}"
     if (options.runs / name).exists():
         command = [LONGVIEW, "launch", "--resume", name]
     else:
@@ -193,7 +199,7 @@ def taken(summary: Mapping[str, Any]) -> dict[str, Any]:
         "demonstrations": sum(row["episodes"] for row in by_source["demo"]),
         "demonstration_steps": sum(row["steps"] for row in by_source["demo"]),
         "corrections": sum(row["episodes"] for row in by_source["correction"]),
-        "correction_steps": sum(row["learnable"] for row in by_source["correction"]),
+        "correction_steps": summary["expert_steps"],
         "success": summary["success"][summary["task"]],
         "training_steps": summary["config"]["learner"]["steps"],
         # Actors that the limiter holds are not idle: the learner has as much data as it was told to ask for.
@@ -246,7 +252,7 @@ def rows(found: Found) -> list[Row]:
     for (task, arm), some in grouped(found).items():
         every = [read_success(result["success"]) for result in some]
         for length in every[0]:
-            for kind in ("success", "completed"):
+            for kind in every[0][length].rates:
                 shares = [100 * success[length].rates[kind].share for success in every]
                 made.append(Row(kind, f"{task} {arm}, T_o {length}", "%", shares))
         made.append(Row("expert_steps", f"{task} {arm}", "steps", [expert_steps(result) for result in some]))
@@ -304,8 +310,8 @@ def plot(found: Found, file: Path) -> None:
 def table(found: Found) -> str:
     """Format success as Markdown, with Wilson intervals, all seeds together."""
     lines = [
-        "| task | arm | seeds | expert steps | shortest T_o | longest T_o | completed |",
-        "|---|---|" + "---:|" * 5,
+        "| task | arm | seeds | expert steps | shortest T_o | longest T_o | completed | right of completed |",
+        "|---|---|" + "---:|" * 6,
     ]
     for (task, arm), some in grouped(found).items():
         counts = [pooled(found, task, arm, length) for length in COMPARED[task].context_lengths]
@@ -313,11 +319,9 @@ def table(found: Found) -> str:
         for rate in (count.rates["success"] for count in counts):
             low, high = rate.interval
             shown.append(f"{100 * rate.share:.1f} % ({100 * low:.0f}-{100 * high:.0f})")
-        completed = f"{100 * counts[1].rates['completed'].share:.1f} %"
+        shown += [f"{100 * counts[1].rates[kind].share:.1f} %" for kind in ("completed", "contextual")]
         steps = f"{mean(map(expert_steps, some)):,.0f}"
-        lines.append(
-            f"| {' | '.join((task, f'{arm}: {ARMS[arm]}', str(len(some)), steps, *shown, completed))} |"
-        )
+        lines.append(f"| {' | '.join((task, f'{arm}: {ARMS[arm]}', str(len(some)), steps, *shown))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,22 +8,20 @@ A cell is one training and its evaluation. A file keeps finished cells, one per 
 repeated.
 """
 
-import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import Row, finish, finished, machine, parser, results
+from common import Row, completed, finish, machine, parser, results
 from numpy.typing import NDArray
-from rich.console import Console
 from training import evaluated, success, training
 
 from longview.actors.config import CollectConfig
@@ -94,6 +92,8 @@ class Cell(NamedTuple):
     task: str
     rule: str
     seed: int
+    changes: str = ""
+    """Changes of the task's preset."""
 
 
 Found = dict[Cell, dict[str, Any]]
@@ -105,25 +105,23 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--task", default="return_point")
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    arguments.add_argument("--cells", type=Path, default=Path("outcomes.jsonl"), metavar="FILE")
+    arguments.add_argument(
+        "--cells", type=Path, metavar="FILE", help="finished cells; by default outcomes.jsonl"
+    )
     arguments.add_argument("--table", type=Path, metavar="FILE", help="a Markdown table of the cells")
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the task's preset")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     base = read_config(preset_file(options.task), settings(options), task=options.task)
     where = machine(task=options.task, steps=base.learner.steps)
-    done, console = finished(options.cells, Cell), Console()
-    cells = [Cell(options.task, rule, seed) for seed in options.seeds for rule in RULES]
-    for seed in options.seeds:
-        missing = [cell for cell in cells if cell.seed == seed and cell not in done]
-        if missing:
-            console.print(f"seed {seed}: collecting episodes to learn from", highlight=False)
-            for cell, result in study(missing, base, 20 if options.quick else EVALUATED):
-                done[cell] = result
-                with options.cells.open("a") as file:
-                    file.write(json.dumps({"cell": cell, **result}) + "\n")
-                console.print(f"  {cell.rule}: {result}", highlight=False)
-    found = {cell: done[cell] for cell in cells}
+    changes, episodes = " ".join(options.overrides), 20 if options.quick else EVALUATED
+    shared = cache(lambda seed: share(task_of(base), base, seed))
+    found = completed(
+        options.cells or Path("outcomes-quick.jsonl" if options.quick else "outcomes.jsonl"),
+        [Cell(options.task, rule, seed, changes) for seed in options.seeds for rule in RULES],
+        lambda cell, _: run(cell, base, shared(cell.seed), episodes),
+        lambda _, result: str(result["outcomes"]),
+    )
     if options.table:
         options.table.write_text(table(found))
     finish(results(where, rows(found), {}), {}, options.json)
@@ -135,29 +133,35 @@ def settings(options: Namespace) -> list[str]:
     return [f"actors.demonstrations={DEMONSTRATIONS}", *quick, *options.overrides]
 
 
-def study(cells: Sequence[Cell], base: RunConfig, episodes: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Collect for one seed, then train and evaluate each cell, and yield its results."""
-    seed, task = cells[0].seed, task_of(base)
-    count = base.demonstration_count(task.spec)
-    grid = (task.spec.context_lengths[0], task.spec.context_lengths[-1])
+def share(task: Task, base: RunConfig, seed: int) -> Mapping[str | None, list[Episode]]:
+    """Collect what the cells of a seed learn from, by source: demonstrations, and episodes of a policy that
+    has learnt from them, with an expert and without."""
+    count, longest = base.demonstration_count(task.spec), task.spec.context_lengths[-1]
     demonstrations = collected(task, base, seed, Order("demo", 0, count), None)
     typical = float(np.mean([episode.length for episode in demonstrations]))
     first = learnt(task, base, seed, demonstrations)
-    shared: dict[str | None, list[Episode]] = {None: []}
-    for source in ("correction", "rollout"):
-        order = Order(source, 0, COLLECTED, grid[-1], version=0, typical_steps=typical)
-        shared[source] = collected(task, base, seed, order, first)
-    for cell in cells:
-        source, rule = RULES[cell.rule]
-        chosen = list(ruled(shared[source], rule))
-        policy = learnt(task, base, seed, [*demonstrations, *chosen])
-        outcomes = map(dict, evaluated(task, policy, grid, episodes))
-        result = {
-            "steps": int(sum((as_recorded(episode) != BY_POLICY).sum() for episode in chosen)),
-            "episodes": Counter(episode.outcome for episode in shared[source]),
-            "outcomes": dict(zip(map(str, grid), outcomes, strict=True)),
-        }
-        yield cell, result
+    orders = [
+        Order(source, 0, COLLECTED, longest, version=0, typical_steps=typical)
+        for source in ("correction", "rollout")
+    ]
+    shared = {order.purpose: collected(task, base, seed, order, first) for order in orders}
+    return {None: [], "demo": demonstrations, **shared}
+
+
+def run(
+    cell: Cell, base: RunConfig, shared: Mapping[str | None, list[Episode]], episodes: int
+) -> dict[str, Any]:
+    """Train and evaluate one cell, and return its results."""
+    task, (source, rule) = task_of(base), RULES[cell.rule]
+    grid = (task.spec.context_lengths[0], task.spec.context_lengths[-1])
+    chosen = list(ruled(shared[source], rule))
+    policy = learnt(task, base, cell.seed, [*shared["demo"], *chosen])
+    outcomes = map(dict, evaluated(task, policy, grid, episodes))
+    return {
+        "steps": int(sum((as_recorded(episode) != BY_POLICY).sum() for episode in chosen)),
+        "episodes": Counter(episode.outcome for episode in shared[source]),
+        "outcomes": dict(zip(map(str, grid), outcomes, strict=True)),
+    }
 
 
 def ruled(episodes: Sequence[Episode], rule: Rule) -> Iterator[Episode]:

@@ -4,6 +4,7 @@ Every name that one object uses for another must exist. The run must fit the clu
 have work for all its actors. Pods must be restricted.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -427,11 +428,23 @@ def _config(objects: list[Object]) -> Iterator[str]:
 
 
 def _work(config: RunConfig) -> Iterator[str]:
-    """Check that all actors can work at a time during training. Collection has work for any number of them.
-    An evaluation is cut into orders of one episode or more, each for one actor."""
-    if config.collect.source is not None:
+    """Check that all actors can work at a time during training. Between two versions each one that collects
+    must be allowed an order, of as many episodes as it has simulators. An evaluation is cut into orders of
+    one episode or more, each for one actor."""
+    collect, actors, spec = config.collect, config.actors, task_of(config).spec
+    if collect.source is not None:
+        every = config.learner.publish_every
+        collecting = math.ceil(collect.share * actors.count)
+        needed = collecting * actors.simulators * spec.max_steps / every
+        if collect.steps_per_training_step < needed:
+            yield (
+                f"actors.count is {actors.count}, of which {collecting} collect: with {actors.simulators} "
+                f"simulators each and episodes of up to {spec.max_steps} steps, an order for each of them "
+                f"every {every} training steps (learner.publish_every) needs collect.steps_per_training_step "
+                f"{needed:g}, not {collect.steps_per_training_step:g}; raise it, or lower actors.count"
+            )
         return
-    episodes, lengths = config.evaluation.episodes, len(config.context_lengths(task_of(config).spec))
+    episodes, lengths = config.evaluation.episodes, len(config.context_lengths(spec))
     if (work := episodes * lengths) < config.actors.count:
         yield (
             f"actors.count is {config.actors.count}, but only {work} actors can work at a time during "

@@ -185,6 +185,11 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "actors.count is 16, but only 12 actors can work at a time during training: "
         "with collect.kind off they only evaluate, 2 episodes at each of 6 context lengths",
     ),
+    "more actors than may collect": (
+        lambda it: run(it, collect={"kind": "takeover", "share": 0.75, "steps_per_training_step": 4}),
+        "an order for each of them every 1000 training steps (learner.publish_every) needs "
+        "collect.steps_per_training_step",
+    ),
     "actors without work beside persons": (
         lambda it: run(it, collect={"kind": "human"}, evaluation={"episodes": 0}),
         "only 0 actors can work at a time during training: with collect.kind human they only evaluate",
@@ -306,7 +311,7 @@ def test_a_name_that_kubernetes_does_not_take_is_refused(name: str) -> None:
         {"collect": {"kind": "off"}, "evaluation": {"episodes": 3}},
         {"collect": {"kind": "human"}, "evaluation": {"episodes": 16, "context_lengths": [48]}},
         *(
-            {"collect": {"kind": kind}, "evaluation": {"episodes": 0}}
+            {"collect": {"kind": kind, "steps_per_training_step": 9.6}, "evaluation": {"episodes": 0}}
             for kind in ("rollout", "takeover", "labels")
         ),
     ],
