@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,6 +24,31 @@ def refreshed(held: HeldWeights, version: int, keep: set[int]) -> None:
         assert time.monotonic() < deadline
         assert held.refresh(keep) in (None, version)
     assert held.refresh(keep) is None, "nothing newer was published"
+
+
+class OlderBoard:
+    """A board that forgets its newest version, as one does that is started again from a checkpoint."""
+
+    def __init__(self) -> None:
+        self.newest = 2
+
+    def version(self) -> int:
+        return self.newest
+
+    def latest(self) -> tuple[int, list[Any]]:
+        return self.newest, [ray.put(np.full(4, self.newest, np.uint8))]
+
+    def forget(self) -> None:
+        self.newest = 1
+
+
+def test_a_board_that_comes_back_with_an_older_version_is_not_followed() -> None:
+    with ray_cluster(RunConfig(), None):
+        held = HeldWeights(board := start(OlderBoard, num_cpus=0))
+        refreshed(held, 2, keep=set())
+        ray.get(board.forget.remote())
+        assert held.refresh(keep=set()) is None
+        assert held.newest == 2
 
 
 def test_the_driver_holds_copies_of_large_weights_that_outlive_the_board(tmp_path: Path) -> None:
