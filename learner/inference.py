@@ -10,6 +10,8 @@ then answers None, and the client sends its newest frames again.
 Legend (docs/notation.md): B slots of a request, F frames, T action positions, A action dimensions.
 """
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from longview.learner.config import Horizon
 from longview.learner.policy import Policy
 from longview.learner.session import Frames, PolicySession
+
+log = logging.getLogger(__name__)
 
 UNUSED_SECONDS = 60.0
 """Time after which a version that nobody used is dropped, once another one is loaded."""
@@ -188,15 +193,29 @@ class PolicyServer:
             now = time.monotonic()
             simulators = sum(len(request.slots) for request in batch)
             self._count(simulators, [now - request.arrived for request in batch])
-            loaded = self._versions.get(batch[0].version)
-            try:
-                answers = [None] * len(batch) if loaded is None else loaded.decide(batch)
-            except Exception as error:
-                for request in batch:
-                    request.answer.set_exception(error)
+            self._answer(batch)
+
+    def _answer(self, batch: Sequence[Request]) -> None:
+        """Answer the requests of a batch. One that is wrong gets the error, and does not spoil the others."""
+        loaded = self._versions.get(batch[0].version)
+        try:
+            answers = [None] * len(batch) if loaded is None else loaded.decide(batch)
+        except torch.AcceleratorError:
+            log.critical("the device fails: this process ends, so that another one is started", exc_info=True)
+            os._exit(1)
+        except ValueError as error:
+            # The session has refused all of them, and its histories are as they were.
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
             else:
-                for request, actions in zip(batch, answers, strict=True):
-                    request.answer.set_result(actions)
+                for request in batch:
+                    self._answer([request])
+        except Exception as error:
+            for request in batch:
+                request.answer.set_exception(error)
+        else:
+            for request, actions in zip(batch, answers, strict=True):
+                request.answer.set_result(actions)
 
 
 class _Version:
@@ -222,7 +241,7 @@ class _Version:
         asking = {(request.client, slot) for request in batch for slot in request.slots}
         if (wanted := len(asking | self._places.keys())) > len(self._rngs):
             self._begin(2 * wanted)
-        known = [request for request in batch if self._knows(request)]
+        known = [request for request in newest(batch) if self._knows(request)]
         if not known:
             return [None] * len(batch)
         places = [
@@ -263,6 +282,18 @@ class _Version:
             fresh or (place is not None and self._steps[place] == steps)
             for place, fresh, steps in zip(places, request.reset, request.steps, strict=True)
         )
+
+
+def newest(batch: Sequence[Request]) -> list[Request]:
+    """Return the requests of a batch, without those whose simulators a later one asks for, too: their client
+    has failed since, and does not wait for them any more."""
+    later, kept = set[tuple[str, int]](), list[Request]()
+    for request in reversed(batch):
+        asking = {(request.client, slot) for slot in request.slots}
+        if not asking & later:
+            kept.append(request)
+        later |= asking
+    return kept[::-1]
 
 
 def _frames(request: Request) -> list[Frames]:

@@ -1,10 +1,14 @@
 """Weights that the driver holds for the actors."""
 
+import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import ray
+from ray.exceptions import ObjectLostError
+
+log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 0.1
 """Time that `refresh` waits for the copy of a new version. A thread copies; large weights take it longer."""
@@ -19,7 +23,7 @@ class HeldWeights:
         self._held: dict[int, Any] = {}
         self._published: dict[int, float] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self._coming: Future[tuple[int, Any]] | None = None
+        self._coming: Future[tuple[int, Any] | None] | None = None
         """Copy under way of a newer version: the version and the reference."""
         self.newest: int | None = None
         """The newest version; None before the first."""
@@ -38,17 +42,25 @@ class HeldWeights:
             self._coming = self._thread.submit(self._copy)
         if not wait([self._coming], PATIENCE_SECONDS).done:
             return None
-        self.newest, reference = self._coming.result()
-        self._coming = None
+        coming, self._coming = self._coming, None
+        if (found := coming.result()) is None:
+            return None
+        self.newest, reference = found
         self._held = {version: held for version, held in self._held.items() if version in keep}
         self._held[self.newest] = reference
         self._published = {version: self._published.get(version, time.monotonic()) for version in self._held}
         return self.newest
 
-    def _copy(self) -> tuple[int, Any]:
-        """Copy the newest version."""
-        newest, (reference,) = ray.get(self._board.latest.remote())
-        return newest, ray.put(ray.get(reference))
+    def _copy(self) -> tuple[int, Any] | None:
+        """Copy the newest version; None if the board has lost it."""
+        try:
+            if (found := ray.get(self._board.latest.remote())) is None:
+                return None
+            newest, (reference,) = found
+            return newest, ray.put(ray.get(reference))
+        except ObjectLostError as error:
+            log.warning("the weight board died with its newest version: %s", error)
+            return None
 
     def of(self, version: int) -> tuple[list[Any], float]:
         """Return a version's reference, and the seconds since this process learned of the version. The

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,11 @@ class Client:
         return [np.random.default_rng((slot, self.decisions)) for slot in range(len(self.episodes))]
 
     def ask(self, steps: int, T_o: int, history: int | None = None) -> Future[Actions | None]:
-        """Make some steps and ask for a decision.
+        """Make some steps and ask for a decision, with the arguments of `request`."""
+        return self.server.ask(self.request(steps, T_o, history))
+
+    def request(self, steps: int, T_o: int, history: int | None = None) -> Request:
+        """Make some steps, and return the request for a decision.
 
         Args:
             steps: number of steps.
@@ -106,19 +111,17 @@ class Client:
         if fresh:
             executed = [actions[len(actions) - (self.step - start - 1) :] for actions in executed]
         count = len(self.episodes)
-        return self.server.ask(
-            Request(
-                client=self.name,
-                version=self.version,
-                T_o=T_o,
-                slots=range(count),
-                reset=np.full(count, fresh),
-                steps=np.full(count, start),
-                counts=np.full(count, self.step - start),
-                frames={"position": np.concatenate(frames)},
-                executed=np.concatenate(executed),
-                noise=[rng.bit_generator.state for rng in self.rngs()],
-            )
+        return Request(
+            client=self.name,
+            version=self.version,
+            T_o=T_o,
+            slots=range(count),
+            reset=np.full(count, fresh),
+            steps=np.full(count, start),
+            counts=np.full(count, self.step - start),
+            frames={"position": np.concatenate(frames)},
+            executed=np.concatenate(executed),
+            noise=[rng.bit_generator.state for rng in self.rngs()],
         )
 
     def alone(self, session: PolicySession, first: int, T_o: int) -> Actions:
@@ -142,6 +145,13 @@ def assert_close(actions: Actions, expected: Actions) -> None:
 def batches() -> list[int]:
     """Simulators of each batch."""
     return []
+
+
+def patient(policy: DiffusionPolicy, simulators: int) -> PolicyServer:
+    """Start a server that waits until this many simulators ask."""
+    server = PolicyServer(6, simulators, wait_seconds=60)
+    server.load(0, lambda: policy)
+    return server
 
 
 @pytest.fixture
@@ -238,3 +248,32 @@ def test_an_error_reaches_those_who_asked_and_the_server_goes_on(
         client.ask(1, 1000).result(timeout=60)
     client.step = 0
     answer(client.ask(1, 4))
+
+
+def test_a_wrong_request_does_not_spoil_those_of_other_clients(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    server, session = patient(policy, 4), PolicySession(policy, 2)
+    wrong, right = (Client(name, server, returning[2 * row : 2 * row + 2]) for row, name in enumerate("ab"))
+    for steps in (1, 8):
+        first, wrong.name = right.step, f"new at step {right.step}"
+        wrong.step = 0
+        request = wrong.request(steps, 4)
+        refused = server.ask(replace(request, executed=np.zeros((5 * steps, 1), np.float32)))
+        expected = answer(right.ask(steps, 4)), right.alone(session, first, 4)
+        with pytest.raises(ValueError, match="executed actions"):
+            refused.result(timeout=60)
+        assert_close(*expected)
+
+
+def test_a_client_that_asks_anew_is_answered_beside_its_earlier_request(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    server = patient(policy, 6)
+    again, other = (Client(name, server, returning[2 * row : 2 * row + 2]) for row, name in enumerate("ab"))
+    given_up = again.ask(1, 4)
+    again.step = 0
+    answers = again.ask(1, 4), other.ask(1, 4)
+    assert given_up.result(timeout=60) is None
+    for client, future in zip((again, other), answers, strict=True):
+        assert_close(answer(future), client.alone(PolicySession(policy, 2), 0, 4))

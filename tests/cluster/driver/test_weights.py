@@ -27,24 +27,28 @@ def refreshed(held: HeldWeights, version: int, keep: set[int]) -> None:
 
 
 class OlderBoard:
-    """A board that forgets its newest version, as one does that is started again from a checkpoint."""
+    """A board that is started again between calls: first without a checkpoint, later with an older one."""
 
     def __init__(self) -> None:
-        self.newest = 2
+        self.newest, self.empty = 2, True
 
     def version(self) -> int:
         return self.newest
 
-    def latest(self) -> tuple[int, list[Any]]:
+    def latest(self) -> tuple[int, list[Any]] | None:
+        if self.empty:
+            self.empty = False
+            return None
         return self.newest, [ray.put(np.full(4, self.newest, np.uint8))]
 
     def forget(self) -> None:
         self.newest = 1
 
 
-def test_a_board_that_comes_back_with_an_older_version_is_not_followed() -> None:
+def test_a_board_that_comes_back_with_less_is_asked_again_and_not_followed() -> None:
     with ray_cluster(RunConfig(), None):
         held = HeldWeights(board := start(OlderBoard, num_cpus=0))
+        assert held.refresh(keep=set()) is None
         refreshed(held, 2, keep=set())
         ray.get(board.forget.remote())
         assert held.refresh(keep=set()) is None
