@@ -5,6 +5,8 @@ and two cameras. Losses and actions are compared at size `tiny`. Speeds are thos
 longest context. Where time runs out, the last measurements are left out; the results name them.
 """
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -76,7 +78,13 @@ def main() -> None:
         if perf_counter() - started > LIMIT_S:
             left_out.append(name)
             continue
-        rows += measure()
+        try:
+            rows += measure()
+        except Exception as error:  # such as too little memory: the other measurements are worth having
+            print(f"{name}: {error}", file=sys.stderr)
+            left_out.append(f"{name}: {type(error).__name__}")
+        if chosen.json is not None:  # what is measured survives whatever comes
+            chosen.json.write_text(json.dumps(results({**where, "left_out": left_out}, rows, {})) + "\n")
     found = results({**where, "left_out": left_out}, rows, ratios(rows))
     finish(found, TARGETS, chosen.json)
 

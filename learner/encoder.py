@@ -63,7 +63,12 @@ class FrameEncoder(nn.Module):
             shift_F2: place of each frame's crop, as in `crop`.
         """
         camera = self.cameras[index % len(self.cameras)]
-        found: Tensor = camera(crop(image_FHWC, self.crops[index], shift_F2))
+        image_FCHW = crop(image_FHWC, self.crops[index], shift_F2)
+        if image_FCHW.device.type != "cpu":
+            # With the layout of the images, gradients of convolutions would have another one than the vector
+            # that they are copied into, and each would cost a launch of its own.
+            image_FCHW = image_FCHW.contiguous()
+        found: Tensor = camera(image_FCHW)
         return found
 
 

@@ -61,8 +61,14 @@ class PolicySession:
             ours, theirs = getattr(self._policy, name), getattr(policy, name)
             if ours != theirs:
                 raise ValueError(f"policy version {version} does not fit the session: {theirs}, not {ours}")
-        # Images have this layout. With another one, convolutions would rearrange their weights at every call.
-        policy.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        policy.eval()
+        if policy.device.type == "cpu":
+            # Images have this layout. With another one, convolutions would rearrange their weights at every
+            # call.
+            policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        else:
+            # By default a GPU rounds what convolutions read to 10 bits, and would act otherwise than a CPU.
+            torch.backends.cudnn.allow_tf32 = False
         self.version, self._policy = version, policy
         self._bounds = policy.action_bounds()
         self._memory = memory_of(policy, len(self._steps), self._history)

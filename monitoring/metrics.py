@@ -170,7 +170,7 @@ CATALOGUE = {
             "longview_inference_wait_seconds",
             "histogram",
             "seconds",
-            "From the arrival of a request at an inference server until its batch is decided",
+            "From the arrival of a request at an inference server until its batch is complete",
             buckets=WAIT_SECONDS,
         ),
         # evaluation

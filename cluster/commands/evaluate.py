@@ -16,7 +16,14 @@ from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.launch import ray_cluster, start_actor, start_servers
 from longview.cluster.driver.orders import Orders
-from longview.cluster.run.config import ConfigError, RunConfig, environment_of, read_config, task_of
+from longview.cluster.run.config import (
+    ConfigError,
+    PlacementConfig,
+    RunConfig,
+    environment_of,
+    read_config,
+    task_of,
+)
 from longview.cluster.run.preflight import refuse_unsimulated
 from longview.cluster.views.terminal import console, success_table
 from longview.monitoring.success import Success
@@ -93,7 +100,8 @@ def evaluate_checkpoint(
         )
     refuse_unsimulated(config)
     evaluation = replace(config.evaluation, context_lengths=chosen, final_episodes=episodes, delay=delay)
-    config = replace(config, evaluation=evaluation)
+    # The command starts its own Ray, as a run without a cluster does, and places nothing.
+    config = replace(config, evaluation=evaluation, placement=PlacementConfig())
     step = re.search(r"\d+", file.parent.name)
     success = _evaluate(config, spec, int(step[0]) if step else 0, weights)
     if as_json:
