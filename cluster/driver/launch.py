@@ -18,7 +18,7 @@ from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.conduct import conduct, ignore_interrupts
 from longview.cluster.driver.dispatch import Dispatcher
 from longview.cluster.driver.orders import Orders
-from longview.cluster.driver.places import LearnerPlaces
+from longview.cluster.driver.places import LearnerPlaces, ServerPlaces
 from longview.cluster.driver.reports import DriverReporter, reporting
 from longview.cluster.driver.scaling import Scaling
 from longview.cluster.driver.training import Training
@@ -281,7 +281,7 @@ def _supervise(
         progress.demonstrations = progress.wanted - len(missing)
     dispatcher = Dispatcher(orders)
     scaling = scaling_of(dispatcher)
-    weights = HeldWeights(roles.board)
+    weights, servers = HeldWeights(roles.board), ServerPlaces(roles.servers)
     last_version: int | None = None
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
@@ -299,6 +299,7 @@ def _supervise(
             progress.run.write_expert_steps(progress.expert_steps)
 
         places.check()
+        servers.check()
         if progress.phase == "collect" and orders.idle:
             places.withdraw()
             training.start(share_out(store, task.spec, config.learner.validation_episodes))

@@ -1,16 +1,23 @@
-"""Asks a Ray cluster for the places of the learner ranks, before demonstrations are collected for them."""
+"""Looks whether learner ranks and inference servers have places on a Ray cluster.
+
+Learner ranks are asked about before demonstrations are collected for them.
+"""
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
+from longview.cluster.driver.training import LATE_SECONDS
 from longview.cluster.roles.learner import torch_here
+from longview.cluster.roles.ray import Handle
 from longview.cluster.run.config import ConfigError, RunConfig
+from longview.cluster.run.ending import RunFailed
 from longview.cluster.run.preflight import (
     gpus_of_rank,
     refuse_torch,
@@ -24,6 +31,8 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 60.0
 """Longest wait for an answer before demonstrations are collected. Ray's autoscaler looks every few seconds,
 and torch is imported in up to half a minute from a slow disk."""
+WARN_SECONDS = 60.0
+"""Time without an inference server after which the log says so, and between two looks after all are there."""
 LOOK_SECONDS = 0.5
 """Time between two looks for an answer."""
 
@@ -91,6 +100,46 @@ class LearnerPlaces:
         for answer in self._answers:
             ray.cancel(answer)
         self._answers = []
+
+
+class ServerPlaces:
+    """Watch over the inference servers: actors whose server has no place wait for it without a word."""
+
+    def __init__(self, servers: Sequence[Handle]) -> None:
+        """
+        Args:
+            servers: the servers, which may still be starting.
+        """
+        self._servers = servers
+        self._ask()
+
+    def _ask(self) -> None:
+        self._since, self._warned = time.monotonic(), False
+        self._answers = [server.__ray_ready__.remote() for server in self._servers]
+
+    def check(self) -> None:
+        """Look which servers are there. Once all are, they are asked again now and then.
+
+        Raises:
+            RunFailed: a server cannot start, or has no place for `LATE_SECONDS`.
+        """
+        late = time.monotonic() - self._since
+        if self._answers:
+            come, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
+            try:
+                ray.get(come)
+            except (RayActorError, RayTaskError) as error:
+                raise RunFailed(f"an inference server cannot start: {error}") from error
+        elif self._servers and late > WARN_SECONDS:
+            self._ask()
+        missing = f"{len(self._answers)} of {len(self._servers)} inference servers have no place after"
+        if self._answers and late > LATE_SECONDS:
+            raise RunFailed(
+                f"{missing} {late:.0f} s: `ray status` says what the cluster has and what it lacks"
+            )
+        if self._answers and late > WARN_SECONDS and not self._warned:
+            self._warned = True
+            log.warning("%s %.0f s: `ray status` says what the cluster has and what it lacks", missing, late)
 
 
 def _autoscaling() -> AutoscalingState:

@@ -1,6 +1,7 @@
 """The inference role as a Ray actor: one server decides for many rollout actors."""
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,12 @@ class InferenceServer:
 
         torch.set_num_threads(1)
         self._device = "cuda" if config.placement.inference_gpus else "cpu"
+        if self._device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(
+                f"placement.inference_gpus is {config.placement.inference_gpus:g}, but PyTorch "
+                f"{torch.__version__} of node {socket.gethostname()} can use no GPU: install one for CUDA, or "
+                "set placement.inference_gpus=0"
+            )
         share = math.ceil(config.actors.count / config.inference.servers)
         self._server = PolicyServer(
             slots=share * config.actors.simulators,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from longview.cluster.driver.places import LearnerPlaces
+from longview.cluster.driver.launch import start_servers
+from longview.cluster.driver.places import LearnerPlaces, ServerPlaces
 from longview.cluster.run.config import ConfigError, read_config
+from longview.cluster.run.ending import RunFailed
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use a GPU here")
 
@@ -71,6 +74,33 @@ def test_a_busy_gpu_is_waited_for_while_demonstrations_are_collected(
     places.withdraw()
     for actor in busy:
         ray.kill(actor)
+
+
+def failing(settings: list[str]) -> str:
+    """Start inference servers, and return why the run fails."""
+    servers = start_servers(read_config(None, ["inference.servers=1", *settings]), cpus=0, reports=False)
+    places = ServerPlaces(servers)
+    with pytest.raises(RunFailed) as failure:
+        while True:
+            places.check()
+            time.sleep(0.05)
+    return str(failure.value)
+
+
+@without_gpu
+def test_a_server_whose_pytorch_cannot_use_its_gpu_ends_the_run(cluster: Cluster) -> None:
+    why = failing(["placement.inference_gpus=1"])
+    assert "an inference server cannot start" in why
+    assert "set placement.inference_gpus=0" in why
+
+
+def test_a_server_without_a_place_is_missed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("longview.cluster.driver.places.WARN_SECONDS", 0.2)
+    monkeypatch.setattr("longview.cluster.driver.places.LATE_SECONDS", 0.5)
+    assert "1 of 1 inference servers have no place" in failing(["placement.inference_gpus=2"])
+    assert "1 of 1 inference servers have no place" in caplog.text
 
 
 class Busy:
