@@ -62,8 +62,8 @@ class InferenceServer:
         if self._device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(
                 f"placement.inference_gpus is {config.placement.inference_gpus:g}, but PyTorch "
-                f"{torch.__version__} of node {socket.gethostname()} can use no GPU: install one for CUDA, or "
-                "set placement.inference_gpus=0"
+                f"{torch.__version__} of node {socket.gethostname()} can use no GPU: install one for CUDA, "
+                "or set placement.inference_gpus=0"
             )
         share = math.ceil(config.actors.count / config.inference.servers)
         self._server = PolicyServer(
