@@ -82,13 +82,14 @@ class Recipe:
         padded_length = 3 * power // 4 if 3 * power // 4 >= context_length else power
         return min(self.horizon.context, padded_length)
 
-    def padded_frames(self, frames: int) -> int:
-        """Return the number of frames that a batch is padded to if there are to be few shapes.
+    def padded_frames(self, frames: int, step: int) -> int:
+        """Return the number of frames that this step's batch is padded to if there are to be few shapes.
 
-        It is a multiple of a 32nd of the largest batch, and above half of that a multiple of a 16th. This
-        makes `SHAPES` counts, and 4 to 6 % more frames in a run.
+        It is a multiple of a 32nd of the largest batch of the step's part of the training, and above half of
+        that a multiple of a 16th. This makes `SHAPES` counts, and 4 to 6 % more frames in a part.
         """
-        windows, context_length = self.config.windows(self.spec, self.world), self.horizon.context
+        windows = self.config.windows(self.spec, self.world)
+        context_length = 1 if step < self.config.encoder_steps else self.horizon.context
         most = min(windows * context_length, context_length + SPREAD * windows - 1)
         part = -(-most * self.segments // 32)
         if frames > 16 * part:
@@ -119,7 +120,7 @@ class Recipe:
         batch = build(segments, self.spec, self.horizon, context_length, now_GJ)
         if not self.few_shapes:
             return batch
-        return padded(batch, self.padded_context_length(step), self.padded_frames(batch.frames))
+        return padded(batch, self.padded_context_length(step), self.padded_frames(batch.frames, step))
 
     def error(self, policy: Policy, batch: Batch[Any], step: int) -> Tensor:
         """Return the policy's error (B, T) on this step's batch."""

@@ -100,6 +100,18 @@ def test_padding_changes_nothing(
 
 
 @pytest.mark.parametrize("windows", [1, 8])
+def test_an_encoder_is_trained_with_few_more_frames(
+    tiny: LearnerConfig, arguments: dict[str, Any], windows: int
+) -> None:
+    """Its batches have single frames, beside the long contexts of the later part."""
+    config = replace(tiny, batch_size=32, windows_per_segment=windows, steps=60, encoder_steps=50)
+    recipe = Recipe(config, arguments["spec"], 0, 0, 1, arguments["draw"])
+    few = replace(recipe, few_shapes=True)
+    plain, padded = (sum(some.batch(step).frames for step in range(50)) for some in (recipe, few))
+    assert plain <= padded <= 1.07 * plain
+
+
+@pytest.mark.parametrize("windows", [1, 8])
 @pytest.mark.parametrize("kind", ["progressive", "sprinkle"])
 def test_a_run_with_few_shapes_has_few_shapes_and_few_more_frames(
     tiny: LearnerConfig, arguments: dict[str, Any], windows: int, kind: Any
