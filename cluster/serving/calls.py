@@ -4,7 +4,7 @@ Legend (docs/notation.md): F frames, A action dimensions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -138,6 +138,19 @@ def read_call(
         reset=_flag(message),
         outcome=_outcome(message),
     )
+
+
+def as_first(call: Call) -> Call:
+    """Return a call as the first one of an episode that begins with its first frame.
+
+    A robot that does not know of the new episode sends the actions before that frame, too: they are left out.
+    """
+    executed, controller = call.executed, call.controller
+    if executed is not None:
+        earlier = max(0, len(executed) - (call.count - 1))
+        executed = executed[earlier:]
+        controller = None if controller is None else controller[earlier:]
+    return replace(call, skipped=0, executed=executed, controller=controller)
 
 
 def _look_up(held: Mapping[str, Any], name: str) -> Any:

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from longview.cluster.serving import wire
-from longview.cluster.serving.calls import MOST_FRAMES, Call, CallError, Form, read_call
+from longview.cluster.serving.calls import MOST_FRAMES, Call, CallError, Form, as_first, read_call
 from longview.cluster.serving.deciding import Decider, Question, warm_session
 from longview.cluster.serving.recorder import Recorder
 from longview.cluster.serving.robots import NoPlaceError, Robot, Robots
@@ -328,6 +328,8 @@ class RobotServer:
         async with robot.lock:
             call = await asyncio.to_thread(self._read, message)
             idle = time.monotonic() - robot.called_at > terms.idle_reset
+            if idle and not call.reset:
+                call = as_first(call)
             reset = call.reset or idle
             question = robot.question(call, self._newest, terms.steps_per_call, terms.delay, reset=reset)
             chosen_TA = await asyncio.wrap_future(self._decider.ask(question))

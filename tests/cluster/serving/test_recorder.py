@@ -102,6 +102,21 @@ def test_a_person_alone_demonstrates(serve: Serve, store: EpisodeStore, record: 
     assert episode.arrays["controller"].tolist() == [2] * 8
 
 
+def test_a_pause_divides_a_recording_where_a_frame_begins_anew(
+    serve: Serve, store: EpisodeStore, record: Any
+) -> None:
+    robot = Person(f"{serve(recorder=record).url}?idle_reset=1e-9", seed=4)
+    robot.call(1)
+    robot.call(5, controller=2)
+    robot.call(9, controller=2, outcome="success")
+    assert [answer["recording"] for answer in robot.answers] == [True] * 3
+    first, second = sorted(stored(store, 2), key=lambda episode: episode.outcome)
+    assert (first.outcome, second.outcome) == ("failure", "success")
+    for episode, start in ((first, 1), (second, 5)):
+        assert episode.arrays["controller"].tolist() == [2] * 3
+        np.testing.assert_array_equal(episode.arrays["action"], robot.action[start : start + 3])
+
+
 @pytest.mark.parametrize("ended", ["reset", "left", "stopped"])
 def test_an_episode_without_an_outcome_counts_as_a_failure(
     serve: Serve, store: EpisodeStore, record: Any, ended: str

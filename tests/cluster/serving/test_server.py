@@ -161,6 +161,20 @@ def test_a_pause_begins_an_episode(serve: Serve, rows: dict[str, Any]) -> None:
     assert robot.infer(frame(rows, 2))["steps"] == 1
 
 
+def test_a_robot_that_sends_all_goes_on_after_a_pause(serve: Serve, own: Own, rows: dict[str, Any]) -> None:
+    """Each call has as many actions as frames, because the robot knows nothing of the new episode."""
+    robot, rng = client(f"{serve().url}?idle_reset=1e-9"), np.random.default_rng(0)
+    executed = rng.normal(size=(4, 2)).astype(np.float32)
+    for _ in range(2):
+        call = {"frames": cut(rows, 1, 5), "executed": executed, "controller": np.array([2, 0, 0, 1])}
+        answer = robot.infer(call)
+        assert answer["steps"] == 4
+        same(answer, own.act(cut(rows, 1, 5), executed[1:], reset=True))
+    answer = robot.infer(frame(rows, 0) | {"executed": executed, "skipped": 3})
+    assert answer["steps"] == 1
+    same(answer, own.act(cut(rows, 0, 1), reset=True))
+
+
 def test_a_connection_begins_an_episode_unless_it_brings_a_token(
     serve: Serve, own: Own, rows: dict[str, Any]
 ) -> None:
