@@ -106,7 +106,9 @@ def read_call(
     given = {name: _given(name, held, specs[key], single=single) for name, key in names.items()}
     counts = {name: len(rows) for name, rows in given.items()}
     if max(counts.values()) > MOST_FRAMES:
-        raise CallError(f"a call holds at most {MOST_FRAMES} frames, not {max(counts.values())}: send several")
+        raise CallError(
+            f"a call holds at most {MOST_FRAMES} frames, not {max(counts.values())}: send several"
+        )
     size = sum(min(counts[name], newest) * specs[key].bytes for name, key in names.items())
     if size > most_bytes:
         raise CallError(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from longview.learner.audit.errors import FOLDS, STEPS, Auditors, Progress, train_auditors
 from longview.learner.audit.recordings import record, stride_of
-from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept, known_mean
+from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept
 from longview.learner.audit.views import View
-from longview.learner.bootstrap import mean_interval
+from longview.learner.bootstrap import known_mean, mean_interval
 from longview.replay.episode import Episode, TaskSpec
 
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
@@ -261,7 +261,7 @@ def _intervals(errors: Mapping[int, NDArray[Any]], planned: Plan) -> dict[int, d
     """Average each episode's errors, and return mean and interval over episodes, by T_o in steps."""
     found = {}
     for length, rows in errors.items():
-        ends = mean_interval(known_mean(rows))
+        ends = mean_interval(known_mean(rows, axis=1))
         found[planned.steps(length) + 1] = {
             name: _short(value) for name, value in zip(("mean", "low", "high"), ends, strict=True)
         }

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longview.learner.bootstrap import known_mean
+
 PARTS = 12
 """Parts of an episode, all equally long, in which errors are compared."""
 NEEDED = 0.2
@@ -81,14 +83,7 @@ def by_part(error_GS: NDArray[Any]) -> NDArray[np.float64]:
     frames_G1 = np.isfinite(error_GS).sum(axis=1, keepdims=True)
     part_GS = np.arange(error_GS.shape[1]) * PARTS // np.maximum(frames_G1, 1)
     found = [np.where(part_GS == part, error_GS, np.nan) for part in range(PARTS)]
-    return np.stack([known_mean(rows) for rows in found], axis=1)
-
-
-def known_mean(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Average the values of each row that are known; NaN where none is."""
-    with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float64] = np.nansum(rows, axis=1) / np.isfinite(rows).sum(axis=1)
-    return mean
+    return np.stack([known_mean(rows, axis=1) for rows in found], axis=1)
 
 
 def gains(errors: Mapping[int, NDArray[Any]], short: int) -> Gains:

@@ -175,7 +175,9 @@ class EpisodeWriter:
             )
         meta = self._record.meta if meta is None else meta
         if (meta.id, meta.task) != (self._id, self._spec.name):
-            raise EpisodeError(f"episode {self._id} of {self._spec.name} cannot become {meta.id} of {meta.task}")
+            raise EpisodeError(
+                f"episode {self._id} of {self._spec.name} cannot become {meta.id} of {meta.task}"
+            )
         if self._rows:
             self._queue_chunk()
         self._outcome = outcome

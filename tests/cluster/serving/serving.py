@@ -125,7 +125,9 @@ class Served:
         spec, horizon = weights.policy.spec, weights.policy.horizon
         config = ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
-        form = Form(spec, horizon.context, {} if names is None else names, resize, max_delay=horizon.max_delay)
+        form = Form(
+            spec, horizon.context, {} if names is None else names, resize, max_delay=horizon.max_delay
+        )
         server = RobotServer(
             weights, form, config, self.metrics, self._recorder, lambda: np.random.default_rng(SEED)
         )

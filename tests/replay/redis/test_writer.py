@@ -209,7 +209,9 @@ def test_an_aborted_episode_is_discarded(
     assert store.ids() == []
 
 
-def test_a_commit_may_describe_the_episode_anew(store: EpisodeStore, writer: EpisodeWriter, step: Any) -> None:
+def test_a_commit_may_describe_the_episode_anew(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any
+) -> None:
     for number in range(4):
         writer.append(step(number))
     meta = writer._record.meta
