@@ -90,7 +90,7 @@ def read_call(
     Args:
         message: what `wire.decode` returned. Keys of no meaning here, such as `prompt`, are left out.
         form: what calls look like.
-        newest: number of newest frames to convert. Older ones are counted, and their values are not looked at.
+        newest: number of newest frames to convert. Older ones are only counted.
         most_bytes: most bytes of all converted frames: a message of some bytes can hold pictures of a pixel
             each, which resizing makes large.
 

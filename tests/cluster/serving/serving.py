@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Served:
         *,
         tls: Any = None,
         recorder: Any = None,
-        names: Any = None,
+        names: Any = MappingProxyType({}),
         resize: bool = False,
         **settings: Any,
     ) -> None:
@@ -125,9 +126,7 @@ class Served:
         spec, horizon = weights.policy.spec, weights.policy.horizon
         config = ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
-        form = Form(
-            spec, horizon.context, {} if names is None else names, resize, max_delay=horizon.max_delay
-        )
+        form = Form(spec, horizon.context, names, resize, max_delay=horizon.max_delay)
         server = RobotServer(
             weights, form, config, self.metrics, self._recorder, lambda: np.random.default_rng(SEED)
         )

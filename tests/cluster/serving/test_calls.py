@@ -122,7 +122,7 @@ def test_frames_that_are_too_old_are_counted_and_not_converted() -> None:
     call = read_call({"frames": FRAMES | {"state": state}}, FORM, newest=2)
     assert (call.count, {len(rows) for rows in call.frames.values()}) == (4, {2})
     np.testing.assert_array_equal(call.frames["state"], state[2:])
-    with pytest.raises(CallError, match="not {'state': 3, 'front': 4"):
+    with pytest.raises(CallError, match=r"not \{'state': 3, 'front': 4"):
         read_call({"frames": FRAMES | {"state": state[1:]}}, FORM, newest=2)
 
 
