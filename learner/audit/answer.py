@@ -95,8 +95,9 @@ class Answer:
     """Error over whole episodes by T_o, with its interval over episodes."""
     in_parts: dict[int, dict[str, float]]
     """Error in the parts in which a longer past helps, by T_o; empty where there are none."""
-    by_part: dict[int, list[float]]
-    """Error by T_o in each part of an episode."""
+    by_part: dict[int, list[float | None]]
+    """Error by T_o in each part of an episode; None where no episode has a frame: they are shorter than the
+    parts are many."""
     lines: list[str]
     """Answer in words."""
 
@@ -204,7 +205,9 @@ def _answer(auditors: Auditors, planned: Plan, episodes: int, steps: int, seed: 
         action_error=_intervals(errors, planned),
         in_parts=_intervals(inside, planned) if parts else {},
         by_part={
-            planned.steps(length) + 1: [_short(value) for value in np.nanmean(by_part(rows), axis=0)]
+            planned.steps(length) + 1: [
+                _short(value) if np.isfinite(value) else None for value in known_mean(by_part(rows), axis=0)
+            ]
             for length, rows in errors.items()
         },
         lines=_lines(found, controls, planned),

@@ -51,11 +51,8 @@ class Gains:
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Gain as a share of the error, (lengths, parts)."""
-        found: NDArray[np.float64] = np.nanmean(self.gain, axis=0) / np.maximum(
-            np.nanmean(self.error, axis=0), FLOOR
-        )
-        return found
+        """Gain as a share of the error, (lengths, parts); NaN where no episode has a frame in a part."""
+        return known_mean(self.gain, axis=0) / np.maximum(known_mean(self.error, axis=0), FLOOR)
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def judge(
     chance = _chance(found.gain, rng)
     draws = _drawn_shares(found, rng)
     helps = (share >= NEEDED) & (chance <= SIGNIFICANCE)
-    best = float(share.max())
+    best = float(np.nanmax(share))
     confidence = float((draws >= NEEDED).mean())
     sure = confidence if best >= NEEDED else 1 - confidence
     parts = tuple(np.flatnonzero(helps.any(axis=0)).tolist())
@@ -136,7 +133,7 @@ def judge(
         enough if memory == "yes" else _enough_without_memory(errors, short),
         parts,
         best,
-        float(chance[np.unravel_index(share.argmax(), share.shape)]),
+        float(chance[np.unravel_index(np.nanargmax(share), share.shape)]),
         _more_episodes(len(found.error), best, draws) if memory == "unclear" else 0,
     )
 
@@ -154,7 +151,8 @@ def kept(
     """
     chosen = list(parts) or list(range(PARTS))
     short, long, control = (
-        np.nanmean(by_part(error_GS)[:, chosen], axis=0).sum() for error_GS in (short_GS, long_GS, control_GS)
+        np.nansum(known_mean(by_part(error_GS)[:, chosen], axis=0))
+        for error_GS in (short_GS, long_GS, control_GS)
     )
     return float((short - control) / (short - long)) if short != long else 0.0
 
@@ -191,7 +189,7 @@ def _enough(errors: Mapping[int, NDArray[Any]], short: int, parts: tuple[int, ..
     """Return the shortest length whose gain over the short one, in some parts, is nearly the largest."""
     chosen = list(parts)
     total = {
-        length: float(np.nanmean(by_part(error_GS)[:, chosen], axis=0).sum())
+        length: float(np.nansum(known_mean(by_part(error_GS)[:, chosen], axis=0)))
         for length, error_GS in sorted(errors.items())
         if length >= short
     }
