@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from longview.learner import ranks
+from longview.learner.bootstrap import known_mean
 from longview.learner.config import Horizon
 from longview.learner.policy import Policy, window_losses
 from longview.learner.transfer import pack, send
@@ -73,7 +74,7 @@ def validate(
 
 def action_errors(
     policy: Policy, episode: Episode, context_length: int, windows: int, seed: int
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Measure a policy's action error along one episode, as `validate` does.
 
     Args:
@@ -84,12 +85,12 @@ def action_errors(
         seed: seed of all randomness.
 
     Returns:
-        Mean error of the executed actions of each window, (J,).
+        Mean error of the executed actions of each window, (J,); NaN for a window without targets, such as one
+        in which a policy acted.
     """
     rngs = np.random.default_rng(seed).spawn(windows)
     _, away_BT = _windows(policy, [episode], context_length, windows, seed, rngs)
-    mean_B: NDArray[np.float32] = np.nanmean(away_BT, axis=1)
-    return mean_B
+    return known_mean(away_BT, axis=1)
 
 
 def _windows(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,7 +67,8 @@ def _position_plot(result: Mapping[str, Any]) -> "Figure":
     shown = sorted({lengths[place] for place in places} | {result["T_o"]})
     by_part = {int(length): row for length, row in result["by_part"].items()}
     for length, color in colors(shown).items():
-        row = by_part[length]
+        # A part without a frame is None in JSON, and NaN leaves a gap in the line.
+        row = [math.nan if value is None else value for value in by_part[length]]
         at = [100 * (place + 0.5) / len(row) for place in range(len(row))]
         axes.plot(at, row, color=color, linewidth=1.5, label=str(length))
     for first, last in result["parts"]:

@@ -1,6 +1,7 @@
 """The HTML report of a run, and its plots."""
 
 import base64
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -139,8 +140,12 @@ def position_plot(held_out: Mapping[str, Any], path: Path) -> None:
     for length, color in colors(sorted(map(int, rows))).items():
         places = rows[str(length)]
         at = [100 * (index + 0.5) / len(places) for index in range(len(places))]
-        axes.plot(at, [place["mean"] for place in places], color=color, linewidth=1.5, label=str(length))
-        low, high = ([place[side] for place in places] for side in ("low", "high"))
+        # What no episode tells is None in JSON, and NaN leaves a gap in the line.
+        mean, low, high = (
+            [math.nan if place[side] is None else place[side] for place in places]
+            for side in ("mean", "low", "high")
+        )
+        axes.plot(at, mean, color=color, linewidth=1.5, label=str(length))
         axes.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)

@@ -107,7 +107,7 @@ def audit(
     }
     write_atomically(file, audit_page(result))
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
         return
     for source in found.sources:
         show_account(source.account, source.reader.notes)

@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -200,7 +200,7 @@ def _version(training: "Future[int]") -> int:
 
 def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dict[str, Any] | None:
     """Measure the newest policy's action error on held-out episodes, by T_o and by position in the episode,
-    and draw the worst episodes. None if no episode is held out."""
+    and draw the worst episodes. None if no held-out episode says what to do."""
     from longview.learner import checkpoint
     from longview.learner.policy import policy_from_bytes
     from longview.learner.validation import action_errors
@@ -216,16 +216,39 @@ def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dic
         ]
         for episode in whole(store, ids, progress.spec.name)
     }
-    errors = np.array(list(errors_of.values()))  # (episodes, context lengths, WINDOWS)
-    by_position = errors.reshape(len(errors_of), len(lengths), POSITIONS, -1).mean(axis=3)
-    mean_of = dict(zip(errors_of, errors.mean(axis=(1, 2)).tolist(), strict=True))
-    worst = sorted(mean_of, key=lambda id: -mean_of[id])[:WORST]
-    films = [film for id in worst if (film := _film(store.read(id)))]
+    found = held_out_account(errors_of, lengths)
+    films = [film for row in found["worst"] if (film := _film(store.read(row["id"])))] if found else []
     if films:
         write_sheet(progress.run.path / "episodes.png", films, progress.spec.control_hz)
+    return found
+
+
+def held_out_account(
+    errors_of: Mapping[str, Sequence[NDArray[np.float64]]], lengths: Sequence[int]
+) -> dict[str, Any] | None:
+    """Make the account of the action errors on held-out episodes, plain values for summary.json.
+
+    Args:
+        errors_of: error of each window at each context length, (context lengths, `WINDOWS`), by the episode's
+            id; NaN where the window has no targets, because a policy acted.
+        lengths: the context lengths.
+
+    Returns:
+        The account of the episodes with targets, and None instead of a number that no episode tells; None if
+        no episode has targets.
+    """
+    from longview.learner.bootstrap import known_mean
+
+    known = {id: np.array(rows) for id, rows in errors_of.items() if np.isfinite(rows).any()}
+    if not known:
+        return None
+    errors = np.array(list(known.values()))  # (episodes, context lengths, WINDOWS)
+    by_position = known_mean(errors.reshape(len(known), len(lengths), POSITIONS, -1), axis=3)
+    mean_of = dict(zip(known, known_mean(errors, axis=(1, 2)).tolist(), strict=True))
+    worst = sorted(mean_of, key=lambda id: -mean_of[id])[:WORST]
     return {
-        "episodes": len(errors_of),
-        "action_error": dict(zip(map(str, lengths), _plain(errors.mean(axis=2)), strict=True)),
+        "episodes": len(known),
+        "action_error": dict(zip(map(str, lengths), _plain(known_mean(errors, axis=2)), strict=True)),
         "by_position": dict(zip(map(str, lengths), _plain(by_position), strict=True)),
         "worst": [{"id": id, "action_error": float(f"{mean_of[id]:.5g}")} for id in worst],
     }
@@ -245,7 +268,8 @@ def _film(episode: Episode) -> list[NDArray[np.uint8]]:
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:
-    """Return mean and interval over the first axis, the episodes, as nested lists of plain numbers."""
+    """Return mean and interval over the first axis, the episodes, as nested lists of plain numbers; None for
+    what no episode tells."""
     from longview.learner.bootstrap import mean_interval
 
     mean, low, high = mean_interval(values)
@@ -254,6 +278,7 @@ def _plain(values: np.ndarray[Any, Any]) -> Any:
     def nested(part: Any) -> Any:
         if part.ndim > 1:
             return [nested(below) for below in part]
-        return dict(zip(("mean", "low", "high"), (float(f"{value:.5g}") for value in part), strict=True))
+        plain = (float(f"{value:.5g}") if np.isfinite(value) else None for value in part)
+        return dict(zip(("mean", "low", "high"), plain, strict=True))
 
     return nested(found)

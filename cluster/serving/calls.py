@@ -4,7 +4,7 @@ Legend (docs/notation.md): F frames, A action dimensions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +18,8 @@ KEYS: Final = ("frames", "executed", "skipped", "controller", "T_o", "delay", "r
 """Keys of a call that are no observations."""
 MOST_SKIPPED: Final = 1 << 20
 """Most steps without a frame before a call."""
+MOST_FRAMES: Final = 1 << 14
+"""Most frames of a call: minutes at any control rate."""
 
 
 class CallError(ValueError):
@@ -58,7 +60,9 @@ class Call:
     """One call of a robot, which asks for actions from its newest frame on."""
 
     frames: Mapping[str, Array]
-    """New frames (F, ...) by key, oldest first; the last one is now."""
+    """Newest frames (F, ...) by key, oldest first; the last one is now."""
+    count: int
+    """Number of new frames, those included that are too old for `frames`."""
     single: bool
     """Whether the call holds the present observation alone, as a plain client's."""
     skipped: int | None
@@ -77,32 +81,44 @@ class Call:
     outcome: str | None
     """How the episode ended with the newest frame; None while it goes on."""
 
-    @property
-    def count(self) -> int:
-        """Number of new frames."""
-        return len(next(iter(self.frames.values())))
 
-
-def read_call(message: dict[str, Any], form: Form) -> Call:
+def read_call(
+    message: dict[str, Any], form: Form, newest: int = MOST_FRAMES, most_bytes: int = 64 << 20
+) -> Call:
     """Check a decoded message, and bring its arrays into the form that the policy was trained with.
 
     Args:
         message: what `wire.decode` returned. Keys of no meaning here, such as `prompt`, are left out.
         form: what calls look like.
+        newest: number of newest frames to convert. Older ones are only counted.
+        most_bytes: most bytes of all converted frames: a message of some bytes can hold pictures of a pixel
+            each, which resizing makes large.
 
     Raises:
-        CallError: an observation is missing or does not fit the task, or another key has no valid value.
+        CallError: an observation is missing or does not fit the task, another key has no valid value, or the
+            frames are too many or too large.
     """
     single = "frames" not in message
     held = message if single else message["frames"]
     if not isinstance(held, dict):
         raise CallError(f"frames is a map of arrays, not {_shown(held)}")
-    names = form.wire_names
+    names, specs = form.wire_names, form.spec.observation
+    given = {name: _given(name, held, specs[key], single=single) for name, key in names.items()}
+    counts = {name: len(rows) for name, rows in given.items()}
+    if max(counts.values()) > MOST_FRAMES:
+        raise CallError(
+            f"a call holds at most {MOST_FRAMES} frames, not {max(counts.values())}: send several"
+        )
+    size = sum(min(counts[name], newest) * specs[key].bytes for name, key in names.items())
+    if size > most_bytes:
+        raise CallError(
+            f"the frames of a call take at most {most_bytes} bytes in the policy's shapes, not {size}: "
+            "send several calls"
+        )
     frames = {
-        key: _frames(name, held, form.spec.observation[key], single=single, resize=form.resize)
+        key: _frames(name, given[name][-newest:], specs[key], single=single, resize=form.resize)
         for name, key in names.items()
     }
-    counts = {name: len(frames[key]) for name, key in names.items()}
     if len(set(counts.values())) > 1 or not all(counts.values()):
         raise CallError(f"frames must hold one frame or more, and every observation in each, not {counts}")
     executed, controller = message.get("executed"), message.get("controller")
@@ -114,6 +130,7 @@ def read_call(message: dict[str, Any], form: Form) -> Call:
         controller = _controller(controller, len(executed))
     return Call(
         frames=frames,
+        count=max(counts.values()),
         single=single,
         skipped=_whole(message, "skipped", 0, MOST_SKIPPED),
         executed=executed,
@@ -125,6 +142,19 @@ def read_call(message: dict[str, Any], form: Form) -> Call:
     )
 
 
+def as_first(call: Call) -> Call:
+    """Return a call as the first one of an episode that begins with its first frame.
+
+    A robot that does not know of the new episode sends the actions before that frame, too: they are left out.
+    """
+    executed, controller = call.executed, call.controller
+    if executed is not None:
+        earlier = max(0, len(executed) - (call.count - 1))
+        executed = executed[earlier:]
+        controller = None if controller is None else controller[earlier:]
+    return replace(call, skipped=0, executed=executed, controller=controller)
+
+
 def _look_up(held: Mapping[str, Any], name: str) -> Any:
     """Find an observation; `images/front` may also lie in the map `images`. None if it is missing."""
     if name in held:
@@ -133,24 +163,32 @@ def _look_up(held: Mapping[str, Any], name: str) -> Any:
     return _look_up(held[above], below) if isinstance(held.get(above), dict) else None
 
 
-def _frames(name: str, held: Mapping[str, Any], spec: ArraySpec, *, single: bool, resize: bool) -> Array:
-    """Return an observation as frames (F, ...) in the form of its spec."""
+def _given(name: str, held: Mapping[str, Any], spec: ArraySpec, *, single: bool) -> Array:
+    """Return an observation as frames (F, ...), as they came."""
     value = _look_up(held, name)
     if value is None:
         came = ", ".join(str(key) for key in held if key not in KEYS) or "none"
         raise CallError(f"observation {name} is missing; the call holds {came:.500}")
-    expected = f"{spec.dtype}{list(spec.shape)}" + ("" if single else " for each frame")
-    if not isinstance(value, np.ndarray | bool | int | float):
-        raise CallError(f"observation {name} is {_shown(value)}, expected {expected}")
-    rows = np.asarray(value)[None] if single else np.asarray(value)
-    if rows.ndim:
-        try:
-            rows = _pictures(name, rows, spec, resize) if spec.is_image else _values(name, rows, spec)
-        except DatasetError as error:
-            raise CallError(f"observation {error}; expected {expected}") from None
-    if not rows.ndim or rows.shape[1:] != spec.shape or rows.dtype != spec.dtype:
-        raise CallError(f"observation {name} is {_shown(value)}, expected {expected}")
+    rows = np.asarray(value) if isinstance(value, np.ndarray | bool | int | float) else None
+    if rows is None or not (single or rows.ndim):
+        raise CallError(f"observation {name} is {_shown(value)}, expected {_expected(spec, single)}")
+    return rows[None] if single else rows
+
+
+def _frames(name: str, rows: Array, spec: ArraySpec, *, single: bool, resize: bool) -> Array:
+    """Convert frames (F, ...) of an observation to the form of its spec."""
+    expected, came = _expected(spec, single), _shown(rows[0] if single else rows)
+    try:
+        rows = _pictures(name, rows, spec, resize) if spec.is_image else _values(name, rows, spec)
+    except DatasetError as error:
+        raise CallError(f"observation {error}; expected {expected}") from None
+    if rows.shape[1:] != spec.shape or rows.dtype != spec.dtype:
+        raise CallError(f"observation {name} is {came}, expected {expected}")
     return rows
+
+
+def _expected(spec: ArraySpec, single: bool) -> str:
+    return f"{spec.dtype}{list(spec.shape)}" + ("" if single else " for each frame")
 
 
 def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
@@ -159,6 +197,8 @@ def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
     if not layout:
         return rows
     height, width, _ = picture_shape(rows.shape[1:], layout, None)
+    if not height or not width:
+        raise CallError(f"observation {name} shows pictures without pixels, {list(rows.shape)}")
     same = (height, width) == spec.shape[:2]
     if not same and not resize:
         raise CallError(

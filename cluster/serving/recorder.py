@@ -48,9 +48,11 @@ class Recording:
     """Recording of one episode."""
 
     meta: EpisodeMeta
-    """Description of the episode, as far as it is known when it begins."""
+    """Description of the episode as a correction. It is a demonstration if a person did it all."""
     present: Mapping[str, Array] = field(default_factory=dict)
     """Newest frame (1, ...) by key, whose action is not known yet; empty before the first call."""
+    by_person: bool = True
+    """Whether a person was in control at every step so far, for the thread alone."""
     writer: "EpisodeWriter | None" = None
     """Writer of the episode, for the thread alone; None before the first step."""
     lost: bool = False
@@ -85,7 +87,7 @@ class Recorder:
             version: version of the policy that acts.
             T_o: context length that it acts with.
         """
-        id = episode_id("correction", self._task, time.time_ns())
+        id = episode_id("serve", self._task, time.time_ns())
         return Recording(EpisodeMeta(id, self._task, 0, "correction", (version,), T_o))
 
     def add(self, recording: Recording, question: Question, controller: NDArray[np.uint8] | None) -> None:
@@ -157,18 +159,18 @@ class Recorder:
         controller: NDArray[np.uint8],
     ) -> None:
         if recording.writer is None:
-            if controller[0] == BY_PERSON:
-                meta = recording.meta
-                human = meta.id.replace("correction", "human", 1)
-                recording.meta = replace(meta, id=human, source="human", policy_versions=(), context_length=0)
             recording.writer = self._store.writer(recording.meta)
+        recording.by_person &= bool((controller == BY_PERSON).all())
         for row, (action, who) in enumerate(zip(actions, controller, strict=True)):
             step = {OBSERVATION_PREFIX + key: rows[row] for key, rows in frames.items()}
             recording.writer.append(step | {ACTION: action, REWARD: np.float32(0), CONTROLLER: who})
 
     def _commit(self, recording: Recording, outcome: str) -> None:
         if recording.writer is not None:
-            recording.writer.commit(outcome)
+            meta = recording.meta
+            if recording.by_person:
+                meta = replace(meta, source="human", policy_versions=(), context_length=0)
+            recording.writer.commit(outcome, meta)
             self._count(outcome)
 
 

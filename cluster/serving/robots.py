@@ -75,6 +75,7 @@ class Robot:
         session = newest if reset or self.session is None else self.session
         reset = reset or self.session is None
         count, skipped, executed = call.count, call.skipped, call.executed
+        held = len(next(iter(call.frames.values())))
         if skipped is None:
             skipped = between - 1 if call.single and not reset else 0
         since = count + skipped
@@ -93,8 +94,12 @@ class Robot:
                 f"delay {delay} needs as many actions under way, and {len(decided)} of the {len(self.sent)} "
                 f"that were sent are left after {since} steps"
             )
+        # Frames that are too old for any context are as good as skipped, with the actions before them.
+        older = count - held
+        if len(executed) == count - 1:
+            executed = executed[older:]
         return Question(
-            session, self.slot, call.frames, executed, skipped, decided, reset, call.T_o, self.rng
+            session, self.slot, call.frames, executed, skipped + older, decided, reset, call.T_o, self.rng
         )
 
     def answered(

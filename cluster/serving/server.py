@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from longview.cluster.serving import wire
-from longview.cluster.serving.calls import Call, CallError, Form, read_call
+from longview.cluster.serving.calls import MOST_FRAMES, Call, CallError, Form, as_first, read_call
 from longview.cluster.serving.deciding import Decider, Question, warm_session
 from longview.cluster.serving.recorder import Recorder
 from longview.cluster.serving.robots import NoPlaceError, Robot, Robots
@@ -42,6 +42,9 @@ TRY_AGAIN_LATER: Final = 1013
 """Code that closes a connection for which there is no place."""
 TAKEN_OVER: Final = 4000
 """Code that closes a connection whose robot has another one."""
+GROWTH: Final = 4
+"""Bytes that a call's frames may take in the policy's shapes, for each byte of the largest message: numbers
+and colours that come in narrower arrays grow by no more."""
 LIMITS: Final = ("message_bytes", "calls_per_second", "answer_seconds", "keep_seconds")
 """Settings that robots are told."""
 
@@ -284,9 +287,8 @@ class RobotServer:
         try:
             if isinstance(message, str):
                 raise CallError("a call is a binary frame with msgpack, not a text frame")
-            call = read_call(wire.decode(message), self._form)
             async with asyncio.timeout(self._config.answer_seconds):
-                answer = await asyncio.shield(self._start(self._decide(robot, terms, call)))
+                answer = await asyncio.shield(self._start(self._decide(robot, terms, message)))
         except (wire.WireError, CallError) as error:
             text = str(error)
         except TimeoutError:
@@ -315,10 +317,19 @@ class RobotServer:
         task.add_done_callback(done)
         return task
 
-    async def _decide(self, robot: Robot, terms: Terms, call: Call) -> dict[str, Any]:
+    def _read(self, message: bytes) -> Call:
+        """Decode and check a message. Pictures may take long, so this is for a thread: other robots go on."""
+        # A recording needs every frame, and the policy those of its longest context.
+        newest = MOST_FRAMES if self._recorder is not None else self._form.longest
+        return read_call(wire.decode(message), self._form, newest, GROWTH * self._config.message_bytes)
+
+    async def _decide(self, robot: Robot, terms: Terms, message: bytes) -> dict[str, Any]:
         """Decide for a robot. Its calls are worked on one after the other, even if nobody waits any more."""
         async with robot.lock:
+            call = await asyncio.to_thread(self._read, message)
             idle = time.monotonic() - robot.called_at > terms.idle_reset
+            if idle and not call.reset:
+                call = as_first(call)
             reset = call.reset or idle
             question = robot.question(call, self._newest, terms.steps_per_call, terms.delay, reset=reset)
             chosen_TA = await asyncio.wrap_future(self._decider.ask(question))

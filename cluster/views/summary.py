@@ -81,7 +81,7 @@ def _start(run: Run) -> dict[str, Any] | None:
 
 def write(run: Run, summary: dict[str, Any]) -> None:
     """Write summary.json, and the report once something has been evaluated or measured."""
-    write_atomically(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(run.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     if summary["history"] or summary["held_out"]:
         with naming(run.path / "report.html"):
             write_report(run.path, summary, read_rows(run.series))

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from longview.learner.audit.errors import FOLDS, STEPS, Auditors, Progress, train_auditors
 from longview.learner.audit.recordings import record, stride_of
-from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept, known_mean
+from longview.learner.audit.verdict import PARTS, Memory, Verdict, by_part, judge, kept
 from longview.learner.audit.views import View
-from longview.learner.bootstrap import mean_interval
+from longview.learner.bootstrap import known_mean, mean_interval
 from longview.replay.episode import Episode, TaskSpec
 
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
@@ -95,8 +95,9 @@ class Answer:
     """Error over whole episodes by T_o, with its interval over episodes."""
     in_parts: dict[int, dict[str, float]]
     """Error in the parts in which a longer past helps, by T_o; empty where there are none."""
-    by_part: dict[int, list[float]]
-    """Error by T_o in each part of an episode."""
+    by_part: dict[int, list[float | None]]
+    """Error by T_o in each part of an episode; None where no episode has a frame: they are shorter than the
+    parts are many."""
     lines: list[str]
     """Answer in words."""
 
@@ -204,7 +205,9 @@ def _answer(auditors: Auditors, planned: Plan, episodes: int, steps: int, seed: 
         action_error=_intervals(errors, planned),
         in_parts=_intervals(inside, planned) if parts else {},
         by_part={
-            planned.steps(length) + 1: [_short(value) for value in np.nanmean(by_part(rows), axis=0)]
+            planned.steps(length) + 1: [
+                _short(value) if np.isfinite(value) else None for value in known_mean(by_part(rows), axis=0)
+            ]
             for length, rows in errors.items()
         },
         lines=_lines(found, controls, planned),
@@ -261,7 +264,7 @@ def _intervals(errors: Mapping[int, NDArray[Any]], planned: Plan) -> dict[int, d
     """Average each episode's errors, and return mean and interval over episodes, by T_o in steps."""
     found = {}
     for length, rows in errors.items():
-        ends = mean_interval(known_mean(rows))
+        ends = mean_interval(known_mean(rows, axis=1))
         found[planned.steps(length) + 1] = {
             name: _short(value) for name, value in zip(("mean", "low", "high"), ends, strict=True)
         }

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longview.learner.bootstrap import known_mean
+
 PARTS = 12
 """Parts of an episode, all equally long, in which errors are compared."""
 NEEDED = 0.2
@@ -49,11 +51,8 @@ class Gains:
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Gain as a share of the error, (lengths, parts)."""
-        found: NDArray[np.float64] = np.nanmean(self.gain, axis=0) / np.maximum(
-            np.nanmean(self.error, axis=0), FLOOR
-        )
-        return found
+        """Gain as a share of the error, (lengths, parts); NaN where no episode has a frame in a part."""
+        return known_mean(self.gain, axis=0) / np.maximum(known_mean(self.error, axis=0), FLOOR)
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,7 @@ def by_part(error_GS: NDArray[Any]) -> NDArray[np.float64]:
     frames_G1 = np.isfinite(error_GS).sum(axis=1, keepdims=True)
     part_GS = np.arange(error_GS.shape[1]) * PARTS // np.maximum(frames_G1, 1)
     found = [np.where(part_GS == part, error_GS, np.nan) for part in range(PARTS)]
-    return np.stack([known_mean(rows) for rows in found], axis=1)
-
-
-def known_mean(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Average the values of each row that are known; NaN where none is."""
-    with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float64] = np.nansum(rows, axis=1) / np.isfinite(rows).sum(axis=1)
-    return mean
+    return np.stack([known_mean(rows, axis=1) for rows in found], axis=1)
 
 
 def gains(errors: Mapping[int, NDArray[Any]], short: int) -> Gains:
@@ -121,7 +113,7 @@ def judge(
     chance = _chance(found.gain, rng)
     draws = _drawn_shares(found, rng)
     helps = (share >= NEEDED) & (chance <= SIGNIFICANCE)
-    best = float(share.max())
+    best = float(np.nanmax(share))
     confidence = float((draws >= NEEDED).mean())
     sure = confidence if best >= NEEDED else 1 - confidence
     parts = tuple(np.flatnonzero(helps.any(axis=0)).tolist())
@@ -141,7 +133,7 @@ def judge(
         enough if memory == "yes" else _enough_without_memory(errors, short),
         parts,
         best,
-        float(chance[np.unravel_index(share.argmax(), share.shape)]),
+        float(chance[np.unravel_index(np.nanargmax(share), share.shape)]),
         _more_episodes(len(found.error), best, draws) if memory == "unclear" else 0,
     )
 
@@ -159,7 +151,8 @@ def kept(
     """
     chosen = list(parts) or list(range(PARTS))
     short, long, control = (
-        np.nanmean(by_part(error_GS)[:, chosen], axis=0).sum() for error_GS in (short_GS, long_GS, control_GS)
+        np.nansum(known_mean(by_part(error_GS)[:, chosen], axis=0))
+        for error_GS in (short_GS, long_GS, control_GS)
     )
     return float((short - control) / (short - long)) if short != long else 0.0
 
@@ -196,7 +189,7 @@ def _enough(errors: Mapping[int, NDArray[Any]], short: int, parts: tuple[int, ..
     """Return the shortest length whose gain over the short one, in some parts, is nearly the largest."""
     chosen = list(parts)
     total = {
-        length: float(np.nanmean(by_part(error_GS)[:, chosen], axis=0).sum())
+        length: float(np.nansum(known_mean(by_part(error_GS)[:, chosen], axis=0)))
         for length, error_GS in sorted(errors.items())
         if length >= short
     }

@@ -131,11 +131,12 @@ class EpisodeWriter:
         for row in range(len(steps[ACTION])):
             self.append({name: rows[row] for name, rows in steps.items()})
 
-    def commit(self, outcome: str) -> bool:
+    def commit(self, outcome: str, meta: EpisodeMeta | None = None) -> bool:
         """Make the episode visible, and wait for it. Repeating the call has no further effect.
 
         Args:
             outcome: how the episode ended, one of `OUTCOMES`.
+            meta: description of the episode, where its steps have changed it; None keeps the first one.
 
         Returns:
             True if the store now holds this writer's episode, False if it already held another one of this
@@ -148,17 +149,18 @@ class EpisodeWriter:
             StoreFull: the episode does not fit, and nothing may be evicted.
             MissingChunks: Redis lost chunks, and the episode was too large to keep them in the writer.
         """
-        return bool(self.finish(outcome).result())
+        return bool(self.finish(outcome, meta).result())
 
-    def finish(self, outcome: str) -> Job:
+    def finish(self, outcome: str, meta: EpisodeMeta | None = None) -> Job:
         """Queue the commit, and return its job, whose `result` returns and raises like `commit`.
 
         Args:
             outcome: how the episode ended, one of `OUTCOMES`.
+            meta: description of the episode, where its steps have changed it; None keeps the first one.
 
         Raises:
-            EpisodeError: the episode has no steps, the outcome is unknown, or the episode was aborted or
-                committed with another outcome.
+            EpisodeError: the episode has no steps, the outcome is unknown, the description has another id or
+                task, or the episode was aborted or committed with another outcome.
             StoreUnavailable, StoreFull: the queue stayed full for `patience_seconds`.
         """
         steps, before = self._queued + self._rows, self._commit
@@ -171,14 +173,19 @@ class EpisodeWriter:
                 f"episode {self._id}: expected an open episode with steps and an outcome of "
                 f"{', '.join(OUTCOMES)}; it is {state}, has {steps} steps, outcome {outcome!r}"
             )
+        meta = self._record.meta if meta is None else meta
+        if (meta.id, meta.task) != (self._id, self._spec.name):
+            raise EpisodeError(
+                f"episode {self._id} of {self._spec.name} cannot become {meta.id} of {meta.task}"
+            )
         if self._rows:
             self._queue_chunk()
         self._outcome = outcome
         self._commit = self._sender.call(
             self._jobs,
             f"committing episode {self._id}",
-            partial(self._make_visible, outcome),
-            lambda: self._sink.committing(replace(self._record, outcome=outcome)),
+            partial(self._make_visible, outcome, meta),
+            lambda: self._sink.committing(replace(self._record, outcome=outcome, meta=meta)),
         )
         return self._commit
 
@@ -241,9 +248,9 @@ class EpisodeWriter:
             self._sent.append(commands)
         return commands
 
-    def _make_visible(self, outcome: str, replies: Sequence[Any]) -> bool:
+    def _make_visible(self, outcome: str, meta: EpisodeMeta, replies: Sequence[Any]) -> bool:
         """Try once to commit, in the background; `replies` are the replies to `Sink.committing`."""
-        record = replace(self._record, outcome=outcome)
+        record = replace(self._record, outcome=outcome, meta=meta)
         try:
             committed = self._sink.commit(record, replies)
         except MissingChunks:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longview.learner.bootstrap import mean_interval
+from longview.learner.bootstrap import known_mean, mean_interval
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -26,3 +26,11 @@ def test_one_episode_has_an_interval_without_width() -> None:
     assert mean.shape == (1, 2)
     np.testing.assert_array_equal(low, mean)
     np.testing.assert_array_equal(high, mean)
+
+
+def test_what_no_episode_tells_is_unknown() -> None:
+    for ends in mean_interval(np.array([[1.0, np.nan], [1.0, np.nan]])):
+        np.testing.assert_array_equal(ends, [1.0, np.nan])
+    np.testing.assert_array_equal(
+        known_mean(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]), axis=1), [2, np.nan]
+    )

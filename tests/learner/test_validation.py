@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
-from longview.learner.validation import validate
-from longview.replay.episode import ACTION, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode
+from longview.learner.validation import action_errors, validate
+from longview.replay.episode import ACTION, CONTROLLER, EXPERT_ACTION, OBSERVATION_PREFIX, ArraySpec, Episode
 
 
 def test_validation_equals_a_loop_over_windows(policy: DiffusionPolicy, returning: list[Episode]) -> None:
@@ -86,3 +86,18 @@ def test_without_limits_the_error_is_a_share_of_the_measured_range(
     found, expected = (validate(each, returning[:2], seed=5) for each in (free, policy))
     for length, error in expected["action_error_by_context"].items():
         assert found["action_error_by_context"][length] == pytest.approx(2 * error, rel=1e-5)
+
+
+def test_a_window_in_which_a_policy_acted_has_no_error(
+    policy: DiffusionPolicy, returning: list[Episode]
+) -> None:
+    episode = returning[0]
+    arrays = {name: array for name, array in episode.arrays.items() if name != EXPERT_ACTION}
+    controller = np.zeros(episode.length, np.uint8)
+    controller[episode.length // 2 :] = 2
+    found = action_errors(policy, replace(episode, arrays=arrays | {CONTROLLER: controller}), 8, 20, seed=0)
+    assert np.isnan(found[:5]).all()
+    assert np.isfinite(found[10:]).all()
+    controller[:] = 0
+    found = action_errors(policy, replace(episode, arrays=arrays | {CONTROLLER: controller}), 8, 20, seed=0)
+    assert np.isnan(found).all()

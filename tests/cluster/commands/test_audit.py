@@ -117,6 +117,18 @@ def test_what_cannot_be_read_is_left_out_only_if_a_person_says_so(
         audit([str(more)], DataConfig(hz=10, skip_bad=True), None, None, 0, report, as_json=True)
 
 
+def test_episodes_with_fewer_steps_than_parts_get_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors, "STEPS", 3)
+    data, report = recorded(tmp_path / "short.hdf5", episodes=10, steps=8), tmp_path / "r.html"
+    audit([str(data)], DataConfig(hz=10), None, None, 0, report, as_json=True)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    for row in found["by_part"].values():
+        assert [value is None for value in row].count(True) == 4
+    assert "Does short need memory?" in report.read_text()
+
+
 def test_a_report_without_a_folder_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError, match="there is no folder nowhere"):
         audit(["absent.hdf5"], DataConfig(), None, None, 0, Path("nowhere/r.html"), as_json=True)

@@ -4,8 +4,10 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,23 @@ from longview.learner.config import policy_config
 from longview.learner.normalize import measure
 from longview.learner.policy import Policy, policy_to_bytes
 from longview.monitoring.serving import ServingMetrics
-from longview.replay.episode import ACTION, OBSERVATION_PREFIX, REWARD, Episode, EpisodeMeta
+from longview.replay.episode import (
+    ACTION,
+    OBSERVATION_PREFIX,
+    REWARD,
+    ArraySpec,
+    Episode,
+    EpisodeMeta,
+    TaskSpec,
+)
 
 TASK = load_task("return_point")
 SEED = 5
 """Seed of the noise of every robot's actions."""
+CAMERA = replace(
+    TASK.spec, observation={**TASK.spec.observation, "front": ArraySpec((40, 44, 3), "uint8", 0, 255)}
+)
+"""Task with a camera."""
 
 
 def play(seed: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -49,7 +63,14 @@ def episode(seed: int) -> Episode:
     return Episode(meta, "success", arrays | {ACTION: action, REWARD: np.zeros(len(action), np.float32)})
 
 
-def make_policy(episodes: list[Episode], seed: int, max_delay: int = 0) -> Policy:
+def with_pictures(episode: Episode) -> Episode:
+    """Return an episode of `CAMERA`, with random pictures."""
+    shape = episode.length, *CAMERA.observation["front"].shape
+    pictures = np.random.default_rng(episode.meta.seed).integers(0, 256, shape, np.uint8)
+    return replace(episode, arrays={**episode.arrays, OBSERVATION_PREFIX + "front": pictures})
+
+
+def make_policy(episodes: list[Episode], seed: int, max_delay: int = 0, spec: TaskSpec = TASK.spec) -> Policy:
     """Make an untrained policy whose actions depend on all that it sees."""
     torch.manual_seed(seed)
     config = policy_config(
@@ -63,8 +84,8 @@ def make_policy(episodes: list[Episode], seed: int, max_delay: int = 0) -> Polic
         sampling_steps=2,
         max_delay=max_delay,
     )
-    policy = config.make(TASK.spec)
-    policy.fit(measure(episodes, TASK.spec))
+    policy = config.make(spec)
+    policy.fit(measure(episodes, spec))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -83,7 +104,14 @@ class Served:
     """A server under way, in a thread."""
 
     def __init__(
-        self, path: Path, *, tls: Any = None, recorder: Any = None, names: Any = None, **settings: Any
+        self,
+        path: Path,
+        *,
+        tls: Any = None,
+        recorder: Any = None,
+        names: Any = MappingProxyType({}),
+        resize: bool = False,
+        **settings: Any,
     ) -> None:
         """
         Args:
@@ -91,13 +119,14 @@ class Served:
             tls: certificate and key.
             recorder: makes a recorder from the task and the metrics; None records nothing.
             names: names of observations, as in `Form`.
+            resize: whether pictures are resized, as in `Form`.
             settings: settings of the server; without them, a busy machine may take its time to answer.
         """
         weights, self.metrics = Weights(path, "cpu"), ServingMetrics()
         spec, horizon = weights.policy.spec, weights.policy.horizon
         config = ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
-        form = Form(spec, horizon.context, names or {}, max_delay=horizon.max_delay)
+        form = Form(spec, horizon.context, names, resize, max_delay=horizon.max_delay)
         server = RobotServer(
             weights, form, config, self.metrics, self._recorder, lambda: np.random.default_rng(SEED)
         )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longview.cluster.serving.calls import CallError, Form, read_call
+from longview.cluster.serving.calls import MOST_FRAMES, CallError, Form, read_call
 from longview.replay.datasets.convert import as_rgb
 from longview.replay.episode import ArraySpec, TaskSpec
 
@@ -107,12 +107,34 @@ def test_pictures_are_resized_where_the_data_were() -> None:
         ({"frames": FRAMES | {"state": np.zeros((3, 3))}}, "not {'state': 3, 'front': 4"),
         ({"frames": {key: rows[:0] for key, rows in FRAMES.items()}}, "one frame or more"),
         ({"frames": FRAMES | {"state": 1.0}}, r"state is a float, expected float32\[3\] for each frame"),
-        ({"frames": PLAIN}, r"expected float32\[3\] for each frame"),
+        ({"frames": PLAIN}, r"gripper is a int, expected uint8\[\] for each frame"),
+        ({"frames": FRAMES | {"front": np.zeros((4, 0, 9, 3), "u1")}}, "front shows pictures without pixels"),
     ],
 )  # fmt: skip
 def test_a_call_that_does_not_fit_is_refused_in_words(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CallError, match=message):
         read_call(PLAIN | changes, FORM)
+
+
+def test_frames_that_are_too_old_are_counted_and_not_converted() -> None:
+    state = np.arange(12.0).reshape(4, 3)
+    state[:2] = np.nan
+    call = read_call({"frames": FRAMES | {"state": state}}, FORM, newest=2)
+    assert (call.count, {len(rows) for rows in call.frames.values()}) == (4, {2})
+    np.testing.assert_array_equal(call.frames["state"], state[2:])
+    with pytest.raises(CallError, match=r"not \{'state': 3, 'front': 4"):
+        read_call({"frames": FRAMES | {"state": state[1:]}}, FORM, newest=2)
+
+
+def test_a_call_of_too_many_or_too_large_frames_is_refused_before_it_is_converted() -> None:
+    small = {"state": np.full((3000, 3), np.nan), "front": np.zeros((3000, 1, 1, 3), np.uint8)}
+    frames = small | {"gripper": np.zeros(3000)}
+    large = r"take at most 1000000 bytes in the policy's shapes, not 6951000: send several calls"
+    with pytest.raises(CallError, match=large):
+        read_call({"frames": frames}, replace(FORM, resize=True), most_bytes=1_000_000)
+    frames = FRAMES | {"gripper": np.zeros(MOST_FRAMES + 1)}
+    with pytest.raises(CallError, match="a call holds at most 16384 frames, not 16385: send several"):
+        read_call({"frames": frames}, FORM)
 
 
 @pytest.mark.parametrize("key", SPEC.observation)

@@ -98,8 +98,42 @@ def test_a_person_alone_demonstrates(serve: Serve, store: EpisodeStore, record: 
         (),
         0,
     )
-    assert episode.meta.id.startswith("human.return_point.")
+    assert episode.meta.id.startswith("serve.return_point.")
     assert episode.arrays["controller"].tolist() == [2] * 8
+    assert store.ids("human") == [episode.meta.id]
+
+
+def test_an_episode_that_a_person_begins_and_the_policy_ends_is_a_correction(
+    serve: Serve, store: EpisodeStore, record: Any
+) -> None:
+    robot = Person(serve(recorder=record).url, seed=4)
+    robot.call(7, controller=2)
+    robot.call(9, outcome="success")
+    (episode,) = stored(store, 1)
+    assert (episode.meta.source, episode.meta.policy_versions, episode.meta.context_length) == (
+        "correction",
+        (7,),
+        64,
+    )
+    assert episode.arrays["controller"].tolist() == [2] * 6 + [0] * 2
+    assert (store.ids("correction"), store.ids("human")) == ([episode.meta.id], [])
+    drawn = store.sample({"correction": 1.0}, 40, 3, 3, np.random.default_rng(0))
+    assert {segment.now for segment in drawn} == set(range(6)), "only the person's steps are learnt from"
+
+
+def test_a_pause_divides_a_recording_where_a_frame_begins_anew(
+    serve: Serve, store: EpisodeStore, record: Any
+) -> None:
+    robot = Person(f"{serve(recorder=record).url}?idle_reset=1e-9", seed=4)
+    robot.call(1)
+    robot.call(5, controller=2)
+    robot.call(9, controller=2, outcome="success")
+    assert [answer["recording"] for answer in robot.answers] == [True] * 3
+    first, second = sorted(stored(store, 2), key=lambda episode: episode.outcome)
+    assert (first.outcome, second.outcome) == ("failure", "success")
+    for episode, start in ((first, 1), (second, 5)):
+        assert episode.arrays["controller"].tolist() == [2] * 3
+        np.testing.assert_array_equal(episode.arrays["action"], robot.action[start : start + 3])
 
 
 @pytest.mark.parametrize("ended", ["reset", "left", "stopped"])

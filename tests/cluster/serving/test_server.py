@@ -30,7 +30,17 @@ from websockets.sync.client import connect
 from longview.cluster.serving.ensemble import ensembled
 from longview.learner.policy import Policy
 from longview.learner.session import PolicySession
-from tests.cluster.serving.serving import SEED, Serve, Served, make_policy, play, write_checkpoint
+from longview.replay.datasets.convert import as_rgb
+from tests.cluster.serving.serving import (
+    CAMERA,
+    SEED,
+    Serve,
+    Served,
+    make_policy,
+    play,
+    with_pictures,
+    write_checkpoint,
+)
 
 # openpi's client connects in a way that the newest websockets warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
@@ -149,6 +159,20 @@ def test_a_pause_begins_an_episode(serve: Serve, rows: dict[str, Any]) -> None:
     assert [robot.infer(frame(rows, step))["steps"] for step in range(2)] == [1, 2]
     time.sleep(0.6)
     assert robot.infer(frame(rows, 2))["steps"] == 1
+
+
+def test_a_robot_that_sends_all_goes_on_after_a_pause(serve: Serve, own: Own, rows: dict[str, Any]) -> None:
+    """Each call has as many actions as frames, because the robot knows nothing of the new episode."""
+    robot, rng = client(f"{serve().url}?idle_reset=1e-9"), np.random.default_rng(0)
+    executed = rng.normal(size=(4, 2)).astype(np.float32)
+    for _ in range(2):
+        call = {"frames": cut(rows, 1, 5), "executed": executed, "controller": np.array([2, 0, 0, 1])}
+        answer = robot.infer(call)
+        assert answer["steps"] == 4
+        same(answer, own.act(cut(rows, 1, 5), executed[1:], reset=True))
+    answer = robot.infer(frame(rows, 0) | {"executed": executed, "skipped": 3})
+    assert answer["steps"] == 1
+    same(answer, own.act(cut(rows, 0, 1), reset=True))
 
 
 def test_a_connection_begins_an_episode_unless_it_brings_a_token(
@@ -341,6 +365,116 @@ def endless(serve: Serve) -> Iterator[Any]:
     with connect(serve(calls_per_second=1e6).url) as connection:
         assert msgpack.unpackb(connection.recv())["server"] == "longview"
         yield connection
+
+
+@pytest.fixture(scope="module")
+def camera(episodes: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+    """Return a policy that sees pictures, and the folder of its checkpoint."""
+    folder = tmp_path_factory.mktemp("camera")
+    policy = make_policy([with_pictures(each) for each in episodes], seed=3, spec=CAMERA)
+    write_checkpoint(folder, policy, 7)
+    return policy, folder
+
+
+@pytest.fixture
+def seeing(camera: tuple[Policy, Path]) -> Iterator[Serve]:
+    """Return a function that starts a server of a policy with a camera, which resizes pictures."""
+    with ExitStack() as servers:
+
+        def start(**settings: Any) -> Served:
+            server = Served(camera[1], resize=True, **settings)
+            servers.callback(server.stop)
+            return server
+
+        yield start
+
+
+PICTURES = st.tuples(
+    st.sampled_from(["u1", "<f4", "<f8", "?", "<i8", ">u2"]),
+    st.lists(st.sampled_from([0, 1, 2, 3, 4, 17, 40, 44]), max_size=5),
+).map(lambda drawn: np.zeros(drawn[1], drawn[0]))
+"""Arrays that may be pictures, of any size, and arrays that are none."""
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_message_with_pictures_is_answered(
+    watching: Any, rows: dict[str, Any], data: st.DataObject
+) -> None:
+    """Whatever pictures are sent, the answer is actions or says what is wrong with them."""
+    front, count = data.draw(PICTURES), data.draw(st.none() | st.integers(0, 100))
+    if count is None:
+        message = frame(rows, 0) | {"front": front}
+    else:
+        position = np.zeros((count, 2), np.float32)
+        message = {"frames": {"position": position, "front": np.zeros((count, *front.shape), front.dtype)}}
+    watching.send(msgpack_numpy.packb(message | {"reset": True}))
+    answer = watching.recv(timeout=60)
+    if isinstance(answer, str):
+        assert "frames" in answer or "front" in answer
+    else:
+        assert msgpack_numpy.unpackb(answer)["actions"].shape == (4, 2)
+
+
+@pytest.fixture
+def watching(seeing: Serve) -> Iterator[Any]:
+    """Return a connection to a policy with a camera, that has received its metadata."""
+    with connect(seeing(calls_per_second=1e6).url) as connection:
+        assert msgpack.unpackb(connection.recv())["server"] == "longview"
+        yield connection
+
+
+def test_more_frames_than_any_context_are_counted_and_decided_for(
+    camera: tuple[Policy, Path], seeing: Serve
+) -> None:
+    own, robot, rng = Own(camera[0]), client(seeing().url), np.random.default_rng(0)
+    count = LONGEST + 40
+    frames = {
+        "position": rng.uniform(-1, 1, (count, 2)).astype(np.float32),
+        "front": np.repeat(rng.integers(0, 256, (count, 1, 1, 3), np.uint8), 4, axis=1),
+    }
+    executed = rng.normal(size=(count, 2)).astype(np.float32)
+    shown = frames | {"front": as_rgb("", frames["front"], "HWC", (44, 40))}
+    answer = robot.infer({"frames": frames, "executed": executed[1:]})
+    assert answer["steps"] == count
+    same(answer, own.act(shown, executed[1:], reset=True))
+    answer = robot.infer({"frames": frames, "executed": executed, "T_o": 3})
+    assert answer["steps"] == 2 * count
+    same(answer, own.act(shown, executed, T_o=3))
+    answer = robot.infer({"frames": frames, "executed": executed[1:], "skipped": 5})
+    assert answer["steps"] == 3 * count + 5
+    same(answer, own.act(shown, executed[1:], skipped=5))
+
+
+def test_a_call_that_is_converted_makes_no_other_robot_wait(serve: Serve, rows: dict[str, Any]) -> None:
+    converting, go_on = threading.Event(), threading.Event()
+
+    class Names(dict[str, str]):
+        """Names of observations, which are looked up when a call is converted."""
+
+        hold = False
+
+        def items(self) -> Any:
+            if self.hold:
+                self.hold = False
+                converting.set()
+                go_on.wait()
+            return super().items()
+
+    names = Names()
+    url = serve(names=names).url
+    with connect(url) as first, connect(url) as second:
+        for robot in (first, second):
+            robot.recv(timeout=60)
+        try:
+            names.hold = True
+            first.send(msgpack_numpy.packb(frame(rows, 0)))
+            assert converting.wait(60)
+            second.send(msgpack_numpy.packb(frame(rows, 0)))
+            assert msgpack_numpy.unpackb(second.recv(timeout=20))["steps"] == 1
+        finally:
+            go_on.set()
+        assert msgpack_numpy.unpackb(first.recv(timeout=60))["steps"] == 1
 
 
 def test_calls_are_answered_within_a_bound(serve: Serve, rows: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -206,3 +207,19 @@ def test_an_aborted_episode_is_discarded(
     with pytest.raises(EpisodeError, match="it is aborted"):
         writer.commit("success")
     assert store.ids() == []
+
+
+def test_a_commit_may_describe_the_episode_anew(
+    store: EpisodeStore, writer: EpisodeWriter, step: Any
+) -> None:
+    for number in range(4):
+        writer.append(step(number))
+    meta = writer._record.meta
+    with pytest.raises(EpisodeError, match="cannot become other of"):
+        writer.commit("success", replace(meta, id="other"))
+    changed = replace(meta, source="human", seed=9)
+    assert changed.source != meta.source
+    assert writer.commit("success", changed)
+    assert store.read(meta.id).meta == changed
+    assert store.ids("human") == [meta.id]
+    assert store.ids(meta.source) == []
