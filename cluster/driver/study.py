@@ -43,6 +43,7 @@ from longview.cluster.run.study import (
     demonstration_count,
     demonstrations_of,
     finished,
+    operational_settings,
     results_of,
     this_machine,
 )
@@ -243,6 +244,8 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
     config = replace(cell.config, name=cell.name)
     extent = f"evaluation.final_episodes={episodes}", f"evaluation.context_lengths={list(lengths)}"
     where = () if site.address is None else ("--address", site.address)
+    # A run that was begun earlier has the settings of then.
+    now = operational_settings(config)
 
     def prepare() -> None:
         _folder_of(site, config)
@@ -251,7 +254,7 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
 
     return Job(
         cell.name,
-        ("launch", "--resume", cell.name, *where, *extent, *_at_store(site)),
+        ("launch", "--resume", cell.name, *where, *now, *extent, *_at_store(site)),
         asked_by(cell.config, site.room, site.address),
         prepare,
     )

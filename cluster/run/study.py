@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from longview.cluster.run.config import (
     ConfigError,
     RunConfig,
     every_key,
+    plain,
     preset_file,
     read_config,
     read_yaml,
@@ -265,6 +266,15 @@ def asked_by(config: RunConfig, room: Mapping[str, float], address: str | None) 
     if address is not None:
         return resources_of_run(config, room.get("GPU", 0.0))
     return {"CPU": min(room["CPU"], resources_of_run(config, 0.0)["CPU"])}
+
+
+def operational_settings(config: RunConfig) -> list[str]:
+    """Return the settings of a config that no result follows from, as `key=value`, without those that a study
+    gives each run: a resumed cell takes them as they are now."""
+    given = ("name", "replay.url", "evaluation.final_episodes")
+    settings = dict(_flat(plain(asdict(config))))
+    wanted = settings.keys() - _without(settings, OPERATIONAL).keys() - set(given)
+    return [_typed(key, settings[key]) for key in sorted(wanted)]
 
 
 def estimated_core_hours(cell: Cell, episodes: int, cores: float) -> float:

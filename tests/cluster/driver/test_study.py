@@ -1,13 +1,15 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longview.cluster.driver import study as studying
-from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _work
-from longview.cluster.run.folder import RunError
+from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _job, _work
+from longview.cluster.run.folder import RunError, create_run
+from longview.cluster.run.study import Cell, plan, read_study
 
 
 def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: int = 1) -> Site:
@@ -79,3 +81,26 @@ def test_a_study_works_in_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with _alone(tmp_path / "mine"):
         pass
+
+
+def quick_cells(*overrides: str) -> list[Cell]:
+    return plan(read_study("quick", overrides)[0])
+
+
+def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: Path) -> None:
+    first = quick_cells("actors.count=8", "inference.servers=2", "monitoring.host=0.0.0.0")[0]
+    run = create_run(replace(first.config, name=first.name), tmp_path)
+    present = quick_cells("actors.count=1", "placement.actor={actor: 1}")[0]
+    assert present.name == first.name, "these settings are in no hash"
+    command, resume, name, *settings = _job(site(tmp_path), present, 50, [1], None).arguments
+    assert (command, resume, name) == ("launch", "--resume", first.name)
+    run.unlock()
+    config = run.configured(setting for setting in settings if not setting.startswith("replay.url"))
+    expected = present.config
+    assert (config.actors, config.inference, config.monitoring, config.placement) == (
+        expected.actors,
+        expected.inference,
+        expected.monitoring,
+        expected.placement,
+    )
+    assert (config.evaluation.final_episodes, config.evaluation.context_lengths) == (50, (1,))
