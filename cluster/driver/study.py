@@ -50,6 +50,7 @@ from longview.cluster.run.study import (
 from longview.monitoring.study import undecided
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
+from longview.replay.errors import ReplayError
 from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class Job:
     """Resources that the run takes."""
     prepare: Callable[[], object]
     """Work in this process before the job starts; it may be repeated."""
+    conclude: Callable[[], object] = lambda: None
+    """Work in this process after the job has ended well. It may be repeated, and raises where the job has not
+    done what it should."""
 
 
 def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
@@ -133,7 +137,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
     Raises:
         RunError: the study is under way in another process.
         ConfigError: the Ray cluster has no room for a cell.
-        StoreError, ServiceError: the study's Redis fails.
+        StoreError, ServiceError: the study's Redis cannot be started or reached.
     """
     folder, configured = (ROOT / study.name).absolute(), cells[0].config.replay.url
     failed: list[Cell] = []
@@ -147,7 +151,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
             todo = {
                 cell.name: (cell, lengths)
                 for cell, lengths in _wanted(study, cells, finished(file), look).items()
-                if cell not in failed and not _take(site, cell, episodes, lengths, file)
+                if cell not in failed and not _taken(site, cell, episodes, lengths, file)
             }
             needed = {
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
@@ -156,15 +160,14 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
             collected = _work(site, collecting, partial(Tally, episodes, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
-                name: _job(site, cell, episodes, lengths, needed.get(name))
+                name: _job(site, cell, episodes, lengths, needed.get(name), file)
                 for name, (cell, lengths) in todo.items()
                 if name not in needed or needed[name].name not in lacking
             }
             failed += [cell for name, (cell, _) in todo.items() if name not in ready]
             for job, succeeded in _work(site, ready.values(), partial(Tally, episodes, "cells"), tell):
-                cell, lengths = todo[job.run]
-                if not (succeeded and _take(site, cell, episodes, lengths, file)):
-                    failed.append(cell)
+                if not succeeded:
+                    failed.append(todo[job.run][0])
     return failed
 
 
@@ -228,10 +231,19 @@ def _collecting(site: Site, wanted: Iterable[Demonstrations]) -> Iterator[Job]:
         if missing:
             arguments = ("collect", config.task, "--resume", each.name, *_at_store(site))
             count = f"actors.demonstrations={config.actors.demonstrations}"
-            yield Job(each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config))
+            yield Job(
+                each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config), lambda: None
+            )
 
 
-def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: Demonstrations | None) -> Job:
+def _job(
+    site: Site,
+    cell: Cell,
+    episodes: int,
+    lengths: Sequence[int],
+    shared: Demonstrations | None,
+    file: Path,
+) -> Job:
     """Make the job of a cell.
 
     Args:
@@ -240,6 +252,7 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
         episodes: evaluation episodes at each context length.
         lengths: context lengths to evaluate.
         shared: demonstrations to start from; None: the run has its own.
+        file: file of the finished cells.
     """
     config = replace(cell.config, name=cell.name)
     extent = f"evaluation.final_episodes={episodes}", f"evaluation.context_lengths={list(lengths)}"
@@ -257,6 +270,7 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
         ("launch", "--resume", cell.name, *where, *now, *extent, *_at_store(site)),
         asked_by(cell.config, site.room, site.address),
         prepare,
+        partial(_take, site, cell, episodes, lengths, file),
     )
 
 
@@ -314,25 +328,42 @@ def _work(
     attempts, started, done, failed = Counter[str](), time.monotonic(), 0, 0
     try:
         while waiting or running:
+            over = list[tuple[Job, str | None]]()
             while waiting and _fits(site, waiting[0], running.values()):
                 job = waiting.popleft()
-                job.prepare()
                 attempts[job.run] += 1
-                running[_start(site, job)] = job
+                if (wrong := _fault(job.prepare)) is None:
+                    running[_start(site, job)] = job
+                else:
+                    over.append((job, wrong))
             for process in [process for process in running if process.poll() is not None]:
                 job = running.pop(process)
-                if process.returncode and attempts[job.run] <= site.retries:
-                    log.warning("%s ended with %d, and is run again", job.run, process.returncode)
-                    waiting.append(job)
-                    continue
-                done, failed = done + (not process.returncode), failed + bool(process.returncode)
-                yield job, not process.returncode
+                code = process.returncode
+                over.append((job, f"exit code {code}" if code else _fault(job.conclude)))
+            for job, wrong in over:
+                if wrong is not None:
+                    again = attempts[job.run] <= site.retries
+                    log.warning("%s failed%s: %s", job.run, ", and is run again" if again else "", wrong)
+                    if again:
+                        waiting.append(job)
+                        continue
+                done, failed = done + (wrong is None), failed + (wrong is not None)
+                yield job, wrong is None
             ended, left = done + failed, len(waiting) + len(running)
             pace = (time.monotonic() - started) / ended * left if ended else None
             tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
             time.sleep(TICK_SECONDS)
     finally:
         _stop(running)
+
+
+def _fault(work: Callable[[], object]) -> str | None:
+    """Do a job's work in this process, and return what went wrong; None if nothing did."""
+    try:
+        work()
+    except (RunError, ReplayError, OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
@@ -367,19 +398,28 @@ def _stop(running: Mapping[subprocess.Popen[bytes], Job]) -> None:
             process.kill()
 
 
-def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
+def _taken(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
+    """Write down the results of a cell whose run an earlier process has finished; false if there are none."""
+    return _fault(partial(_take, site, cell, episodes, lengths, file)) is None
+
+
+def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> None:
     """Write down the results of a cell whose run has finished, and free its episodes in the study's Redis.
 
-    Returns:
-        Whether the run has finished, with so many episodes at all of these context lengths.
+    Raises:
+        RunError: the run has not finished, or lacks episodes at one of these context lengths.
     """
     run = Run(site.folder / cell.name)
     summary = json.loads(_text(run.path / "summary.json") or "{}")
     version = summary.get("policy_version")
     found = {each.context_length: each for each in run.evaluations() if each.version == version}
-    enough = all(length in found and found[length].rolled_out >= episodes for length in lengths)
-    if summary.get("status") != "finished" or not enough:
-        return False
+    if (status := summary.get("status", "not begun")) != "finished":
+        raise RunError(f"expected a finished run, but run {cell.name} is {status}: see its {OUTPUT}")
+    lacking = [at for at in lengths if at not in found or found[at].rolled_out < episodes]
+    if lacking:
+        raise RunError(
+            f"run {cell.name} has fewer than {episodes} episodes at T_o {lacking}: see its {OUTPUT}"
+        )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
     minutes = Counter(before["minutes"])
     minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
@@ -394,10 +434,16 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         "machine": machine(),
     }
     append_row(file, row, sync=True)
+    # The results are safe: what goes wrong now is no reason to run the cell again.
+    if (wrong := _fault(partial(_free, site, cell))) is not None:
+        log.warning("%s: its episodes stay in the study's Redis: %s", cell.name, wrong)
+
+
+def _free(site: Site, cell: Cell) -> None:
+    """Remove a cell's episodes from the study's Redis."""
     with _store(site, cell.name, cell.config) as store:
         for task in store.tasks():
             store.forget(task, with_episodes=True)
-    return True
 
 
 def _text(file: Path) -> str:
