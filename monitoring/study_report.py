@@ -10,7 +10,7 @@ from typing import Any
 
 from longview.monitoring.comparison import ALPHA
 from longview.monitoring.report import DPI, embedded, empty_plots, templates
-from longview.monitoring.study import Point, Results, control, points, verdicts
+from longview.monitoring.study import Point, Results, control, points, unfinished, verdicts
 
 LATEX = {symbol: f"\\{symbol}" for symbol in "%&_#${}"} | {"–": "--", "−": "$-$"}
 """LaTeX of characters that mean something else there."""
@@ -54,7 +54,7 @@ def write_study_report(results: Results, folder: Path) -> list[Path]:
         .get_template("study.html")
         .render(
             results=results,
-            done=sum(cell.row is not None for cell in results.cells),
+            done=sum(not lengths for lengths in unfinished(results)),
             tables=tables,
             plots=curves(results, found, folder),
         ),

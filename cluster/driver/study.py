@@ -47,7 +47,7 @@ from longview.cluster.run.study import (
     results_of,
     this_machine,
 )
-from longview.monitoring.study import undecided
+from longview.monitoring.study import wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
 from longview.replay.errors import ReplayError
@@ -67,8 +67,8 @@ OUTPUT = "output.txt"
 class Tally:
     """Progress of a study within one look, first with its demonstrations, then with its cells."""
 
-    episodes: int
-    """Evaluation episodes of each cell and T_o at this look."""
+    look: str
+    """The look, such as `look 1 of 2, 50 episodes`: a later one may want more of some cells."""
     what: Literal["demonstrations", "cells"]
     """Kind of the runs that are counted."""
     done: int
@@ -80,7 +80,7 @@ class Tally:
     left: int
     """Runs that wait."""
     seconds_left: float | None
-    """Estimated time until all have ended, from the pace so far; None before the first has."""
+    """Estimated time until this look is done, from the pace so far; None before the first run has ended."""
 
 
 Tell = Callable[[Tally], None]
@@ -148,16 +148,18 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         site = Site(folder, url, address, room, study.at_once, study.retries)
         shared = demonstrations_of(cells)
         for look, episodes in enumerate(study.looks):
+            which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
+            lengths_of = wanted(results_of(study, cells, finished(file)), look)
             todo = {
                 cell.name: (cell, lengths)
-                for cell, lengths in _wanted(study, cells, finished(file), look).items()
-                if cell not in failed and not _taken(site, cell, episodes, lengths, file)
+                for cell, lengths in zip(cells, lengths_of, strict=True)
+                if lengths and cell not in failed and not _taken(site, cell, episodes, lengths, file)
             }
             needed = {
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
             collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
-            collected = _work(site, collecting, partial(Tally, episodes, "demonstrations"), tell)
+            collected = _work(site, collecting, partial(Tally, which, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
                 name: _job(site, cell, episodes, lengths, needed.get(name), file)
@@ -165,7 +167,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
                 if name not in needed or needed[name].name not in lacking
             }
             failed += [cell for name, (cell, _) in todo.items() if name not in ready]
-            for job, succeeded in _work(site, ready.values(), partial(Tally, episodes, "cells"), tell):
+            for job, succeeded in _work(site, ready.values(), partial(Tally, which, "cells"), tell):
                 if not succeeded:
                     failed.append(todo[job.run][0])
     return failed
@@ -202,29 +204,9 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _wanted(
-    study: Study, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]], look: int
-) -> dict[Cell, tuple[int, ...]]:
-    """Choose the context lengths at which each cell still lacks episodes of this look: all at the first look,
-    later those of points that are not decided."""
-    results = results_of(study, cells, rows)
-    still = undecided(results) if look else None
-    wanted = {}
-    for cell, found in zip(cells, results.cells, strict=True):
-        lengths = [
-            length
-            for length in cell.lengths
-            if found.rolled_out(length) < study.looks[look]
-            and (still is None or (found.place, found.method, length) in still)
-        ]
-        if lengths:
-            wanted[cell] = tuple(lengths)
-    return wanted
-
-
-def _collecting(site: Site, wanted: Iterable[Demonstrations]) -> Iterator[Job]:
+def _collecting(site: Site, needed: Iterable[Demonstrations]) -> Iterator[Job]:
     """Yield a job for all demonstrations that the study's Redis lacks."""
-    for each in wanted:
+    for each in needed:
         config = each.config
         with _store(site, each.name, config) as store:
             missing = store.missing(_demonstration_ids(config, config.actors.demonstrations or 0))

@@ -277,25 +277,25 @@ def operational_settings(config: RunConfig) -> list[str]:
     return [_typed(key, settings[key]) for key in sorted(wanted)]
 
 
-def estimated_core_hours(cell: Cell, episodes: int, cores: float) -> float:
+def estimated_core_hours(cell: Cell, episodes: int, cores: float, *, trained: bool = False) -> float:
     """Estimate the core-hours of a cell before any is measured. The estimate is rough, and only holds for
     networks of size `tiny` on CPUs.
 
     Args:
         cell: the cell.
-        episodes: evaluation episodes at each context length.
+        episodes: evaluation episodes at all context lengths together.
         cores: CPUs that the cell takes.
+        trained: whether its policy is trained already.
     """
     config, spec = cell.config, task_of(cell.config).spec
     cameras = CAMERA_FACTOR if config.actors.cameras.names else 1.0
-    training = STEP_SECONDS * config.learner.steps * config.learner.batch_size / 64 * cameras
-    steps = episodes * len(cell.lengths) * spec.max_steps
-    acting = ACTING_SECONDS * steps * cameras / min(config.actors.count, max(1.0, cores))
+    training = STEP_SECONDS * config.learner.steps * config.learner.batch_size / 64 * cameras * (not trained)
+    acting = ACTING_SECONDS * episodes * spec.max_steps * cameras / min(config.actors.count, max(1.0, cores))
     return (START_SECONDS + training + acting) * cores / 3600
 
 
 def core_hours(row: Mapping[str, Any]) -> float:
-    """Return the core-hours of a finished cell: the time of its run, times the CPUs that it had."""
+    """Return the core-hours of a cell so far: the time of its run, times the CPUs that it had."""
     return float(sum(row["minutes"].values()) * row["cores"] / 60)
 
 

@@ -16,7 +16,9 @@ from longview.monitoring.study import (
     pairs_at,
     points,
     undecided,
+    unfinished,
     verdicts,
+    wanted,
 )
 from longview.monitoring.study_report import write_study_report
 from longview.monitoring.success import wilson_interval
@@ -77,6 +79,15 @@ def test_a_decided_point_is_evaluated_no_further(found: Results) -> None:
     assert undecided(found) == {("", "joint", 8), ("", "joint (again)", 8)}
     half = results(*(each for each in found.cells if each.method != "joint"))
     assert undecided(half) == set()
+
+
+def test_a_cell_has_finished_when_no_look_wants_more_of_it(found: Results) -> None:
+    assert unfinished(found) == [(), (), (), ()]
+    same = row(T8="sw" * 25)
+    open_ = results(cell("long", (8,), same), cell("joint", (8,), same), cell("joint", (8,), None, seed=1))
+    assert [each.row is not None for each in open_.cells] == [True, True, False]
+    assert (wanted(open_, 0), wanted(open_, 1)) == ([(), (), (8,)], [(8,), (8,), (8,)])
+    assert unfinished(open_) == [(8,), (8,), (8,)], "the next look wants more of all"
 
 
 def test_the_control_arm_goes_on_as_long_as_its_method() -> None:

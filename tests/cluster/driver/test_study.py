@@ -27,7 +27,7 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     tallies: list[Tally] = []
 
     def tally(*counts: object) -> Tally:
-        return Tally(50, "cells", *counts)  # type: ignore[arg-type]
+        return Tally("look 1 of 1, 50 episodes", "cells", *counts)  # type: ignore[arg-type]
 
     ended = {
         each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)

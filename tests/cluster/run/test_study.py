@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from longview.cluster.commands.study import _show_plan
 from longview.cluster.run.config import ConfigError
 from longview.cluster.run.folder import append_row
 from longview.cluster.run.study import (
@@ -181,3 +182,29 @@ def test_a_cell_takes_a_cpu_for_each_role_but_no_more_than_there_are(study_file:
     assert asked_by(cell.config, {"CPU": 64.0}, None) == {"CPU": 3.0}
     assert asked_by(cell.config, {"CPU": 64.0, "GPU": 8.0}, "auto") == {"CPU": 3.0, "GPU": 1.0}
     assert 0 < estimated_core_hours(cell, 50, 2.0) < estimated_core_hours(cell, 200, 2.0) < 0.2
+    assert estimated_core_hours(cell, 50, 2.0, trained=True) < estimated_core_hours(cell, 50, 2.0)
+
+
+def test_a_dry_run_counts_what_later_looks_may_want(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _ = read_study(str(study_file), ["seeds=[0]", "axes.data_scale=[1]"])
+    cells, file = plan(study), tmp_path / "cells.jsonl"
+
+    def write(episodes: int) -> None:
+        for cell in cells:
+            counts = {"successes": 0, "completed": 0, "episodes": episodes}
+            row = {"settings": cell.settings, "success": {str(at): counts for at in cell.lengths}}
+            row["endings"] = {str(at): "f" * episodes for at in cell.lengths}
+            append_row(file, row | {"minutes": {"train": 1.0}, "cores": 2.0})
+
+    def said() -> str:
+        _show_plan(study, cells, file, None)
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert f"{len(cells)} cells, 0 finished and 0 begun; until the last look they take about 0." in said()
+    write(50)
+    assert f"0 finished and {len(cells)} begun" in (begun := said())
+    assert " 0.0 core-hours more" not in begun
+    write(200)
+    assert f"{len(cells)} finished and 0 begun; until the last look they take about 0.0" in said()
