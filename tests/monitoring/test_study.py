@@ -20,7 +20,7 @@ from longview.monitoring.study import (
     verdicts,
     wanted,
 )
-from longview.monitoring.study_report import write_study_report
+from longview.monitoring.study_report import Table, _draw, _style, as_latex, write_study_report
 from longview.monitoring.success import wilson_interval
 
 LOOKS = (50, 100, 200)
@@ -164,3 +164,33 @@ def test_a_study_without_a_finished_cell_has_a_report(tmp_path: Path) -> None:
     page = write_study_report(nothing, tmp_path)[0].read_text()
     assert "Nothing has been evaluated." in page
     assert undecided(nothing) == {("", "long", 8), ("", "joint", 8)}
+
+
+def test_every_arm_has_a_style_of_its_own_and_a_single_length_a_row(tmp_path: Path) -> None:
+    styles = [_style(index) for index in range(40)]
+    assert len({(each["color"], each["marker"], each["linestyle"]) for each in styles}) == 40
+    single = [cell(f"remedy {index}", (64,), row(T64="sf" * 25)) for index in range(16)]
+    several = [cell(f"curve {index}", (1, 8, 64), row(T1="f", T8="s", T64="s")) for index in range(6)]
+    here = {each.method: [each] for each in points(results(*several, *single)) if each.length == 64}
+    lines = {each.method: [p for p in points(results(each)) if p.method == each.method] for each in several}
+    file = tmp_path / "plot.png"
+    figure = _draw(here | lines, list(here | lines), file)
+    curves, rows = figure.axes
+    assert len(rows.get_yticklabels()) == 16
+    width, height = figure.get_size_inches() * figure.dpi
+    for box in (curves.get_legend().get_window_extent(), rows.get_tightbbox()):
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+
+
+@pytest.mark.parametrize(
+    ("name", "latex"),
+    [
+        ("a@b", "a@b"),
+        ("a\\b", "a\\textbackslash{}b"),
+        ("x^2~y", "x\\textasciicircum{}2\\textasciitilde{}y"),
+        ("T_o 8 & my_name {1}", "$T_o$ 8 \\& my\\_name \\{1\\}"),
+    ],
+)
+def test_names_stay_what_they_are_in_latex(name: str, latex: str) -> None:
+    assert f"\n{latex} \\\\\n" in as_latex(Table("", "", ["x"], [[name]]))
