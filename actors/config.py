@@ -184,7 +184,8 @@ class EvaluationConfig:
     `learner.policy.max_delay` a policy continues the actions of these steps. 0: the robot waits."""
     history: History = "own"
     """Control of what memory is worth: the past frames that the policy is shown. `own`: those of the episode;
-    `reversed`: the same in reverse order; `other`: those of another simulator's episode."""
+    `reversed`: the same in reverse order; `other`: those of the next episode, at the same step, which is
+    rolled out first and so doubles the time."""
 
     def __post_init__(self) -> None:
         if self.delay < 0:

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from longview.actors.config import NO_COLLECTION, CollectConfig
 from longview.actors.control import Control, Restorable, Takeover, needs_saving, plan
+from longview.actors.donors import Donor
 from longview.actors.task import Action, ActionError, Environment, Expert, Observation, Task
 from longview.replay.episode import (
     ACTION,
@@ -148,6 +149,8 @@ class Assignment:
     """Gate of a take-over, and its thresholds."""
     typical_steps: float = 0.0
     """Steps before which the gate `random` opens."""
+    donor: Donor | None = None
+    """Another episode, whose past the policy is shown at the same step. None: the episode's own past."""
 
 
 @dataclass(frozen=True)
@@ -374,11 +377,12 @@ def _ask(
     if policy is None or not asking:
         return lambda: None
     started = time.perf_counter()
+    frames, executed, reset = zip(*(_view(lane, task, context_length) for lane in asking), strict=True)
     arguments = (
         [lane.slot for lane in asking],
-        [{key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]} for lane in asking],
-        [np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape)) for lane in asking],
-        np.array([lane.decisions == 0 for lane in asking]),
+        list(frames),
+        list(executed),
+        np.array(reset),
         context_length,
         [_noise(lane, context_length) for lane in asking],
     )
@@ -389,6 +393,23 @@ def _ask(
         decision = partial(policy.act, *arguments, **told)
     clock.policy += time.perf_counter() - started
     return partial(_take, asking, decided, decision, clock)
+
+
+def _view(lane: _Lane, task: Task, context_length: int) -> tuple[dict[str, Array], Array, bool]:
+    """Return the frames and actions that the policy is told for its next decision, and whether it forgets
+    the ones before: the news of the episode, or all that it is shown of another episode's past."""
+    assert lane.assignment is not None
+    frames: dict[str, Array]
+    if lane.assignment.donor is not None:
+        frames, actions = lane.assignment.donor.view(lane.observation, lane.steps, context_length)
+        return (
+            frames,
+            np.empty((0, *task.spec.action.shape), np.float32) if actions is None else actions,
+            True,
+        )
+    frames = {key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]}
+    executed = np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape))
+    return frames, executed, lane.decisions == 0
 
 
 def _take(

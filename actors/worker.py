@@ -10,8 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from longview.actors.config import ActorsConfig, CollectConfig
+from longview.actors.config import ActorsConfig, CollectConfig, History
 from longview.actors.control import Control
+from longview.actors.donors import Donor
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, Recorder, rollout
 from longview.actors.task import Task, make_simulator
 from longview.monitoring.hub import Totals, encode_report
@@ -104,6 +105,9 @@ class Worker:
     """Sends a report to the hub."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """What is collected with a policy."""
+    history: History = "own"
+    """Past frames that a policy is shown in evaluations. `other` is this worker's part; `reversed` the
+    policy's."""
     incarnation: int = field(default_factory=time.time_ns)
     """Number of this start of the actor; higher after a restart."""
     totals: Totals = field(default_factory=Totals)
@@ -146,6 +150,7 @@ class Worker:
             for name in ("longview_staleness_max", "longview_staleness_mean"):
                 self.totals.set(name, newest_version - order.version)
         self._waited_for(held)
+        donors = self._donors(order, policy)
         before = replace(self._clock)
         endings, best_rewards = dict[int, str](), 0.0
         refusals: list[str] = []
@@ -153,7 +158,7 @@ class Worker:
         for end in rollout(
             self.task,
             self.envs,
-            self._assignments(order),
+            self._assignments(order, donors),
             policy=policy,
             context_length=order.context_length,
             record=self.store.writer if self.store is not None and order.purpose != "evaluation" else None,
@@ -196,7 +201,30 @@ class Worker:
         self._clock.waiting += max(0.0, now - self._idle_since - sum(held.values()))
         self._idle_since = now
 
-    def _assignments(self, order: Order) -> Iterator[Assignment]:
+    def _donors(self, order: Order, policy: Policy | None) -> dict[int, Donor]:
+        """Roll out the episodes whose past an evaluation shows in place of its own, by the index of the
+        episode that is shown it: the episode after it, as the same policy acts in it with its own history.
+
+        It follows from the indices, so that an episode ends alike however episodes are shared out.
+        """
+        if self.history != "other" or order.purpose != "evaluation" or policy is None:
+            return {}
+        donors = {index: Donor() for index in range(order.first, order.first + order.count)}
+        ends = rollout(
+            self.task,
+            self.envs,
+            self._assignments(replace(order, first=order.first + 1), {}),
+            policy=policy,
+            context_length=order.context_length,
+            record=lambda meta: donors[episode_index(meta.id) - 1],
+            clock=self._clock,
+            delay=order.delay,
+        )
+        deque(ends, maxlen=0)
+        return donors
+
+    def _assignments(self, order: Order, donors: Mapping[int, Donor]) -> Iterator[Assignment]:
+        """Yield the episodes of an order that are to be rolled out, each with the donor of its index."""
         control = self._control(order)
         indices = range(order.first, order.first + order.count)
         ids = {index: episode_id(order.purpose, self.task.spec.name, index) for index in indices}
@@ -222,6 +250,7 @@ class Worker:
                 noise=0.0 if order.purpose == "evaluation" else self.config.noise,
                 collect=self.collect,
                 typical_steps=order.typical_steps,
+                donor=donors.get(index),
             )
 
     def _control(self, order: Order) -> Control:

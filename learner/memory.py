@@ -25,9 +25,8 @@ Stored = Callable[[Integers, Integers], Mapping[str, Array]]
 Seen = Callable[[Integers, Integers], NDArray[np.bool_]]
 """Function of slots and steps of their episodes, in any shape, that tells which steps have a frame."""
 
-History = Literal["own", "reversed", "other"]
-"""Past frames that a policy is shown: those of the slot's episode, the same in reverse order, or those of the
-next slot's episode."""
+History = Literal["own", "reversed"]
+"""Past frames that a policy is shown: those of the slot's episode, or the same in reverse order."""
 
 ENCODED_AT_ONCE = 64
 """Frames encoded per call. More images overflow a CPU's caches and take longer each."""
@@ -118,32 +117,23 @@ class Tokens(Memory):
         step_BS = steps_B1 + np.arange(-known_B1.max(), 0)
         # Steps without a frame are masked, whatever token lies in their places; before an episode's first
         # step it is the token of that step.
-        slot_BS, step_BS = self._shown(np.broadcast_to(slot_B1, step_BS.shape), step_BS)
-        place_BS = slot_BS * self._longest + step_BS.clip(0) % self._longest
+        step_BS = self._shown(step_BS)
+        place_BS = slot_B1 * self._longest + step_BS.clip(0) % self._longest
         token_BSE = functional.embedding(self._policy.tensor(place_BS), self._tokens)
-        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_BS, step_BS), known_BTA, rngs)
+        return self._sample(token_BSE, (step_BS >= 0) & seen(slot_B1, step_BS), known_BTA, rngs)
 
-    def _shown(self, slot_BS: Integers, step_BS: Integers) -> tuple[Integers, Integers]:
-        """Return slots and steps of the frames that the policy is shown; a negative step is none.
+    def _shown(self, step_BS: Integers) -> Integers:
+        """Return the steps of the frames that the policy is shown; a negative step is none.
 
         Args:
-            slot_BS: slots of the contexts.
             step_BS: steps of the contexts, oldest first; the last is now.
         """
         if self._history == "own" or step_BS.shape[1] == 1:
-            return slot_BS, step_BS
-        slot_BS, step_BS, now_B1 = slot_BS.copy(), step_BS.copy(), step_BS[:, -1:]
-        past_BS = step_BS[:, :-1]
-        if self._history == "reversed":
-            oldest_B1 = past_BS.clip(0).min(axis=1, keepdims=True)
-            past_BS[:] = np.where(past_BS < 0, -1, oldest_B1 + now_B1 - 1 - past_BS)
-            return slot_BS, step_BS
-        slot_BS[:, :-1] = (slot_BS[:, :-1] + 1) % len(self._step)
-        newest_B1 = self._step.max(axis=1)[slot_BS[:, :1]]
-        past_BS += newest_B1 - now_B1
-        known_BS = self._step[slot_BS[:, :-1], past_BS % self._longest] == past_BS
-        past_BS[~known_BS] = -1
-        return slot_BS, step_BS
+            return step_BS
+        past_BP, now_B1 = step_BS[:, :-1], step_BS[:, -1:]
+        oldest_B1 = past_BP.clip(0).min(axis=1, keepdims=True)
+        reversed_BP = np.where(past_BP < 0, -1, oldest_B1 + now_B1 - 1 - past_BP)
+        return np.concatenate((reversed_BP, now_B1), axis=1)
 
     def _encode(
         self, slot_B1: Integers, steps_B1: Integers, wanted_B1: Integers, stored: Stored, seen: Seen

@@ -322,13 +322,26 @@ def _figure() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def empty_plots(count: int, height: float = 2.1, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
+def empty_plots(
+    count: int, height: float = 2.1, *, sharey: bool = False, heights: Sequence[float] = ()
+) -> "tuple[Figure, list[Axes]]":
     """Make a figure with empty plots, one above the other, narrow enough for a phone. It does not touch
-    pyplot's global state."""
+    pyplot's global state.
+
+    Args:
+        count: number of plots.
+        height: height of each in inches.
+        sharey: whether they have the y axis in common; the x axis they have.
+        heights: different heights in inches, of plots that have no axis in common.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, count * height), layout="constrained")
-    column = list(figure.subplots(count, 1, squeeze=False, sharex=True, sharey=sharey)[:, 0])
+    ratios = heights or [height] * count
+    figure = Figure(figsize=(5.6, sum(ratios)), layout="constrained")
+    grid = figure.subplots(
+        count, 1, squeeze=False, sharex=not heights, sharey=sharey, gridspec_kw={"height_ratios": ratios}
+    )
+    column = list(grid[:, 0])
     for axes in column:
         axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
         axes.set_axisbelow(True)

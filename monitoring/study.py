@@ -155,6 +155,31 @@ def undecided(results: Results) -> set[tuple[str, str, int]]:
     return open_ | (twins & every)
 
 
+def wanted(results: Results, look: int) -> list[tuple[int, ...]]:
+    """Choose, for each cell, the context lengths at which it lacks episodes of this look: all at the first
+    look, later those of points that are not decided."""
+    still = undecided(results) if look else None
+    return [
+        tuple(
+            length
+            for length in cell.lengths
+            if cell.rolled_out(length) < results.looks[look]
+            and (still is None or (cell.place, cell.method, length) in still)
+        )
+        for cell in results.cells
+    ]
+
+
+def unfinished(results: Results) -> list[tuple[int, ...]]:
+    """Choose, for each cell, the context lengths that some look still wants, or may want. A cell without any
+    has finished."""
+    first, last = wanted(results, 0), wanted(results, len(results.looks) - 1)
+    return [
+        tuple(length for length in cell.lengths if length in {*lacking, *open_})
+        for cell, lacking, open_ in zip(results.cells, first, last, strict=True)
+    ]
+
+
 def pairs_at(results: Results, comparison: Comparison, episodes: int) -> Pairs | None:
     """Count the pairs of a comparison in the first episodes of every seed.
 

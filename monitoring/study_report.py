@@ -2,18 +2,34 @@
 
 import csv
 import io
-import re
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longview.monitoring.comparison import ALPHA
 from longview.monitoring.report import DPI, embedded, empty_plots, templates
-from longview.monitoring.study import Point, Results, control, points, verdicts
+from longview.monitoring.study import Point, Results, control, points, unfinished, verdicts
 
-LATEX = {symbol: f"\\{symbol}" for symbol in "%&_#${}"} | {"–": "--", "−": "$-$"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LATEX = {symbol: f"\\{symbol}" for symbol in "%&_#${}"} | {
+    "\\": "\\textbackslash{}",
+    "^": "\\textasciicircum{}",
+    "~": "\\textasciitilde{}",
+    "<": "$<$",
+    ">": "$>$",
+    "–": "--",
+    "−": "$-$",
+}
 """LaTeX of characters that mean something else there."""
+COLOURS, MARKERS, LINES = 10, "osD^vPX*", ("-", "--", ":", "-.")
+"""Colours, markers and lines of the curves. Colour and marker change with every method, the line when the
+colours begin again."""
+LEGEND_COLUMNS = 2
+"""Methods side by side in the legend."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ def write_study_report(results: Results, folder: Path) -> list[Path]:
         .get_template("study.html")
         .render(
             results=results,
-            done=sum(cell.row is not None for cell in results.cells),
+            done=sum(not lengths for lengths in unfinished(results)),
             tables=tables,
             plots=curves(results, found, folder),
         ),
@@ -242,47 +258,92 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def curves(results: Results, found: Sequence[Point], folder: Path) -> dict[str, str]:
-    """Draw success over T_o, a line for each method, and return a PNG in base64 for each place.
+    """Draw the success of all methods, and return a PNG in base64 for each place: curves over T_o of the
+    methods that have several, above a row with an interval for each method that has one T_o alone.
 
     Args:
         results: the study's.
         found: its points.
         folder: where the PNGs are written, too.
     """
-    from matplotlib import colormaps
-
     methods = list(dict.fromkeys(cell.method for cell in results.cells))
     pictures = {}
     for number, place in enumerate(dict.fromkeys(point.place for point in found), start=1):
-        here = [point for point in found if point.place == place]
-        lengths = sorted({point.length for point in here})
-        figure, (axes,) = empty_plots(1, height=3.4)
-        for index, method in enumerate(methods):
-            line = sorted((point for point in here if point.method == method), key=lambda each: each.length)
-            shift = 0.3 * (index / max(1, len(methods) - 1) - 0.5)  # so that no interval hides another
-            at = [lengths.index(point.length) + shift for point in line]
-            shares = [point.counts.rates["success"].share for point in line]
-            reach = [
-                [abs(point.interval[side] - share) for point, share in zip(line, shares, strict=True)]
-                for side in (0, 1)
-            ]
-            style: dict[str, Any] = {
-                "color": colormaps["tab10"](index % 10),
-                "capsize": 3,
-                "markersize": 5,
-                "linewidth": 1.3,
-            }
-            if line:
-                axes.errorbar(at, shares, reach, fmt="o-", label=method, **style)
-        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-        axes.set_xlabel("context length $T_o$")
-        axes.set_ylabel("success")
-        axes.set_ylim(0, 1.04)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+        lines = {
+            method: sorted(
+                (point for point in found if (point.place, point.method) == (place, method)),
+                key=lambda point: point.length,
+            )
+            for method in methods
+        }
         file = folder / f"success-{number}.png"
-        figure.savefig(file, dpi=DPI)
+        _draw({method: line for method, line in lines.items() if line}, methods, file)
         pictures[place] = embedded(file)
     return pictures
+
+
+def _draw(lines: Mapping[str, Sequence[Point]], methods: Sequence[str], file: Path) -> "Figure":
+    """Draw the points of one place by method into a file. A method has the same style in every file."""
+    several = {method: line for method, line in lines.items() if len(line) > 1}
+    single = {method: line[0] for method, line in lines.items() if len(line) == 1}
+    legend = 0.2 * math.ceil(len(several) / LEGEND_COLUMNS)
+    heights = [3.0 + legend] * bool(several) + [0.7 + 0.26 * len(single)] * bool(single)
+    figure, plots = empty_plots(len(heights), heights=heights)
+    if several:
+        _draw_curves(plots[0], several, {method: _style(methods.index(method)) for method in several})
+    if single:
+        _draw_rows(plots[-1], single, {method: _style(methods.index(method)) for method in single})
+    figure.savefig(file, dpi=DPI)
+    return figure
+
+
+def _draw_curves(axes: Any, lines: Mapping[str, Sequence[Point]], styles: Mapping[str, Any]) -> None:
+    """Draw success over T_o, a line for each method, with the legend below."""
+    lengths = sorted({point.length for line in lines.values() for point in line})
+    for index, (method, line) in enumerate(lines.items()):
+        shift = 0.4 * (index / max(1, len(lines) - 1) - 0.5)  # so that no interval hides another
+        at = [lengths.index(point.length) + shift for point in line]
+        shares = [point.counts.rates["success"].share for point in line]
+        reach = list(zip(*map(_reach, line), strict=True))
+        axes.errorbar(at, shares, reach, label=method, linewidth=1.3, **styles[method])
+    axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+    axes.set_xlabel("context length $T_o$")
+    axes.set_ylabel("success")
+    axes.set_ylim(-0.03, 1.04)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": LEGEND_COLUMNS}
+    axes.legend(**below, frameon=False, fontsize="small", handlelength=3.2)
+
+
+def _draw_rows(axes: Any, rows: Mapping[str, Point], styles: Mapping[str, Any]) -> None:
+    """Draw a forest plot: for each method a row with its success and interval."""
+    for row, (method, point) in enumerate(rows.items()):
+        reach = [[side] for side in _reach(point)]
+        axes.errorbar(point.counts.rates["success"].share, row, xerr=reach, **styles[method])
+    names = [f"{method}, $T_o$ {point.length}" for method, point in rows.items()]
+    axes.set_yticks(range(len(rows)), names, fontsize="small")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.03, 1.04)
+    axes.set_xlabel("success")
+
+
+def _reach(point: Point) -> tuple[float, float]:
+    """Return how far the interval reaches below and above the success of a point."""
+    low, high = point.interval
+    share = point.counts.rates["success"].share
+    return max(0.0, share - low), max(0.0, high - share)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Return the style of a study's method, which no other has."""
+    from matplotlib import colormaps
+
+    return {
+        "color": colormaps["tab10"](index % COLOURS),
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index // COLOURS % len(LINES)],
+        "capsize": 2.5,
+        "markersize": 5,
+    }
 
 
 def as_markdown(table: Table) -> str:
@@ -358,5 +419,5 @@ def _line(cells: Iterable[str]) -> str:
 
 def _escaped(text: str) -> str:
     """Write a text for LaTeX; T_o becomes a formula."""
-    formulas = re.sub(r"T_o", "@", text)
-    return "".join(LATEX.get(symbol, symbol) for symbol in formulas).replace("@", "$T_o$").replace("<", "$<$")
+    parts = ("".join(LATEX.get(symbol, symbol) for symbol in part) for part in text.split("T_o"))
+    return "$T_o$".join(parts)

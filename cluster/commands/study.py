@@ -127,33 +127,46 @@ def _folder(study: "Study") -> Path:
 
 
 def _show_plan(study: "Study", planned: Sequence["Cell"], file: Path, address: str | None) -> None:
-    """Print the cells of a study, and the core-hours to expect. They follow from the study's finished cells,
-    if there are any: the estimates of the others are corrected by the same factor."""
-    from longview.cluster.run.study import asked_by, core_hours, estimated_core_hours, finished, this_machine
+    """Print the cells of a study, and the core-hours to expect until the last look. They follow from those
+    that the study has measured, if there are any: all estimates are corrected by the same factor."""
+    from longview.cluster.run.study import (
+        asked_by,
+        core_hours,
+        estimated_core_hours,
+        finished,
+        results_of,
+        this_machine,
+    )
     from longview.cluster.views.terminal import console
+    from longview.monitoring.study import unfinished
 
-    rows = finished(file)
-    cores = {cell: asked_by(cell.config, this_machine(), address)["CPU"] for cell in planned}
-    estimates = {cell: estimated_core_hours(cell, study.looks[-1], cores[cell]) for cell in planned}
-    measured = {cell: core_hours(rows[cell.settings]) for cell in planned if cell.settings in rows}
-    factor = sum(measured.values()) / sum(estimates[cell] for cell in measured) if measured else 1.0
+    results = results_of(study, planned, finished(file))
+    cores = [asked_by(cell.config, this_machine(), address)["CPU"] for cell in planned]
+    states, measured, so_far, left = list[str](), list[float](), list[float](), list[float]()
+    for cell, cpus, found, lengths in zip(planned, cores, results.cells, unfinished(results), strict=True):
+        begun, done = found.row is not None, sum(map(found.rolled_out, found.lengths))
+        lacking = sum(study.looks[-1] - found.rolled_out(length) for length in lengths)
+        states.append(("begun" if begun else "") if lengths else "finished")
+        measured.append(core_hours(found.row) if found.row is not None else 0.0)
+        so_far.append(estimated_core_hours(cell, done, cpus) if begun else 0.0)
+        left.append(estimated_core_hours(cell, lacking, cpus, trained=begun) if lengths else 0.0)
+    factor = sum(measured) / sum(so_far) if any(so_far) else 1.0
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     axes = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
     for axis in axes:
         table.add_column(axis.rpartition(".")[2])
-    for column in ("CPUs", "core-hours", ""):
+    for column in ("CPUs", "core-hours", "left", ""):
         table.add_column(column, justify="right")
-    for cell in planned:
-        hours, state = measured.get(cell, factor * estimates[cell]), "finished" if cell in measured else ""
+    for cell, cpus, spent, rest, state in zip(planned, cores, measured, left, states, strict=True):
         facts = (cell.facts.get(axis) for axis in axes)
         shown = ("" if fact is None else str(fact) for fact in facts)
-        table.add_row(*shown, f"{cores[cell]:g}", f"{hours:.2f}", state)
+        table.add_row(*shown, f"{cpus:g}", f"{spent:.2f}", f"{factor * rest:.2f}", state)
     console.print(table)
-    left = sum(factor * hours for cell, hours in estimates.items() if cell not in measured)
-    how = "as those have" if measured else "a rough estimate, for networks of size tiny on CPUs"
+    how = "as those so far have" if any(so_far) else "a rough estimate, for networks of size tiny on CPUs"
     console.print(
-        f"{study.name}: {len(planned)} cells, {len(measured)} of them in {file}; the others take about "
-        f"{left:.1f} core-hours ({how})",
+        f"{study.name}: {len(planned)} cells, {states.count('finished')} finished and "
+        f"{states.count('begun')} begun; until the last look they take about {factor * sum(left):.1f} "
+        f"core-hours more ({how}), less where an earlier look decides",
         soft_wrap=True,
     )
 
@@ -177,8 +190,10 @@ def _watching() -> "Iterator[Tell]":
             ended = tally.done + tally.failed
             news = f"{len(tally.running)} running, {tally.left} waiting"
             news += f", {tally.failed} failed" if tally.failed else ""
-            news += "" if tally.seconds_left is None else f", about {tally.seconds_left / 60:.0f} min left"
-            what = f"{tally.what}, {tally.episodes} episodes"
+            news += (
+                "" if tally.seconds_left is None else f", about {tally.seconds_left / 60:.0f} min left of it"
+            )
+            what = f"{tally.what} of {tally.look}"
             total = ended + len(tally.running) + tally.left
             bar.update(shown, description=what, completed=ended, total=total, news=news)
             state = what, ended, tally.running

@@ -43,12 +43,14 @@ from longview.cluster.run.study import (
     demonstration_count,
     demonstrations_of,
     finished,
+    operational_settings,
     results_of,
     this_machine,
 )
-from longview.monitoring.study import undecided
+from longview.monitoring.study import wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
+from longview.replay.errors import ReplayError
 from longview.replay.store import EpisodeStore, StoreAddress
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,8 @@ OUTPUT = "output.txt"
 class Tally:
     """Progress of a study within one look, first with its demonstrations, then with its cells."""
 
-    episodes: int
-    """Evaluation episodes of each cell and T_o at this look."""
+    look: str
+    """The look, such as `look 1 of 2, 50 episodes`: a later one may want more of some cells."""
     what: Literal["demonstrations", "cells"]
     """Kind of the runs that are counted."""
     done: int
@@ -78,7 +80,7 @@ class Tally:
     left: int
     """Runs that wait."""
     seconds_left: float | None
-    """Estimated time until all have ended, from the pace so far; None before the first has."""
+    """Estimated time until this look is done, from the pace so far; None before the first run has ended."""
 
 
 Tell = Callable[[Tally], None]
@@ -114,6 +116,9 @@ class Job:
     """Resources that the run takes."""
     prepare: Callable[[], object]
     """Work in this process before the job starts; it may be repeated."""
+    conclude: Callable[[], object] = lambda: None
+    """Work in this process after the job has ended well. It may be repeated, and raises where the job has not
+    done what it should."""
 
 
 def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
@@ -132,7 +137,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
     Raises:
         RunError: the study is under way in another process.
         ConfigError: the Ray cluster has no room for a cell.
-        StoreError, ServiceError: the study's Redis fails.
+        StoreError, ServiceError: the study's Redis cannot be started or reached.
     """
     folder, configured = (ROOT / study.name).absolute(), cells[0].config.replay.url
     failed: list[Cell] = []
@@ -143,27 +148,28 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         site = Site(folder, url, address, room, study.at_once, study.retries)
         shared = demonstrations_of(cells)
         for look, episodes in enumerate(study.looks):
+            which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
+            lengths_of = wanted(results_of(study, cells, finished(file)), look)
             todo = {
                 cell.name: (cell, lengths)
-                for cell, lengths in _wanted(study, cells, finished(file), look).items()
-                if cell not in failed and not _take(site, cell, episodes, lengths, file)
+                for cell, lengths in zip(cells, lengths_of, strict=True)
+                if lengths and cell not in failed and not _taken(site, cell, episodes, lengths, file)
             }
             needed = {
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
             collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
-            collected = _work(site, collecting, partial(Tally, episodes, "demonstrations"), tell)
+            collected = _work(site, collecting, partial(Tally, which, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
-                name: _job(site, cell, episodes, lengths, needed.get(name))
+                name: _job(site, cell, episodes, lengths, needed.get(name), file)
                 for name, (cell, lengths) in todo.items()
                 if name not in needed or needed[name].name not in lacking
             }
             failed += [cell for name, (cell, _) in todo.items() if name not in ready]
-            for job, succeeded in _work(site, ready.values(), partial(Tally, episodes, "cells"), tell):
-                cell, lengths = todo[job.run]
-                if not (succeeded and _take(site, cell, episodes, lengths, file)):
-                    failed.append(cell)
+            for job, succeeded in _work(site, ready.values(), partial(Tally, which, "cells"), tell):
+                if not succeeded:
+                    failed.append(todo[job.run][0])
     return failed
 
 
@@ -198,39 +204,28 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _wanted(
-    study: Study, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]], look: int
-) -> dict[Cell, tuple[int, ...]]:
-    """Choose the context lengths at which each cell still lacks episodes of this look: all at the first look,
-    later those of points that are not decided."""
-    results = results_of(study, cells, rows)
-    still = undecided(results) if look else None
-    wanted = {}
-    for cell, found in zip(cells, results.cells, strict=True):
-        lengths = [
-            length
-            for length in cell.lengths
-            if found.rolled_out(length) < study.looks[look]
-            and (still is None or (found.place, found.method, length) in still)
-        ]
-        if lengths:
-            wanted[cell] = tuple(lengths)
-    return wanted
-
-
-def _collecting(site: Site, wanted: Iterable[Demonstrations]) -> Iterator[Job]:
+def _collecting(site: Site, needed: Iterable[Demonstrations]) -> Iterator[Job]:
     """Yield a job for all demonstrations that the study's Redis lacks."""
-    for each in wanted:
+    for each in needed:
         config = each.config
         with _store(site, each.name, config) as store:
             missing = store.missing(_demonstration_ids(config, config.actors.demonstrations or 0))
         if missing:
             arguments = ("collect", config.task, "--resume", each.name, *_at_store(site))
             count = f"actors.demonstrations={config.actors.demonstrations}"
-            yield Job(each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config))
+            yield Job(
+                each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config), lambda: None
+            )
 
 
-def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: Demonstrations | None) -> Job:
+def _job(
+    site: Site,
+    cell: Cell,
+    episodes: int,
+    lengths: Sequence[int],
+    shared: Demonstrations | None,
+    file: Path,
+) -> Job:
     """Make the job of a cell.
 
     Args:
@@ -239,10 +234,13 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
         episodes: evaluation episodes at each context length.
         lengths: context lengths to evaluate.
         shared: demonstrations to start from; None: the run has its own.
+        file: file of the finished cells.
     """
     config = replace(cell.config, name=cell.name)
     extent = f"evaluation.final_episodes={episodes}", f"evaluation.context_lengths={list(lengths)}"
     where = () if site.address is None else ("--address", site.address)
+    # A run that was begun earlier has the settings of then.
+    now = operational_settings(config)
 
     def prepare() -> None:
         _folder_of(site, config)
@@ -251,9 +249,10 @@ def _job(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], shared: 
 
     return Job(
         cell.name,
-        ("launch", "--resume", cell.name, *where, *extent, *_at_store(site)),
+        ("launch", "--resume", cell.name, *where, *now, *extent, *_at_store(site)),
         asked_by(cell.config, site.room, site.address),
         prepare,
+        partial(_take, site, cell, episodes, lengths, file),
     )
 
 
@@ -311,25 +310,42 @@ def _work(
     attempts, started, done, failed = Counter[str](), time.monotonic(), 0, 0
     try:
         while waiting or running:
+            over = list[tuple[Job, str | None]]()
             while waiting and _fits(site, waiting[0], running.values()):
                 job = waiting.popleft()
-                job.prepare()
                 attempts[job.run] += 1
-                running[_start(site, job)] = job
+                if (wrong := _fault(job.prepare)) is None:
+                    running[_start(site, job)] = job
+                else:
+                    over.append((job, wrong))
             for process in [process for process in running if process.poll() is not None]:
                 job = running.pop(process)
-                if process.returncode and attempts[job.run] <= site.retries:
-                    log.warning("%s ended with %d, and is run again", job.run, process.returncode)
-                    waiting.append(job)
-                    continue
-                done, failed = done + (not process.returncode), failed + bool(process.returncode)
-                yield job, not process.returncode
+                code = process.returncode
+                over.append((job, f"exit code {code}" if code else _fault(job.conclude)))
+            for job, wrong in over:
+                if wrong is not None:
+                    again = attempts[job.run] <= site.retries
+                    log.warning("%s failed%s: %s", job.run, ", and is run again" if again else "", wrong)
+                    if again:
+                        waiting.append(job)
+                        continue
+                done, failed = done + (wrong is None), failed + (wrong is not None)
+                yield job, wrong is None
             ended, left = done + failed, len(waiting) + len(running)
             pace = (time.monotonic() - started) / ended * left if ended else None
             tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
             time.sleep(TICK_SECONDS)
     finally:
         _stop(running)
+
+
+def _fault(work: Callable[[], object]) -> str | None:
+    """Do a job's work in this process, and return what went wrong; None if nothing did."""
+    try:
+        work()
+    except (RunError, ReplayError, OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
@@ -364,19 +380,28 @@ def _stop(running: Mapping[subprocess.Popen[bytes], Job]) -> None:
             process.kill()
 
 
-def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
+def _taken(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
+    """Write down the results of a cell whose run an earlier process has finished; false if there are none."""
+    return _fault(partial(_take, site, cell, episodes, lengths, file)) is None
+
+
+def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> None:
     """Write down the results of a cell whose run has finished, and free its episodes in the study's Redis.
 
-    Returns:
-        Whether the run has finished, with so many episodes at all of these context lengths.
+    Raises:
+        RunError: the run has not finished, or lacks episodes at one of these context lengths.
     """
     run = Run(site.folder / cell.name)
     summary = json.loads(_text(run.path / "summary.json") or "{}")
     version = summary.get("policy_version")
     found = {each.context_length: each for each in run.evaluations() if each.version == version}
-    enough = all(length in found and found[length].rolled_out >= episodes for length in lengths)
-    if summary.get("status") != "finished" or not enough:
-        return False
+    if (status := summary.get("status", "not begun")) != "finished":
+        raise RunError(f"expected a finished run, but run {cell.name} is {status}: see its {OUTPUT}")
+    lacking = [at for at in lengths if at not in found or found[at].rolled_out < episodes]
+    if lacking:
+        raise RunError(
+            f"run {cell.name} has fewer than {episodes} episodes at T_o {lacking}: see its {OUTPUT}"
+        )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
     minutes = Counter(before["minutes"])
     minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
@@ -391,10 +416,16 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         "machine": machine(),
     }
     append_row(file, row, sync=True)
+    # The results are safe: what goes wrong now is no reason to run the cell again.
+    if (wrong := _fault(partial(_free, site, cell))) is not None:
+        log.warning("%s: its episodes stay in the study's Redis: %s", cell.name, wrong)
+
+
+def _free(site: Site, cell: Cell) -> None:
+    """Remove a cell's episodes from the study's Redis."""
     with _store(site, cell.name, cell.config) as store:
         for task in store.tasks():
             store.forget(task, with_episodes=True)
-    return True
 
 
 def _text(file: Path) -> str:

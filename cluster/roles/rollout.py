@@ -41,6 +41,7 @@ class RolloutActor:
             name=name,
             store=None if store is None else store.connect(config.replay),
             report=Heartbeat().send if store is not None else lambda _: None,
+            history=self._history,
         )
 
     # Without retries the call would fail at once while the actor restarts.
@@ -96,6 +97,9 @@ class RolloutActor:
 
         torch.set_num_threads(1)
         self._session = PolicySession(
-            policy_from_bytes(weights, self._device), self._simulators, history=self._history
+            policy_from_bytes(weights, self._device),
+            self._simulators,
+            # The history of another episode is the worker's to show.
+            history="reversed" if self._history == "reversed" else "own",
         )
         self._version = version

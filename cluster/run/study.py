@@ -8,10 +8,11 @@ seeds         each method is trained once for every seed
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from longview.cluster.run.config import (
     ConfigError,
     RunConfig,
     every_key,
+    plain,
     preset_file,
     read_config,
     read_yaml,
@@ -189,12 +191,14 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Path]:
     if not file.exists():
         raise ConfigError(f"no study {name}: give a YAML file, or one of {', '.join(known)}")
     given = {key: value for key, value in read_yaml(file).items() if value is not None}
-    tree: dict[str, Any] = {"name": file.stem, "settings": {}, "axes": {}} | given
+    tree: dict[str, Any] = {"name": file.stem, "settings": {}, "axes": {}, "methods": {}} | given
     if unknown := tree.keys() - (keys := _names(Study)):
         raise unknown_key(min(unknown), keys)
+    _refuse_damaged(tree)
     for override in overrides:
         _override(tree, override)
-    tree["methods"] = {method: body or {} for method, body in tree.get("methods", {}).items()}
+    _refuse_damaged(tree)
+    tree["methods"] = {method: body or {} for method, body in tree["methods"].items()}
     for method, body in tree["methods"].items():
         if isinstance(body, dict) and (unknown := body.keys() - (keys := _names(Method))):
             wrong = unknown_key(min(unknown), keys)
@@ -267,25 +271,34 @@ def asked_by(config: RunConfig, room: Mapping[str, float], address: str | None) 
     return {"CPU": min(room["CPU"], resources_of_run(config, 0.0)["CPU"])}
 
 
-def estimated_core_hours(cell: Cell, episodes: int, cores: float) -> float:
+def operational_settings(config: RunConfig) -> list[str]:
+    """Return the settings of a config that no result follows from, as `key=value`, without those that a study
+    gives each run: a resumed cell takes them as they are now."""
+    given = ("name", "replay.url", "evaluation.final_episodes")
+    settings = dict(_flat(plain(asdict(config))))
+    wanted = settings.keys() - _without(settings, OPERATIONAL).keys() - set(given)
+    return [_typed(key, settings[key]) for key in sorted(wanted)]
+
+
+def estimated_core_hours(cell: Cell, episodes: int, cores: float, *, trained: bool = False) -> float:
     """Estimate the core-hours of a cell before any is measured. The estimate is rough, and only holds for
     networks of size `tiny` on CPUs.
 
     Args:
         cell: the cell.
-        episodes: evaluation episodes at each context length.
+        episodes: evaluation episodes at all context lengths together.
         cores: CPUs that the cell takes.
+        trained: whether its policy is trained already.
     """
     config, spec = cell.config, task_of(cell.config).spec
     cameras = CAMERA_FACTOR if config.actors.cameras.names else 1.0
-    training = STEP_SECONDS * config.learner.steps * config.learner.batch_size / 64 * cameras
-    steps = episodes * len(cell.lengths) * spec.max_steps
-    acting = ACTING_SECONDS * steps * cameras / min(config.actors.count, max(1.0, cores))
+    training = STEP_SECONDS * config.learner.steps * config.learner.batch_size / 64 * cameras * (not trained)
+    acting = ACTING_SECONDS * episodes * spec.max_steps * cameras / min(config.actors.count, max(1.0, cores))
     return (START_SECONDS + training + acting) * cores / 3600
 
 
 def core_hours(row: Mapping[str, Any]) -> float:
-    """Return the core-hours of a finished cell: the time of its run, times the CPUs that it had."""
+    """Return the core-hours of a cell so far: the time of its run, times the CPUs that it had."""
     return float(sum(row["minutes"].values()) * row["cores"] / 60)
 
 
@@ -322,7 +335,10 @@ def _cells(study: Study, place: Mapping[str, Any], seed: int) -> Iterator[Cell]:
     """Make the cells of all methods at a place of the grid, with one seed."""
     given = {**study.settings, **place, "seed": seed}
     task, scale = given.pop("task", RunConfig.task), given.pop(DATA_SCALE, None)
-    base = _config(task, given, ", ".join(f"{key}={value}" for key, value in place.items()) or "settings")
+    where = ", ".join(f"{key}={value}" for key, value in place.items()) or "settings"
+    if scale is not None and (not isinstance(scale, int | float) or not 0 < scale < math.inf):
+        raise ConfigError(f"{where}: {DATA_SCALE} must be a number above 0, not {scale!r}")
+    base = _config(task, given, where)
     spec, preset = task_of(base).spec, _preset(task)
     if scale is not None:
         given["actors.demonstrations"] = max(1, round(scale * base.demonstration_count(spec)))
@@ -439,6 +455,15 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if axis not in tree["axes"]:
             raise unknown_key(key, [f"axes.{name}" for name in tree["axes"]])
         tree["axes"][axis] = value
+    elif key == "methods":
+        known = list(tree["methods"])
+        if not isinstance(value, list) or not value:
+            raise ConfigError(
+                f"expected a list of names, as in methods=[{', '.join(known[:2])}], not {text!r}"
+            )
+        if unknown := [name for name in value if name not in known]:
+            raise unknown_key(f"methods.{unknown[0]}", [f"methods.{name}" for name in known])
+        tree["methods"] = {name: body for name, body in tree["methods"].items() if name in value}
     elif key in ("seeds", "baseline", "control", "looks", "retries", "at_once"):
         tree[key] = value
     elif key in tree["axes"]:
@@ -447,20 +472,57 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree["settings"][key] = value
 
 
-def _refuse_misplaced(study: Study) -> None:
-    """Refuse settings that would replace a whole section of a task's own settings, or that the study makes.
+def _refuse_damaged(tree: Mapping[str, Any]) -> None:
+    """Refuse what YAML reads as something else than a study's parts, before anybody relies on them.
 
     Raises:
-        ConfigError: a key has keys below it, or the study has a key of its own in its place.
+        ConfigError: a part that has names is none, an axis has no list of values, or a value is a date or
+            another type that no config has.
+    """
+    for key in ("settings", "axes", "methods"):
+        if not isinstance(tree[key], dict):
+            raise ConfigError(f"{key} must be names and what belongs to each, not {tree[key]!r}")
+    for axis, values in tree["axes"].items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"axes.{axis} must be a list of at least one value, not {values!r}")
+    for where, value in _leaves(tree, ""):
+        if not isinstance(value, str | int | float | None):
+            raise ConfigError(f"{where}: YAML reads {value} as a {type(value).__name__}: write it in quotes")
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value below names and lists, and where it is."""
+    if isinstance(value, dict | list):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(below, f"{where}.{key}" if where else str(key))
+    else:
+        yield where, value
+
+
+def _refuse_misplaced(study: Study) -> None:
+    """Refuse settings that would replace a whole section of a task's own settings, that the study makes, or
+    that no cell would use.
+
+    Raises:
+        ConfigError: a key has keys below it, the study has a key of its own in its place, or the same key
+            comes again later.
     """
     own = {"seed": "seeds", "name": "name", "evaluation.final_episodes": "looks"}
-    named = {f"methods.{name}.settings": method.settings for name, method in study.methods.items()}
-    for where, settings in {"settings": study.settings, "axes": study.axes, **named}.items():
+    methods = {f"methods.{name}.settings": method.settings for name, method in study.methods.items()}
+    places = {f"places.{index}": place for index, place in enumerate(study.places)}
+    for where, settings in {"settings": study.settings, "axes": study.axes, **places, **methods}.items():
         for key in settings:
             if key in SECTIONS:
                 raise ConfigError(f"{where}: {key} is a section: write its keys with dots, as in {key}.KEY")
             if key in own:
                 raise ConfigError(f"{where}: {key} follows from the study's own key {own[key]}")
+            if key == "task" and where in methods:
+                raise ConfigError(f"{where}: task is no setting of a method: give it in settings or axes")
+    for key in study.settings:
+        if all(key in place for place in study.places or [study.axes]):
+            raise ConfigError(f"settings: {key} has no effect: every place gives its own")
+        if all(key in settings for settings in methods.values()):
+            raise ConfigError(f"settings: {key} has no effect: every method gives its own")
 
 
 def _value(axis: str, value: Any) -> str:

@@ -513,20 +513,3 @@ def test_a_control_shows_the_history_in_reverse_order(
         order = [*range(length - 2, first - 1, -1), length - 1]
         shown.append({key: rows[order] for key, rows in reversed_play.history(slot).items()})
     np.testing.assert_allclose(found, expected(policy, shown, 8), rtol=0, atol=1e-5)
-
-
-def test_a_control_shows_the_history_of_another_episode(
-    policy: DiffusionPolicy, returning: list[Episode]
-) -> None:
-    play = Play(PolicySession(policy, 3, history="other"), returning[:3])
-    play.act([0, 1, 2], [1, 1, 1], [True, True, True], 8)
-    found = play.act([0, 1, 2], [9, 9, 9], [False, False, False], 8)
-    shown = []
-    for slot, other in ((0, 1), (1, 2), (2, 0)):
-        own, theirs = play.history(slot), play.history(other)
-        shown.append({key: np.concatenate((theirs[key][2:9], own[key][9:])) for key in own})
-    np.testing.assert_allclose(found, expected(policy, shown, 8), rtol=0, atol=1e-5)
-    alone = Play(PolicySession(policy, 3, history="other"), returning[:3])
-    alone.act([0], [10], [True], 8)
-    decided = alone.act([0], [1], [False], 1)
-    assert np.isfinite(decided).all(), "nobody else has a history: all of it is missing"

@@ -16,9 +16,11 @@ from longview.monitoring.study import (
     pairs_at,
     points,
     undecided,
+    unfinished,
     verdicts,
+    wanted,
 )
-from longview.monitoring.study_report import write_study_report
+from longview.monitoring.study_report import Table, _draw, _style, as_latex, write_study_report
 from longview.monitoring.success import wilson_interval
 
 LOOKS = (50, 100, 200)
@@ -77,6 +79,15 @@ def test_a_decided_point_is_evaluated_no_further(found: Results) -> None:
     assert undecided(found) == {("", "joint", 8), ("", "joint (again)", 8)}
     half = results(*(each for each in found.cells if each.method != "joint"))
     assert undecided(half) == set()
+
+
+def test_a_cell_has_finished_when_no_look_wants_more_of_it(found: Results) -> None:
+    assert unfinished(found) == [(), (), (), ()]
+    same = row(T8="sw" * 25)
+    open_ = results(cell("long", (8,), same), cell("joint", (8,), same), cell("joint", (8,), None, seed=1))
+    assert [each.row is not None for each in open_.cells] == [True, True, False]
+    assert (wanted(open_, 0), wanted(open_, 1)) == ([(), (), (8,)], [(8,), (8,), (8,)])
+    assert unfinished(open_) == [(8,), (8,), (8,)], "the next look wants more of all"
 
 
 def test_the_control_arm_goes_on_as_long_as_its_method() -> None:
@@ -153,3 +164,33 @@ def test_a_study_without_a_finished_cell_has_a_report(tmp_path: Path) -> None:
     page = write_study_report(nothing, tmp_path)[0].read_text()
     assert "Nothing has been evaluated." in page
     assert undecided(nothing) == {("", "long", 8), ("", "joint", 8)}
+
+
+def test_every_arm_has_a_style_of_its_own_and_a_single_length_a_row(tmp_path: Path) -> None:
+    styles = [_style(index) for index in range(40)]
+    assert len({(each["color"], each["marker"], each["linestyle"]) for each in styles}) == 40
+    single = [cell(f"remedy {index}", (64,), row(T64="sf" * 25)) for index in range(16)]
+    several = [cell(f"curve {index}", (1, 8, 64), row(T1="f", T8="s", T64="s")) for index in range(6)]
+    here = {each.method: [each] for each in points(results(*several, *single)) if each.length == 64}
+    lines = {each.method: [p for p in points(results(each)) if p.method == each.method] for each in several}
+    file = tmp_path / "plot.png"
+    figure = _draw(here | lines, list(here | lines), file)
+    curves, rows = figure.axes
+    assert len(rows.get_yticklabels()) == 16
+    width, height = figure.get_size_inches() * figure.dpi
+    for box in (curves.get_legend().get_window_extent(), rows.get_tightbbox()):
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+
+
+@pytest.mark.parametrize(
+    ("name", "latex"),
+    [
+        ("a@b", "a@b"),
+        ("a\\b", "a\\textbackslash{}b"),
+        ("x^2~y", "x\\textasciicircum{}2\\textasciitilde{}y"),
+        ("T_o 8 & my_name {1}", "$T_o$ 8 \\& my\\_name \\{1\\}"),
+    ],
+)
+def test_names_stay_what_they_are_in_latex(name: str, latex: str) -> None:
+    assert f"\n{latex} \\\\\n" in as_latex(Table("", "", ["x"], [[name]]))

@@ -1,13 +1,16 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longview.cluster.driver import study as studying
-from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _work
-from longview.cluster.run.folder import RunError
+from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _job, _take, _work
+from longview.cluster.run.folder import RunError, create_run
+from longview.cluster.run.study import Cell, plan, read_study
+from longview.replay.errors import StoreError
 
 
 def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: int = 1) -> Site:
@@ -15,7 +18,7 @@ def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: i
 
 
 def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
-    return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True))
+    return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True), lambda: None)
 
 
 def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
@@ -24,7 +27,7 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     tallies: list[Tally] = []
 
     def tally(*counts: object) -> Tally:
-        return Tally(50, "cells", *counts)  # type: ignore[arg-type]
+        return Tally("look 1 of 1, 50 episodes", "cells", *counts)  # type: ignore[arg-type]
 
     ended = {
         each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)
@@ -34,6 +37,35 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     assert printed.count("unknown key nothing") == 2, "it was run again once"
     assert max(len(each.running) for each in tallies) == 2
     assert (tallies[-1].done, tallies[-1].failed, tallies[-1].left) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "error", [RunError("run is under way"), StoreError("no answer"), OSError("disk full")]
+)
+@pytest.mark.parametrize("part", ["prepare", "conclude"])
+def test_an_error_of_a_job_in_this_process_fails_that_job_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str, error: Exception
+) -> None:
+    tried = []
+
+    def fail() -> None:
+        tried.append(error)
+        raise error
+
+    good, bad = (job(tmp_path, name, "config", "return_point") for name in ("good", "bad"))
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+    jobs = [replace(bad, **{part: fail}), good]
+    ended = _work(site(tmp_path), jobs, lambda *counts: counts, lambda _: None)  # type: ignore[arg-type, return-value]
+    assert {each.run: succeeded for each, succeeded in ended} == {"good": True, "bad": False}
+    assert len(tried) == 2, "it was run again once"
+    assert str(error) in caplog.text
+
+
+def test_a_cell_whose_process_ended_without_results_is_not_taken(tmp_path: Path) -> None:
+    cell = quick_cells()[0]
+    with pytest.raises(RunError, match=r"expected a finished run, but run .* is not begun"):
+        _take(site(tmp_path), cell, 50, [1], tmp_path / "cells.jsonl")
 
 
 def test_processes_end_with_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +111,28 @@ def test_a_study_works_in_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with _alone(tmp_path / "mine"):
         pass
+
+
+def quick_cells(*overrides: str) -> list[Cell]:
+    return plan(read_study("quick", overrides)[0])
+
+
+def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: Path) -> None:
+    first = quick_cells("actors.count=8", "inference.servers=2", "monitoring.host=0.0.0.0")[0]
+    run = create_run(replace(first.config, name=first.name), tmp_path)
+    present = quick_cells("actors.count=1", "placement.actor={actor: 1}")[0]
+    assert present.name == first.name, "these settings are in no hash"
+    command, resume, name, *settings = _job(
+        site(tmp_path), present, 50, [1], None, tmp_path / "cells"
+    ).arguments
+    assert (command, resume, name) == ("launch", "--resume", first.name)
+    run.unlock()
+    config = run.configured(setting for setting in settings if not setting.startswith("replay.url"))
+    expected = present.config
+    assert (config.actors, config.inference, config.monitoring, config.placement) == (
+        expected.actors,
+        expected.inference,
+        expected.monitoring,
+        expected.placement,
+    )
+    assert (config.evaluation.final_episodes, config.evaluation.context_lengths) == (50, (1,))

@@ -1,5 +1,6 @@
 """Tests of study files: what is refused, and which cells are planned."""
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from longview.cluster.commands.study import _show_plan
 from longview.cluster.run.config import ConfigError
 from longview.cluster.run.folder import append_row
 from longview.cluster.run.study import (
@@ -104,7 +106,7 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"axis": {}}, "unknown key axis; did you mean axes?"),
         ({"methods": {"a": {"learner.steps": 3}}}, "methods.a: unknown key learner.steps"),
         ({"methods": {"a": {"trained": "some"}}}, "methods.a.trained"),
-        ({"methods": {"a": {"settings": {"learner.steps": 0}}}, "control": None}, "methods.a: learner"),
+        ({"methods": {"a": {"settings": {"learners": 0}}}, "control": None}, "methods.a: learners"),
         ({"methods": {}}, "methods must name at least one method"),
         ({"methods": {"a": {}, "b": {}}, "control": None}, "two cells have the same settings"),
         ({"baseline": "nothing"}, "baseline must be one of each, together, not 'nothing'"),
@@ -114,6 +116,27 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"axes": {"task": ["push_t"]}, "settings": {}}, "task push_t has no expert"),
         ({"places": [{}]}, "axes and places exclude each other"),
+        ({"methods": ["a", "b"]}, "methods must be names and what belongs to each, not ['a', 'b']"),
+        ({"settings": ["a"]}, "settings must be names"),
+        ({"axes": {"data_scale": []}}, "axes.data_scale must be a list of at least one value, not []"),
+        ({"axes": {"data_scale": 2}}, "axes.data_scale must be a list of at least one value, not 2"),
+        ({"axes": {"data_scale": ["x"]}}, "data_scale=x: data_scale must be a number above 0, not 'x'"),
+        ({"axes": {"data_scale": [-1]}}, "data_scale must be a number above 0, not -1"),
+        ({"axes": {"data_scale": [0]}}, "data_scale must be a number above 0, not 0"),
+        (
+            {"settings": {"learner.start_from": datetime.date(2026, 1, 2)}},
+            "settings.learner.start_from: YAML reads 2026-01-02 as a date: write it in quotes",
+        ),
+        ({"axes": {}, "places": [{"seed": 7}]}, "places.0: seed follows from the study's own key seeds"),
+        ({"axes": {}, "places": [{}, {"evaluation.final_episodes": 9}]}, "places.1: evaluation.final_epi"),
+        ({"axes": {}, "places": [{"learner": {"steps": 3}}]}, "places.0: learner is a section"),
+        ({"axes": {}, "places": [{"learner.steps": 3}]}, "learner.steps has no effect: every place"),
+        ({"axes": {"learner.steps": [3]}}, "settings: learner.steps has no effect: every place gives"),
+        (
+            {"methods": {"a": {"settings": {"learner.steps": 3}}}, "control": None},
+            "settings: learner.steps has no effect: every method gives its own",
+        ),
+        ({"methods": {"a": {"settings": {"task": "lift"}}}, "control": None}, "task is no setting of a"),
     ],
 )
 def test_a_wrong_study_is_refused_before_anything_starts(
@@ -123,6 +146,34 @@ def test_a_wrong_study_is_refused_before_anything_starts(
     with pytest.raises(ConfigError) as raised:
         planned(study_file)
     assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("methods=together", "expected a list of names, as in methods=[each, together], not 'together'"),
+        ("methods=[tgether]", "unknown key methods.tgether; did you mean methods.together?"),
+        ("methods=[each]", "control must be one of each, not 'together'"),
+        ("axes.data_scale=[]", "axes.data_scale must be a list of at least one value, not []"),
+        ("seeds=[2026-01-02]", "seeds.0: YAML reads 2026-01-02 as a date"),
+        ("seed=3", "settings: seed follows from the study's own key seeds"),
+        ("learner.curriculum={kind: fixed}", "learner.curriculum is a section"),
+    ],
+)
+def test_a_wrong_override_is_refused(study_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_study(str(study_file), [override])
+    assert message in str(raised.value)
+
+
+def test_methods_are_chosen_by_name(study_file: Path) -> None:
+    assert {cell.method for cell in planned(study_file, "methods=[together]", "seeds=[0]")} == {
+        "together",
+        "together (again)",
+    }
+    both, _ = read_study(str(study_file), ["methods=[together, each]"])
+    assert both.reference == "each", "the file's order stays"
 
 
 def test_an_override_sets_a_key_of_the_study_an_axis_or_a_setting(study_file: Path) -> None:
@@ -181,3 +232,29 @@ def test_a_cell_takes_a_cpu_for_each_role_but_no_more_than_there_are(study_file:
     assert asked_by(cell.config, {"CPU": 64.0}, None) == {"CPU": 3.0}
     assert asked_by(cell.config, {"CPU": 64.0, "GPU": 8.0}, "auto") == {"CPU": 3.0, "GPU": 1.0}
     assert 0 < estimated_core_hours(cell, 50, 2.0) < estimated_core_hours(cell, 200, 2.0) < 0.2
+    assert estimated_core_hours(cell, 50, 2.0, trained=True) < estimated_core_hours(cell, 50, 2.0)
+
+
+def test_a_dry_run_counts_what_later_looks_may_want(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _ = read_study(str(study_file), ["seeds=[0]", "axes.data_scale=[1]"])
+    cells, file = plan(study), tmp_path / "cells.jsonl"
+
+    def write(episodes: int) -> None:
+        for cell in cells:
+            counts = {"successes": 0, "completed": 0, "episodes": episodes}
+            row = {"settings": cell.settings, "success": {str(at): counts for at in cell.lengths}}
+            row["endings"] = {str(at): "f" * episodes for at in cell.lengths}
+            append_row(file, row | {"minutes": {"train": 1.0}, "cores": 2.0})
+
+    def said() -> str:
+        _show_plan(study, cells, file, None)
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert f"{len(cells)} cells, 0 finished and 0 begun; until the last look they take about 0." in said()
+    write(50)
+    assert f"0 finished and {len(cells)} begun" in (begun := said())
+    assert " 0.0 core-hours more" not in begun
+    write(200)
+    assert f"{len(cells)} finished and 0 begun; until the last look they take about 0.0" in said()
