@@ -123,6 +123,9 @@ def new_config(
             raise ConfigError("replay.url cannot be set beside --url, which says where the episodes are")
     given = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
     if url is None:
+        places = [Path(path).resolve() for path in datasets]
+        if twice := sorted({str(path) for path in places if places.count(path) > 1}):
+            raise ConfigError(f"{', '.join(twice)} is given more than once: give each data set once")
         data = replace(data, paths=tuple(str(Path(path).absolute()) for path in datasets))
         spec, lengths = _look_at_files(data, task)
     else:

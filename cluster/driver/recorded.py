@@ -20,7 +20,7 @@ from longview.cluster.driver.totals import totals_of
 from longview.cluster.roles.rank import Demonstrations, share_out_recorded, train_rank, whole
 from longview.cluster.run.config import DataConfig, RunConfig, task_of, without_password
 from longview.cluster.run.ending import RunFailed, ending
-from longview.cluster.run.folder import IMPORT, Run, store_of, write_atomically
+from longview.cluster.run.folder import HELD_OUT, IMPORT, Run, store_of, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.sizing import device
 from longview.cluster.views.terminal import console, show_account
@@ -85,7 +85,7 @@ def open_recorded(path: Path, data: DataConfig, task: str, spec: TaskSpec | None
 
 
 def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
-    config, run, spec = progress.config, progress.run, progress.spec
+    config, run = progress.config, progress.run
     with ExitStack() as services:
         address = services.enter_context(store_of(run, config.replay))
         if config.data.namespace is not None:
@@ -98,7 +98,7 @@ def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
             if config.data.namespace is None:
                 store.claim(run.origin.owner)
                 _import(progress, store, show)
-            demonstrations = share_out_recorded(store, spec, config.learner.validation_episodes)
+            demonstrations = _share_out(progress, store)
             progress.enter("train")
             if needs_ray(config, cluster):
                 from longview.cluster.driver.recorded_ranks import train_on_ray
@@ -124,13 +124,28 @@ def _import(progress: RunProgress, store: EpisodeStore, show: Show) -> None:
     accounts = []
     for path in data.paths:
         source = open_recorded(Path(path), data, progress.spec.name, progress.spec)
-        for _ in bring_in(source, source.indices, store, data.skip_bad):
+        new, unreadable = 0, len(source.account.bad)
+        for added in bring_in(source, source.indices, store, data.skip_bad):
+            new += added
             progress.demonstrations += 1
             show(progress)
-        console.print(f"imported {path}", soft_wrap=True, markup=False)
+        there = len(source.indices) - new - (len(source.account.bad) - unreadable)
+        already = f": {there} episodes were there already" if there else ""
+        console.print(f"imported {path}{already}", soft_wrap=True, markup=False)
         show_account(source.account, source.reader.notes)
         accounts.append({"path": path, "notes": list(source.reader.notes)} | asdict(source.account))
     write_atomically(file, json.dumps({"episodes": len(store), "data_sets": accounts}, indent=2) + "\n")
+
+
+def _share_out(progress: RunProgress, store: EpisodeStore) -> Demonstrations:
+    """Share out the episodes. Those that the run's first launch held out stay held out."""
+    file, count = progress.run.path / HELD_OUT, progress.config.learner.validation_episodes
+    if file.exists():
+        ids = json.loads(file.read_text(encoding="utf-8"))["episodes"]
+        return share_out_recorded(store, progress.spec, count, ids)
+    demonstrations = share_out_recorded(store, progress.spec, count)
+    write_atomically(file, json.dumps({"episodes": demonstrations.held_out}, indent=2) + "\n")
+    return demonstrations
 
 
 def _train(

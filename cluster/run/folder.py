@@ -6,6 +6,7 @@ run.json            where it can be reached while under way     report.html  wha
 evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
 import.json         what was imported, of a run on recorded data
+held_out.json       episodes that a run on recorded data validates on
 collected.json      what collection has cost so far
 checkpoints/        log.txt           redis/  the embedded store's data
 tensorboard/        wandb/            curves over training steps, of a run with mirrors
@@ -52,6 +53,9 @@ ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 
 IMPORT = "import.json"
 """File of a run on recorded data: what became of each part of its data sets."""
+
+HELD_OUT = "held_out.json"
+"""File of a run on recorded data: ids of the episodes that it validates on."""
 
 LEASE_SECONDS = 300.0
 """Longest wait for the lock of an attempt that is gone. If its machine died, an NFS server frees the lock

@@ -166,6 +166,17 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
         assert code == 0, said
         assert store.ids() == before
         assert summary_of(longview, "read")["held_out"]["episodes"] == 2
+        file = longview.folder / "runs" / "read" / "held_out.json"
+        held_out = json.loads(file.read_text())["episodes"]
+        assert len(held_out) == 2
+        for index in range(9):  # they come first, so every place in the order changes
+            meta = EpisodeMeta(f"demo.drawer.{index}", "drawer", 0, "demo")
+            store.add(Episode(meta, "success", bad.arrays))
+        code, said = longview("train", "--resume", "read", "learner.steps=14")
+        assert code == 0, said
+        assert json.loads(file.read_text())["episodes"] == held_out
+        worst = summary_of(longview, "read")["held_out"]["worst"]
+        assert sorted(row["id"] for row in worst) == sorted(held_out)
         code, said = longview("train", "nothing", "--url", url)
         assert (code, "namespace nothing has tasks none" in said) == (1, True), said
         store.close()
@@ -231,6 +242,7 @@ def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[s
         (("--resume", "drawer", "actors.count=3"), "actors.count has no effect"),
         (("a.zarr", "evaluation.episodes=3"), "evaluation.episodes has no effect"),
         (("a.zarr", "placement.learner_gpus=1"), "placement.learner_gpus has no effect without"),
+        (("a.zarr", "./a.zarr"), "a.zarr is given more than once: give each data set once"),
         (("a.zarr", "task=drawer"), "task cannot be set: give --task"),
         (("a.zarr", "data.hz=5"), "data.hz cannot be set: give --hz"),
     ],
