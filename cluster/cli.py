@@ -235,6 +235,7 @@ def train(
         others = {"--url": url, "--task": task} | reading
         training.refuse_without_effect("--resume", "the run goes on with its own data", others)
         run = resumed(resume)
+        training.refuse_fixed(settings, run)
         config = run.configured(settings)
     else:
         if url is not None:

@@ -21,7 +21,7 @@ from longview.cluster.run.config import (
     read_config,
 )
 from longview.cluster.run.copies import refuse_uncopyable
-from longview.cluster.run.folder import Run, take_run
+from longview.cluster.run.folder import HELD_OUT, Run, take_run
 from longview.cluster.run.preflight import refuse_unmirrored
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
 from longview.cluster.run.start import found_start
@@ -35,7 +35,7 @@ from longview.replay.store import EpisodeStore, StoreAddress
 
 SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 """Beginning of an argument that is a setting rather than a path."""
-SIMULATED = ("actors", "collect", "demonstrations", "inference")
+SIMULATED = ("actors", "collect", "demonstrations", "environment", "inference")
 """First parts of the keys that only runs with simulators have."""
 ELSEWHERE = {"task": "--task", "data": "--hz, --keys, --drop, --map, --filter, --resize and --skip-bad"}
 """Options that set a key, or a section of keys, of a new run."""
@@ -82,6 +82,25 @@ def refuse_useless_settings(settings: Sequence[str], cluster: str | None) -> Non
             raise ConfigError(f"{key} has no effect: a run on recorded data has no simulators")
         if section == "placement" and cluster is None:
             raise ConfigError(f"{key} has no effect without a Ray cluster: give --address")
+
+
+def refuse_fixed(settings: Sequence[str], run: Run) -> None:
+    """Refuse settings that a run on recorded data keeps from its first launch.
+
+    Args:
+        settings: what the person has set, `key=value`.
+        run: the run to go on with.
+
+    Raises:
+        ConfigError: the message names the first such setting.
+    """
+    for key in (text.partition("=")[0] for text in settings):
+        shared_out = key == "learner.validation_episodes" and (run.path / HELD_OUT).exists()
+        if key.partition(".")[0] == "data" or key == "evaluation.context_lengths" or shared_out:
+            raise ConfigError(
+                f"{key} cannot be changed by --resume: run {run.name} goes on with its data as they were "
+                "described and shared out when it began. Begin another run to change it"
+            )
 
 
 def data_of(choice: Choice, filter: str | None, hz: float | None) -> DataConfig:

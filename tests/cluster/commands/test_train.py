@@ -22,7 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from longview.cluster.cli import app
-from longview.cluster.commands.train import split
+from longview.cluster.commands.train import refuse_fixed, split
+from longview.cluster.run.config import ConfigError
+from longview.cluster.run.folder import Run
 from longview.cluster.run.services import redis_server
 from longview.learner.config import policy_config
 from longview.learner.policy import policy_to_bytes
@@ -240,6 +242,7 @@ def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[s
         ((*STORED, "replay.url=redis://other:1"), "replay.url cannot be set beside --url"),
         (("--resume", "drawer", "--hz", "5", "--task", "a"), "--task, --hz cannot be given with --resume"),
         (("--resume", "drawer", "actors.count=3"), "actors.count has no effect"),
+        (("a.zarr", "environment.id=x"), "environment.id has no effect"),
         (("a.zarr", "evaluation.episodes=3"), "evaluation.episodes has no effect"),
         (("a.zarr", "placement.learner_gpus=1"), "placement.learner_gpus has no effect without"),
         (("a.zarr", "./a.zarr"), "a.zarr is given more than once: give each data set once"),
@@ -250,6 +253,17 @@ def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[s
 def test_what_would_have_no_effect_is_refused(arguments: tuple[str, ...], message: str) -> None:
     found = CliRunner().invoke(app, ["train", *arguments])
     assert (found.exit_code, message in found.output) == (2, True), found.output
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data.hz=5", "data.spec={}", "evaluation.context_lengths=[1]", "learner.validation_episodes=3"],
+)
+def test_what_a_run_keeps_from_its_first_launch_is_refused(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "held_out.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"^{setting.partition('=')[0]} cannot be changed by --resume"):
+        refuse_fixed(("learner.steps=20", setting), Run(tmp_path))
+    refuse_fixed(("learner.steps=20", "evaluation.rounds=1"), Run(tmp_path))
 
 
 @pytest.mark.slow
