@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longview.cluster.driver.recorded import needs_ray, open_recorded, train_recorded
 from longview.cluster.roles.auth import choose_ray_auth
 from longview.cluster.run.config import (
@@ -19,6 +17,7 @@ from longview.cluster.run.config import (
     described,
     plain,
     read_config,
+    yaml_value,
 )
 from longview.cluster.run.copies import refuse_uncopyable
 from longview.cluster.run.folder import HELD_OUT, Run, take_run
@@ -140,7 +139,7 @@ def new_config(
             raise ConfigError(f"{key} cannot be set: give {options}")
         if url is not None and key == "replay.url":
             raise ConfigError("replay.url cannot be set beside --url, which says where the episodes are")
-    given = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
+    given = {key: yaml_value(value) for key, _, value in (text.partition("=") for text in settings)}
     if url is None:
         places = [Path(path).resolve() for path in datasets]
         if twice := sorted({str(path) for path in places if places.count(path) > 1}):

@@ -88,8 +88,6 @@ def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
     config, run = progress.config, progress.run
     with ExitStack() as services:
         address = services.enter_context(store_of(run, config.replay))
-        if config.data.namespace is not None:
-            address = StoreAddress(address.url, config.data.namespace)
         store = address.connect(config.replay)
         services.enter_context(ending(store.close))
         run.write_state(store=without_password(address.url))

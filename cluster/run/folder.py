@@ -109,6 +109,11 @@ class Run:
         return Origin(**found | {"owner": Owner(**found["owner"])})
 
     @property
+    def namespace(self) -> str:
+        """Namespace of the episodes that the run works on: another's, where it only reads a store."""
+        return self.config.data.namespace or self.origin.namespace
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -369,7 +374,7 @@ def store_of(run: Run, config: StoreConfig) -> "Iterator[StoreAddress]":
 
     with ExitStack() as services:
         url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
-        yield StoreAddress(url, run.origin.namespace)
+        yield StoreAddress(url, run.namespace)
 
 
 @contextmanager
@@ -425,7 +430,7 @@ def open_store(run: Run, url: str | None) -> "Iterator[EpisodeStore]":
             run.lock()
             services.callback(run.unlock)
             url = services.enter_context(redis_server(run.path / "redis", config.fsync))
-        store = StoreAddress(url, run.origin.namespace).connect(config)
+        store = StoreAddress(url, run.namespace).connect(config)
         services.enter_context(ending(store.close))
         yield store
 

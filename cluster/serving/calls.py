@@ -212,7 +212,8 @@ def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
     if not same and not resize:
         raise CallError(
             f"observation {name} shows {width}x{height} pixels, expected {spec.shape[1]}x{spec.shape[0]}: "
-            "the policy was trained with pictures as they came, so they are not resized"
+            "pictures are resized only where the policy lies in the folder of a run that `longview train` "
+            "resized them for"
         )
     return as_rgb(name, rows, layout, None if same else (spec.shape[1], spec.shape[0]))
 

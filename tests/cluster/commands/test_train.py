@@ -208,6 +208,7 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
         (9, "", ("--hz", "10", "learner.stepz=5"), 2, "did you mean learner.steps?"),
         (9, "", ("--hz", "10", "learners=5"), 2, "learner.batch_size"),
         (9, "", ("--hz", "10", "learner.steps=many"), 2, "learner.steps"),
+        (9, "", ("--hz", "10", "learner.steps=[1"), 2, "learner.steps must be a whole number above 0"),
         (9, "", ("--hz", "10", "learner.validation_episodes=5"), 1, "too few to hold out 5"),
     ],
 )

@@ -1,5 +1,6 @@
 """Tests of what all formats share: recognition by path, import without duplicates, export and re-import."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -344,6 +345,23 @@ def test_a_rate_that_contradicts_the_data_is_refused(stored: EpisodeStore, tmp_p
     exported(stored, tmp_path / "data.hdf5", "robomimic")
     with pytest.raises(DatasetError, match="says that it was recorded at 15 Hz, not 30"):
         open_source(tmp_path / "data.hdf5", "stack", hz=30)
+
+
+@pytest.mark.parametrize("format", ["robomimic", "lerobot"])
+def test_a_rate_of_zero_is_refused(stored: EpisodeStore, tmp_path: Path, format: str) -> None:
+    path = tmp_path / "data"
+    exported(stored, path, format)
+    if format == "lerobot":
+        info = json.loads((path / "meta" / "info.json").read_text())
+        (path / "meta" / "info.json").write_text(json.dumps(info | {"fps": 0}))
+    else:
+        with h5py.File(path, "a") as file:
+            about = json.loads(file["data"].attrs["env_args"])
+            about["env_kwargs"]["control_freq"] = 0
+            file["data"].attrs["env_args"] = json.dumps(about)
+    for hz in (None, 15):
+        with pytest.raises(DatasetError, match="says that it was recorded at 0 Hz, not more than 0"):
+            open_source(path, "stack", hz=hz)
 
 
 @pytest.mark.parametrize("format", writers())
