@@ -24,7 +24,7 @@ from longview.cluster.run.folder import HELD_OUT, IMPORT, Run, store_of, write_a
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.sizing import device
 from longview.cluster.views.terminal import console, show_account
-from longview.monitoring.film import write_sheet
+from longview.monitoring.film import Film, moments, write_sheet
 from longview.monitoring.hub import Hub, encode_report
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
@@ -230,7 +230,9 @@ def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dic
         for episode in whole(store, ids, progress.spec.name)
     }
     found = held_out_account(errors_of, lengths)
-    films = [film for row in found["worst"] if (film := _film(store.read(row["id"])))] if found else []
+    films = (
+        [film for row in found["worst"] if (film := film_of_cameras(store.read(row["id"])))] if found else []
+    )
     if films:
         write_sheet(progress.run.path / "episodes.png", films, progress.spec.control_hz)
     return found
@@ -267,9 +269,9 @@ def held_out_account(
     }
 
 
-def _film(episode: Episode) -> list[NDArray[np.uint8]]:
-    """Put the pictures of an episode's cameras side by side, (H, W, 3) for each step; empty without cameras
-    of a common height."""
+def film_of_cameras(episode: Episode) -> Film:
+    """Put the pictures of an episode's cameras side by side, (H, W, 3), at the moments that a sheet shows; None
+    at other steps. Empty without cameras of a common height."""
     pictures = [
         array
         for name, array in sorted(episode.arrays.items())
@@ -277,7 +279,11 @@ def _film(episode: Episode) -> list[NDArray[np.uint8]]:
     ]
     if len({array.shape[1] for array in pictures}) != 1:
         return []
-    return list(np.concatenate(pictures, axis=2))
+    shown = moments(episode.length)
+    return [
+        np.concatenate([array[step] for array in pictures], axis=1) if step in shown else None
+        for step in range(episode.length)
+    ]
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:
