@@ -270,8 +270,8 @@ def held_out_account(
 
 
 def film_of_cameras(episode: Episode) -> Film:
-    """Put the pictures of an episode's cameras side by side, (H, W, 3), at the moments that a sheet shows; None
-    at other steps. Empty without cameras of a common height."""
+    """Put the pictures of an episode's cameras side by side, (H, W, 3), at the moments that a sheet shows;
+    None at other steps. Empty without cameras of a common height."""
     pictures = [
         array
         for name, array in sorted(episode.arrays.items())

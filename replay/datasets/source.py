@@ -230,7 +230,7 @@ class Source:
             if name.startswith(OBSERVATION_PREFIX) and not self.reader.columns[column].lossy:
                 for step in (0, len(action) - 1):
                     rows = self.reader.rows(index, column, slice(step, step + 1))
-                    seen = zlib.crc32(np.ascontiguousarray(rows), seen)
+                    seen = zlib.crc32(rows.tobytes(), seen)
         checksums = f"{zlib.crc32(action.tobytes()):08x}.{seen:08x}"
         return f"{episode_id('import', self.spec.name, index)}.{checksums}"
 
