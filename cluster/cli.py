@@ -235,6 +235,7 @@ def train(
         others = {"--url": url, "--task": task} | reading
         training.refuse_without_effect("--resume", "the run goes on with its own data", others)
         run = resumed(resume)
+        training.refuse_fixed(settings, run)
         config = run.configured(settings)
     else:
         if url is not None:
@@ -266,7 +267,7 @@ def audit(
     drop: Drop = None,
     map: Map = None,
     skip_bad: SkipBad = False,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
     report: Annotated[
         Path | None, typer.Option(help="The HTML report to write; by default TASK-audit.html.")
     ] = None,
@@ -463,17 +464,21 @@ def serve(
         longview serve my_run --record redis://store:6379 --metrics-port 9100
     """
     from longview.cluster.commands import serve as serving
+    from longview.cluster.run.config import ConfigError
     from longview.cluster.serving.server import ServeConfig
 
-    config = ServeConfig(
-        host=host,
-        port=port,
-        key=serving.api_key(api_key_file),
-        robots=robots,
-        message_bytes=max_message << 20,
-        calls_per_second=max_rate,
-        ensemble=ensemble,
-    )
+    try:
+        config = ServeConfig(
+            host=host,
+            port=port,
+            key=serving.api_key(api_key_file),
+            robots=robots,
+            message_bytes=max_message << 20,
+            calls_per_second=max_rate,
+            ensemble=ensemble,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--max-rate or --ensemble: {error}") from None
     serving.serve_checkpoint(
         checkpoint,
         config,

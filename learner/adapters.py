@@ -96,10 +96,13 @@ def trained_weights(
         seed: seed of `down`.
 
     Raises:
-        ValueError: no parameter would be trained.
+        ValueError: a pattern of `layers` names no weight matrix, or no parameter would be trained.
     """
     if not config.rank:
         return flatten(module)
+    names = [name for name, weight in module.named_parameters() if weight.dim() > 1]
+    if unmatched := [each for each in config.layers if not any(fnmatchcase(name, each) for name in names)]:
+        raise ValueError(f"adapters.layers {unmatched} name no weight matrix of the policy")
     adapters, whole = list[Adapter](), dict[str, nn.Parameter]()
     random = torch.Generator().manual_seed(seed)
     for name, weight in module.named_parameters():

@@ -67,7 +67,7 @@ def audit(
         as_json: print JSON, and nothing else to stdout.
 
     Raises:
-        ConfigError: several namespaces are given, or the report has no folder to go to.
+        ConfigError: several namespaces are given, or the report has no folder to go to or is one.
         DatasetError: a data set cannot be read, or its episodes are too few or too short.
         StoreError: the store cannot be reached, or holds no such episodes.
     """
@@ -75,6 +75,8 @@ def audit(
 
     if report is not None and not report.parent.is_dir():  # not after minutes of work
         raise ConfigError(f"--report {report}: there is no folder {report.parent}")
+    if report is not None and report.is_dir():
+        raise ConfigError(f"--report {report} is a folder: give the file to write, such as {report}/r.html")
     with ExitStack() as stack:
         if url is None:
             found = _in_files(datasets, data, task, seed)

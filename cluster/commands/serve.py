@@ -120,7 +120,7 @@ def serve_checkpoint(
                     raise ConfigError(
                         "the policy lies in no run's folder: say by --namespace where to record"
                     )
-                namespace = run.config.data.namespace or run.origin.namespace
+                namespace = run.namespace
             store = EpisodeStore.connect(
                 with_password(record), namespace, StoreConfig(patience_seconds=PATIENCE_SECONDS)
             )

@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longview.cluster.driver.recorded import needs_ray, open_recorded, train_recorded
 from longview.cluster.roles.auth import choose_ray_auth
 from longview.cluster.run.config import (
@@ -19,9 +17,10 @@ from longview.cluster.run.config import (
     described,
     plain,
     read_config,
+    yaml_value,
 )
 from longview.cluster.run.copies import refuse_uncopyable
-from longview.cluster.run.folder import Run, take_run
+from longview.cluster.run.folder import HELD_OUT, Run, take_run
 from longview.cluster.run.preflight import refuse_unmirrored
 from longview.cluster.run.sizing import FEWEST, Facts, Setting, device, settings_for
 from longview.cluster.run.start import found_start
@@ -35,7 +34,7 @@ from longview.replay.store import EpisodeStore, StoreAddress
 
 SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 """Beginning of an argument that is a setting rather than a path."""
-SIMULATED = ("actors", "collect", "demonstrations", "inference")
+SIMULATED = ("actors", "collect", "demonstrations", "environment", "inference")
 """First parts of the keys that only runs with simulators have."""
 ELSEWHERE = {"task": "--task", "data": "--hz, --keys, --drop, --map, --filter, --resize and --skip-bad"}
 """Options that set a key, or a section of keys, of a new run."""
@@ -84,6 +83,25 @@ def refuse_useless_settings(settings: Sequence[str], cluster: str | None) -> Non
             raise ConfigError(f"{key} has no effect without a Ray cluster: give --address")
 
 
+def refuse_fixed(settings: Sequence[str], run: Run) -> None:
+    """Refuse settings that a run on recorded data keeps from its first launch.
+
+    Args:
+        settings: what the person has set, `key=value`.
+        run: the run to go on with.
+
+    Raises:
+        ConfigError: the message names the first such setting.
+    """
+    for key in (text.partition("=")[0] for text in settings):
+        shared_out = key == "learner.validation_episodes" and (run.path / HELD_OUT).exists()
+        if key.partition(".")[0] == "data" or key == "evaluation.context_lengths" or shared_out:
+            raise ConfigError(
+                f"{key} cannot be changed by --resume: run {run.name} goes on with its data as they were "
+                "described and shared out when it began. Begin another run to change it"
+            )
+
+
 def data_of(choice: Choice, filter: str | None, hz: float | None) -> DataConfig:
     """Make the config's section of the data from what a person typed."""
     return DataConfig(
@@ -121,8 +139,11 @@ def new_config(
             raise ConfigError(f"{key} cannot be set: give {options}")
         if url is not None and key == "replay.url":
             raise ConfigError("replay.url cannot be set beside --url, which says where the episodes are")
-    given = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
+    given = {key: yaml_value(value) for key, _, value in (text.partition("=") for text in settings)}
     if url is None:
+        places = [Path(path).resolve() for path in datasets]
+        if twice := sorted({str(path) for path in places if places.count(path) > 1}):
+            raise ConfigError(f"{', '.join(twice)} is given more than once: give each data set once")
         data = replace(data, paths=tuple(str(Path(path).absolute()) for path in datasets))
         spec, lengths = _look_at_files(data, task)
     else:

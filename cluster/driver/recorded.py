@@ -20,11 +20,11 @@ from longview.cluster.driver.totals import totals_of
 from longview.cluster.roles.rank import Demonstrations, share_out_recorded, train_rank, whole
 from longview.cluster.run.config import DataConfig, RunConfig, task_of, without_password
 from longview.cluster.run.ending import RunFailed, ending
-from longview.cluster.run.folder import IMPORT, Run, store_of, write_atomically
+from longview.cluster.run.folder import HELD_OUT, IMPORT, Run, store_of, write_atomically
 from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.sizing import device
 from longview.cluster.views.terminal import console, show_account
-from longview.monitoring.film import write_sheet
+from longview.monitoring.film import Film, moments, write_sheet
 from longview.monitoring.hub import Hub, encode_report
 from longview.replay.datasets.formats import open_source
 from longview.replay.datasets.intake import bring_in
@@ -85,11 +85,9 @@ def open_recorded(path: Path, data: DataConfig, task: str, spec: TaskSpec | None
 
 
 def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
-    config, run, spec = progress.config, progress.run, progress.spec
+    config, run = progress.config, progress.run
     with ExitStack() as services:
         address = services.enter_context(store_of(run, config.replay))
-        if config.data.namespace is not None:
-            address = StoreAddress(address.url, config.data.namespace)
         store = address.connect(config.replay)
         services.enter_context(ending(store.close))
         run.write_state(store=without_password(address.url))
@@ -98,7 +96,7 @@ def _run(progress: RunProgress, cluster: str | None, show: Show) -> None:
             if config.data.namespace is None:
                 store.claim(run.origin.owner)
                 _import(progress, store, show)
-            demonstrations = share_out_recorded(store, spec, config.learner.validation_episodes)
+            demonstrations = _share_out(progress, store)
             progress.enter("train")
             if needs_ray(config, cluster):
                 from longview.cluster.driver.recorded_ranks import train_on_ray
@@ -124,13 +122,28 @@ def _import(progress: RunProgress, store: EpisodeStore, show: Show) -> None:
     accounts = []
     for path in data.paths:
         source = open_recorded(Path(path), data, progress.spec.name, progress.spec)
-        for _ in bring_in(source, source.indices, store, data.skip_bad):
+        new, unreadable = 0, len(source.account.bad)
+        for added in bring_in(source, source.indices, store, data.skip_bad):
+            new += added
             progress.demonstrations += 1
             show(progress)
-        console.print(f"imported {path}", soft_wrap=True, markup=False)
+        there = len(source.indices) - new - (len(source.account.bad) - unreadable)
+        already = f": {there} episodes were there already" if there else ""
+        console.print(f"imported {path}{already}", soft_wrap=True, markup=False)
         show_account(source.account, source.reader.notes)
         accounts.append({"path": path, "notes": list(source.reader.notes)} | asdict(source.account))
     write_atomically(file, json.dumps({"episodes": len(store), "data_sets": accounts}, indent=2) + "\n")
+
+
+def _share_out(progress: RunProgress, store: EpisodeStore) -> Demonstrations:
+    """Share out the episodes. Those that the run's first launch held out stay held out."""
+    file, count = progress.run.path / HELD_OUT, progress.config.learner.validation_episodes
+    if file.exists():
+        ids = json.loads(file.read_text(encoding="utf-8"))["episodes"]
+        return share_out_recorded(store, progress.spec, count, ids)
+    demonstrations = share_out_recorded(store, progress.spec, count)
+    write_atomically(file, json.dumps({"episodes": demonstrations.held_out}, indent=2) + "\n")
+    return demonstrations
 
 
 def _train(
@@ -217,7 +230,9 @@ def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dic
         for episode in whole(store, ids, progress.spec.name)
     }
     found = held_out_account(errors_of, lengths)
-    films = [film for row in found["worst"] if (film := _film(store.read(row["id"])))] if found else []
+    films = (
+        [film for row in found["worst"] if (film := film_of_cameras(store.read(row["id"])))] if found else []
+    )
     if films:
         write_sheet(progress.run.path / "episodes.png", films, progress.spec.control_hz)
     return found
@@ -254,9 +269,9 @@ def held_out_account(
     }
 
 
-def _film(episode: Episode) -> list[NDArray[np.uint8]]:
-    """Put the pictures of an episode's cameras side by side, (H, W, 3) for each step; empty without cameras
-    of a common height."""
+def film_of_cameras(episode: Episode) -> Film:
+    """Put the pictures of an episode's cameras side by side, (H, W, 3), at the moments that a sheet shows;
+    None at other steps. Empty without cameras of a common height."""
     pictures = [
         array
         for name, array in sorted(episode.arrays.items())
@@ -264,7 +279,11 @@ def _film(episode: Episode) -> list[NDArray[np.uint8]]:
     ]
     if len({array.shape[1] for array in pictures}) != 1:
         return []
-    return list(np.concatenate(pictures, axis=2))
+    shown = moments(episode.length)
+    return [
+        np.concatenate([array[step] for array in pictures], axis=1) if step in shown else None
+        for step in range(episode.length)
+    ]
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Work of one learner rank, in any process: nothing here needs Ray."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,8 +146,17 @@ def share_out(store: EpisodeStore, spec: TaskSpec, validation_episodes: int) -> 
     return _demonstrations(spec, unseen, seen, stored.steps / max(1, stored.episodes))
 
 
-def share_out_recorded(store: EpisodeStore, spec: TaskSpec, validation_episodes: int) -> Demonstrations:
+def share_out_recorded(
+    store: EpisodeStore, spec: TaskSpec, validation_episodes: int, held_out: Collection[str] | None = None
+) -> Demonstrations:
     """Choose the recorded episodes to validate on, evenly over all of them, and share out the others.
+
+    Args:
+        store: store of the episodes.
+        spec: their task.
+        validation_episodes: number of episodes to validate on.
+        held_out: ids of the episodes that the run held out before: it has trained on others, and the
+            store may have grown since. None chooses them.
 
     Raises:
         RunFailed: too few episodes would be left to train on.
@@ -157,18 +166,22 @@ def share_out_recorded(store: EpisodeStore, spec: TaskSpec, validation_episodes:
         for record in store.records(task=spec.name)
         if record.meta.source in RECORDED and record.outcome != "invalid"
     ]
+    ids = [record.meta.id for record in records]
+    steps = sum(record.length for record in records) / max(1, len(records))
+    if held_out is not None:
+        unseen = [id for id in ids if id in held_out]
+        return _demonstrations(spec, unseen, [id for id in ids if id not in held_out], steps)
     if not len(records) > 2 * validation_episodes:
         raise RunFailed(
             f"{len(records)} episodes of {spec.name} are too few to hold out {validation_episodes} of them: "
             f"give at least {2 * validation_episodes + 1}, or set learner.validation_episodes"
         )
-    ids = [record.meta.id for record in records]
     places = {
         (2 * number + 1) * len(ids) // (2 * validation_episodes) for number in range(validation_episodes)
     }
     unseen = [ids[place] for place in sorted(places)]
     seen = [id for place, id in enumerate(ids) if place not in places]
-    return _demonstrations(spec, unseen, seen, sum(record.length for record in records) / len(records))
+    return _demonstrations(spec, unseen, seen, steps)
 
 
 def _demonstrations(

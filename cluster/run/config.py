@@ -349,7 +349,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"expected key=value, not {override!r}")
-    value = _value(text) if key not in AS_TYPED or text in ("", "null") else text
+    value = yaml_value(text) if key not in AS_TYPED or text in ("", "null") else text
     *parents, last = key.split(".")
     if parents == ["learner", "mix"]:  # the other strata keep their weights
         learner = tree.setdefault("learner", {})
@@ -363,7 +363,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _value(text: str) -> Any:
+def yaml_value(text: str) -> Any:
+    """Read the value of an override `key=value` as YAML. What is no YAML is a text."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from longview.cluster.run.config import ConfigError, RunConfig
 from longview.cluster.run.ending import ending
-from longview.cluster.run.folder import ROOT, Run, RunError, open_run
+from longview.cluster.run.folder import HELD_OUT, ROOT, Run, RunError, open_run
 from longview.learner.files import START, STATE, folders
 from longview.replay.names import check_name
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FILES: Final = (
     *("origin.json", "config.yaml", "evaluations.jsonl", "series.jsonl", "scale.json", "collected.json"),
-    *("summary.json", "report.html", "*.png", "log.txt"),
+    *(HELD_OUT, "summary.json", "report.html", "*.png", "log.txt"),
     *("checkpoints/diverged-*.json", f"checkpoints/{START}", "mirrors.json", "tensorboard/*"),
 )
 """Patterns of the files of a run's folder that are copied, besides its checkpoints."""

@@ -6,6 +6,7 @@ run.json            where it can be reached while under way     report.html  wha
 evaluations.jsonl   a line per version and context length       success.png
 series.jsonl        throughput, staleness and losses over time
 import.json         what was imported, of a run on recorded data
+held_out.json       episodes that a run on recorded data validates on
 collected.json      what collection has cost so far
 checkpoints/        log.txt           redis/  the embedded store's data
 tensorboard/        wandb/            curves over training steps, of a run with mirrors
@@ -52,6 +53,9 @@ ROOT = Path(os.environ.get("LONGVIEW_RUNS", "runs"))
 
 IMPORT = "import.json"
 """File of a run on recorded data: what became of each part of its data sets."""
+
+HELD_OUT = "held_out.json"
+"""File of a run on recorded data: ids of the episodes that it validates on."""
 
 LEASE_SECONDS = 300.0
 """Longest wait for the lock of an attempt that is gone. If its machine died, an NFS server frees the lock
@@ -103,6 +107,11 @@ class Run:
             config = self.config
             return _origin_of(config, config.name or self.name, self.path)
         return Origin(**found | {"owner": Owner(**found["owner"])})
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the episodes that the run works on: another's, where it only reads a store."""
+        return self.config.data.namespace or self.origin.namespace
 
     @property
     def checkpoints(self) -> Path:
@@ -365,7 +374,7 @@ def store_of(run: Run, config: StoreConfig) -> "Iterator[StoreAddress]":
 
     with ExitStack() as services:
         url = config.url or services.enter_context(redis_server(run.path / "redis", config.fsync))
-        yield StoreAddress(url, run.origin.namespace)
+        yield StoreAddress(url, run.namespace)
 
 
 @contextmanager
@@ -421,7 +430,7 @@ def open_store(run: Run, url: str | None) -> "Iterator[EpisodeStore]":
             run.lock()
             services.callback(run.unlock)
             url = services.enter_context(redis_server(run.path / "redis", config.fsync))
-        store = StoreAddress(url, run.origin.namespace).connect(config)
+        store = StoreAddress(url, run.namespace).connect(config)
         services.enter_context(ending(store.close))
         yield store
 

@@ -74,7 +74,7 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
         ConfigError: a given value that others follow from is no whole number above 0.
     """
     for key, value in given.items():
-        if key in FOLLOWED and not (isinstance(value, int) and value > 0):
+        if key in FOLLOWED and not _is_length(value):
             raise ConfigError(f"{key} must be a whole number above 0, not {value!r}")
     typical, total = int(median(facts.lengths)), sum(facts.lengths)
     device = "GPU" if facts.gpu else "CPU"
@@ -85,8 +85,8 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
         lengths, why = sorted({*powers, longest}), "powers of two, up to the longest context as given"
     wanted = given.get("evaluation.context_lengths")
     if wanted is not None:
-        if not (isinstance(wanted, list) and wanted and all(isinstance(length, int) for length in wanted)):
-            raise ConfigError(f"evaluation.context_lengths must list whole numbers, not {wanted!r}")
+        if not (isinstance(wanted, list) and wanted and all(map(_is_length, wanted))):
+            raise ConfigError(f"evaluation.context_lengths must list whole numbers above 0, not {wanted!r}")
         lengths = sorted(set(wanted))
     execute = _chunk(facts, typical)
     execute = given.get("learner.policy.execute", execute)
@@ -135,6 +135,11 @@ def settings_for(facts: Facts, given: Mapping[str, Any]) -> list[Setting]:
                 Setting("learner.policy.camera_stages", 2, "twice as fast on a CPU"),
             ]
     return [setting for setting in chosen if setting.key not in given]
+
+
+def _is_length(value: Any) -> bool:
+    """Tell whether a value is a whole number above 0; for Python, true is one as well."""
+    return type(value) is int and value > 0
 
 
 def _grid(facts: Facts, typical: int) -> tuple[list[int], str]:

@@ -45,6 +45,15 @@ class Form:
         if unknown := sorted(set(self.names.values()) - self.spec.observation.keys()):
             known = ", ".join(self.spec.observation)
             raise ValueError(f"the policy has no observation {', '.join(unknown)}; it has {known}")
+        ours = list(self.names.values())
+        if twice := sorted({key for key in ours if ours.count(key) > 1}):
+            theirs = ", ".join(name for name, key in self.names.items() if key in twice)
+            raise ValueError(f"{theirs} all name {', '.join(twice)}: an observation has one name")
+        if len(self.wire_names) < len(self.spec.observation):
+            hidden = ", ".join(key for key in self.names if key in self.spec.observation and key not in ours)
+            raise ValueError(
+                f"{hidden} would name two observations of the policy: map each to a name of its own"
+            )
         if taken := sorted(self.wire_names.keys() & set(KEYS)):
             raise ValueError(f"calls use {', '.join(taken)} for something else: rename the observation")
 
@@ -203,7 +212,8 @@ def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
     if not same and not resize:
         raise CallError(
             f"observation {name} shows {width}x{height} pixels, expected {spec.shape[1]}x{spec.shape[0]}: "
-            "the policy was trained with pictures as they came, so they are not resized"
+            "pictures are resized only where the policy lies in the folder of a run that `longview train` "
+            "resized them for"
         )
     return as_rgb(name, rows, layout, None if same else (spec.shape[1], spec.shape[0]))
 

@@ -77,7 +77,7 @@ class ServeConfig:
             raise ValueError(f"robots must be at least 1, not {self.robots}")
         for name in ("message_bytes", "calls_per_second", "answer_seconds"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         if self.ensemble is not None and not 0 <= self.ensemble < math.inf:
             raise ValueError(f"ensemble must not be negative, not {self.ensemble}")
 

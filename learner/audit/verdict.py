@@ -52,7 +52,9 @@ class Gains:
     @property
     def share(self) -> NDArray[np.float64]:
         """Gain as a share of the error, (lengths, parts); NaN where no episode has a frame in a part."""
-        return known_mean(self.gain, axis=0) / np.maximum(known_mean(self.error, axis=0), FLOOR)
+        error = np.maximum(known_mean(self.error, axis=0), FLOOR)
+        share: NDArray[np.float64] = known_mean(self.gain, axis=0) / error
+        return share
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Plan of an import: which arrays of a data set an episode gets, and the task that follows from them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -132,6 +133,10 @@ def _subset(reader: DatasetReader, mask: str) -> Sequence[int]:
 
 def _rate(reader: DatasetReader, hz: float | None) -> float | None:
     """Return the control rate, by the data set or by what a person said."""
+    if reader.hz is not None and not 0 < reader.hz < math.inf:
+        raise DatasetError(
+            f"{reader.path} says that it was recorded at {reader.hz:g} Hz, not more than 0: correct it there"
+        )
     if hz and reader.hz and abs(hz / reader.hz - 1) > RATE_TOLERANCE:
         raise DatasetError(f"{reader.path} says that it was recorded at {reader.hz:g} Hz, not {hz:g}")
     return hz if reader.hz is None else reader.hz

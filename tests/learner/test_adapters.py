@@ -109,6 +109,8 @@ def test_weights_that_do_not_fit_or_are_smaller_than_an_adapter_are_trained_whol
 def test_layers_that_name_no_weight_are_refused() -> None:
     with pytest.raises(ValueError, match=r"adapters\.layers \['decoder\.\*'\] name no weight matrix"):
         trained_weights(network(), replace(RANK_TWO, layers=("decoder.*",)), base_of(network()))
+    with pytest.raises(ValueError, match=r"adapters\.layers \['decoder\.\*'\] name no weight matrix"):
+        trained_weights(network(), AdaptersConfig(rank=1, layers=("0.*", "decoder.*")), base_of(network()))
 
 
 def fine_tuned(

@@ -7,7 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from longview.cluster.cli import app
 from longview.cluster.commands.audit import audit
 from longview.cluster.run.config import ConfigError, DataConfig
 from longview.cluster.run.services import redis_server
@@ -127,6 +129,15 @@ def test_episodes_with_fewer_steps_than_parts_get_an_answer(
     for row in found["by_part"].values():
         assert [value is None for value in row].count(True) == 4
     assert "Does short need memory?" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--seed", "-1"), "should be greater than or equal to 0"), (("--report", "."), "is a folder")],
+)
+def test_mistakes_are_refused_before_anything_is_read(arguments: tuple[str, ...], message: str) -> None:
+    found = CliRunner().invoke(app, ["audit", "absent.hdf5", *arguments])
+    assert (found.exit_code, message in found.output) == (2, True), found.output
 
 
 def test_a_report_without_a_folder_is_refused_before_anything_is_read() -> None:

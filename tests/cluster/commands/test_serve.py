@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import trustme
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from typer.testing import CliRunner
 
 from longview.actors.task import load_task
+from longview.cluster.cli import app
 from longview.cluster.commands.serve import (
     KEY_VARIABLE,
     api_key,
@@ -53,6 +55,12 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match="cannot read the key"):
         api_key(tmp_path / "none")
     assert "sesame" not in repr(ServeConfig(key="sesame"))
+
+
+@pytest.mark.parametrize("arguments", [("--max-rate", "inf"), ("--max-rate", "nan"), ("--ensemble", "inf")])
+def test_numbers_without_a_bound_are_refused(arguments: tuple[str, ...]) -> None:
+    found = CliRunner().invoke(app, ["serve", "absent", *arguments])
+    assert (found.exit_code, arguments[0] in found.output) == (2, True), found.output
 
 
 def test_tls_takes_a_certificate_with_its_key(tmp_path: Path) -> None:

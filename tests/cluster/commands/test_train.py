@@ -22,7 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from longview.cluster.cli import app
-from longview.cluster.commands.train import split
+from longview.cluster.commands.train import refuse_fixed, split
+from longview.cluster.run.config import ConfigError
+from longview.cluster.run.folder import Run
 from longview.cluster.run.services import redis_server
 from longview.learner.config import policy_config
 from longview.learner.policy import policy_to_bytes
@@ -166,6 +168,17 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
         assert code == 0, said
         assert store.ids() == before
         assert summary_of(longview, "read")["held_out"]["episodes"] == 2
+        file = longview.folder / "runs" / "read" / "held_out.json"
+        held_out = json.loads(file.read_text())["episodes"]
+        assert len(held_out) == 2
+        for index in range(9):  # they come first, so every place in the order changes
+            meta = EpisodeMeta(f"demo.drawer.{index}", "drawer", 0, "demo")
+            store.add(Episode(meta, "success", bad.arrays))
+        code, said = longview("train", "--resume", "read", "learner.steps=14")
+        assert code == 0, said
+        assert json.loads(file.read_text())["episodes"] == held_out
+        worst = summary_of(longview, "read")["held_out"]["worst"]
+        assert sorted(row["id"] for row in worst) == sorted(held_out)
         code, said = longview("train", "nothing", "--url", url)
         assert (code, "namespace nothing has tasks none" in said) == (1, True), said
         store.close()
@@ -195,6 +208,7 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
         (9, "", ("--hz", "10", "learner.stepz=5"), 2, "did you mean learner.steps?"),
         (9, "", ("--hz", "10", "learners=5"), 2, "learner.batch_size"),
         (9, "", ("--hz", "10", "learner.steps=many"), 2, "learner.steps"),
+        (9, "", ("--hz", "10", "learner.steps=[1"), 2, "learner.steps must be a whole number above 0"),
         (9, "", ("--hz", "10", "learner.validation_episodes=5"), 1, "too few to hold out 5"),
     ],
 )
@@ -229,8 +243,10 @@ def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[s
         ((*STORED, "replay.url=redis://other:1"), "replay.url cannot be set beside --url"),
         (("--resume", "drawer", "--hz", "5", "--task", "a"), "--task, --hz cannot be given with --resume"),
         (("--resume", "drawer", "actors.count=3"), "actors.count has no effect"),
+        (("a.zarr", "environment.id=x"), "environment.id has no effect"),
         (("a.zarr", "evaluation.episodes=3"), "evaluation.episodes has no effect"),
         (("a.zarr", "placement.learner_gpus=1"), "placement.learner_gpus has no effect without"),
+        (("a.zarr", "./a.zarr"), "a.zarr is given more than once: give each data set once"),
         (("a.zarr", "task=drawer"), "task cannot be set: give --task"),
         (("a.zarr", "data.hz=5"), "data.hz cannot be set: give --hz"),
     ],
@@ -238,6 +254,17 @@ def test_episodes_of_a_store_are_taken_as_they_are(command: str, option: tuple[s
 def test_what_would_have_no_effect_is_refused(arguments: tuple[str, ...], message: str) -> None:
     found = CliRunner().invoke(app, ["train", *arguments])
     assert (found.exit_code, message in found.output) == (2, True), found.output
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data.hz=5", "data.spec={}", "evaluation.context_lengths=[1]", "learner.validation_episodes=3"],
+)
+def test_what_a_run_keeps_from_its_first_launch_is_refused(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "held_out.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"^{setting.partition('=')[0]} cannot be changed by --resume"):
+        refuse_fixed(("learner.steps=20", setting), Run(tmp_path))
+    refuse_fixed(("learner.steps=20", "evaluation.rounds=1"), Run(tmp_path))
 
 
 @pytest.mark.slow

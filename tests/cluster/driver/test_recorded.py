@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longview.cluster.driver.recorded import POSITIONS, WINDOWS, held_out_account
+from longview.cluster.driver.recorded import POSITIONS, WINDOWS, film_of_cameras, held_out_account
 from longview.monitoring import report
+from longview.monitoring.film import COLUMNS, moments
+from longview.replay.episode import Episode, EpisodeMeta
 
 
 def test_windows_in_which_a_policy_acted_are_left_out() -> None:
@@ -36,3 +38,18 @@ def test_positions_that_no_episode_tells_are_gaps_in_the_report(name: str, tmp_p
     file = tmp_path / "plot.png"
     getattr(report, name)(found, file)
     assert file.stat().st_size
+
+
+def test_a_film_holds_only_the_moments_that_a_sheet_shows() -> None:
+    rng, steps = np.random.default_rng(0), 30
+    front, wrist = (rng.integers(0, 256, (steps, 6, width, 3), np.uint8) for width in (4, 5))
+    arrays = {
+        "observation.front": front,
+        "observation.wrist": wrist,
+        "action": np.zeros((steps, 2), np.float32),
+    }
+    film = film_of_cameras(Episode(EpisodeMeta("a", "fold", 0, "import"), "success", arrays))
+    assert len(film) == steps
+    assert sum(frame is not None for frame in film) == COLUMNS
+    for step in moments(steps):
+        np.testing.assert_array_equal(film[step], np.concatenate([front[step], wrist[step]], axis=1))

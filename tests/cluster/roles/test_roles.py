@@ -17,6 +17,7 @@ from longview.cluster.roles.rank import (
     priorities,
     sampled,
     share_out,
+    share_out_recorded,
     whole,
 )
 from longview.cluster.roles.rollout import RolloutActor
@@ -51,6 +52,25 @@ def test_the_last_demonstrations_are_held_out(tmp_path: Path) -> None:
             imported.append(meta.id)
             of_imported = imported[5:] if index == 8 else []
             assert held_out(store, 4) == [*demos[8:], *of_imported]
+        store.close()
+
+
+def test_episodes_that_were_held_out_stay_so_when_the_store_grows(tmp_path: Path) -> None:
+    task = load_task("counting")
+    shapes = task.spec.arrays(()).items()
+    arrays = {name: np.zeros((3, *array.shape), array.dtype) for name, array in shapes}
+    with redis_server(tmp_path) as url:
+        store = EpisodeStore.connect(url, "test", StoreConfig())
+        store.register(task.spec)
+        for index in range(5, 11):
+            store.add(Episode(EpisodeMeta(f"demo.{index}", "counting", 0, "demo"), "success", arrays))
+        first = share_out_recorded(store, task.spec, 2)
+        for index in range(40, 50):
+            store.add(Episode(EpisodeMeta(f"demo.{index}", "counting", 0, "demo"), "success", arrays))
+        again = share_out_recorded(store, task.spec, 2, first.held_out)
+        assert again.held_out == first.held_out != share_out_recorded(store, task.spec, 2).held_out
+        assert again.drawn == 14
+        assert not set(again.measured) & set(again.held_out)
         store.close()
 
 

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from longview.actors.task import load_task
 from longview.cluster.run.config import ConfigError, RunConfig, read_config
 from longview.cluster.run.folder import (
     Run,
     RunError,
+    any_store,
     append_row,
     create_run,
     resumable_run,
+    store_of,
     take_run,
     write_atomically,
 )
+from longview.cluster.run.services import redis_server
+from longview.replay.config import StoreConfig
+from longview.replay.store import EpisodeStore
 from tests.conftest import FullDisk
 
 
@@ -179,3 +185,23 @@ def test_a_full_disk_is_said_with_the_file(full_disk: FullDisk) -> None:
     with pytest.raises(OSError, match=r"No space left on device: '.*/rows.jsonl'"):
         write_atomically(file, "x" * 8192)
     assert [path.name for path in full_disk.folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_store_of_a_run_that_reads_another_namespace_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with redis_server(tmp_path / "redis") as url:
+        config = read_config(None, ["name=reads"], replay={"url": url}, data={"namespace": "demos"})
+        run = create_run(config, tmp_path)
+        run.unlock()
+        store = EpisodeStore.connect(url, "demos", StoreConfig())
+        store.register(load_task("counting").spec)
+        store.close()
+        with any_store(str(run.path), None) as found:
+            assert found.tasks() == ["counting"]
+        with store_of(run, config.replay) as address:
+            assert address.namespace == run.namespace == "demos"
+        own = create_run(read_config(None, ["name=owns"], replay={"url": url}), tmp_path)
+        own.unlock()
+        assert own.namespace == "owns"

@@ -62,7 +62,14 @@ def test_what_is_given_is_not_chosen_and_the_rest_fits_it() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("learner__steps", "many"), ("learner__policy__execute", 0), ("evaluation__context_lengths", 8)],
+    [
+        ("learner__steps", "many"),
+        ("learner__policy__execute", 0),
+        ("learner__policy__context_length", True),
+        ("evaluation__context_lengths", 8),
+        ("evaluation__context_lengths", [0, 4]),
+        ("evaluation__context_lengths", [True, 4]),
+    ],
 )
 def test_a_given_value_that_others_follow_from_is_a_number(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key.replace("__", ".")):

@@ -69,7 +69,7 @@ def test_names_are_those_of_the_robot() -> None:
 
 def test_pictures_are_resized_where_the_data_were() -> None:
     large = np.repeat(np.repeat(PICTURE, 2, 0), 2, 1)
-    with pytest.raises(CallError, match="front shows 64x48 pixels, expected 32x24: the policy was trained"):
+    with pytest.raises(CallError, match="shows 64x48 pixels, expected 32x24: pictures are resized only"):
         read_call(PLAIN | {"front": large}, FORM)
     call = read_call(PLAIN | {"front": large}, replace(FORM, resize=True))
     np.testing.assert_array_equal(call.frames["front"], as_rgb("", large[None], "HWC", (32, 24)))
@@ -147,5 +147,11 @@ def test_a_missing_observation_is_named(key: str) -> None:
 def test_names_that_mean_nothing_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="the policy has no observation sate; it has state, front, gripper"):
         Form(SPEC, 8, {"observation/state": "sate"})
+    with pytest.raises(ValueError, match="front would name two observations of the policy: map each"):
+        Form(SPEC, 8, {"front": "state"})
+    with pytest.raises(ValueError, match="a, b all name state: an observation has one name"):
+        Form(SPEC, 8, {"a": "state", "b": "state"})
+    swapped = Form(SPEC, 8, {"front": "state", "state": "front"})
+    assert swapped.wire_names == {"front": "state", "state": "front", "gripper": "gripper"}
     with pytest.raises(ValueError, match="calls use reset for something else"):
         Form(SPEC, 8, {"reset": "gripper"})

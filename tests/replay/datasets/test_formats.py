@@ -1,5 +1,6 @@
 """Tests of what all formats share: recognition by path, import without duplicates, export and re-import."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -152,11 +153,23 @@ def test_ids_tell_data_sets_apart_and_imports_of_the_same_one_do_not(
     one, again = (exported(stored, tmp_path / name, format) for name in ("one", "again"))
     ids = [one.id(index) for index in one.indices]
     assert [again.read(index).meta.id for index in again.indices] == ids
-    assert [id.rpartition(".")[0] for id in ids] == [f"import.stack.{index:09d}" for index in range(3)]
+    assert [id.rsplit(".", 2)[0] for id in ids] == [f"import.stack.{index:09d}" for index in range(3)]
     first = next(episodes())
     louder = replace(first, arrays={**first.arrays, "action": first.arrays["action"] / 2})
     writers()[format](tmp_path / "other", SPEC, [louder], True)
     assert open_source(tmp_path / "other", "stack").id(0) not in ids
+    # The same actions were replayed elsewhere.
+    name, rows = next(
+        (name, rows)
+        for name, rows in first.arrays.items()
+        if rows.dtype == np.float32 and name.startswith("observation.")
+    )
+    writers()[format](
+        tmp_path / "replay", SPEC, [replace(first, arrays={**first.arrays, name: rows / 2})], True
+    )
+    replayed = open_source(tmp_path / "replay", "stack").id(0)
+    assert replayed != ids[0]
+    assert replayed.rpartition(".")[0] == ids[0].rpartition(".")[0]
 
 
 def test_the_task_of_a_robot_without_simulator_is_what_its_data_tells(tmp_path: Path) -> None:
@@ -332,6 +345,23 @@ def test_a_rate_that_contradicts_the_data_is_refused(stored: EpisodeStore, tmp_p
     exported(stored, tmp_path / "data.hdf5", "robomimic")
     with pytest.raises(DatasetError, match="says that it was recorded at 15 Hz, not 30"):
         open_source(tmp_path / "data.hdf5", "stack", hz=30)
+
+
+@pytest.mark.parametrize("format", ["robomimic", "lerobot"])
+def test_a_rate_of_zero_is_refused(stored: EpisodeStore, tmp_path: Path, format: str) -> None:
+    path = tmp_path / "data"
+    exported(stored, path, format)
+    if format == "lerobot":
+        info = json.loads((path / "meta" / "info.json").read_text())
+        (path / "meta" / "info.json").write_text(json.dumps(info | {"fps": 0}))
+    else:
+        with h5py.File(path, "a") as file:
+            about = json.loads(file["data"].attrs["env_args"])
+            about["env_kwargs"]["control_freq"] = 0
+            file["data"].attrs["env_args"] = json.dumps(about)
+    for hz in (None, 15):
+        with pytest.raises(DatasetError, match="says that it was recorded at 0 Hz, not more than 0"):
+            open_source(path, "stack", hz=hz)
 
 
 @pytest.mark.parametrize("format", writers())
