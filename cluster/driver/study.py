@@ -32,6 +32,7 @@ from longview.cluster.run.folder import (
     RunError,
     append_row,
     create_run,
+    read_rows,
     resumable_run,
 )
 from longview.cluster.run.services import redis_server, spawn
@@ -47,7 +48,7 @@ from longview.cluster.run.study import (
     results_of,
     this_machine,
 )
-from longview.monitoring.study import wanted
+from longview.monitoring.study import plan_of, wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
 from longview.replay.errors import ReplayError
@@ -61,6 +62,8 @@ STOP_SECONDS = 120.0
 """Longest time that a cell gets to save and end."""
 OUTPUT = "output.txt"
 """File in a run's folder: what its process printed."""
+ATTEMPTS = "attempts.jsonl"
+"""File in a run's folder: when its processes started and ended, since its results were last written down."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Site:
     """Most cells at work together."""
     retries: int
     """Times that a cell which failed is run again."""
+    plan: Mapping[str, Any]
+    """Looks and number of comparisons of the study, which its rows tell."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,9 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         services.enter_context(_alone(folder))
         room = room_of(cells, address)
         url = configured or services.enter_context(redis_server(folder / "redis"))
-        site = Site(folder, url, address, room, study.at_once, study.retries)
+        site = Site(
+            folder, url, address, room, study.at_once, study.retries, plan_of(results_of(study, cells, {}))
+        )
         shared = demonstrations_of(cells)
         for look, episodes in enumerate(study.looks):
             which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
@@ -319,8 +326,8 @@ def _work(
                 else:
                     over.append((job, wrong))
             for process in [process for process in running if process.poll() is not None]:
-                job = running.pop(process)
-                code = process.returncode
+                job, code = running.pop(process), process.returncode
+                _note(site, job, "ended")
                 over.append((job, f"exit code {code}" if code else _fault(job.conclude)))
             for job, wrong in over:
                 if wrong is not None:
@@ -336,7 +343,7 @@ def _work(
             tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
             time.sleep(TICK_SECONDS)
     finally:
-        _stop(running)
+        _stop(site, running)
 
 
 def _fault(work: Callable[[], object]) -> str | None:
@@ -365,19 +372,36 @@ def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
     if password := urlsplit(site.url).password:
         environment[PASSWORD_VARIABLE] = unquote(password)
     command = [sys.executable, "-m", "longview.cluster.cli", *job.arguments]
+    _note(site, job, "started")
     with (site.folder / job.run / OUTPUT).open("ab") as output:
         return spawn(command, output, environment=environment)
 
 
-def _stop(running: Mapping[subprocess.Popen[bytes], Job]) -> None:
+def _note(site: Site, job: Job, what: Literal["started", "ended"]) -> None:
+    """Write down that a job's process has started or ended."""
+    append_row(site.folder / job.run / ATTEMPTS, {what: time.time()})
+
+
+def _earlier(run: Run) -> tuple[bool, float]:
+    """Tell whether a run has had attempts before its last one, and the seconds of those that were seen to
+    end. An attempt that ended with the study's own process counts no seconds."""
+    rows, seconds = read_rows(run.path / ATTEMPTS), []
+    for row, following in zip(rows, [*rows[1:], {}], strict=True):
+        if "started" in row:
+            seconds.append(following.get("ended", row["started"]) - row["started"])
+    return len(seconds) > 1, sum(seconds[:-1])
+
+
+def _stop(site: Site, running: Mapping[subprocess.Popen[bytes], Job]) -> None:
     """End processes: they save, and can be resumed."""
     for process in running:
         process.terminate()
-    for process in running:
+    for process, job in running.items():
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+        _note(site, job, "ended")
 
 
 def _taken(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
@@ -403,7 +427,10 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
             f"run {cell.name} has fewer than {episodes} episodes at T_o {lacking}: see its {OUTPUT}"
         )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
+    resumed, earlier = _earlier(run)
     minutes = Counter(before["minutes"])
+    if earlier:
+        minutes["earlier attempts"] += earlier / 60
     minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
     row = {
         "cell": cell.facts,
@@ -414,8 +441,11 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         "minutes": {phase: round(spent, 2) for phase, spent in minutes.items()},
         "cores": asked_by(cell.config, site.room, site.address)["CPU"],
         "machine": machine(),
+        "resumed": before.get("resumed", False) or resumed,
+        "plans": [*(plan for plan in before.get("plans", []) if plan != site.plan), site.plan],
     }
     append_row(file, row, sync=True)
+    (run.path / ATTEMPTS).unlink(missing_ok=True)
     # The results are safe: what goes wrong now is no reason to run the cell again.
     if (wrong := _fault(partial(_free, site, cell))) is not None:
         log.warning("%s: its episodes stay in the study's Redis: %s", cell.name, wrong)

@@ -1,20 +1,27 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
+import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longview.cluster.driver import study as studying
-from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _job, _take, _work
-from longview.cluster.run.folder import RunError, create_run
+from longview.cluster.driver.study import ATTEMPTS, Job, Site, Tally, _alone, _fits, _job, _take, _work
+from longview.cluster.run.folder import RunError, append_row, create_run, read_rows
 from longview.cluster.run.study import Cell, plan, read_study
+from longview.monitoring.success import Evaluation
+from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError
+
+NOWHERE = "redis://127.0.0.1:1"
+"""URL at which nothing listens: a cell is taken all the same, and its episodes stay."""
 
 
 def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: int = 1) -> Site:
-    return Site(folder, "", None, {"CPU": cpus}, at_once, retries)
+    return Site(folder, "", None, {"CPU": cpus}, at_once, retries, {"looks": [50], "comparisons": 1})
 
 
 def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
@@ -136,3 +143,26 @@ def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: 
         expected.placement,
     )
     assert (config.evaluation.final_episodes, config.evaluation.context_lengths) == (50, (1,))
+
+
+def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
+    cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
+    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), tmp_path)
+    run.unlock()
+    (run.path / "summary.json").write_text(
+        json.dumps({"status": "finished", "policy_version": 3, "phases": {"train": 60.0}})
+    )
+    evaluation = Evaluation(3, 1, 50, Counter(success=50), endings=dict.fromkeys(range(50), "success"))
+    run.add_evaluation(evaluation)
+    for row in ({"started": 0}, {"started": 100}, {"ended": 220}, {"started": 300}, {"ended": 400}):
+        append_row(run.path / ATTEMPTS, row)
+    here = replace(site(tmp_path), url=NOWHERE)
+    _take(here, cell, 50, [1], file)
+    (row,) = read_rows(file)
+    assert (row["resumed"], row["minutes"]) == (True, {"train": 1.0, "earlier attempts": 2.0})
+    assert row["plans"] == [here.plan]
+    append_row(run.path / ATTEMPTS, {"started": 500})
+    _take(replace(here, plan={"looks": [100], "comparisons": 1}), cell, 50, [1], file)
+    row = read_rows(file)[-1]
+    assert row["minutes"] == {"train": 2.0, "earlier attempts": 2.0}, "an attempt counts once"
+    assert [plan["looks"] for plan in row["plans"]] == [[50], [100]]
