@@ -385,7 +385,7 @@ def _note(site: Site, job: Job, what: Literal["started", "ended"]) -> None:
 def _earlier(run: Run) -> tuple[bool, float]:
     """Tell whether a run has had attempts before its last one, and the seconds of those that were seen to
     end. An attempt that ended with the study's own process counts no seconds."""
-    rows, seconds = read_rows(run.path / ATTEMPTS), []
+    rows, seconds = read_rows(run.path / ATTEMPTS), list[float]()
     for row, following in zip(rows, [*rows[1:], {}], strict=True):
         if "started" in row:
             seconds.append(following.get("ended", row["started"]) - row["started"])
@@ -428,9 +428,9 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
     resumed, earlier = _earlier(run)
-    minutes = Counter(before["minutes"])
+    minutes = Counter[str](before["minutes"])
     if earlier:
-        minutes["earlier attempts"] += earlier / 60
+        minutes.update({"earlier attempts": earlier / 60})
     minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
     row = {
         "cell": cell.facts,
