@@ -306,7 +306,8 @@ def _draw_curves(axes: Any, lines: Mapping[str, Sequence[Point]], styles: Mappin
     """Draw success over T_o, a line for each method, with the legend below."""
     lengths = sorted({point.length for line in lines.values() for point in line})
     for index, (method, line) in enumerate(lines.items()):
-        shift = 0.4 * (index / max(1, len(lines) - 1) - 0.5)  # so that no interval hides another
+        # So that no interval hides another.
+        shift = min(0.08, 0.5 / len(lines)) * (index - (len(lines) - 1) / 2)
         at = [lengths.index(point.length) + shift for point in line]
         shares = [point.counts.rates["success"].share for point in line]
         reach = list(zip(*map(_reach, line), strict=True))
