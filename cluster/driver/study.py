@@ -5,6 +5,7 @@ again. A cell that was under way is a run's folder, which its next process resum
 """
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -43,12 +44,13 @@ from longview.cluster.run.study import (
     asked_by,
     demonstration_count,
     demonstrations_of,
+    estimated_core_hours,
     finished,
     operational_settings,
     results_of,
     this_machine,
 )
-from longview.monitoring.study import plan_of, wanted
+from longview.monitoring.study import StudyCell, plan_of, wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
 from longview.replay.errors import ReplayError
@@ -71,7 +73,9 @@ class Tally:
     """Progress of a study within one look, first with its demonstrations, then with its cells."""
 
     look: str
-    """The look, such as `look 1 of 2, 50 episodes`: a later one may want more of some cells."""
+    """The look, such as `look 1 of 2, 50 episodes`."""
+    later: float
+    """Estimated work of all later looks, if they decide nothing, as a multiple of this look's."""
     what: Literal["demonstrations", "cells"]
     """Kind of the runs that are counted."""
     done: int
@@ -84,6 +88,13 @@ class Tally:
     """Runs that wait."""
     seconds_left: float | None
     """Estimated time until this look is done, from the pace so far; None before the first run has ended."""
+    elapsed: float
+    """Seconds since the look's first run started."""
+
+    @property
+    def seconds_later(self) -> float | None:
+        """Longest time that the later looks take after this one; None while nothing can be estimated."""
+        return None if self.seconds_left is None else self.later * (self.elapsed + self.seconds_left)
 
 
 Tell = Callable[[Tally], None]
@@ -156,7 +167,8 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         shared = demonstrations_of(cells)
         for look, episodes in enumerate(study.looks):
             which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
-            lengths_of = wanted(results_of(study, cells, finished(file)), look)
+            results = results_of(study, cells, finished(file))
+            lengths_of = wanted(results, look)
             todo = {
                 cell.name: (cell, lengths)
                 for cell, lengths in zip(cells, lengths_of, strict=True)
@@ -166,7 +178,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
             collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
-            collected = _work(site, collecting, partial(Tally, which, "demonstrations"), tell)
+            collected = _work(site, collecting, partial(Tally, which, 0.0, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
                 name: _job(site, cell, episodes, lengths, needed.get(name), file)
@@ -174,7 +186,8 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
                 if name not in needed or needed[name].name not in lacking
             }
             failed += [cell for name, (cell, _) in todo.items() if name not in ready]
-            for job, succeeded in _work(site, ready.values(), partial(Tally, which, "cells"), tell):
+            later = _later(site, study, zip(cells, results.cells, strict=True), look)
+            for job, succeeded in _work(site, ready.values(), partial(Tally, which, later, "cells"), tell):
                 if not succeeded:
                     failed.append(todo[job.run][0])
     return failed
@@ -193,6 +206,20 @@ def room_of(cells: Sequence[Cell], address: str | None) -> dict[str, float]:
     for node in cluster_nodes([cell.config for cell in cells], address):
         together.update(node)
     return dict(together)
+
+
+def _later(site: Site, study: Study, cells: Iterable[tuple[Cell, StudyCell]], look: int) -> float:
+    """Estimate the work of all looks after one, if they decide nothing, as a multiple of that look's."""
+    now = rest = 0.0
+    for cell, found in cells:
+        cpus = asked_by(cell.config, site.room, site.address)["CPU"]
+        lacking = sum(max(0, study.looks[look] - found.rolled_out(length)) for length in cell.lengths)
+        if lacking:
+            now += estimated_core_hours(cell, lacking, cpus, trained=found.row is not None)
+        for episodes, following in itertools.pairwise(study.looks[look:]):
+            more = (following - episodes) * len(cell.lengths)
+            rest += estimated_core_hours(cell, more, cpus, trained=True)
+    return rest / now if now else 0.0
 
 
 @contextmanager
@@ -338,9 +365,9 @@ def _work(
                         continue
                 done, failed = done + (wrong is None), failed + (wrong is not None)
                 yield job, wrong is None
-            ended, left = done + failed, len(waiting) + len(running)
-            pace = (time.monotonic() - started) / ended * left if ended else None
-            tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
+            ended, left, elapsed = done + failed, len(waiting) + len(running), time.monotonic() - started
+            pace = elapsed / ended * left if ended else None
+            tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace, elapsed))
             time.sleep(TICK_SECONDS)
     finally:
         _stop(site, running)

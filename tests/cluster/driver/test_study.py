@@ -9,9 +9,20 @@ from pathlib import Path
 import pytest
 
 from longview.cluster.driver import study as studying
-from longview.cluster.driver.study import ATTEMPTS, Job, Site, Tally, _alone, _fits, _job, _take, _work
+from longview.cluster.driver.study import (
+    ATTEMPTS,
+    Job,
+    Site,
+    Tally,
+    _alone,
+    _fits,
+    _job,
+    _later,
+    _take,
+    _work,
+)
 from longview.cluster.run.folder import RunError, append_row, create_run, read_rows
-from longview.cluster.run.study import Cell, plan, read_study
+from longview.cluster.run.study import Cell, plan, read_study, results_of
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError
@@ -34,7 +45,7 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     tallies: list[Tally] = []
 
     def tally(*counts: object) -> Tally:
-        return Tally("look 1 of 1, 50 episodes", "cells", *counts)  # type: ignore[arg-type]
+        return Tally("look 1 of 1, 50 episodes", 0.0, "cells", *counts)  # type: ignore[arg-type]
 
     ended = {
         each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)
@@ -166,3 +177,14 @@ def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_
     row = read_rows(file)[-1]
     assert row["minutes"] == {"train": 2.0, "earlier attempts": 2.0}, "an attempt counts once"
     assert [plan["looks"] for plan in row["plans"]] == [[50], [100]]
+
+
+def test_the_time_left_holds_later_looks(tmp_path: Path) -> None:
+    study, _ = read_study("quick", ["looks=[50, 100, 200]"])
+    cells = plan(study)
+    found = list(zip(cells, results_of(study, cells, {}).cells, strict=True))
+    shares = [_later(site(tmp_path), study, found, look) for look in range(3)]
+    assert shares[0] > shares[1] > shares[2] == 0
+    tally = Tally("look 1 of 3, 50 episodes", 0.5, "cells", 1, 0, (), 3, 300.0, 100.0)
+    assert tally.seconds_later == 200
+    assert replace(tally, seconds_left=None).seconds_later is None
