@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longview.monitoring.comparison import ALPHA
 from longview.monitoring.report import DPI, embedded, empty_plots, templates
-from longview.monitoring.study import Point, Results, control, points, unfinished, verdicts
+from longview.monitoring.study import Point, Results, control, plan_warning, points, unfinished, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def write_study_report(results: Results, folder: Path) -> list[Path]:
     found, compared, spent = points(results), comparison_rows(results), cost_rows(results)
     tables = [
         success_table(results, found, spent),
-        comparison_table(compared),
+        comparison_table(compared, plan_warning(results)),
         control_table(results),
         cost_table(spent),
     ]
@@ -137,6 +137,7 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
             "place": place,
             "method": method,
             "cells": len(rows),
+            "resumed": sum(row.get("resumed", False) for row in rows),
             "training_steps": sum(row["training_steps"] for row in rows),
             "training_minutes": round(sum(row["minutes"].get("train", 0.0) for row in rows), 2),
             "minutes": round(sum(sum(row["minutes"].values()) for row in rows), 2),
@@ -149,7 +150,7 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
 def success_table(results: Results, found: Sequence[Point], spent: Sequence[Mapping[str, Any]]) -> Table:
     """Make the table of success by method and T_o, with the time of training beside it."""
     lengths = sorted({point.length for point in found})
-    minutes = {(row["place"], row["method"]): row["training_minutes"] for row in spent}
+    minutes = {(row["place"], row["method"]): _minutes(row) for row in spent}
     by_row: dict[tuple[str, str], dict[int, Point]] = {}
     for point in found:
         by_row.setdefault((point.place, point.method), {})[point.length] = point
@@ -157,24 +158,26 @@ def success_table(results: Results, found: Sequence[Point], spent: Sequence[Mapp
         "Success, and the training that it took",
         "Success of all seeds together, with its Wilson interval. A point that was evaluated no further "
         "after an early look has a wider interval, which allows for the looks. Minutes are those of "
-        "training, all seeds and policies of the row together.",
+        "training, all seeds and policies of the row together; of cells that were stopped and resumed (>) "
+        "those since the last resumption.",
         ["", *(f"T_o {length}" for length in lengths), "minutes"],
         [
             [
                 _joined(place, method),
                 *(_rate(row[length]) if length in row else "" for length in lengths),
-                f"{minutes[place, method]:.1f}",
+                minutes[place, method],
             ]
             for (place, method), row in by_row.items()
         ],
     )
 
 
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Make the table of comparisons."""
+def comparison_table(rows: Sequence[Mapping[str, Any]], warning: str | None) -> Table:
+    """Make the table of comparisons; a warning comes before its explanation."""
     return Table(
         "Comparisons on the same episodes",
-        "Difference of the success rates in points, on pairs of episodes with the same seed. Gained: "
+        (f"{warning} " if warning else "")
+        + "Difference of the success rates in points, on pairs of episodes with the same seed. Gained: "
         "only the method succeeded; lost: only the other one. p: McNemar's exact test, corrected for the "
         f"number of comparisons and looks; with a probability of at most {ALPHA:.0%} any claim of the "
         "table is false. Control: difference between two policies of one method; a difference that is not "
@@ -241,14 +244,16 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "Cost",
         "All seeds and policies together. Minutes are those of whole runs, without the demonstrations that "
-        "cells share; core-hours count every CPU that a run had.",
+        "cells share; core-hours count every CPU that a run had. Of cells that were stopped and resumed (>), "
+        "minutes of training are those since the last resumption; their other minutes hold all attempts "
+        "whose end the study has seen.",
         ["", "cells", "training steps", "minutes of training", "minutes", "core-hours"],
         [
             [
                 _joined(row["place"], row["method"]),
-                str(row["cells"]),
+                f"{row['cells']} ({row['resumed']} resumed)" if row["resumed"] else str(row["cells"]),
                 f"{row['training_steps']:,}",
-                f"{row['training_minutes']:.1f}",
+                _minutes(row),
                 f"{row['minutes']:.1f}",
                 f"{row['core_hours']:.2f}",
             ]
@@ -301,7 +306,8 @@ def _draw_curves(axes: Any, lines: Mapping[str, Sequence[Point]], styles: Mappin
     """Draw success over T_o, a line for each method, with the legend below."""
     lengths = sorted({point.length for line in lines.values() for point in line})
     for index, (method, line) in enumerate(lines.items()):
-        shift = 0.4 * (index / max(1, len(lines) - 1) - 0.5)  # so that no interval hides another
+        # So that no interval hides another.
+        shift = min(0.08, 0.5 / len(lines)) * (index - (len(lines) - 1) / 2)
         at = [lengths.index(point.length) + shift for point in line]
         shares = [point.counts.rates["success"].share for point in line]
         reach = list(zip(*map(_reach, line), strict=True))
@@ -397,6 +403,11 @@ def _joined(place: str, method: str) -> str:
 def _rate(point: Point) -> str:
     low, high = point.interval
     return f"{100 * point.counts.rates['success'].share:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _minutes(row: Mapping[str, Any]) -> str:
+    """Write minutes of training; with resumed cells they are a lower bound."""
+    return f"{'> ' if row['resumed'] else ''}{row['training_minutes']:.1f}"
 
 
 def _points(difference: float) -> str:

@@ -108,11 +108,15 @@ def _report(study: "Study", planned: Sequence["Cell"], file: Path, out: Path | N
     """Write the report of a study, and print where its files are."""
     from longview.cluster.run.study import finished, results_of
     from longview.cluster.views.terminal import console
+    from longview.monitoring.study import plan_warning
     from longview.monitoring.study_report import write_study_report
 
     rows = finished(file)
-    for written in write_study_report(results_of(study, planned, rows), out or _folder(study)):
+    results = results_of(study, planned, rows)
+    for written in write_study_report(results, out or _folder(study)):
         console.print(str(written), soft_wrap=True)
+    if warning := plan_warning(results):
+        console.print(warning, soft_wrap=True, markup=False)
     if strangers := len(rows.keys() - {cell.settings for cell in planned}):
         console.print(
             f"{strangers} cells in {file} have other settings than the study, and are left out",

@@ -5,6 +5,7 @@ again. A cell that was under way is a run's folder, which its next process resum
 """
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from longview.cluster.run.folder import (
     RunError,
     append_row,
     create_run,
+    read_rows,
     resumable_run,
 )
 from longview.cluster.run.services import redis_server, spawn
@@ -42,12 +44,13 @@ from longview.cluster.run.study import (
     asked_by,
     demonstration_count,
     demonstrations_of,
+    estimated_core_hours,
     finished,
     operational_settings,
     results_of,
     this_machine,
 )
-from longview.monitoring.study import wanted
+from longview.monitoring.study import StudyCell, plan_of, wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
 from longview.replay.errors import ReplayError
@@ -61,6 +64,8 @@ STOP_SECONDS = 120.0
 """Longest time that a cell gets to save and end."""
 OUTPUT = "output.txt"
 """File in a run's folder: what its process printed."""
+ATTEMPTS = "attempts.jsonl"
+"""File in a run's folder: when its processes started and ended, since its results were last written down."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Tally:
     """Progress of a study within one look, first with its demonstrations, then with its cells."""
 
     look: str
-    """The look, such as `look 1 of 2, 50 episodes`: a later one may want more of some cells."""
+    """The look, such as `look 1 of 2, 50 episodes`."""
+    later: float
+    """Estimated work of all later looks, if they decide nothing, as a multiple of this look's."""
     what: Literal["demonstrations", "cells"]
     """Kind of the runs that are counted."""
     done: int
@@ -81,6 +88,13 @@ class Tally:
     """Runs that wait."""
     seconds_left: float | None
     """Estimated time until this look is done, from the pace so far; None before the first run has ended."""
+    elapsed: float
+    """Seconds since the look's first run started."""
+
+    @property
+    def seconds_later(self) -> float | None:
+        """Longest time that the later looks take after this one; None while nothing can be estimated."""
+        return None if self.seconds_left is None else self.later * (self.elapsed + self.seconds_left)
 
 
 Tell = Callable[[Tally], None]
@@ -102,6 +116,8 @@ class Site:
     """Most cells at work together."""
     retries: int
     """Times that a cell which failed is run again."""
+    plan: Mapping[str, Any]
+    """Looks and number of comparisons of the study, which its rows tell."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +161,14 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         services.enter_context(_alone(folder))
         room = room_of(cells, address)
         url = configured or services.enter_context(redis_server(folder / "redis"))
-        site = Site(folder, url, address, room, study.at_once, study.retries)
+        site = Site(
+            folder, url, address, room, study.at_once, study.retries, plan_of(results_of(study, cells, {}))
+        )
         shared = demonstrations_of(cells)
         for look, episodes in enumerate(study.looks):
             which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
-            lengths_of = wanted(results_of(study, cells, finished(file)), look)
+            results = results_of(study, cells, finished(file))
+            lengths_of = wanted(results, look)
             todo = {
                 cell.name: (cell, lengths)
                 for cell, lengths in zip(cells, lengths_of, strict=True)
@@ -159,7 +178,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
             collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
-            collected = _work(site, collecting, partial(Tally, which, "demonstrations"), tell)
+            collected = _work(site, collecting, partial(Tally, which, 0.0, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
                 name: _job(site, cell, episodes, lengths, needed.get(name), file)
@@ -167,7 +186,8 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
                 if name not in needed or needed[name].name not in lacking
             }
             failed += [cell for name, (cell, _) in todo.items() if name not in ready]
-            for job, succeeded in _work(site, ready.values(), partial(Tally, which, "cells"), tell):
+            later = _later(site, study, zip(cells, results.cells, strict=True), look)
+            for job, succeeded in _work(site, ready.values(), partial(Tally, which, later, "cells"), tell):
                 if not succeeded:
                     failed.append(todo[job.run][0])
     return failed
@@ -186,6 +206,20 @@ def room_of(cells: Sequence[Cell], address: str | None) -> dict[str, float]:
     for node in cluster_nodes([cell.config for cell in cells], address):
         together.update(node)
     return dict(together)
+
+
+def _later(site: Site, study: Study, cells: Iterable[tuple[Cell, StudyCell]], look: int) -> float:
+    """Estimate the work of all looks after one, if they decide nothing, as a multiple of that look's."""
+    now = rest = 0.0
+    for cell, found in cells:
+        cpus = asked_by(cell.config, site.room, site.address)["CPU"]
+        lacking = sum(max(0, study.looks[look] - found.rolled_out(length)) for length in cell.lengths)
+        if lacking:
+            now += estimated_core_hours(cell, lacking, cpus, trained=found.row is not None)
+        for episodes, following in itertools.pairwise(study.looks[look:]):
+            more = (following - episodes) * len(cell.lengths)
+            rest += estimated_core_hours(cell, more, cpus, trained=True)
+    return rest / now if now else 0.0
 
 
 @contextmanager
@@ -319,8 +353,8 @@ def _work(
                 else:
                     over.append((job, wrong))
             for process in [process for process in running if process.poll() is not None]:
-                job = running.pop(process)
-                code = process.returncode
+                job, code = running.pop(process), process.returncode
+                _note(site, job, "ended")
                 over.append((job, f"exit code {code}" if code else _fault(job.conclude)))
             for job, wrong in over:
                 if wrong is not None:
@@ -331,12 +365,12 @@ def _work(
                         continue
                 done, failed = done + (wrong is None), failed + (wrong is not None)
                 yield job, wrong is None
-            ended, left = done + failed, len(waiting) + len(running)
-            pace = (time.monotonic() - started) / ended * left if ended else None
-            tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace))
+            ended, left, elapsed = done + failed, len(waiting) + len(running), time.monotonic() - started
+            pace = elapsed / ended * left if ended else None
+            tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace, elapsed))
             time.sleep(TICK_SECONDS)
     finally:
-        _stop(running)
+        _stop(site, running)
 
 
 def _fault(work: Callable[[], object]) -> str | None:
@@ -365,19 +399,36 @@ def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
     if password := urlsplit(site.url).password:
         environment[PASSWORD_VARIABLE] = unquote(password)
     command = [sys.executable, "-m", "longview.cluster.cli", *job.arguments]
+    _note(site, job, "started")
     with (site.folder / job.run / OUTPUT).open("ab") as output:
         return spawn(command, output, environment=environment)
 
 
-def _stop(running: Mapping[subprocess.Popen[bytes], Job]) -> None:
+def _note(site: Site, job: Job, what: Literal["started", "ended"]) -> None:
+    """Write down that a job's process has started or ended."""
+    append_row(site.folder / job.run / ATTEMPTS, {what: time.time()})
+
+
+def _earlier(run: Run) -> tuple[bool, float]:
+    """Tell whether a run has had attempts before its last one, and the seconds of those that were seen to
+    end. An attempt that ended with the study's own process counts no seconds."""
+    rows, seconds = read_rows(run.path / ATTEMPTS), list[float]()
+    for row, following in zip(rows, [*rows[1:], {}], strict=True):
+        if "started" in row:
+            seconds.append(following.get("ended", row["started"]) - row["started"])
+    return len(seconds) > 1, sum(seconds[:-1])
+
+
+def _stop(site: Site, running: Mapping[subprocess.Popen[bytes], Job]) -> None:
     """End processes: they save, and can be resumed."""
     for process in running:
         process.terminate()
-    for process in running:
+    for process, job in running.items():
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+        _note(site, job, "ended")
 
 
 def _taken(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: Path) -> bool:
@@ -403,7 +454,10 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
             f"run {cell.name} has fewer than {episodes} episodes at T_o {lacking}: see its {OUTPUT}"
         )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
-    minutes = Counter(before["minutes"])
+    resumed, earlier = _earlier(run)
+    minutes = Counter[str](before["minutes"])
+    if earlier:
+        minutes.update({"earlier attempts": earlier / 60})
     minutes.update({phase: seconds / 60 for phase, seconds in summary["phases"].items()})
     row = {
         "cell": cell.facts,
@@ -414,8 +468,11 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         "minutes": {phase: round(spent, 2) for phase, spent in minutes.items()},
         "cores": asked_by(cell.config, site.room, site.address)["CPU"],
         "machine": machine(),
+        "resumed": before.get("resumed", False) or resumed,
+        "plans": [*(plan for plan in before.get("plans", []) if plan != site.plan), site.plan],
     }
     append_row(file, row, sync=True)
+    (run.path / ATTEMPTS).unlink(missing_ok=True)
     # The results are safe: what goes wrong now is no reason to run the cell again.
     if (wrong := _fault(partial(_free, site, cell))) is not None:
         log.warning("%s: its episodes stay in the study's Redis: %s", cell.name, wrong)

@@ -79,10 +79,13 @@ class RunProgress:
 
     @property
     def wanted(self) -> int:
-        """Demonstrations to start from; an expert also gives those that are held out for validation."""
-        recorded = self.config.demonstrations is not None or self.config.data.spec
-        held_out = 0 if recorded else self.config.learner.validation_episodes
-        return self.config.demonstration_count(self.spec) + held_out
+        """Demonstrations to start from, those that are held out for validation included. None are held out of
+        an import where they would be half or more (`held_out` in roles/rank.py), so none are added then."""
+        count, held_out = self.config.demonstration_count(self.spec), self.config.learner.validation_episodes
+        imported = self.config.demonstrations is not None
+        if self.config.data.spec or (imported and count <= held_out):
+            return count
+        return count + held_out
 
     def enter(self, phase: str) -> None:
         """Begin the next phase."""

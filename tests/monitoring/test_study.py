@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from longview.monitoring.study import (
     comparisons,
     control,
     pairs_at,
+    plan_of,
+    plan_warning,
     points,
     undecided,
     unfinished,
@@ -88,6 +91,30 @@ def test_a_cell_has_finished_when_no_look_wants_more_of_it(found: Results) -> No
     assert [each.row is not None for each in open_.cells] == [True, True, False]
     assert (wanted(open_, 0), wanted(open_, 1)) == ([(), (), (8,)], [(8,), (8,), (8,)])
     assert unfinished(open_) == [(8,), (8,), (8,)], "the next look wants more of all"
+
+
+def test_a_row_of_another_plan_is_warned_of(found: Results, tmp_path: Path) -> None:
+    assert plan_warning(found) is None, "rows of earlier versions tell no plan"
+    plans = [plan_of(found), {"looks": [50], "comparisons": 2}]
+    mixed = replace(
+        found, cells=[*found.cells[:3], replace(found.cells[3], row=row(T8="s") | {"plans": plans})]
+    )
+    warning = plan_warning(mixed)
+    assert warning is not None
+    assert "(looks [50] of 2 comparisons) than the present one (looks [50, 100, 200] of 2" in warning
+    texts = {file.name: file.read_text() for file in write_study_report(mixed, tmp_path)}
+    assert all("may exceed 5" in texts[name] for name in ("report.html", "tables.md", "tables.tex"))
+    same = [replace(each, row=each.row | {"plans": plans[:1]}) for each in found.cells if each.row]
+    assert plan_warning(replace(found, cells=same)) is None
+
+
+def test_resumed_cells_are_marked_beside_their_cost(found: Results, tmp_path: Path) -> None:
+    cells = [replace(each, row=each.row | {"resumed": True}) for each in found.cells if each.row]
+    texts = {
+        file.name: file.read_text() for file in write_study_report(replace(found, cells=cells), tmp_path)
+    }
+    assert "| joint | 1 (1 resumed) | 1,500 | > 2.0 | 3.0 | 0.10 |" in texts["tables.md"]
+    assert "joint,1,1,1500" in texts["cost.csv"]
 
 
 def test_the_control_arm_goes_on_as_long_as_its_method() -> None:

@@ -1,20 +1,38 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
+import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longview.cluster.driver import study as studying
-from longview.cluster.driver.study import Job, Site, Tally, _alone, _fits, _job, _take, _work
-from longview.cluster.run.folder import RunError, create_run
-from longview.cluster.run.study import Cell, plan, read_study
+from longview.cluster.driver.study import (
+    ATTEMPTS,
+    Job,
+    Site,
+    Tally,
+    _alone,
+    _fits,
+    _job,
+    _later,
+    _take,
+    _work,
+)
+from longview.cluster.run.folder import RunError, append_row, create_run, read_rows
+from longview.cluster.run.study import Cell, plan, read_study, results_of
+from longview.monitoring.success import Evaluation
+from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError
+
+NOWHERE = "redis://127.0.0.1:1"
+"""URL at which nothing listens: a cell is taken all the same, and its episodes stay."""
 
 
 def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: int = 1) -> Site:
-    return Site(folder, "", None, {"CPU": cpus}, at_once, retries)
+    return Site(folder, "", None, {"CPU": cpus}, at_once, retries, {"looks": [50], "comparisons": 1})
 
 
 def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
@@ -27,7 +45,7 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     tallies: list[Tally] = []
 
     def tally(*counts: object) -> Tally:
-        return Tally("look 1 of 1, 50 episodes", "cells", *counts)  # type: ignore[arg-type]
+        return Tally("look 1 of 1, 50 episodes", 0.0, "cells", *counts)  # type: ignore[arg-type]
 
     ended = {
         each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)
@@ -136,3 +154,37 @@ def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: 
         expected.placement,
     )
     assert (config.evaluation.final_episodes, config.evaluation.context_lengths) == (50, (1,))
+
+
+def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
+    cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
+    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), tmp_path)
+    run.unlock()
+    (run.path / "summary.json").write_text(
+        json.dumps({"status": "finished", "policy_version": 3, "phases": {"train": 60.0}})
+    )
+    evaluation = Evaluation(3, 1, 50, Counter(success=50), endings=dict.fromkeys(range(50), "success"))
+    run.add_evaluation(evaluation)
+    for row in ({"started": 0}, {"started": 100}, {"ended": 220}, {"started": 300}, {"ended": 400}):
+        append_row(run.path / ATTEMPTS, row)
+    here = replace(site(tmp_path), url=NOWHERE)
+    _take(here, cell, 50, [1], file)
+    (row,) = read_rows(file)
+    assert (row["resumed"], row["minutes"]) == (True, {"train": 1.0, "earlier attempts": 2.0})
+    assert row["plans"] == [here.plan]
+    append_row(run.path / ATTEMPTS, {"started": 500})
+    _take(replace(here, plan={"looks": [100], "comparisons": 1}), cell, 50, [1], file)
+    row = read_rows(file)[-1]
+    assert row["minutes"] == {"train": 2.0, "earlier attempts": 2.0}, "an attempt counts once"
+    assert [plan["looks"] for plan in row["plans"]] == [[50], [100]]
+
+
+def test_the_time_left_holds_later_looks(tmp_path: Path) -> None:
+    study, _ = read_study("quick", ["looks=[50, 100, 200]"])
+    cells = plan(study)
+    found = list(zip(cells, results_of(study, cells, {}).cells, strict=True))
+    shares = [_later(site(tmp_path), study, found, look) for look in range(3)]
+    assert shares[0] > shares[1] > shares[2] == 0
+    tally = Tally("look 1 of 3, 50 episodes", 0.5, "cells", 1, 0, (), 3, 300.0, 100.0)
+    assert tally.seconds_later == 200
+    assert replace(tally, seconds_left=None).seconds_later is None

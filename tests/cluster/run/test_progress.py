@@ -1,10 +1,12 @@
 """Progress of a run according to its evaluations."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longview.actors.task import load_task
+from longview.cluster.roles.rank import held_out
 from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.run.progress import RunProgress
@@ -18,14 +20,34 @@ from longview.monitoring.success import Evaluation
         ([], 58),
         (["actors.demonstrations=20", "learner.validation_episodes=3"], 23),
         (["learner.validation_episodes=0"], 50),
-        (["demonstrations=human.zarr"], 50),
+        (["demonstrations=human.zarr"], 58),
+        (["demonstrations=human.zarr", "actors.demonstrations=8"], 8),
     ],
 )
-def test_an_expert_also_demonstrates_what_is_validated_on(
-    tmp_path: Path, settings: list[str], wanted: int
-) -> None:
+def test_what_is_validated_on_comes_in_addition(tmp_path: Path, settings: list[str], wanted: int) -> None:
     progress = RunProgress(Run(tmp_path), read_config(None, settings), load_task("return_point").spec)
     assert progress.wanted == wanted
+
+
+class Imported:
+    """A store that holds so many imported episodes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def ids(self, source: str) -> list[str]:
+        return [f"import.{index:03d}" for index in range(self.count)] if source == "import" else []
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10, 16, 17, 50])
+def test_imported_demonstrations_are_trained_on_in_the_number_that_is_asked_for(
+    tmp_path: Path, count: int
+) -> None:
+    config = read_config(None, ["demonstrations=human.zarr", f"actors.demonstrations={count}"])
+    progress = RunProgress(Run(tmp_path), config, load_task("return_point").spec)
+    store: Any = Imported(progress.wanted)  # of a file that has enough
+    unseen = held_out(store, config.learner.validation_episodes)
+    assert (progress.wanted - len(unseen), len(unseen)) == (count, 8 if count > 8 else 0)
 
 
 def evaluation(version: int, length: int, **outcomes: int) -> Evaluation:

@@ -23,6 +23,8 @@ from longview.cluster.run.study import (
     read_study,
     results_of,
 )
+from longview.monitoring.study import points
+from longview.monitoring.study_report import comparison_rows, cost_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -207,6 +209,35 @@ def test_every_shipped_study_has_a_plan(name: str) -> None:
 def test_the_tables_of_the_docs_follow_from_their_cells(file: Path) -> None:
     study, cells = read_study(str(file))
     assert {cell.settings for cell in plan(study)} == finished(cells).keys(), "the settings have changed"
+
+
+def test_the_table_of_quick_follows_from_its_cells() -> None:
+    """What docs/study.md says of `quick` is what the report computes of docs/study/quick.jsonl."""
+    study, _ = read_study("quick")
+    cells, rows = plan(study), finished(ROOT / "docs" / "study" / "quick.jsonl")
+    assert {cell.settings for cell in cells} == rows.keys(), "the settings have changed"
+    results = results_of(study, cells, rows)
+    page = (ROOT / "docs" / "study.md").read_text()
+    lines = [line.strip("| ").split("|") for line in page.splitlines()]
+    table = {line[0].strip(): [value.strip() for value in line[1:]] for line in lines if len(line) == 6}
+    lengths = [int(name.removeprefix("T_o ")) for name in table.pop("method")[:-1]]
+    del table["---"]
+    shown: dict[str, list[str]] = {}
+    minutes = {row["method"]: row["training_minutes"] for row in cost_rows(results)}
+    for method in dict.fromkeys(cell.method for cell in cells):
+        found = {point.length: point for point in points(results) if point.method == method}
+        rates = []
+        for length in lengths:
+            if point := found.get(length):
+                low, high = (f"{100 * side:.0f}" for side in point.interval)
+                rates.append(f"{100 * point.counts.rates['success'].share:.0f} % ({low}-{high})")
+            else:
+                rates.append("")
+        shown[method.replace(" (again)", ", trained again")] = [*rates, f"{minutes[method]:.1f}"]
+    assert table == shown
+    no_history = next(row for row in comparison_rows(results) if row["method"] == "no history")
+    assert (no_history["lost"], no_history["pairs"], no_history["gained"]) == (29, 50, 0)
+    assert "No history was worse than naive long on 29 of 50 pairs and better on none" in page
 
 
 def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, tmp_path: Path) -> None:
