@@ -1,7 +1,8 @@
 """Memory of a session, slot by slot: tokens of the newest frames, or states of fixed size.
 
-Legend (docs/notation.md): B slots of one call, S observed steps, F frames, T action positions, A action
-dimensions, E token features, Y chains of states, U units of a state, R rows: chains of all slots.
+Legend (docs/notation.md): B slots of one call, S observed steps, F frames, P past steps, T action
+positions, A action dimensions, E token features, Y chains of states, U units of a state, R rows: chains of
+all slots.
 """
 
 from abc import ABC, abstractmethod

@@ -37,9 +37,7 @@ def bring_in(
     for index in indices:
         new = False
         try:
-            id = source.id(index)
-            # Version 0.1 left the observations' checksum, the last part, out.
-            if id not in store and id.rpartition(".")[0] not in store:
+            if source.id(index) not in store:
                 opening = source.open(index)
                 new = _add(opening, store) if registered else _add_first(source, opening, store)
                 registered = True

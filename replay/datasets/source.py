@@ -18,7 +18,6 @@ from longview.replay.episode import (
     ACTION,
     BY_PERSON,
     CONTROLLER,
-    OBSERVATION_PREFIX,
     OPTIONAL,
     REWARD,
     Array,
@@ -189,13 +188,11 @@ class Source:
     """Width and height that pictures are resized to; None: they keep their size."""
 
     def id(self, index: int) -> str:
-        """Return the id of an episode. It follows from the task, the index, the actions, and the observations
-        of the first and the last step, so that importing again gives the same id and another data set gives
-        other ids, even one that replays the same actions elsewhere. Videos do not count: what they decode to
-        is not the same on every machine.
+        """Return the id of an episode. It follows from the task, the index and the actions, so that importing
+        again gives the same id and another data set gives other ids.
 
         Raises:
-            DatasetError: the episode has no steps, or one of these arrays cannot be read.
+            DatasetError: the episode has no steps, or its actions cannot be read.
         """
         return self._id(index, self._array(index, ACTION))
 
@@ -225,14 +222,7 @@ class Source:
         return OpenEpisode(meta, info.outcome, info.extras, lossy, blocks)
 
     def _id(self, index: int, action: Array) -> str:
-        seen = 0
-        for name, (column, _) in sorted(self.columns.items()):
-            if name.startswith(OBSERVATION_PREFIX) and not self.reader.columns[column].lossy:
-                for step in (0, len(action) - 1):
-                    rows = self.reader.rows(index, column, slice(step, step + 1))
-                    seen = zlib.crc32(rows.tobytes(), seen)
-        checksums = f"{zlib.crc32(action.tobytes()):08x}.{seen:08x}"
-        return f"{episode_id('import', self.spec.name, index)}.{checksums}"
+        return f"{episode_id('import', self.spec.name, index)}.{zlib.crc32(action.tobytes()):08x}"
 
     def _blocks(
         self, index: int, action: Array, outcome: str, controller: Array | None

@@ -61,7 +61,7 @@ def test_an_actor_that_is_told_to_end_leaves_nothing_half_done(
         store.register(task_of(config).spec)
         actor = start(Slow, config, "actor-0", StoreAddress(url, "run"), num_cpus=1, max_restarts=0)
         pid = ray.get(actor.pid.remote())
-        work = actor.work.remote(Order("demo", first=0, count=1000), None, [], 0.0, 0.0)
+        work = actor.work.remote(Order("demo", first=0, count=1000), None, [], 0.0, {})
         with Redis.from_url(url) as redis:
             deadline = time.monotonic() + 60
             while len(store.ids("demo")) < 3 or not pending(redis):

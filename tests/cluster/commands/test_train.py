@@ -27,6 +27,7 @@ from longview.cluster.run.config import ConfigError
 from longview.cluster.run.folder import Run
 from longview.cluster.run.services import redis_server
 from longview.learner.config import policy_config
+from longview.learner.files import steps
 from longview.learner.policy import policy_to_bytes
 from longview.replay.config import StoreConfig
 from longview.replay.datasets import lerobot_writer
@@ -126,14 +127,14 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     quick += ("monitoring.mirrors=[tensorboard]",)
     process = longview.start("train", str(data), "--hz", "10", "name=drawer", *quick)
     checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
-    longview.wait_for(lambda: list(checkpoints.glob("step-*")))
+    longview.wait_for(lambda: steps(checkpoints))
     process.kill()
     process.wait()
     longview.wait_for(lambda: not longview.processes())
     data.rename(longview.folder / "moved.zarr")
-    before = max(path.name for path in checkpoints.glob("step-*"))
+    before = max(steps(checkpoints))
     process = longview.start("train", "--resume", "drawer")
-    longview.wait_for(lambda: max(path.name for path in checkpoints.glob("step-*")) > before)
+    longview.wait_for(lambda: max(steps(checkpoints), default=0) > before)
     code, said = longview("train", "--resume", "drawer")
     assert (code, "is under way" in said) == (2, True), said
     process.send_signal(signal.SIGINT)

@@ -66,7 +66,7 @@ class Ranks:
         version: int | None = ray.get(self.board.version.remote())
         return version
 
-    def until(self, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 250.0) -> Any:
         """Look after the training until something is true, or it is done."""
         deadline = time.monotonic() + seconds
         while (found := self.training.finished(self.newest()) or condition()) in (None, False):
@@ -110,7 +110,7 @@ def ranks(tmp_path: Path, cluster: Cluster) -> Iterator[Ranks]:
 
 def test_no_rank_joins_before_all_are_ready(ranks: Ranks, cluster: Cluster, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
-    training = ranks.train(20, late_seconds=6)
+    training = ranks.train(20, late_seconds=12)
     # Late ranks are started again, however often: a run does not fail because a cluster is full.
     ranks.until(lambda: training.restarts["late"] == 2)
     assert "statistics are measured on 6 of 6 demonstrations" in caplog.text

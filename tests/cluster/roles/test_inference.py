@@ -76,7 +76,7 @@ def test_served_actors_do_what_others_do_without_torch_whatever_dies(hub: Handle
 
     def play(actor: Handle, order: Order) -> Any:
         assert order.version is not None
-        return actor.work.remote(order, 9, weights[order.version], 0.0, 0.0)
+        return actor.work.remote(order, 9, weights[order.version], 0.0, {})
 
     with redis_server(tmp_path) as url:
         local, served = (StoreAddress(url, name) for name in ("local", "served"))

@@ -105,17 +105,6 @@ WRITERS: dict[str, Callable[[Path, Episode], None]] = {
 }
 
 
-def test_what_an_earlier_version_imported_is_there(tmp_path: Path, connect: Any) -> None:
-    as_robomimic(tmp_path / "data", long_episode(8, 32, 48))
-    opened, store = open_source(tmp_path / "data", "pour", task(32, 48)), connect()
-    store.register(opened.spec)
-    episode = opened.read(0)
-    earlier = episode.meta.id.rpartition(".")[0]
-    store.add(replace(episode, meta=replace(episode.meta, id=earlier)))
-    assert list(bring_in(opened, [0], store)) == [False]
-    assert store.ids() == [earlier]
-
-
 @pytest.mark.parametrize("kind", WRITERS)
 def test_an_episode_is_read_in_blocks(
     kind: str, tmp_path: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
