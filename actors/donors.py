@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX
@@ -18,11 +17,17 @@ class Donor:
     """Whether the episode is stored, as for a receipt: it stays here."""
 
     def __init__(self) -> None:
-        self._steps: list[Mapping[str, Array]] = []
+        self._steps: list[tuple[dict[str, Array], Array]] = []
+        """Observation and action of each step."""
 
     def append(self, step: Mapping[str, Array]) -> None:
         """Add a step: its observation and its action."""
-        self._steps.append(step)
+        seen = {
+            name.removeprefix(OBSERVATION_PREFIX): value
+            for name, value in step.items()
+            if name.startswith(OBSERVATION_PREFIX)
+        }
+        self._steps.append((seen, step[ACTION]))
 
     def finish(self, outcome: str) -> "Donor":
         """End the episode, and return its receipt."""
@@ -36,21 +41,14 @@ class Donor:
         """Forget the episode."""
         self._steps.clear()
 
-    def view(self, now: Mapping[str, Array], step: int, T_o: int) -> tuple[dict[str, Array], Array | None]:
-        """Return what a policy is shown at a step: this episode's past, then the present frame.
+    def past(self, step: int, T_o: int) -> list[tuple[dict[str, Array], Array]]:
+        """Return observation and action of the steps that a policy is shown before its present frame.
+
+        They are oldest first, and at most T_o - 1. An episode that has ended before the step shows its last
+        steps.
 
         Args:
-            now: the present observation, which is never the donor's.
             step: number of steps before the present one.
             T_o: context length.
-
-        Returns:
-            Frames (n, ...) by key, at most T_o and oldest first, and the actions (n - 1, A) between them;
-            None without a past. An episode that has ended before the step shows its last steps.
         """
-        past = self._steps[:step][-(T_o - 1) :] if T_o > 1 else []
-        frames = {
-            key: np.stack([*(row[OBSERVATION_PREFIX + key] for row in past), frame])
-            for key, frame in now.items()
-        }
-        return frames, np.stack([row[ACTION] for row in past]) if past else None
+        return self._steps[:step][-(T_o - 1) :] if T_o > 1 else []

@@ -399,17 +399,13 @@ def _view(lane: _Lane, task: Task, context_length: int) -> tuple[dict[str, Array
     """Return the frames and actions that the policy is told for its next decision, and whether it forgets
     the ones before: the news of the episode, or all that it is shown of another episode's past."""
     assert lane.assignment is not None
-    frames: dict[str, Array]
+    shown, executed, fresh = lane.frames, lane.executed, lane.decisions == 0
     if lane.assignment.donor is not None:
-        frames, actions = lane.assignment.donor.view(lane.observation, lane.steps, context_length)
-        return (
-            frames,
-            np.empty((0, *task.spec.action.shape), np.float32) if actions is None else actions,
-            True,
-        )
-    frames = {key: np.stack([frame[key] for frame in lane.frames]) for key in lane.frames[0]}
-    executed = np.reshape(lane.executed, (len(lane.executed), *task.spec.action.shape))
-    return frames, executed, lane.decisions == 0
+        past = lane.assignment.donor.past(lane.steps, context_length)
+        shown = [*(seen for seen, _ in past), lane.observation]
+        executed, fresh = [action for _, action in past], True
+    frames = {key: np.stack([frame[key] for frame in shown]) for key in lane.observation}
+    return frames, np.reshape(executed, (len(executed), *task.spec.action.shape)), fresh
 
 
 def _take(

@@ -484,6 +484,15 @@ class LearnerConfig:
         )
         return windows
 
+    def segments(self, spec: TaskSpec, world: int = 1) -> int:
+        """Return the number of segments that each learner rank draws for a training step.
+
+        Args:
+            spec: the task's.
+            world: G, number of learner ranks.
+        """
+        return self.batch_size // (world * self.windows(spec, world))
+
 
 def positive(config: Any, *names: str) -> None:
     """Require that fields of a config are above zero.

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -88,6 +88,10 @@ class Gathered(Protocol):
     def arrived(self) -> float:
         """Monotonic time of the request's arrival."""
 
+    @property
+    def answer(self) -> Future[Any]:
+        """The answer."""
+
 
 Asked = TypeVar("Asked", bound=Gathered)
 
@@ -138,6 +142,33 @@ class Gatherer(Generic[Asked]):
 
 def _kind(request: Gathered) -> tuple[int, int]:
     return request.version, request.T_o
+
+
+def answer(batch: Sequence[Asked], decide: Callable[[Sequence[Asked]], Iterable[Any]]) -> None:
+    """Answer the requests of a batch. One that is wrong gets the error, and does not spoil the others.
+
+    Args:
+        batch: the requests.
+        decide: returns the answers to some requests. What raises a ValueError is refused as a whole, and may
+            be asked again in parts.
+    """
+    try:
+        answers = decide(batch)
+    except torch.AcceleratorError:
+        log.critical("the device fails: this process ends, so that another one is started", exc_info=True)
+        os._exit(1)
+    except ValueError as error:
+        if len(batch) == 1:
+            batch[0].answer.set_exception(error)
+        else:
+            for request in batch:
+                answer([request], decide)
+    except Exception as error:
+        for request in batch:
+            request.answer.set_exception(error)
+    else:
+        for request, found in zip(batch, answers, strict=True):
+            request.answer.set_result(found)
 
 
 class PolicyServer:
@@ -193,29 +224,13 @@ class PolicyServer:
             now = time.monotonic()
             simulators = sum(len(request.slots) for request in batch)
             self._count(simulators, [now - request.arrived for request in batch])
-            self._answer(batch)
+            answer(batch, self._decide)
 
-    def _answer(self, batch: Sequence[Request]) -> None:
-        """Answer the requests of a batch. One that is wrong gets the error, and does not spoil the others."""
+    def _decide(self, batch: Sequence[Request]) -> Sequence[Actions | None]:
+        """Decide for requests of one version and one T_o; None where a request goes on with an unknown
+        history."""
         loaded = self._versions.get(batch[0].version)
-        try:
-            answers = [None] * len(batch) if loaded is None else loaded.decide(batch)
-        except torch.AcceleratorError:
-            log.critical("the device fails: this process ends, so that another one is started", exc_info=True)
-            os._exit(1)
-        except ValueError as error:
-            # The session has refused all of them, and its histories are as they were.
-            if len(batch) == 1:
-                batch[0].answer.set_exception(error)
-            else:
-                for request in batch:
-                    self._answer([request])
-        except Exception as error:
-            for request in batch:
-                request.answer.set_exception(error)
-        else:
-            for request, actions in zip(batch, answers, strict=True):
-                request.answer.set_result(actions)
+        return [None] * len(batch) if loaded is None else loaded.decide(batch)
 
 
 class _Version:

@@ -99,7 +99,7 @@ class Recipe:
     @property
     def segments(self) -> int:
         """Number of segments in this rank's share of a batch, G."""
-        return self.config.batch_size // (self.world * self.config.windows(self.spec, self.world))
+        return self.config.segments(self.spec, self.world)
 
     def with_keypoints(self, memory: KeypointMemory) -> "Recipe":
         """Return the recipe with each camera's keypoints in place of its images."""

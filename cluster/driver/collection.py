@@ -62,7 +62,7 @@ class Collection:
         self.expert_steps = expert_steps
         """Steps that the expert has made, those of its plans included."""
         self._sizes, self._typical = sizes, typical
-        self._draws = config.learner.batch_size // config.learner.windows(spec, config.learners)
+        self._draws = config.learners * config.learner.segments(spec, config.learners)
         self.limiter = Limiter(
             samples_per_insert=config.replay.samples_per_insert,
             minimum_steps=config.replay.minimum_steps,

@@ -71,16 +71,15 @@ class Orders:
             return self._cut("demo")
         evaluates = bool(self._waiting["evaluation"])
         due = self._shared["collect"] <= self._config.collect.share * sum(self._shared.values())
-        if not self._concluded and (due or not evaluates):
-            if (order := self._collection.take(newest, trained)) is not None:
-                self._given["collect"] += 1
-                self._shared["collect"] += order.count * evaluates
-                return order
-            return self._cut("evaluation") if evaluates else None
+        collects = not self._concluded and (due or not evaluates)
+        if collects and (order := self._collection.take(newest, trained)) is not None:
+            self._given["collect"] += 1
+            self._shared["collect"] += order.count * evaluates
+            return order
         if not evaluates:
             return None
         order = self._cut("evaluation")
-        self._shared["evaluation"] += order.count
+        self._shared["evaluation"] += order.count * (not collects)  # not while there is nothing to collect
         return order
 
     def give_back(self, order: Order) -> None:

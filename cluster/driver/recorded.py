@@ -229,10 +229,9 @@ def _held_out(progress: RunProgress, store: EpisodeStore, ids: list[str]) -> dic
         ]
         for episode in whole(store, ids, progress.spec.name)
     }
-    found = held_out_account(errors_of, lengths)
-    films = (
-        [film for row in found["worst"] if (film := film_of_cameras(store.read(row["id"])))] if found else []
-    )
+    if (found := held_out_account(errors_of, lengths)) is None:
+        return None
+    films = [film for row in found["worst"] if (film := film_of_cameras(store.read(row["id"])))]
     if films:
         write_sheet(progress.run.path / "episodes.png", films, progress.spec.control_hz)
     return found

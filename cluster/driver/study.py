@@ -247,9 +247,7 @@ def _collecting(site: Site, needed: Iterable[Demonstrations]) -> Iterator[Job]:
         if missing:
             arguments = ("collect", config.task, "--resume", each.name, *_at_store(site))
             count = f"actors.demonstrations={config.actors.demonstrations}"
-            yield Job(
-                each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config), lambda: None
-            )
+            yield Job(each.name, (*arguments, count), {"CPU": 1.0}, partial(_folder_of, site, config))
 
 
 def _job(

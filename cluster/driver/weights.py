@@ -43,7 +43,8 @@ class HeldWeights:
         if not wait([self._coming], PATIENCE_SECONDS).done:
             return None
         coming, self._coming = self._coming, None
-        if (found := coming.result()) is None:
+        found = coming.result()
+        if found is None or (self.newest is not None and found[0] <= self.newest):
             return None
         self.newest, reference = found
         self._held = {version: held for version, held in self._held.items() if version in keep}

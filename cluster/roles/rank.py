@@ -238,7 +238,7 @@ def limiter_of(config: RunConfig, spec: TaskSpec, step: int, cancelled: Callable
         cancelled: tells whether to lift all limits.
     """
     together, ranks = config.replay.samples_per_insert, config.learners
-    draws = config.learner.batch_size // (config.learner.windows(spec, ranks) * ranks)
+    draws = config.learner.segments(spec, ranks)
     # Actors collect nothing before the first version, so waiting for them would never end. Later steps may
     # draw before that version's last one.
     alone = config.learner.publish_every + AHEAD if config.collect.source is not None else 0

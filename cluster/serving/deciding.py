@@ -91,30 +91,26 @@ class Decider:
         return question.answer
 
     def _decide(self) -> None:
+        from longview.learner.inference import answer
+
         while True:
-            _answer(self._gatherer.take(), self._count)
+            batch = self._gatherer.take()
+            self._count(len(batch))
+            answer(batch, _decided)
 
 
-def _answer(batch: Sequence[Question], count: Callable[[int], None]) -> None:
-    """Answer the questions of one batch."""
-    count(len(batch))
-    try:
-        actions_BTA = batch[0].session.act(
-            [question.slot for question in batch],
-            [question.frames for question in batch],
-            [question.executed for question in batch],
-            np.array([question.reset for question in batch]),
-            batch[0].T_o,
-            [question.rng for question in batch],
-            [question.skipped for question in batch],
-            [question.decided for question in batch],
-        )
-    except Exception as error:
-        for question in batch:
-            question.answer.set_exception(error)
-    else:
-        for question, actions_TA in zip(batch, actions_BTA, strict=True):
-            question.answer.set_result(actions_TA)
+def _decided(batch: Sequence[Question]) -> NDArray[np.float32]:
+    """Return the actions (B, T_a, A) for the questions of one batch."""
+    return batch[0].session.act(
+        [question.slot for question in batch],
+        [question.frames for question in batch],
+        [question.executed for question in batch],
+        np.array([question.reset for question in batch]),
+        batch[0].T_o,
+        [question.rng for question in batch],
+        [question.skipped for question in batch],
+        [question.decided for question in batch],
+    )
 
 
 def warm_session(policy: "Policy", version: int, robots: int) -> "PolicySession":

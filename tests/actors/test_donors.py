@@ -89,8 +89,6 @@ def test_an_episode_that_has_ended_goes_on_showing_its_last_steps(
     for count in range(6):
         now = np.full(1, count, np.float32)
         donor.append({"observation.count": now, "action": now + 0.5})
-    frames, actions = donor.view({"count": np.full(1, 77, np.float32)}, step, T_o)
-    assert frames["count"][:, 0].tolist() == [*past, 77]
-    assert (actions is None) == (not past)
-    if actions is not None:
-        assert actions[:, 0].tolist() == [count + 0.5 for count in past]
+    shown = donor.past(step, T_o)
+    assert [seen["count"].item() for seen, _ in shown] == past
+    assert [action.item() for _, action in shown] == [count + 0.5 for count in past]

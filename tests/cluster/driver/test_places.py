@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,32 +75,34 @@ def test_a_busy_gpu_is_waited_for_while_demonstrations_are_collected(
         ray.kill(actor)
 
 
-def failing(settings: list[str]) -> str:
-    """Start an inference server, and return why the run fails."""
-    servers = start_servers(read_config(None, ["inference.servers=1", *settings]), cpus=0, reports=False)
-    places = ServerPlaces(servers)
-    while True:
-        try:
-            places.check()
-        except RunFailed as failure:
-            return str(failure)
-        time.sleep(0.05)
+def watched(gpus: int) -> ServerPlaces:
+    """Start an inference server on that many GPUs, and watch over it."""
+    settings = ["inference.servers=1", f"placement.inference_gpus={gpus}"]
+    return ServerPlaces(start_servers(read_config(None, settings), cpus=0, reports=False))
 
 
 @without_gpu
 def test_a_server_whose_pytorch_cannot_use_its_gpu_ends_the_run(cluster: Cluster) -> None:
-    why = failing(["placement.inference_gpus=1"])
-    assert "an inference server cannot start" in why
-    assert "set placement.inference_gpus=0" in why
+    places = watched(gpus=1)
+    ray.wait(places._answers)
+    with pytest.raises(
+        RunFailed, match=r"(?s)an inference server cannot start.*set placement.inference_gpus=0"
+    ):
+        places.check()
 
 
 def test_a_server_without_a_place_is_missed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("longview.cluster.driver.places.WARN_SECONDS", 0.2)
-    monkeypatch.setattr("longview.cluster.driver.places.LATE_SECONDS", 0.5)
-    assert "1 of 1 inference servers have no place" in failing(["placement.inference_gpus=2"])
+    places = watched(gpus=2)  # no node has so many
+    places.check()
+    assert not caplog.text
+    monkeypatch.setattr("longview.cluster.driver.places.WARN_SECONDS", 0.0)
+    places.check()
     assert "1 of 1 inference servers have no place" in caplog.text
+    monkeypatch.setattr("longview.cluster.driver.places.LATE_SECONDS", 0.0)
+    with pytest.raises(RunFailed, match="1 of 1 inference servers have no place"):
+        places.check()
 
 
 class Busy:

@@ -36,7 +36,7 @@ def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: i
 
 
 def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
-    return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True), lambda: None)
+    return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True))
 
 
 def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
