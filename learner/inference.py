@@ -90,7 +90,7 @@ class Gathered(Protocol):
 
     @property
     def answer(self) -> Future[Any]:
-        """The answer."""
+        """Future that the batch's decision, or its error, is set on."""
 
 
 Asked = TypeVar("Asked", bound=Gathered)
