@@ -422,6 +422,10 @@ def serve(
         Path,
         typer.Argument(help="A run, by folder or name; a folder of checkpoints, one of them; or a file."),
     ],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="An adapter of CHECKPOINT that acts beside it; repeatable."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
     robots: Annotated[int, typer.Option(min=1, help="Most robots at a time.")] = 16,
@@ -462,6 +466,8 @@ def serve(
         LONGVIEW_API_KEY=... longview serve my_run --host 0.0.0.0 --cert cert.pem --key key.pem
 
         longview serve my_run --record redis://store:6379 --metrics-port 9100
+
+        longview serve base --adapter left=left_table --adapter right=right_table
     """
     from longview.cluster.commands import serve as serving
     from longview.cluster.run.config import ConfigError
@@ -482,6 +488,7 @@ def serve(
     serving.serve_checkpoint(
         checkpoint,
         config,
+        adapters=adapter or (),
         map=map or (),
         tls=serving.tls_context(cert, key),
         metrics_port=metrics_port,

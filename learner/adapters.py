@@ -166,7 +166,19 @@ def with_adapter(base: Policy, path: str | Path) -> Policy:
         ValueError: the file holds no adapter, or one of another base or version of Longview.
     """
     file = adapter_file(Path(path))
-    _, about, tensors = described(file.read_bytes(), "an adapter", FORMAT)
+    try:
+        return adapted(base, file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def adapted(base: Policy, data: bytes) -> Policy:
+    """Make a policy, ready to act, from a base and the bytes of an adapter's file.
+
+    Raises:
+        ValueError: they are no adapter, or one of another base or version of Longview.
+    """
+    _, about, tensors = described(data, "an adapter", FORMAT)
     try:
         policy = untrained(about)
         state, fit = policy.state_dict(), take(policy, base)
@@ -179,7 +191,7 @@ def with_adapter(base: Policy, path: str | Path) -> Policy:
                 tensors[name] = merged_weight(matrix, up, down, about["scale"]).view_as(weight)
         policy.load_state_dict(state | tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"the adapter {file} does not fit: {error}") from error
+        raise ValueError(f"the adapter does not fit: {error}") from error
     return policy.eval().to(base.device)
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -68,17 +68,18 @@ class Request:
     answer: Future[Actions | None] = field(default_factory=Future)
     """The actions (B, T_a, A); None if the server does not know a simulator's history."""
 
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Version and T_o."""
+        return self.version, self.T_o
+
 
 class Gathered(Protocol):
     """Part of a request that decides which batch it is in."""
 
     @property
-    def version(self) -> int:
-        """Policy version to decide with."""
-
-    @property
-    def T_o(self) -> int:
-        """Context length to decide with."""
+    def kind(self) -> Hashable:
+        """What the requests of one batch have in common: the weights and the T_o to decide with."""
 
     @property
     def slots(self) -> Sequence[int]:
@@ -99,7 +100,7 @@ Asked = TypeVar("Asked", bound=Gathered)
 class Gatherer(Generic[Asked]):
     """Queue of requests that hands them out in batches. Thread-safe.
 
-    All requests of a batch ask for one version and one T_o. A batch is complete when its oldest request has
+    All requests of a batch are of one kind. A batch is complete when its oldest request has
     waited for `wait_seconds`, or when it has `max_batch` simulators.
     """
 
@@ -129,7 +130,7 @@ class Gatherer(Generic[Asked]):
             batch, simulators = [oldest], len(oldest.slots)
             for request in self._waiting[1:]:
                 fits = simulators + len(request.slots) <= self._max_batch
-                if fits and _kind(request) == _kind(oldest):
+                if fits and request.kind == oldest.kind:
                     batch.append(request)
                     simulators += len(request.slots)
             self._waiting = [request for request in self._waiting if request not in batch]
@@ -137,11 +138,7 @@ class Gatherer(Generic[Asked]):
 
     def _beside(self, oldest: Asked) -> int:
         """Count the simulators of all waiting requests that could be in one batch with the oldest."""
-        return sum(len(request.slots) for request in self._waiting if _kind(request) == _kind(oldest))
-
-
-def _kind(request: Gathered) -> tuple[int, int]:
-    return request.version, request.T_o
+        return sum(len(request.slots) for request in self._waiting if request.kind == oldest.kind)
 
 
 def answer(batch: Sequence[Asked], decide: Callable[[Sequence[Asked]], Iterable[Any]]) -> None:

@@ -27,7 +27,10 @@ class ServingMetrics:
             buckets=WAIT_SECONDS,
         )
         self.version = Gauge(
-            "longview_serving_policy_version", "Version that acts in new episodes.", registry=registry
+            "longview_serving_policy_version",
+            "Version that acts in new episodes, by adapter; empty: the policy itself.",
+            ["adapter"],
+            registry=registry,
         )
         self.episodes = Counter(
             "longview_serving_recorded_episodes",

@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from longview.cluster.commands.common import new_names
 from longview.cluster.run.config import ConfigError
@@ -17,12 +18,15 @@ from longview.cluster.run.folder import Run
 from longview.cluster.run.sizing import device
 from longview.cluster.serving.calls import Form
 from longview.cluster.serving.recorder import Recorder
-from longview.cluster.serving.server import RobotServer, ServeConfig
+from longview.cluster.serving.server import BASE, Acting, RobotServer, ServeConfig
 from longview.cluster.serving.weights import Weights
 from longview.cluster.views.terminal import console
-from longview.learner.files import policy_file
+from longview.learner.files import adapter_file, policy_file
 from longview.monitoring.serving import ServingMetrics
 from longview.replay.config import StoreConfig, with_password
+
+if TYPE_CHECKING:
+    from longview.replay.store import EpisodeStore
 
 KEY_VARIABLE: Final = "LONGVIEW_API_KEY"
 """Name of the environment variable with the key that robots must bring."""
@@ -70,6 +74,7 @@ def serve_checkpoint(
     checkpoint: Path,
     config: ServeConfig,
     *,
+    adapters: Sequence[str],
     map: Sequence[str],
     tls: ssl.SSLContext | None,
     metrics_port: int | None,
@@ -81,14 +86,16 @@ def serve_checkpoint(
     Args:
         checkpoint: as for `policy_file`.
         config: settings of the server.
+        adapters: adapters of this policy that act beside it, `NAME=PATH`. With them, the policy stays that is
+            the newest one now.
         map: names of observations, `THEIRS=OURS`.
         tls: certificate and key; None serves without TLS.
         metrics_port: port of /metrics; None serves none.
         record: URL of the Redis that episodes are recorded into; None records nothing.
-        namespace: namespace of these episodes; by default that of the policy's run.
+        namespace: namespace of these episodes; by default that of each policy's run.
 
     Raises:
-        ConfigError: there is no policy, or a setting does not fit it.
+        ConfigError: there is no policy, or an adapter or a setting does not fit it.
         StoreError: the store cannot be reached, or holds another task of this name.
         OSError: a port is in use.
     """
@@ -99,46 +106,84 @@ def serve_checkpoint(
             f"{config.host} is reached from outside: set {KEY_VARIABLE} or give --api-key-file, so that not "
             "everybody can use the policy"
         )
-    names = new_names(map)
+    names, files = new_names(map), named_files(adapters)
     try:
-        policy_file(checkpoint)  # fails before PyTorch loads
-        weights = Weights(checkpoint, device())
+        file = policy_file(checkpoint)  # fails before PyTorch loads
+        # Adapters fit the weights that they were trained from, and no later ones.
+        weights = Weights(file if files else checkpoint, device())
+        base = weights.policy
+        policies = {BASE: Acting(weights)}
+        for name, path in files.items():
+            policies[name] = Acting(Weights(path, device(), base))
         run = run_of(weights.file)
-        spec, horizon = weights.policy.spec, weights.policy.horizon
         resize = run is not None and resizes(run)
-        form = Form(spec, horizon.context, names, resize, horizon.max_delay)
+        form = Form(base.spec, base.horizon.context, names, resize, base.horizon.max_delay)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from None
     metrics = ServingMetrics()
     with ExitStack() as services:
-        recorder = None
         if record is not None:
-            from longview.replay.store import EpisodeStore
-
-            if namespace is None:
-                if run is None:
-                    raise ConfigError(
-                        "the policy lies in no run's folder: say by --namespace where to record"
-                    )
-                namespace = run.namespace
-            store = EpisodeStore.connect(
-                with_password(record), namespace, StoreConfig(patience_seconds=PATIENCE_SECONDS)
-            )
-            services.enter_context(ending(store.close))
-            recorder = Recorder(store, spec, lambda outcome: metrics.episodes.labels(outcome).inc())
-            services.callback(recorder.close)
-        server = RobotServer(weights, form, config, metrics, recorder)
+            for acting in policies.values():
+                store = recording_store(record, namespace, acting.weights)
+                services.enter_context(ending(store.close))
+                spec = acting.weights.policy.spec
+                acting.recorder = Recorder(
+                    store, spec, lambda outcome: metrics.episodes.labels(outcome).inc()
+                )
+                services.callback(acting.recorder.close)
+        server = RobotServer(policies, form, config, metrics)
         if metrics_port is not None:
             port = metrics.serve(metrics_port, config.host)
             console.print(f"metrics: http://{config.host}:{port}/metrics", soft_wrap=True)
 
         def started(port: int) -> None:
             scheme = "ws" if tls is None else "wss"
-            console.print(
-                f"{spec.name}, version {weights.version}: {scheme}://{config.host}:{port}", soft_wrap=True
-            )
+            url = f"{scheme}://{config.host}:{port}"
+            for name, acting in policies.items():
+                term = f"?adapter={quote(name)}" if name != BASE else ""
+                task, version = acting.weights.policy.spec.name, acting.weights.version
+                console.print(f"{task}, version {version}: {url}{term}", soft_wrap=True)
 
         asyncio.run(server.run(started, tls))
+
+
+def named_files(adapters: Sequence[str]) -> dict[str, Path]:
+    """Read the adapters that a person typed, and find their files: paths by name.
+
+    Raises:
+        ConfigError: a pair is not written as NAME=PATH, a name comes twice, or a path holds no adapter.
+    """
+    paths = dict[str, Path]()
+    for pair in adapters:
+        name, _, path = pair.partition("=")
+        if not name or not path:
+            raise ConfigError(f"--adapter takes NAME=PATH, such as left=runs/left, not {pair}")
+        if name in paths:
+            raise ConfigError(f"--adapter {name} is given twice")
+        paths[name] = Path(path)
+        try:
+            adapter_file(paths[name])
+        except FileNotFoundError as error:
+            raise ConfigError(f"--adapter {name}: {error}") from None
+    return paths
+
+
+def recording_store(url: str, namespace: str | None, weights: Weights) -> "EpisodeStore":
+    """Connect to the store that a policy's episodes are recorded into.
+
+    Raises:
+        ConfigError: no namespace is given, and the policy lies in no run's folder.
+        StoreError: the store cannot be reached.
+    """
+    from longview.replay.store import EpisodeStore
+
+    if namespace is None:
+        run = run_of(weights.file)
+        if run is None:
+            raise ConfigError(f"{weights.file} lies in no run's folder: say by --namespace where to record")
+        namespace = run.namespace
+    config = StoreConfig(patience_seconds=PATIENCE_SECONDS)
+    return EpisodeStore.connect(with_password(url), namespace, config)
 
 
 def run_of(file: Path) -> Run | None:

@@ -54,9 +54,9 @@ class Question:
     """The actions (T_a, A)."""
 
     @property
-    def version(self) -> int:
-        """Policy version of the session."""
-        return self.session.version
+    def kind(self) -> "tuple[PolicySession, int]":
+        """Session and T_o."""
+        return self.session, self.T_o
 
     @property
     def count(self) -> int:

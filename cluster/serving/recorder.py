@@ -47,6 +47,8 @@ CUT_OFF: Final = "failure"
 class Recording:
     """Recording of one episode."""
 
+    recorder: "Recorder"
+    """Recorder that writes it."""
     meta: EpisodeMeta
     """Description of the episode as a correction. It is a demonstration if a person did it all."""
     present: Mapping[str, Array] = field(default_factory=dict)
@@ -88,7 +90,7 @@ class Recorder:
             T_o: context length that it acts with.
         """
         id = episode_id("serve", self._task, time.time_ns())
-        return Recording(EpisodeMeta(id, self._task, 0, "correction", (version,), T_o))
+        return Recording(self, EpisodeMeta(id, self._task, 0, "correction", (version,), T_o))
 
     def add(self, recording: Recording, question: Question, controller: NDArray[np.uint8] | None) -> None:
         """Add the steps before the newest frame of a question.

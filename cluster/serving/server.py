@@ -10,7 +10,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -31,11 +31,14 @@ from longview.monitoring.serving import ServingMetrics
 
 if TYPE_CHECKING:
     from longview.learner.config import Horizon
+    from longview.learner.session import PolicySession
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+BASE: Final = ""
+"""Name of the policy itself among its adapters."""
 LOOK_SECONDS = 1.0
 """Time between two looks for newer weights, and for robots that have been away for too long."""
 TRY_AGAIN_LATER: Final = 1013
@@ -94,23 +97,30 @@ class Terms:
     """Seconds without a call after which the next one begins an episode."""
     token: str | None
     """Token of the robot to go on with; None for a new robot."""
+    adapter: str
+    """Name of the adapter that acts in the connection's episodes; `BASE`: none."""
 
 
-def read_terms(path: str, horizon: "Horizon") -> Terms:
+def read_terms(path: str, horizon: "Horizon", names: Collection[str] = (BASE,)) -> Terms:
     """Read the terms in the path of a URL, such as `/?steps_per_call=8&idle_reset=5`.
 
     Args:
         path: the path with its query.
         horizon: the policy's. A call brings T_a actions, so no more steps may lie between calls; with a delay
             fewer, since some actions are still under way at a call.
+        names: names of the adapters that can act, `BASE` included.
 
     Raises:
         CallError: a name is unknown, or a value is out of range.
     """
     given = dict(parse_qsl(urlsplit(path).query, keep_blank_values=True))
-    if unknown := given.keys() - {"steps_per_call", "delay", "idle_reset", "token"}:
-        known = "steps_per_call, delay, idle_reset and token"
+    if unknown := given.keys() - {"steps_per_call", "delay", "idle_reset", "token", "adapter"}:
+        known = "steps_per_call, delay, idle_reset, token and adapter"
         raise CallError(f"the URL takes {known}, not {', '.join(sorted(unknown))}")
+    adapter = given.get("adapter", BASE)
+    if adapter not in names:
+        served = ", ".join(sorted(set(names) - {BASE})) or "none"
+        raise CallError(f"there is no adapter {adapter:.100}; there are: {served}")
     try:
         delay = int(given.get("delay", 0))
         most = horizon.execute - delay
@@ -126,40 +136,49 @@ def read_terms(path: str, horizon: "Horizon") -> Terms:
         raise CallError(f"steps_per_call must lie in 1..{most}, the actions of a call, not {between}")
     if not idle > 0:
         raise CallError(f"idle_reset must be a positive number of seconds, not {idle:g}")
-    return Terms(between, delay, idle, given.get("token"))
+    return Terms(between, delay, idle, given.get("token"), adapter)
+
+
+@dataclass
+class Acting:
+    """A policy that a server acts with, and what belongs to it."""
+
+    weights: Weights
+    """The policy, and those that follow it."""
+    recorder: Recorder | None = None
+    """Records its episodes; None records nothing."""
+    newest: "PolicySession" = field(init=False)
+    """Session of the newest policy, which acts in every episode that begins."""
 
 
 class RobotServer:
-    """Server of the newest policy in a folder, for many robots."""
+    """Server of the newest policy in a folder, and of adapters of it, for many robots."""
 
     def __init__(
         self,
-        weights: Weights,
+        policies: Mapping[str, Acting],
         form: Form,
         config: ServeConfig,
         metrics: ServingMetrics,
-        recorder: Recorder | None = None,
         rng: Callable[[], np.random.Generator] = np.random.default_rng,
     ) -> None:
         """
         Args:
-            weights: the policy, and those that follow it.
+            policies: the policy by the name `BASE`, and its adapters by theirs.
             form: what calls look like.
             config: settings.
             metrics: counts what happens.
-            recorder: records the episodes; None records nothing.
             rng: makes the source of the noise of a robot's actions.
         """
-        self._weights, self._form, self._config = weights, form, config
-        self._metrics, self._recorder = metrics, recorder
-        self._horizon = weights.policy.horizon
-        self._newest = warm_session(weights.policy, weights.version, config.robots)
+        self._policies, self._form, self._config, self._metrics = policies, form, config, metrics
+        self._horizon = policies[BASE].weights.policy.horizon
+        for name in policies:
+            self._warm(name)
         self._decider = Decider(config.robots, metrics.batch_size.observe)
         actions = form.spec.action.shape[0]
-        self._robots = Robots(config.robots, actions, config.keep_seconds, self._cut_off, rng)
+        self._robots = Robots(config.robots, actions, config.keep_seconds, _cut_off, rng)
         self._working: set[asyncio.Task[Any]] = set()
         """Tasks that nobody may wait for; the event loop alone would not keep them."""
-        metrics.version.set(weights.version)
 
     async def run(self, started: Callable[[int], None], tls: ssl.SSLContext | None = None) -> None:
         """Serve until the task is cancelled. Episodes under way are cut off then.
@@ -199,16 +218,20 @@ class RobotServer:
 
     async def _look(self) -> None:
         """Let newer weights act in the episodes that begin from now on."""
-        weights = self._weights
-        try:
-            if await asyncio.to_thread(weights.look):
-                self._newest = await asyncio.to_thread(
-                    warm_session, weights.policy, weights.version, self._config.robots
-                )
-                self._metrics.version.set(weights.version)
-                log.info("version %d acts in new episodes", weights.version)
-        except (OSError, ValueError) as error:
-            log.warning("the newest policy was not taken: %s", error)
+        for name, acting in self._policies.items():
+            try:
+                if await asyncio.to_thread(acting.weights.look):
+                    await asyncio.to_thread(self._warm, name)
+                    log.info("version %d acts in new episodes%s", acting.newest.version, _by(name))
+            except (OSError, ValueError) as error:
+                log.warning("the newest policy%s was not taken: %s", _by(name), error)
+
+    def _warm(self, name: str) -> None:
+        """Let a policy's present weights act in the episodes that begin from now on."""
+        acting = self._policies[name]
+        weights = acting.weights
+        acting.newest = warm_session(weights.policy, weights.version, self._config.robots)
+        self._metrics.version.labels(name).set(weights.version)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse a connection without the key, or with terms that make no sense."""
@@ -228,7 +251,7 @@ class RobotServer:
 
     def _terms(self, request: Request | None) -> Terms:
         assert request is not None
-        return read_terms(request.path, self._horizon)
+        return read_terms(request.path, self._horizon, self._policies.keys())
 
     async def _connected(self, connection: ServerConnection) -> None:
         """Serve one connection until it ends."""
@@ -260,11 +283,14 @@ class RobotServer:
 
     def _metadata(self, robot: Robot, terms: Terms) -> dict[str, Any]:
         """Describe the policy and the connection."""
-        spec, session = self._form.spec, robot.session or self._newest
+        acting = self._policies[terms.adapter]
+        spec, session = acting.weights.policy.spec, robot.session or acting.newest
         return {
             "server": "longview",
             "task": spec.name,
             "policy_version": session.version,
+            "adapter": terms.adapter,
+            "adapters": sorted(self._policies.keys() - {BASE}),
             "control_hz": spec.control_hz,
             "observation": {
                 name: {"shape": spec.observation[key].shape, "dtype": spec.observation[key].dtype}
@@ -317,45 +343,55 @@ class RobotServer:
         task.add_done_callback(done)
         return task
 
-    def _read(self, message: bytes) -> Call:
+    def _read(self, message: bytes, *, record: bool) -> Call:
         """Decode and check a message. Pictures may take long, so this is for a thread: other robots go on."""
         # A recording needs every frame, and the policy those of its longest context.
-        newest = MOST_FRAMES if self._recorder is not None else self._form.longest
+        newest = MOST_FRAMES if record else self._form.longest
         return read_call(wire.decode(message), self._form, newest, GROWTH * self._config.message_bytes)
 
     async def _decide(self, robot: Robot, terms: Terms, message: bytes) -> dict[str, Any]:
         """Decide for a robot. Its calls are worked on one after the other, even if nobody waits any more."""
+        acting = self._policies[terms.adapter]
+        recorder = acting.recorder
         async with robot.lock:
-            call = await asyncio.to_thread(self._read, message)
+            call = await asyncio.to_thread(self._read, message, record=recorder is not None)
             idle = time.monotonic() - robot.called_at > terms.idle_reset
             if idle and not call.reset:
                 call = as_first(call)
             reset = call.reset or idle
-            question = robot.question(call, self._newest, terms.steps_per_call, terms.delay, reset=reset)
+            question = robot.question(call, acting.newest, terms.steps_per_call, terms.delay, reset=reset)
             chosen_TA = await asyncio.wrap_future(self._decider.ask(question))
             actions_TA = robot.answered(question, chosen_TA, self._config.ensemble)
-            answer = {"actions": actions_TA, "policy_version": question.version, "steps": robot.steps}
-            if self._recorder is not None:
-                answer["recording"] = self._record(robot, question, call, self._recorder)
+            version = question.session.version
+            answer = {"actions": actions_TA, "policy_version": version, "steps": robot.steps}
+            if recorder is not None:
+                answer["recording"] = _record(robot, question, call, recorder)
             if call.outcome is not None:
                 robot.session = None
             robot.called_at = time.monotonic()
             return answer
 
-    def _record(self, robot: Robot, question: Question, call: Call, recorder: Recorder) -> bool:
-        """Record the steps that a call tells of, and return whether the episode is recorded so far."""
-        if question.reset or robot.recording is None:
-            self._cut_off(robot)
-            robot.recording = recorder.begin(question.version, call.T_o)
-        recording = robot.recording
-        recorder.add(recording, question, call.controller)
-        if call.outcome is not None:
-            recorder.end(recording, call.outcome)
-            robot.recording = None
-        return not recording.lost
 
-    def _cut_off(self, robot: Robot) -> None:
-        """End the recording of a robot whose episode ended without an outcome."""
-        if robot.recording is not None and self._recorder is not None:
-            self._recorder.end(robot.recording)
+def _record(robot: Robot, question: Question, call: Call, recorder: Recorder) -> bool:
+    """Record the steps that a call tells of, and return whether the episode is recorded so far."""
+    if question.reset or robot.recording is None:
+        _cut_off(robot)
+        robot.recording = recorder.begin(question.session.version, call.T_o)
+    recording = robot.recording
+    recording.recorder.add(recording, question, call.controller)
+    if call.outcome is not None:
+        recording.recorder.end(recording, call.outcome)
         robot.recording = None
+    return not recording.lost
+
+
+def _cut_off(robot: Robot) -> None:
+    """End the recording of a robot whose episode ended without an outcome."""
+    if robot.recording is not None:
+        robot.recording.recorder.end(robot.recording)
+    robot.recording = None
+
+
+def _by(name: str) -> str:
+    """Name the adapter of a message; nothing for the policy itself."""
+    return "" if name == BASE else f" by adapter {name}"

@@ -220,7 +220,7 @@ def test_several_adapters_act_side_by_side_and_another_base_is_refused(
     with torch.no_grad():
         next(stranger.parameters()).add_(1e-3)
     with pytest.raises(
-        ValueError, match=r"adapter\.safetensors does not fit: .* from another base than this"
+        ValueError, match=r"adapter\.safetensors: the adapter does not fit: .* from another base than"
     ):
         with_adapter(stranger, runs[0])
     with pytest.raises(ValueError, match="not an adapter of format longview-adapter-1"):

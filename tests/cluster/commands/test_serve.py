@@ -27,7 +27,14 @@ from longview.cluster.serving.server import ServeConfig
 from longview.learner.config import policy_config
 from longview.learner.policy import policy_to_bytes
 
-OPTIONS: dict[str, Any] = {"map": (), "tls": None, "metrics_port": None, "record": None, "namespace": None}
+OPTIONS: dict[str, Any] = {
+    "adapters": (),
+    "map": (),
+    "tls": None,
+    "metrics_port": None,
+    "record": None,
+    "namespace": None,
+}
 
 
 @pytest.fixture
@@ -84,6 +91,10 @@ def test_tls_takes_a_certificate_with_its_key(tmp_path: Path) -> None:
         ("0.0.0.0", {}, r"0\.0\.0\.0 is reached from outside: set LONGVIEW_API_KEY or give --api-key-file"),
         ("localhost", {"map": ["a=b"]}, "the policy has no observation b; it has position"),
         ("localhost", {"map": ["a"]}, "--map takes THEIRS=OURS"),
+        ("localhost", {"adapters": ["left"]}, "--adapter takes NAME=PATH"),
+        ("localhost", {"adapters": ["left="]}, "--adapter takes NAME=PATH"),
+        ("localhost", {"adapters": ["left=nowhere"]}, "--adapter left: nowhere holds no adapter"),
+        ("localhost", {"adapters": ["left=."] * 2}, r"--adapter left: \. holds no adapter"),
         ("localhost", {"record": "redis://nowhere"}, "say by --namespace where to record"),
     ],
 )

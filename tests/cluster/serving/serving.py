@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
@@ -15,9 +16,10 @@ import torch
 
 from longview.actors.task import load_task
 from longview.cluster.serving.calls import Form
-from longview.cluster.serving.server import RobotServer, ServeConfig
+from longview.cluster.serving.server import BASE, Acting, RobotServer, ServeConfig
 from longview.cluster.serving.weights import Weights
-from longview.learner.config import policy_config
+from longview.learner.adapters import AdaptedWeights, adapter_parts, trained_weights
+from longview.learner.config import AdaptersConfig, policy_config
 from longview.learner.normalize import measure
 from longview.learner.policy import Policy, policy_to_bytes
 from longview.monitoring.serving import ServingMetrics
@@ -100,6 +102,17 @@ def write_checkpoint(folder: Path, policy: Policy, step: int) -> Path:
     return unfinished.rename(checkpoint)
 
 
+def write_adapter(file: Path, base: Policy, seed: int) -> Policy:
+    """Write an adapter of a policy that changes all that it does, and return the policy with it."""
+    policy = deepcopy(base)
+    weights = trained_weights(policy, AdaptersConfig(rank=1), dict(base.named_parameters()))
+    assert isinstance(weights, AdaptedWeights)
+    weights.vector.data.add_(0.3 * torch.randn(weights.vector.shape, generator=torch.manual_seed(seed)))
+    weights.merge()
+    file.write_bytes(b"".join(adapter_parts(policy, weights)))
+    return policy
+
+
 class Served:
     """A server under way, in a thread."""
 
@@ -107,6 +120,7 @@ class Served:
         self,
         path: Path,
         *,
+        adapters: Any = MappingProxyType({}),
         tls: Any = None,
         recorder: Any = None,
         names: Any = MappingProxyType({}),
@@ -116,6 +130,7 @@ class Served:
         """
         Args:
             path: where the policies are.
+            adapters: paths of adapters, by name.
             tls: certificate and key.
             recorder: makes a recorder from the task and the metrics; None records nothing.
             names: names of observations, as in `Form`.
@@ -123,13 +138,15 @@ class Served:
             settings: settings of the server; without them, a busy machine may take its time to answer.
         """
         weights, self.metrics = Weights(path, "cpu"), ServingMetrics()
-        spec, horizon = weights.policy.spec, weights.policy.horizon
+        base = weights.policy
+        spec, horizon = base.spec, base.horizon
         config = ServeConfig(port=0, **{"answer_seconds": 120.0} | settings)
         self._recorder = None if recorder is None else recorder(spec, self.metrics)
         form = Form(spec, horizon.context, names, resize, max_delay=horizon.max_delay)
-        server = RobotServer(
-            weights, form, config, self.metrics, self._recorder, lambda: np.random.default_rng(SEED)
-        )
+        policies = {BASE: Acting(weights, self._recorder)}
+        for name, file in adapters.items():
+            policies[name] = Acting(Weights(file, "cpu", base), self._recorder)
+        server = RobotServer(policies, form, config, self.metrics, lambda: np.random.default_rng(SEED))
         self._loop, ports = asyncio.new_event_loop(), Queue[int]()
         self._running = self._loop.create_task(server.run(ports.put, tls))
         self._thread = threading.Thread(target=self._run)

@@ -39,6 +39,7 @@ from tests.cluster.serving.serving import (
     make_policy,
     play,
     with_pictures,
+    write_adapter,
     write_checkpoint,
 )
 
@@ -305,7 +306,7 @@ def test_tls_and_a_key(
         ("steps_per_call=x", "are numbers"),
         ("idle_reset=0", "idle_reset must be a positive number"),
         ("idle_reset=nan", "idle_reset must be a positive number"),
-        ("step_per_call=1", "takes steps_per_call, delay, idle_reset and token, not step_per_call"),
+        ("step_per_call=1", "takes steps_per_call, delay, idle_reset, token and adapter, not step_per_call"),
         ("delay=1", "delay must lie in 0..0, for which the policy was trained, not 1"),
         ("delay=x", "are numbers"),
     ],
@@ -586,6 +587,77 @@ def eventually_true(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def test_adapters_of_one_policy_act_side_by_side(
+    serve: Serve, policy: Policy, rows: dict[str, Any], tmp_path: Path
+) -> None:
+    """Robots that ask at the same moment, each for its own adapter, are not mixed up."""
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("left", "right")}
+    policies = {"": policy} | {
+        name: write_adapter(file, policy, seed) for seed, (name, file) in enumerate(files.items())
+    }
+    server = serve(adapters=files)
+    ready = threading.Barrier(len(policies))
+
+    def act(name: str) -> list[Any]:
+        connection = client(f"{server.url}?steps_per_call=1" + (f"&adapter={name}" if name else ""))
+        about = connection.get_server_metadata()
+        assert (about["adapter"], about["adapters"]) == (name, ["left", "right"])
+        found = []
+        for step in range(5):
+            ready.wait()
+            found.append(connection.infer(frame(rows, step)))
+        return found
+
+    with ThreadPoolExecutor(len(policies)) as threads:
+        answers = dict(zip(policies, threads.map(act, policies), strict=True))
+    for name, found in answers.items():
+        own, sent = Own(policies[name]), NOTHING
+        for step, answer in enumerate(found):
+            sent = own.act(cut(rows, step, step + 1), sent[:1], reset=not step)
+            same(answer, sent)
+    first = [found[0]["actions"] for found in answers.values()]
+    assert not np.allclose(first[0], first[1], atol=1e-2)
+    assert not np.allclose(first[1], first[2], atol=1e-2)
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{server.url}?adapter=middle")
+    assert refused.value.response.body == b"there is no adapter middle; there are: left, right\n"
+
+
+def test_a_robot_goes_on_with_its_adapter(
+    serve: Serve, policy: Policy, rows: dict[str, Any], tmp_path: Path
+) -> None:
+    """A token goes on with the episode; the next one is acted in by what the new connection asks for."""
+    left = write_adapter(tmp_path / "left.safetensors", policy, 0)
+    server = serve(adapters={"left": tmp_path / "left.safetensors"})
+    robot = client(f"{server.url}?steps_per_call=1&adapter=left")
+    own, token = Own(left), robot.get_server_metadata()["token"]
+    sent = own.act(cut(rows, 0, 1), reset=True)
+    same(robot.infer(frame(rows, 0)), sent)
+    robot = client(f"{server.url}?steps_per_call=1&token={token}")
+    same(robot.infer(frame(rows, 1)), own.act(cut(rows, 1, 2), sent[:1]))
+    base = Own(policy)
+    base.rng = own.rng
+    same(robot.infer(frame(rows, 2) | {"reset": True}), base.act(cut(rows, 2, 3), reset=True))
+
+
+def test_newer_adapters_act_in_the_next_episode(
+    serve: Serve, policy: Policy, rows: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "left"
+    for step in (3, 5):
+        (folder / f"step-{step:09d}").mkdir(parents=True)
+    write_adapter(folder / "step-000000003" / "adapter.safetensors", policy, 3)
+    server = serve(adapters={"left": folder})
+    url = f"{server.url}?adapter=left"
+    assert client(url).get_server_metadata()["policy_version"] == 3
+    newer = write_adapter(folder / "unfinished", policy, 5)
+    (folder / "unfinished").rename(folder / "step-000000005" / "adapter.safetensors")
+    eventually_true(lambda: client(url).get_server_metadata()["policy_version"] == 5)
+    same(client(url).infer(frame(rows, 0)), Own(newer).act(cut(rows, 0, 1), reset=True))
+    assert client(server.url).get_server_metadata()["policy_version"] == 7
+    assert server.metrics.version.labels("left")._value.get() == 5
+
+
 def test_overlapping_decisions_are_averaged_on_request(serve: Serve, own: Own, rows: dict[str, Any]) -> None:
     robot = client(f"{serve(ensemble=0.1).url}?steps_per_call=1")
     chunks: list[Any] = []
@@ -687,7 +759,7 @@ def test_metrics_are_served(serve: Serve, rows: dict[str, Any]) -> None:
         "longview_serving_connections 1.0",
         "longview_serving_batch_size_count 1.0",
         "longview_serving_decision_seconds_count 1.0",
-        "longview_serving_policy_version 7.0",
+        'longview_serving_policy_version{adapter=""} 7.0',
     ):
         assert line in page
     with pytest.raises(OSError, match="choose another port, or 0"):
