@@ -18,7 +18,7 @@ learner:
   batch_size: 8
   publish_every: 3
   checkpoint_every: 3
-  policy: {widths: [8], groups: 4, token_size: 8}
+  policy: {architecture: mlp, width: 32, depth: 1, token_size: 8, sampling_steps: 1}
 evaluation: {episodes: 0, final_episodes: 2, context_lengths: [1, 20]}
 """
 

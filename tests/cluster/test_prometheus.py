@@ -42,7 +42,7 @@ learner:
   checkpoint_every: 1000
   report_every: 5
   validation_episodes: 4
-  policy: {widths: [16, 32], token_size: 32}
+  policy: {architecture: mlp, width: 32, depth: 1, token_size: 16, sampling_steps: 1}
 evaluation: {episodes: 4, context_lengths: [1, 8]}
 inference: {servers: 1}
 """

@@ -65,6 +65,12 @@ def assert_it_ran(longview: Any, code: int, output: str) -> None:
     assert summary["success"]["counting"]["1"]["episodes"] == 2
 
 
+def test_collecting(longview: Any, elsewhere: dict[str, str]) -> None:
+    code, output = longview("collect", "counting", "--episodes", "2", "actors.count=1", **elsewhere)
+    assert code == 0, output
+
+
+@pytest.mark.slow
 def test_a_run_on_this_machine(longview: Any, elsewhere: dict[str, str]) -> None:
     assert_it_ran(longview, *longview("demo", "--task", "counting", *TINY, **elsewhere))
 

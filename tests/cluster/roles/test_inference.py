@@ -25,11 +25,11 @@ from longview.replay.store import StoreAddress
 SETTINGS = [
     "actors={count: 2, simulators: 4}",
     "evaluation.context_lengths=[1, 8]",
-    "learner.policy={widths: [8], groups: 4, token_size: 8, context_length: 8, execute: 4}",
+    "learner.policy={architecture: mlp, width: 32, depth: 1, token_size: 8, context_length: 8, execute: 4}",
 ]
 ORDERS = [
     Order("rollout", first, count, T_o, version)
-    for first, count, T_o, version in ((0, 3, 8, 7), (3, 3, 8, 9), (6, 9, 1, 7), (15, 9, 8, 9))
+    for first, count, T_o, version in ((0, 2, 8, 7), (2, 2, 8, 9), (4, 6, 1, 7), (10, 6, 8, 9))
 ]
 
 TIMEOUT = 300
@@ -98,10 +98,10 @@ def test_served_actors_do_what_others_do_without_torch_whatever_dies(hub: Handle
         under_way = [play(actors[0], ORDERS[2]), play(actors[1], ORDERS[3])]
         assert not ray.wait(under_way, timeout=0.05)[0]
         os.kill(pid, signal.SIGKILL)
-        assert [result.steps for result in ray.get(under_way, timeout=TIMEOUT)] == [900, 900]
+        assert [result.steps for result in ray.get(under_way, timeout=TIMEOUT)] == [600, 600]
 
         episodes = [[store.read(id) for id in sorted(store.ids())] for store in stores]
-        assert len(episodes[0]) == 24
+        assert len(episodes[0]) == 16
         for one, other in zip(*episodes, strict=True):
             assert one.meta == other.meta
             np.testing.assert_allclose(one.arrays["action"], other.arrays["action"], rtol=0, atol=1e-5)
