@@ -20,11 +20,11 @@ seed: 5
 actors: {count: 2, simulators: 8, demonstrations: 26}
 collect: {kind: takeover, steps_per_training_step: 20}
 learner:
-  steps: 60
+  steps: 24
   warmup: 5
   batch_size: 16
-  publish_every: 20
-  checkpoint_every: 20
+  publish_every: 8
+  checkpoint_every: 8
   report_every: 5
   validation_episodes: 4
   policy: {architecture: mlp, width: 32, depth: 1, token_size: 16, sampling_steps: 1}
@@ -121,12 +121,12 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert code == 0, output
     summary = summary_of(longview, "whole")
     assert summary["status"] == "finished"
-    assert summary["policy_version"] == 60
+    assert summary["policy_version"] == 24
     assert summary["seed"] == 5
     success = summary["success"]["return_point"]
     assert {length: counts["episodes"] for length, counts in success.items()} == {"1": 8, "8": 8}
     assert all(counts["successes"] <= counts["completed"] <= 8 for counts in success.values())
-    assert 60 in {row["version"] for row in summary["history"]}
+    assert 24 in {row["version"] for row in summary["history"]}
     sources = {row["source"] for row in summary["episodes"]}
     assert sources == {"demo", "correction"}
     corrected = sum(row["learnable"] for row in summary["episodes"] if row["source"] == "correction")

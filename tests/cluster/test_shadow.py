@@ -18,6 +18,19 @@ TINY = (
     *("learner.publish_every=4", "learner.checkpoint_every=4", "learner.policy.widths=[16,32]"),
     *("evaluation.episodes=0", "evaluation.final_episodes=2", "evaluation.context_lengths=[1]"),
 )
+WORKER = """
+import ray
+from longview.cluster.driver.launch import ray_cluster
+from longview.cluster.run.config import read_config
+
+@ray.remote
+def imported():
+    import longview.actors.worker, longview.learner.config, longview.monitoring.hub, longview.replay.store
+    return longview.learner.config.__name__
+
+with ray_cluster(read_config(None), None):
+    print(ray.get(imported.remote()))
+"""
 THEIRS = "raise ImportError('this is the file of another project')\n"
 
 
@@ -65,9 +78,11 @@ def assert_it_ran(longview: Any, code: int, output: str) -> None:
     assert summary["success"]["counting"]["1"]["episodes"] == 2
 
 
-def test_collecting(longview: Any, elsewhere: dict[str, str]) -> None:
-    code, output = longview("collect", "counting", "--episodes", "2", "actors.count=1", **elsewhere)
-    assert code == 0, output
+def test_a_worker_of_ray(longview: Any, elsewhere: dict[str, str]) -> None:
+    environment = os.environ | longview.environment | elsewhere
+    command, folder = [sys.executable, "-c", WORKER], longview.folder
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "longview.learner.config"
 
 
 @pytest.mark.slow
