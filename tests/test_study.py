@@ -34,7 +34,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def test_a_killed_study_goes_on_and_runs_no_cell_twice(longview: Longview) -> None:
     study = {
         "settings": TINY | {"task": "return_point", "evaluation.context_lengths": [1, 8]},
-        "methods": {"long": {"trained": "longest"}, "joint": {}},
+        "methods": {
+            "long": {"trained": "longest"},
+            "joint": {},
+            "reversed": {"settings": {"evaluation.history": "reversed"}},
+        },
         "control": "joint",
         "looks": [4, 8],
     }
@@ -50,7 +54,15 @@ def test_a_killed_study_goes_on_and_runs_no_cell_twice(longview: Longview) -> No
     rows = rows_of(cells)
     assert rows[: len(first)] == first, "a finished cell's line stays"
     # Two looks, none of which decides anything with so few episodes; no look of a cell is written twice.
-    assert Counter(row["cell"]["method"] for row in rows) == {"long": 2, "joint": 2, "joint (again)": 2}
+    expected = {"long": 2, "joint": 2, "joint (again)": 2, "reversed": 2}
+    assert Counter(row["cell"]["method"] for row in rows) == expected
+    joint, control = (
+        next((longview.folder / "runs" / "mine").glob(f"*{name}-0-*")) for name in ("joint", "reversed")
+    )
+    policies = [
+        folder / "checkpoints" / "step-000000020" / "policy.safetensors" for folder in (joint, control)
+    ]
+    assert policies[0].read_bytes() == policies[1].read_bytes()
     last = {row["cell"]["method"]: row for row in rows}
     assert {length: len(endings) for length, endings in last["joint"]["endings"].items()} == {"1": 8, "8": 8}
     before = next(row for row in rows if row["cell"]["method"] == "joint")

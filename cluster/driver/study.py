@@ -10,11 +10,12 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,7 +50,9 @@ from longview.cluster.run.study import (
     operational_settings,
     results_of,
     this_machine,
+    trained_alike,
 )
+from longview.learner.files import folders, steps
 from longview.monitoring.study import StudyCell, plan_of, wanted
 from longview.replay.config import PASSWORD_VARIABLE
 from longview.replay.episode import episode_id
@@ -135,6 +138,8 @@ class Job:
     conclude: Callable[[], object] = lambda: None
     """Work in this process after the job has ended well. It may be repeated, and raises where the job has not
     done what it should."""
+    after: str | None = None
+    """Name of the run that has to end before this one starts, if it is a job, too."""
 
 
 def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
@@ -164,7 +169,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         site = Site(
             folder, url, address, room, study.at_once, study.retries, plan_of(results_of(study, cells, {}))
         )
-        shared = demonstrations_of(cells)
+        shared, trained = demonstrations_of(cells), trained_alike(cells)
         for look, episodes in enumerate(study.looks):
             which = f"look {look + 1} of {len(study.looks)}, {episodes} episodes"
             results = results_of(study, cells, finished(file))
@@ -181,7 +186,7 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
             collected = _work(site, collecting, partial(Tally, which, 0.0, "demonstrations"), tell)
             lacking = {job.run for job, succeeded in collected if not succeeded}
             ready = {
-                name: _job(site, cell, episodes, lengths, needed.get(name), file)
+                name: _job(site, cell, episodes, lengths, needed.get(name), file, trained.get(cell.settings))
                 for name, (cell, lengths) in todo.items()
                 if name not in needed or needed[name].name not in lacking
             }
@@ -257,6 +262,7 @@ def _job(
     lengths: Sequence[int],
     shared: Demonstrations | None,
     file: Path,
+    trained: Cell | None = None,
 ) -> Job:
     """Make the job of a cell.
 
@@ -267,6 +273,7 @@ def _job(
         lengths: context lengths to evaluate.
         shared: demonstrations to start from; None: the run has its own.
         file: file of the finished cells.
+        trained: cell whose policy this one can take; None: it trains its own.
     """
     config = replace(cell.config, name=cell.name)
     extent = f"evaluation.final_episodes={episodes}", f"evaluation.context_lengths={list(lengths)}"
@@ -278,6 +285,8 @@ def _job(
         _folder_of(site, config)
         if shared is not None:
             _hand_out(site, shared, config)
+        if trained is not None:
+            _hand_policy(site, trained, cell)
 
     return Job(
         cell.name,
@@ -285,6 +294,7 @@ def _job(
         asked_by(cell.config, site.room, site.address),
         prepare,
         partial(_take, site, cell, episodes, lengths, file),
+        None if trained is None else trained.name,
     )
 
 
@@ -324,6 +334,18 @@ def _hand_out(site: Site, shared: Demonstrations, config: RunConfig) -> None:
             store.add(source.read(id))
 
 
+def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
+    """Copy the last checkpoint of a cell's run, if it has ended its training, into the run of a cell that has
+    none. Without it that run trains."""
+    here, there = (Run(site.folder / each.name).checkpoints for each in (cell, trained))
+    if not folders(here) and steps(there)[-1:] == [trained.config.learner.steps]:
+        last = folders(there)[-1]
+        unfinished = here / "handed"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(last, unfinished)
+        unfinished.rename(here / last.name)
+
+
 def _work(
     site: Site, jobs: Iterable[Job], tally: Callable[..., Tally], tell: Tell
 ) -> Iterator[tuple[Job, bool]]:
@@ -343,8 +365,8 @@ def _work(
     try:
         while waiting or running:
             over = list[tuple[Job, str | None]]()
-            while waiting and _fits(site, waiting[0], running.values()):
-                job = waiting.popleft()
+            while (job := _next(site, waiting, running.values())) is not None:
+                waiting.remove(job)
                 attempts[job.run] += 1
                 if (wrong := _fault(job.prepare)) is None:
                     running[_start(site, job)] = job
@@ -378,6 +400,13 @@ def _fault(work: Callable[[], object]) -> str | None:
     except (RunError, ReplayError, OSError, ValueError) as error:
         return str(error) or type(error).__name__
     return None
+
+
+def _next(site: Site, waiting: Sequence[Job], running: Collection[Job]) -> Job | None:
+    """Return the first waiting job that waits for no other one; None if there is no room for it now."""
+    under_way = {job.run for job in (*waiting, *running)}
+    job = next((job for job in waiting if job.after not in under_way), None)
+    return job if job is not None and _fits(site, job, running) else None
 
 
 def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:

@@ -247,6 +247,18 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
     return found
 
 
+def trained_alike(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """Find the cells that need no training of their own, by the settings of each: they differ from another
+    cell only in the history that the evaluation shows. Each gets the cell whose policy it can take."""
+    first, found = dict[str, Cell](), dict[str, Cell]()
+    for cell in sorted(cells, key=lambda cell: cell.config.evaluation.history != "own"):
+        alike = replace(cell.config, evaluation=replace(cell.config.evaluation, history="own"))
+        trained = first.setdefault(_hashed(plain(asdict(alike))), cell)
+        if trained is not cell:
+            found[cell.settings] = trained
+    return found
+
+
 def demonstration_count(config: RunConfig) -> int:
     """Count the demonstrations that a run needs of an expert, those to validate on included."""
     return config.demonstration_count(task_of(config).spec) + config.learner.validation_episodes

@@ -21,8 +21,8 @@ from longview.cluster.driver.study import (
     _take,
     _work,
 )
-from longview.cluster.run.folder import RunError, append_row, create_run, read_rows
-from longview.cluster.run.study import Cell, plan, read_study, results_of
+from longview.cluster.run.folder import Run, RunError, append_row, create_run, read_rows
+from longview.cluster.run.study import Cell, plan, read_study, results_of, trained_alike
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError
@@ -55,6 +55,19 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     assert printed.count("unknown key nothing") == 2, "it was run again once"
     assert max(len(each.running) for each in tallies) == 2
     assert (tallies[-1].done, tallies[-1].failed, tallies[-1].left) == (2, 1, 0)
+
+
+def test_a_job_waits_for_the_one_that_it_follows(tmp_path: Path) -> None:
+    first, second = (job(tmp_path, name, "config", "return_point") for name in ("first", "second"))
+    second = replace(second, after="first")
+    alone = replace(job(tmp_path, "alone", "config", "return_point"), after="no job of this look")
+    order: list[str] = []
+    jobs = [replace(each, conclude=lambda each=each: order.append(each.run)) for each in (second, first)]
+    tallies: list[tuple[object, ...]] = []
+    ended = _work(site(tmp_path), [*jobs, alone], lambda *counts: counts, tallies.append)  # type: ignore[arg-type, return-value]
+    assert all(succeeded for _, succeeded in ended)
+    assert order == ["first", "second"]
+    assert not any({"first", "second"} <= set(running) for _, _, running, *_ in tallies)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +167,31 @@ def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: 
         expected.placement,
     )
     assert (config.evaluation.final_episodes, config.evaluation.context_lengths) == (50, (1,))
+
+
+def test_a_control_takes_the_policy_of_the_cell_that_trains_alike(tmp_path: Path) -> None:
+    """Only the history that its evaluation shows tells it from another cell."""
+    study, _ = read_study(
+        "remedies",
+        ["methods=[naive long, reversed history]", "axes.task=[return_point]", "seeds=[0]", "control=null"],
+    )
+    cells = plan(study)
+    naive, control = cells
+    assert trained_alike(cells) == trained_alike(cells[::-1]) == {control.settings: naive}
+    job = _job(site(tmp_path), control, 50, [64], None, tmp_path / "cells", naive)
+    assert job.after == naive.name
+    job.prepare()
+    theirs, ours = (Run(tmp_path / cell.name).checkpoints for cell in (naive, control))
+    for step in (1, naive.config.learner.steps):
+        assert not list(ours.glob("*")), "only the policy that has been trained to the end is taken"
+        (theirs / f"step-{step:09d}").mkdir(parents=True)
+        (theirs / f"step-{step:09d}" / "policy.safetensors").write_bytes(b"%d" % step)
+        job.prepare()
+    (taken,) = ours.iterdir()
+    assert (taken / "policy.safetensors").read_bytes() == b"%d" % naive.config.learner.steps
+    (taken / "policy.safetensors").write_bytes(b"its own")
+    job.prepare()
+    assert (taken / "policy.safetensors").read_bytes() == b"its own"
 
 
 def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
