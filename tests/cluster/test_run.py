@@ -237,14 +237,17 @@ def assert_metrics_and_status(longview: Any, run: Run) -> None:
 
 @pytest.mark.parametrize("moment", ["at once", "while Ray starts"])
 def test_ctrl_c_at_the_start_leaves_nothing(longview: Any, config: str, moment: str) -> None:
-    process = longview.start("launch", config, "name=stopped", *LONG)
+    process = longview.start("launch", config, "name=stopped", "placement.actor_gpus=1", *LONG)
     if moment == "while Ray starts":
         longview.wait_for(lambda: longview.processes("gcs_server"))
     else:
         longview.wait_for(run_of(longview, "stopped").path.exists)
     process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130, process.communicate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
     assert_nothing_is_left(longview)
+    if moment == "while Ray starts":
+        assert "placement is for an existing Ray cluster: ignored without --address" in output
 
 
 def test_whatever_is_killed_comes_back(longview: Any, config: str) -> None:
