@@ -6,13 +6,13 @@ case $1 in
 head)
     # `longview launch` wrote down on which host it runs. The driver saves everything and ends.
     grep -ls "\"host\": \"$(uname -n)\"" "$LONGVIEW_RUNS"/*/run.json | while read -r state; do
-        longview stop "$(dirname "$state")" --timeout 180
+        longview stop "$(dirname "$state")" --timeout 220
     done
     ;;
 learner)
     # When the whole cluster ends, the head is ending too. Wait until its driver has made the learner save and end.
     seconds=0
-    while [ "$seconds" -lt 180 ] && grep -qs '^ray::LearnerRank' /proc/[0-9]*/cmdline; do
+    while [ "$seconds" -lt 220 ] && grep -qs '^ray::LearnerRank' /proc/[0-9]*/cmdline; do
         sleep 1
         seconds=$((seconds + 1))
     done

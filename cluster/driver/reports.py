@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS = 1.0
 """Time between two reports."""
 CLOSE_SECONDS = 5.0
-"""Longest wait for the hub at the end of a run."""
+"""Longest wait for an exchange with the hub at the end of a run."""
+CLOSE_TURNS = 4
+"""Most exchanges at the end of a run: the one under way, one that a restarted hub needs, one with the last
+numbers, and one that has them served."""
 SCRAPE_SECONDS = 2.0
 """Time between two scrapes, as in monitoring/prometheus.yml and k8s/base/monitoring.yaml."""
 
@@ -102,9 +105,7 @@ class DriverReporter:
         they are scraped by the run's own Prometheus, or by another one, which needs to know the port."""
         self._ended = True
         with suppress(GetTimeoutError):
-            # The exchange under way, one that a restarted hub needs, one with the last numbers, and one that
-            # has them served.
-            for _ in range(4):
+            for _ in range(CLOSE_TURNS):
                 if self._reply is None:
                     self._ask()
                 self._take(timeout=CLOSE_SECONDS)

@@ -29,10 +29,11 @@ from k8s.generate import (
     rays_dashboard,
 )
 from k8s.pods import Object, Pod, pods_of, selected, walk
-from longview.cluster.driver.reports import CLOSE_SECONDS, SCRAPE_SECONDS
+from longview.cluster.driver.reports import CLOSE_SECONDS, CLOSE_TURNS, SCRAPE_SECONDS
 from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
 from longview.cluster.run.copies import END_SECONDS
+from longview.monitoring import mirrors
 from tests.k8s.conftest import ROOT, find, kustomized
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -352,7 +353,8 @@ def test_every_end_leaves_the_time_to_save(objects: list[Object]) -> None:
     ends = {pod.name.split()[-1]: pod for pod in pods_of(objects)}
     environment = {it["name"]: it.get("value") for it in ends["head"].containers[0]["env"]}
     job = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
-    driver = STOP_SECONDS + CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS + END_SECONDS
+    reports = CLOSE_TURNS * CLOSE_SECONDS + 1.25 * SCRAPE_SECONDS
+    driver = STOP_SECONDS + reports + mirrors.CLOSE_SECONDS + END_SECONDS
     assert driver + 20 <= job < stop, "the driver ends first, then the job, and the drain sees both"
     assert stop <= learner, "a learner's pod lasts as long as its driver"
     for name in ("head", "learners"):
