@@ -62,7 +62,9 @@ def launch(config: RunConfig, run: Run, address: str | None) -> int:
         The exit code: 0 finished, 1 failed, 130 interrupted.
     """
     if address is None and config.placement != PlacementConfig():
-        print("longview: placement is for an existing Ray cluster: ignored without --address", file=sys.stderr)
+        print(
+            "longview: placement is for an existing Ray cluster: ignored without --address", file=sys.stderr
+        )
         config = replace(config, placement=PlacementConfig())
     task = task_of(config)
     progress = RunProgress(run, config, task.spec, history=run.evaluations())
