@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from longview.cluster.run.config import read_config
+from longview.cluster.run.folder import LEASE_SECONDS, create_run
+
 WITHOUT_HEAVY_IMPORTS = """
 import sys
 for name in ("torch", "ray", "robosuite", "mujoco"):
@@ -120,6 +123,18 @@ def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> 
     assert code == 2
     assert f"monitoring.port {port}" in output
     assert "in use" in output
+
+
+def test_or_resume_waits_until_the_run_is_free(longview: Any) -> None:
+    """The process that holds it may have died on a machine whose lock a file server keeps for a while."""
+    held = create_run(read_config(None, ["name=mine", "task=counting"]), longview.folder / "runs")
+    (longview.folder / "run.yaml").write_text("{name: mine, task: counting}")
+    process = longview.start("launch", "run.yaml", "--or-resume")
+    waits = f"longview: waiting up to {LEASE_SECONDS:g} s until mine is free\n"
+    assert waits in process.stdout, "its lines end without it"
+    process.terminate()
+    process.communicate(timeout=60)
+    held.unlock()
 
 
 def test_a_name_that_is_taken(longview: Any) -> None:
