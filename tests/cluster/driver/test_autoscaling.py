@@ -142,7 +142,7 @@ def test_nodes_come_and_go_with_the_actors(longview: Any, address: str, tmp_path
         assert code == 1, output
         assert "4 of 6 actors are there" in output.splitlines()[-1]
         evaluated = len(run.evaluations())
-        longview.wait_for(lambda: len(run.evaluations()) > evaluated)
+        longview.wait_for(lambda: len(run.evaluations()) > evaluated, 300)
 
         code, output = longview("scale", "actors=2", "grown", "--timeout", "100")
         assert code == 0, output
