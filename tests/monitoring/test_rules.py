@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from longview.cluster.cli import app
 from longview.cluster.driver.reports import SCRAPE_SECONDS
 from longview.monitoring.metrics import CATALOGUE
 
@@ -64,42 +63,6 @@ def test_every_rule_is_tested() -> None:
     cases = [case for test in tests for case in test["alert_rule_test"]]
     outcomes = {(case["alertname"], bool(case["exp_alerts"])) for case in cases}
     assert outcomes == {(name, fires) for name in ALERTS for fires in (True, False)}
-
-
-@pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_is_in_the_runbook(name: str) -> None:
-    rule = ALERTS[name]
-    assert rule["labels"]["severity"] in ("warning", "critical")
-    assert rule["annotations"]["summary"]
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
-    entry = (ROOT / "docs" / "runbook.md").read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    for part in ("**Meaning.**", "**Likely causes.**", "**What to do.**"):
-        assert part in entry
-
-
-def test_the_runbook_has_no_other_alerts() -> None:
-    headings = re.findall(r"^## (Longview\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
-    assert headings == list(ALERTS)
-
-
-def test_commands_of_the_runbook_exist_in_the_pods() -> None:
-    text = (ROOT / "docs" / "runbook.md").read_text()
-    in_head = re.findall(r"\bin_head ((?:[\w./=-]+ ?)+)", text)
-    assert {command.split()[0] for command in in_head} <= {"longview", "ray", "tail", "df", "du"}
-    known = {
-        command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands
-    }
-    known |= {group.name for group in app.registered_groups}
-    assert {command.split()[1] for command in in_head if command.startswith("longview ")} <= known
-    pods = set(re.findall(r"app.kubernetes.io/component=([\w-]+)", text))
-    assert pods
-    assert pods <= set(
-        re.findall(r"app.kubernetes.io/component: ([\w-]+)", (ROOT / "k8s/base/run.yaml").read_text())
-    )
-    for link in re.findall(r"\(((?:kubernetes|store)\.md)?#([\w-]+)\)", text):
-        page = (ROOT / "docs" / (link[0] or "runbook.md")).read_text()
-        titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
-        assert link[1] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
 def test_the_last_numbers_are_scraped() -> None:
