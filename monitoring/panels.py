@@ -277,7 +277,8 @@ KUBERNETES = (
     ),
     ratio(
         "Fullest volume",
-        "Kubernetes: how far the volume of the runs or of Redis is filled, whichever is fuller.",
+        "Kubernetes: how far the fullest volume is filled: that of the run, one of Redis, or, as of its last "
+        "backup, that of the backups.",
         {"filled": f"longview:volume:ratio{RUN}"},
         thresholds={0.85: RED},
     ),

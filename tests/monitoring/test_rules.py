@@ -48,12 +48,49 @@ def test_rules_read_metrics_that_exist() -> None:
         assert set(re.findall(r"\blongview:[\w:]+", rule["expr"])) <= RECORDED
 
 
-def test_every_rule_keeps_namespaces_and_runs_apart() -> None:
-    for rule in RULES:
-        groups = re.findall(r"\b(?:by|on) \((.*?)\)", rule["expr"])
-        assert all(group.startswith("namespace") for group in groups), rule
-        if "record" in rule and groups:
-            assert "run" in rule["expr"], rule
+IN_EACH = "namespace", "run"
+GROUPING = re.compile(r"\b(by|on|without|ignoring)\s*\(([^)]*)\)")
+OPERATOR = 'on () controller_runtime_max_concurrent_reconciles{controller="rayjob"}'
+"""Joins any run with what is known of KubeRay's operator, of which a cluster has one."""
+
+
+def mixes_runs(expression: str) -> list[str]:
+    """Return the parts of an expression that lose the namespace or run of series, or compare across them."""
+    # Texts may hold parentheses.
+    expression = re.sub(r'"[^"]*"', '""', expression.replace(OPERATOR, "on (namespace, run)"))
+    faults = [
+        found[0]
+        for found in GROUPING.finditer(expression)
+        if found[1] in ("without", "ignoring") or not set(IN_EACH) <= set(re.findall(r"\w+", found[2]))
+    ]
+    aggregations = "sum|min|max|avg|group|count|count_values|stddev|stdvar|quantile|topk|bottomk"
+    faults += re.findall(rf"\b(?:{aggregations})\s*\(", expression)
+    # `scalar` and `absent` lose all labels.
+    return faults + re.findall(r"\b(?:scalar|vector|absent(?:_over_time)?)\s*\(", expression)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("record") or rule["alert"])
+def test_every_rule_keeps_namespaces_and_runs_apart(rule: dict[str, Any]) -> None:
+    assert mixes_runs(rule["expr"]) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sum(rate(longview_errors_total[10m]))",
+        "sum by (namespace, role) (longview_actors)",
+        "sum by (namespace, run_id) (longview_actors)",
+        "sum by (run) (longview_actors)",
+        "sum without (instance) (longview_actors)",
+        "longview_actors / on (namespace) longview_actors_target",
+        "longview_actors / ignoring (run) longview_actors_target",
+        "longview_actors and on () longview_actors_target",
+        "longview_actors > scalar(longview_actors_target)",
+        "topk(1, longview_actors)",
+    ],
+)
+def test_rules_that_mix_runs_are_found(wrong: str) -> None:
+    assert mixes_runs(wrong)
 
 
 def test_every_rule_is_tested() -> None:
