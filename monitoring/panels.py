@@ -287,13 +287,14 @@ KUBERNETES = (
     Panel(
         "Redis and the RayJob",
         "Kubernetes: 1 while Redis can write its append-only file, 1 while the second Redis follows the "
-        "first, and 1 when the RayJob has used up its attempts.",
+        "first, 1 when the RayJob has used up its attempts, and 1 when it is complete, suspended or deleted.",
         "lines",
         "none",
         {
             "file is written": f"longview:redis_file:ok{RUN}",
             "copy follows": f"longview:redis_copy:ok{RUN}",
             "attempts used up": f"longview:attempts_used_up:bool{RUN}",
+            "RayJob is over": f"longview:job_over:bool{RUN}",
         },
     ),
 )

@@ -11,6 +11,7 @@ import yaml
 
 from longview.cluster.driver.reports import SCRAPE_SECONDS
 from longview.monitoring.metrics import CATALOGUE
+from longview.monitoring.panels import ALERTS as ALERTS_PANEL
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"
@@ -33,6 +34,11 @@ RECORDED = {rule["record"] for rule in RULES if "record" in rule}
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_promtool_is_content(arguments: tuple[Any, ...]) -> None:
+    run_promtool(*arguments)
+
+
+def run_promtool(*arguments: Any) -> None:
+    """Call promtool, which must find no fault; skip the test without it."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("there is no promtool (Debian: apt install prometheus)")
@@ -108,3 +114,29 @@ def test_the_last_numbers_are_scraped() -> None:
     on_kubernetes = yaml.safe_load_all((ROOT / "k8s" / "base" / "monitoring.yaml").read_text())
     (hub, *_) = next(on_kubernetes)["spec"]["podMetricsEndpoints"]
     assert (hub["port"], hub["interval"]) == ("hub", f"{SCRAPE_SECONDS:g}s")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "minutes", "alerts"), [("r", 10, 0), ("r", 20, 1), (".*", 20, 1), ("s", 20, 0)]
+)
+def test_the_overview_counts_the_alerts_of_the_chosen_runs(
+    chosen: str, minutes: int, alerts: int, tmp_path: Path
+) -> None:
+    # From minute 15 on, LongviewHubAway fires for run r.
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": 'longview_phase{namespace="n", run="r"}', "values": "2x20 stale _x200"},
+            {"series": 'longview_phase{namespace="n", run="s"}', "values": "1x200"},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": ALERTS_PANEL.queries["alerts"].replace("$run", chosen),
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"labels": "{}", "value": alerts}],
+            }
+        ],
+    }
+    tests = {"rule_files": [str(MONITORING / "rules.yaml")], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    run_promtool("test", "rules", tmp_path / "tests.yaml")
