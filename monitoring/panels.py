@@ -120,6 +120,8 @@ HEARD = Panel(
     "s",
     {"ago": f"time() - max by (run) (last_over_time(longview:heard_timestamp_seconds:max{RUN}[1d]))"},
     thresholds={60: ORANGE, 600: RED},
+    width=3,
+    height=4,
 )
 PHASE = Panel(
     "Phase",
@@ -277,20 +279,22 @@ KUBERNETES = (
     ),
     ratio(
         "Fullest volume",
-        "Kubernetes: how far the volume of the runs or of Redis is filled, whichever is fuller.",
+        "Kubernetes: how far the fullest volume is filled: that of the run, one of Redis, or, as of its last "
+        "backup, that of the backups.",
         {"filled": f"longview:volume:ratio{RUN}"},
         thresholds={0.85: RED},
     ),
     Panel(
         "Redis and the RayJob",
         "Kubernetes: 1 while Redis can write its append-only file, 1 while the second Redis follows the "
-        "first, and 1 when the RayJob has used up its attempts.",
+        "first, 1 when the RayJob has used up its attempts, and 1 when it is complete, suspended or deleted.",
         "lines",
         "none",
         {
             "file is written": f"longview:redis_file:ok{RUN}",
             "copy follows": f"longview:redis_copy:ok{RUN}",
             "attempts used up": f"longview:attempts_used_up:bool{RUN}",
+            "RayJob is over": f"longview:job_over:bool{RUN}",
         },
     ),
 )
@@ -314,14 +318,15 @@ SUCCESS_BY_CONTEXT = Dashboard(
     "Longview: Success by context length",
     "How well does each context length do, how sure is that, and what fails: the manipulation or the memory?",
     (
+        replace(HEARD, width=12, height=3),
         Panel(
             "Evaluated policy",
             "The newest evaluated policy. All numbers of this dashboard are about it.",
             "stat",
             "prefix:step ",
             {"version": f"longview_evaluation_version{RUN}"},
-            width=4,
-            height=9,
+            width=12,
+            height=3,
         ),
         Panel(
             "The newest evaluation",
@@ -339,7 +344,7 @@ SUCCESS_BY_CONTEXT = Dashboard(
                 for name, _ in RATES.values()
                 for what, suffix in {"rate": "", "from": "_lower", "to": "_upper"}.items()
             },
-            width=20,
+            width=24,
             height=9,
         ),
         SUCCESS_CURVE,
@@ -405,7 +410,7 @@ THROUGHPUT = Dashboard(
     "Longview: Throughput",
     "Are the simulators busy, does data flow, and is anything dying?",
     (
-        *(ACTORS, STEPS),
+        *(HEARD, ACTORS, STEPS),
         Panel(
             "Real-time factor",
             "Simulated seconds per second that an actor spends in its simulators; the rest of its time does "
@@ -424,7 +429,7 @@ THROUGHPUT = Dashboard(
             "none",
             {"restarts": in_range("longview_actor_restarts_total", DEATHS)},
             thresholds={1: ORANGE, 10: RED},
-            width=3,
+            width=2,
             height=4,
         ),
         Panel(
@@ -434,7 +439,7 @@ THROUGHPUT = Dashboard(
             "none",
             {"errors": in_range("longview_errors_total", RUN)},
             thresholds={1: ORANGE, 10: RED},
-            width=3,
+            width=2,
             height=4,
         ),
         ratio(
@@ -455,7 +460,7 @@ THROUGHPUT = Dashboard(
             "none",
             {"actions": in_range("longview_refused_actions_total", TASK)},
             thresholds={1: ORANGE, 100: RED},
-            width=3,
+            width=2,
             height=4,
         ),
         DATA_WAIT,
@@ -526,13 +531,14 @@ LEARNER = Dashboard(
     "Longview: Learner",
     "Is the learner busy, does it learn, and are its policies in use soon?",
     (
+        HEARD,
         Panel(
             "Training step",
             "Training steps done.",
             "stat",
             "none",
             {"step": f"longview_learner_step{RUN}"},
-            width=3,
+            width=2,
             height=4,
         ),
         Panel(
@@ -561,7 +567,7 @@ LEARNER = Dashboard(
             {"outside": f"longview_out_of_range_ratio{RUN}"},
             "stat",
             thresholds={0.05: ORANGE, 0.2: RED},
-            width=3,
+            width=2,
             height=4,
         ),
         ratio(
@@ -569,7 +575,7 @@ LEARNER = Dashboard(
             "Share of its time that the learner spends on validating published policies, over 5 minutes.",
             {"validating": f"sum by (run) (rate(longview_validation_seconds_total{RUN}[5m]))"},
             "stat",
-            width=3,
+            width=2,
             height=4,
         ),
         Panel(
@@ -669,7 +675,7 @@ STORE = Dashboard(
     "Longview: Store",
     "What is stored, is there room, and does the store keep up?",
     (
-        STORE_FILL,
+        *(HEARD, STORE_FILL),
         Panel(
             "Demonstrations' share",
             "Size of the episodes that are never evicted, as a share of the store's budget. More than 80%: "
@@ -687,7 +693,7 @@ STORE = Dashboard(
             "stat",
             "none",
             {"{{source}}": f"longview_store_episodes{RUN}"},
-            width=6,
+            width=5,
             height=4,
         ),
         Panel(
@@ -697,7 +703,7 @@ STORE = Dashboard(
             "none",
             {"episodes": f"longview_store_quarantined_episodes{RUN}"},
             thresholds={1: RED},
-            width=3,
+            width=2,
             height=4,
         ),
         Panel(
@@ -707,7 +713,7 @@ STORE = Dashboard(
             "stat",
             "none",
             {"episodes": in_range("longview_store_evicted_episodes_total", RUN)},
-            width=3,
+            width=2,
             height=4,
         ),
         Panel(

@@ -12,7 +12,7 @@ import yaml
 from longview.monitoring import dashboards
 from longview.monitoring.dashboards import FOLDER, build
 from longview.monitoring.metrics import CATALOGUE
-from longview.monitoring.panels import DASHBOARDS, OVERVIEW, SUCCESS_BY_CONTEXT, Dashboard, Panel
+from longview.monitoring.panels import DASHBOARDS, HEARD, OVERVIEW, SUCCESS_BY_CONTEXT, Dashboard, Panel
 
 RULES = yaml.safe_load((FOLDER.parent / "rules.yaml").read_text())["groups"][0]["rules"]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
@@ -62,6 +62,8 @@ def test_every_panel_says_what_it_shows(uid: str, panel: Panel) -> None:
 def test_numbers_are_of_this_moment() -> None:
     for board in DASHBOARDS:
         tree = json.loads(dashboards.dashboard_json(board))
+        (heard,) = (panel for panel in tree["panels"] if panel["title"] == HEARD.title)
+        assert heard["gridPos"]["y"] == 0, "they say when they were last heard"
         stats = [target for panel in tree["panels"] if panel["type"] == "stat" for target in panel["targets"]]
         assert all(target["instant"] and not target.get("range") for target in stats)
 

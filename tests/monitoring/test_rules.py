@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from longview.cluster.cli import app
 from longview.cluster.driver.reports import SCRAPE_SECONDS
 from longview.monitoring.metrics import CATALOGUE
+from longview.monitoring.panels import ALERTS as ALERTS_PANEL
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"
@@ -34,6 +34,11 @@ RECORDED = {rule["record"] for rule in RULES if "record" in rule}
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_promtool_is_content(arguments: tuple[Any, ...]) -> None:
+    run_promtool(*arguments)
+
+
+def run_promtool(*arguments: Any) -> None:
+    """Call promtool, which must find no fault; skip the test without it."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("there is no promtool (Debian: apt install prometheus)")
@@ -49,12 +54,49 @@ def test_rules_read_metrics_that_exist() -> None:
         assert set(re.findall(r"\blongview:[\w:]+", rule["expr"])) <= RECORDED
 
 
-def test_every_rule_keeps_namespaces_and_runs_apart() -> None:
-    for rule in RULES:
-        groups = re.findall(r"\b(?:by|on) \((.*?)\)", rule["expr"])
-        assert all(group.startswith("namespace") for group in groups), rule
-        if "record" in rule and groups:
-            assert "run" in rule["expr"], rule
+IN_EACH = "namespace", "run"
+GROUPING = re.compile(r"\b(by|on|without|ignoring)\s*\(([^)]*)\)")
+OPERATOR = 'on () controller_runtime_max_concurrent_reconciles{controller="rayjob"}'
+"""Joins any run with what is known of KubeRay's operator, of which a cluster has one."""
+
+
+def mixes_runs(expression: str) -> list[str]:
+    """Return the parts of an expression that lose the namespace or run of series, or compare across them."""
+    # Texts may hold parentheses.
+    expression = re.sub(r'"[^"]*"', '""', expression.replace(OPERATOR, "on (namespace, run)"))
+    faults = [
+        found[0]
+        for found in GROUPING.finditer(expression)
+        if found[1] in ("without", "ignoring") or not set(IN_EACH) <= set(re.findall(r"\w+", found[2]))
+    ]
+    aggregations = "sum|min|max|avg|group|count|count_values|stddev|stdvar|quantile|topk|bottomk"
+    faults += re.findall(rf"\b(?:{aggregations})\s*\(", expression)
+    # `scalar` and `absent` lose all labels.
+    return faults + re.findall(r"\b(?:scalar|vector|absent(?:_over_time)?)\s*\(", expression)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("record") or rule["alert"])
+def test_every_rule_keeps_namespaces_and_runs_apart(rule: dict[str, Any]) -> None:
+    assert mixes_runs(rule["expr"]) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sum(rate(longview_errors_total[10m]))",
+        "sum by (namespace, role) (longview_actors)",
+        "sum by (namespace, run_id) (longview_actors)",
+        "sum by (run) (longview_actors)",
+        "sum without (instance) (longview_actors)",
+        "longview_actors / on (namespace) longview_actors_target",
+        "longview_actors / ignoring (run) longview_actors_target",
+        "longview_actors and on () longview_actors_target",
+        "longview_actors > scalar(longview_actors_target)",
+        "topk(1, longview_actors)",
+    ],
+)
+def test_rules_that_mix_runs_are_found(wrong: str) -> None:
+    assert mixes_runs(wrong)
 
 
 def test_every_rule_is_tested() -> None:
@@ -66,45 +108,35 @@ def test_every_rule_is_tested() -> None:
     assert outcomes == {(name, fires) for name in ALERTS for fires in (True, False)}
 
 
-@pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_is_in_the_runbook(name: str) -> None:
-    rule = ALERTS[name]
-    assert rule["labels"]["severity"] in ("warning", "critical")
-    assert rule["annotations"]["summary"]
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
-    entry = (ROOT / "docs" / "runbook.md").read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    for part in ("**Meaning.**", "**Likely causes.**", "**What to do.**"):
-        assert part in entry
-
-
-def test_the_runbook_has_no_other_alerts() -> None:
-    headings = re.findall(r"^## (Longview\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
-    assert headings == list(ALERTS)
-
-
-def test_commands_of_the_runbook_exist_in_the_pods() -> None:
-    text = (ROOT / "docs" / "runbook.md").read_text()
-    in_head = re.findall(r"\bin_head ((?:[\w./=-]+ ?)+)", text)
-    assert {command.split()[0] for command in in_head} <= {"longview", "ray", "tail", "df", "du"}
-    known = {
-        command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands
-    }
-    known |= {group.name for group in app.registered_groups}
-    assert {command.split()[1] for command in in_head if command.startswith("longview ")} <= known
-    pods = set(re.findall(r"app.kubernetes.io/component=([\w-]+)", text))
-    assert pods
-    assert pods <= set(
-        re.findall(r"app.kubernetes.io/component: ([\w-]+)", (ROOT / "k8s/base/run.yaml").read_text())
-    )
-    for link in re.findall(r"\(((?:kubernetes|store)\.md)?#([\w-]+)\)", text):
-        page = (ROOT / "docs" / (link[0] or "runbook.md")).read_text()
-        titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
-        assert link[1] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
-
-
 def test_the_last_numbers_are_scraped() -> None:
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     assert config["global"]["scrape_interval"] == f"{SCRAPE_SECONDS:g}s"
     on_kubernetes = yaml.safe_load_all((ROOT / "k8s" / "base" / "monitoring.yaml").read_text())
     (hub, *_) = next(on_kubernetes)["spec"]["podMetricsEndpoints"]
     assert (hub["port"], hub["interval"]) == ("hub", f"{SCRAPE_SECONDS:g}s")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "minutes", "alerts"), [("r", 10, 0), ("r", 20, 1), (".*", 20, 1), ("s", 20, 0)]
+)
+def test_the_overview_counts_the_alerts_of_the_chosen_runs(
+    chosen: str, minutes: int, alerts: int, tmp_path: Path
+) -> None:
+    # From minute 15 on, LongviewHubAway fires for run r.
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": 'longview_phase{namespace="n", run="r"}', "values": "2x20 stale _x200"},
+            {"series": 'longview_phase{namespace="n", run="s"}', "values": "1x200"},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": ALERTS_PANEL.queries["alerts"].replace("$run", chosen),
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"labels": "{}", "value": alerts}],
+            }
+        ],
+    }
+    tests = {"rule_files": [str(MONITORING / "rules.yaml")], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    run_promtool("test", "rules", tmp_path / "tests.yaml")
