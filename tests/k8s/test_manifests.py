@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, permutations
@@ -240,6 +241,24 @@ def test_a_pod_can_hold_several_learners(tmp_path: Path) -> None:
             r"^learners: .*$", f"learners: {learners}", config["run.yaml"], flags=re.MULTILINE
         )
         assert (problems(objects) == []) == fine, learners
+
+
+def test_the_head_gets_the_credentials_of_an_object_store(tmp_path: Path) -> None:
+    credentials = block("- op: add\n  path: /spec/rayClusterSpec/headGroupSpec")
+    objects = with_option(tmp_path, "gpu", groups=credentials)
+    assert problems(objects) == []
+    assert errors(find(objects, "RayJob")) == []
+    given = {pod.name: it["envFrom"] for pod in pods_of(objects) for it in pod.containers if "envFrom" in it}
+    assert given == {"longview-gpu head": [{"secretRef": {"name": "longview-copies-gpu"}}]}
+    assert "kubectl create secret generic longview-copies-gpu --namespace longview" in GUIDE
+
+
+def test_the_image_has_what_copies_need() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "copies" in re.findall(r"\w+", extras["all"][0]), "the Dockerfile installs what `all` names"
+    pins = (ROOT / "constraints.txt").read_text()
+    for requirement in extras["copies"]:
+        assert re.search(rf"^{re.split('[<>=]', requirement)[0]}==", pins, re.MULTILINE), requirement
 
 
 def test_the_guide_names_the_driver_that_cuda_needs() -> None:
