@@ -13,7 +13,8 @@ import yaml
 from k8s.check import job_of
 from tests.k8s.conftest import ROOT, kustomized
 
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 
 NOT_HERE = ("helm", "docker", "kind", "minikube", "sudo", "curl")
 """Programs of which only the calls are noted: they need a cluster, a container runtime, or a download."""
@@ -32,6 +33,15 @@ esac
 MAKE = """#!/bin/sh
 "$REAL_MAKE" --dry-run --file "$REPOSITORY/Makefile" "$@" >/dev/null || echo "make $*" >>"$FAULTS"
 """
+# The config and the settings are read; nothing is launched.
+LONGVIEW = f"""#!{sys.executable}
+import os, pathlib, sys
+sys.path.insert(0, os.environ["REPOSITORY"])
+from longview.cluster.run.config import read_config
+command, file, *settings = sys.argv[1:]
+assert command == "launch"
+read_config(pathlib.Path(file), settings)
+"""
 NOTED = """#!/bin/sh
 [ $# -gt 0 ] || echo "$0 without arguments" >>"$FAULTS"
 [ -t 0 ] || cat >/dev/null
@@ -45,7 +55,7 @@ def repository(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "monitoring" / "dashboards", tmp_path / "monitoring" / "dashboards")
     for name in ("constraints.txt", "demonstrations.hdf5", "receivers.yaml"):
         (tmp_path / name).touch()
-    programs = {"kubectl": KUBECTL, "make": MAKE} | dict.fromkeys(NOT_HERE, NOTED)
+    programs = {"kubectl": KUBECTL, "make": MAKE, "longview": LONGVIEW} | dict.fromkeys(NOT_HERE, NOTED)
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
@@ -77,6 +87,22 @@ def test_every_command_of_the_guide_runs_up_to_the_cluster(repository: Path) -> 
     # The images of the overlay were renamed, also where only a RayJob names them.
     overlay = yaml.load_all(kustomized(repository / "k8s" / "overlays" / "gpu"), yaml.CSafeLoader)
     assert str(job_of(list(overlay))).count("'REGISTRY/longview:0.2.0-") == 4
+
+
+def test_every_command_of_the_guide_is_in_a_block_that_runs() -> None:
+    prose = re.sub(r"```.*?```", "", GUIDE, flags=re.DOTALL)
+    programs = ("kubectl", "kustomize", "export", "port-forward", "longview launch", *NOT_HERE)
+    said = [
+        code
+        for code in re.findall(r"`([^`]+)`", prose)
+        if code.startswith(tuple(f"{it} " for it in programs))
+    ]
+    assert said == ["helm upgrade"], "the program's command is named, without what it works on"
+    assert set(re.findall(r"```(\w+)", GUIDE)) == {"sh", "yaml"}
+
+
+def test_the_guide_says_which_commands_do_not_run_here() -> None:
+    assert f"| {', '.join(f'`{it}`' for it in NOT_HERE)} | not at all" in GUIDE
 
 
 def test_what_is_wrong_in_a_command_is_found(repository: Path) -> None:
