@@ -56,8 +56,9 @@ scale: $(DEPLOYING)/.installed  ## Change the number of actors of a run on Kuber
 fetch:  ## Copy a run from Kubernetes: make fetch RUN=gpu, to runs/gpu.
 	@[ -n "$(RUN)" ] || { echo "name the run: make fetch RUN=gpu" >&2; exit 2; }
 	@[ ! -e "runs/$(RUN)" ] || { echo "runs/$(RUN) exists: move it away" >&2; exit 2; }
-	@mkdir -p runs
-	$(call with_files_pod, cp "longview-files-$(RUN):/var/lib/longview/runs/$(RUN)" "runs/$(RUN)")
+	@mkdir -p runs && rm -rf "runs/$(RUN).part"
+	$(call with_files_pod, cp "longview-files-$(RUN):/var/lib/longview/runs/$(RUN)" "runs/$(RUN).part") && \
+	mv "runs/$(RUN).part" "runs/$(RUN)"
 
 put:  ## Copy a file to a run's volume: make put FILE=demos.hdf5 RUN=gpu, to /var/lib/longview/demos.hdf5.
 	@[ -e "$(FILE)" ] || { echo "name a file or folder: make put FILE=demos.hdf5 RUN=gpu" >&2; exit 2; }

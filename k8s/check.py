@@ -198,9 +198,8 @@ def _restrictions(pod: Pod) -> Iterator[str]:
         for kind, key in (("requests", "cpu"), ("requests", "memory"), ("limits", "memory")):
             if key not in resources.get(kind, {}):
                 yield f"{name}: has no {kind} of {key}"
-        repository, _, tag = container["image"].rpartition(":")
-        if not repository or not re.search(r"\d+\.\d+\.\d+", tag):
-            yield f"{name}: image {container['image']} is not pinned to a version"
+        if not re.search(r".:[^:/]*\d+\.\d+\.\d+[^:/]*$|.@sha256:[0-9a-f]{64}$", container["image"]):
+            yield f"{name}: image {container['image']} is not pinned to a version or a digest"
     for volume in pod.spec.get("volumes", []):
         if not volume.keys() & {"emptyDir", "configMap", "persistentVolumeClaim"}:
             yield f"volume {volume['name']} must be an emptyDir, a configMap or a persistentVolumeClaim"

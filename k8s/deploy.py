@@ -20,6 +20,8 @@ from k8s.pods import Object
 
 RUNBOOK = "docs/runbook.md"
 """Path of the runbook in the repository; the alerts in monitoring/rules.yaml link to it."""
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""Label of a run that Kueue suspends and resumes."""
 OPERATORS = {"ray.io": "KubeRay's operator", "monitoring.coreos.com": "Prometheus' operator"}
 
 
@@ -33,7 +35,8 @@ def main(overlay: str, runbook: str = "") -> None:
     Raises:
         SystemExit: with code 2, after printing what is wrong and what to do about it.
     """
-    text = linked(built(overlay), runbook or origins_runbook(_origin()))
+    page = runbook or origins_runbook(_origin())
+    text = linked(built(overlay), page)
     objects: list[Object] = list(yaml.safe_load_all(text))
     if found := problems(objects):
         refuse(found)
@@ -44,10 +47,18 @@ def main(overlay: str, runbook: str = "") -> None:
     # What `make scale` has changed is the overlay's again.
     print(kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=text), end="")
     print(*stays, sep="\n", end="\n" if stays else "")
+    if page is None:
+        print(
+            "longview: the alerts do not link to the runbook, because this clone has no `origin` on the web. "
+            f"To link them: make deploy OVERLAY={overlay} RUNBOOK=https://ADDRESS/OF/runbook.md",
+            file=sys.stderr,
+        )
 
 
 def unchanged(objects: list[Object], overlay: str) -> Iterator[str]:
     """Say what applying these objects does not change about the run that is there, and what to do about it.
+
+    A suspended run is told from one under way: what it resumes with is what was applied.
 
     Args:
         objects: what is to be applied.
@@ -70,6 +81,17 @@ def unchanged(objects: list[Object], overlay: str) -> Iterator[str]:
     changes = list(differences(there["spec"], job["spec"]))
     if (live("configmap", config_map_of(objects)) or {}).get("data") != {"run.yaml": run_config(objects)}:
         changes.append("run.yaml")
+    if there["spec"].get("suspend") or state in ("Suspending", "Suspended"):
+        yield "The run is suspended, and deploying does not resume it."
+        if changes:
+            yield "Resuming starts with this:"
+        yield from (f"    {change}" for change in changes)
+        if QUEUE in there["metadata"].get("labels", {}):
+            yield "Kueue resumes it when the cluster has room."
+        else:
+            patch = """'{"spec":{"suspend":false}}'"""
+            yield f"To resume:\n    kubectl -n {NAMESPACE} patch rayjob {name} --type merge -p {patch}"
+        return
     if changes:
         yield "The run is under way and keeps what it began with. A further attempt would have:"
         yield from (f"    {change}" for change in changes)

@@ -38,19 +38,39 @@ def main(overlay: str, actors: str) -> None:
     config = yaml.safe_load(run_config(objects))
     name = job_of(objects)["metadata"]["name"]
     job = live("rayjob", name)
-    cluster = job and live("raycluster", job.get("status", {}).get("rayClusterName", ""))
+    # A suspended run, and one whose cluster is still to come, have an empty name here, which kubectl refuses.
+    there = job.get("status", {}).get("rayClusterName") if job else None
+    cluster = live("raycluster", there) if there else None
     if job is None or cluster is None:
         refuse([f"RayJob {name} has no Ray cluster now: set actors.count in run.yaml, and `make deploy`"])
+    if not cluster["spec"].get("enableInTreeAutoscaling"):
+        refuse(
+            [
+                "the Ray cluster has no autoscaler, so it keeps its size: change actors.count in run.yaml "
+                f"and the sizes in groups.yaml, delete RayJob {name}, and `make deploy`"
+            ]
+        )
     here = ("--namespace", NAMESPACE)
-    for kind, item, spec, path in (
-        ("rayjob", job, job["spec"]["rayClusterSpec"], "/spec/rayClusterSpec"),
-        ("raycluster", cluster, cluster["spec"], "/spec"),
-    ):
-        if patch := list(room(spec["workerGroupSpecs"], need_of_actor(config), wanted, path)):
-            change = ("--type", "json", "--patch", json.dumps(patch))
-            print(kubectl("patch", kind, item["metadata"]["name"], *here, *change), end="")
-    selector = f"ray.io/cluster={cluster['metadata']['name']},ray.io/node-type=head"
+    selector = f"ray.io/cluster={there},ray.io/node-type=head"
     head = kubectl("get", "pods", *here, "--selector", selector, "--output", "name").strip()
+    if not head:
+        refuse([f"Ray cluster {there} has no head now: try again when it is back"])
+    # Both are made before the first is sent, so that a refusal changes nothing.
+    patches = [
+        (
+            kind,
+            item["metadata"]["name"],
+            list(room(spec["workerGroupSpecs"], need_of_actor(config), wanted, at)),
+        )
+        for kind, item, spec, at in (
+            ("rayjob", job, job["spec"]["rayClusterSpec"], "/spec/rayClusterSpec"),
+            ("raycluster", cluster, cluster["spec"], "/spec"),
+        )
+    ]
+    for kind, item, patch in patches:
+        if patch:
+            change = ("--type", "json", "--patch", json.dumps(patch))
+            print(kubectl("patch", kind, item, *here, *change), end="")
     scale = ["longview", "scale", f"actors={wanted}", config["name"]]
     command = ["kubectl", "exec", *here, head, "--container", "ray-head", "--", *scale]
     raise SystemExit(subprocess.run(command, check=False).returncode)

@@ -30,10 +30,11 @@ fi
 
 # The data has an identity, which lies beside it. A replica only follows a primary with the identity of its own data:
 # a primary that lost its volume comes back with another one, and does not wipe the replica. A replica without data
-# learns it from the name of the primary's config file, which `INFO` tells.
+# learns it from the name of the primary's config file, which `INFO` tells. Redis has data if its append-only file has a
+# manifest: without one it starts empty.
 case ${HOSTNAME:-} in
 *-0)
-    if [ ! -e "$data/identity" ] || [ ! -d "$data/appendonlydir" ]; then
+    if [ ! -e "$data/identity" ] || [ ! -s "$data/appendonlydir/appendonly.aof.manifest" ]; then
         od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$data/identity"
     fi
     ;;

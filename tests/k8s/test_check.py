@@ -297,6 +297,22 @@ def test_a_breach_is_found_and_named(what: str) -> None:
     assert message in "\n".join(problems(objects))
 
 
+@pytest.mark.parametrize(
+    ("image", "fine"),
+    [
+        ("registry.example:5000/redis:7.2.11-bookworm", True),
+        (f"registry.example:5000/redis@sha256:{'0a' * 32}", True),
+        (f"redis:latest@sha256:{'0a' * 32}", True),
+        ("registry.example:5000/redis", False),
+        ("redis@sha256:0a", False),
+    ],
+)
+def test_an_image_is_pinned_by_version_or_digest(image: str, fine: bool) -> None:
+    objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
+    redis(objects)["containers"][0].update(image=image)
+    assert (problems(objects) == []) == fine
+
+
 @pytest.mark.parametrize("name", ["my_run", "Run", "run-", "x" * 33])
 def test_a_name_that_kubernetes_does_not_take_is_refused(name: str) -> None:
     text = build("gpu").replace("-gpu\n", f"-{name}\n").replace(": gpu\n", f": {name}\n")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from k8s.check import config_map_of
-from k8s.deploy import origins_runbook
+from k8s.deploy import QUEUE, origins_runbook
 from tests.k8s.conftest import ROOT, build, find
 
 KUBECTL = """#!/bin/sh
@@ -48,6 +48,7 @@ def deploy(
     cluster: dict[str, str],
     change: tuple[str, str] = ("", ""),
     program: tuple[str, ...] = ("-m", "k8s.deploy"),
+    runbook: str = "https://wiki.example/runbook",
 ) -> str:
     """Deploy to a cluster that has what `cluster` lists; return the exit code, then everything printed.
 
@@ -55,6 +56,9 @@ def deploy(
     """
     (folder / "kubectl").write_text(KUBECTL)
     (folder / "kubectl").chmod(0o755)
+    # The clone has no origin.
+    (folder / "git").write_text("#!/bin/sh\nexit 2\n")
+    (folder / "git").chmod(0o755)
     old, new = change
     text = build("local" if overlay == "nowhere" else overlay)
     assert old in text
@@ -62,7 +66,7 @@ def deploy(
     for name, content in cluster.items():
         (folder / name).write_text(content)
     done = subprocess.run(
-        [sys.executable, *program, overlay, "https://wiki.example/runbook"],
+        [sys.executable, *program, overlay, runbook],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)},
         capture_output=True,
@@ -98,6 +102,13 @@ def test_the_clones_origin_has_the_runbook(origin: str) -> None:
 @pytest.mark.parametrize("origin", ["", "/srv/git/longview.git", "../longview"])
 def test_an_origin_that_is_no_web_page_gives_no_link(origin: str) -> None:
     assert origins_runbook(origin) is None
+
+
+def test_links_that_lead_nowhere_are_told_with_the_remedy(tmp_path: Path) -> None:
+    said = deploy(tmp_path, "gpu", READY, runbook="")
+    assert said.startswith("0 applied\nlongview: the alerts do not link to the runbook")
+    assert "make deploy OVERLAY=gpu RUNBOOK=https://" in said
+    assert "runbook_url: docs/runbook.md#" in (tmp_path / "applied").read_text()
 
 
 @pytest.mark.parametrize(
@@ -144,10 +155,12 @@ def test_a_run_that_cannot_work_is_refused(tmp_path: Path, change: tuple[str, st
     assert words in deploy(tmp_path, "gpu", READY, change)
 
 
-def there(state: str) -> dict[str, str]:
+def there(state: str, suspend: bool = False, labels: dict[str, str] | None = None) -> dict[str, str]:
     """Return the cluster in which the overlay `gpu` was deployed, and its RayJob has reached a state."""
     objects = list(yaml.safe_load_all(build("gpu")))
     job = find(objects, "RayJob") | {"status": {"jobDeploymentStatus": state}}
+    job["spec"]["suspend"] = suspend
+    job["metadata"]["labels"] |= labels or {}
     # What the API server adds to an object is no difference.
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][0][
         "protocol"
@@ -181,6 +194,25 @@ def test_a_run_that_has_ended_is_not_started_again_and_that_is_told(tmp_path: Pa
     said = deploy(tmp_path, "gpu", there(state))
     assert f"is {state}, and deploying does not start it again" in said
     assert said.endswith("make deploy OVERLAY=gpu\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "suspend"), [("Running", True), ("Suspending", True), ("Suspended", True), ("Suspended", False)]
+)
+def test_a_suspended_run_resumes_with_what_is_deployed(tmp_path: Path, state: str, suspend: bool) -> None:
+    cluster = there(state, suspend)
+    said = deploy(tmp_path, "gpu", cluster, ("maxReplicas: 8", "maxReplicas: 16"))
+    assert "Resuming starts with this:\n    rayClusterSpec.workerGroupSpecs.0.maxReplicas: 16" in said
+    assert """patch rayjob longview-gpu --type merge -p '{"spec":{"suspend":false}}'\n""" in said
+    assert "delete rayjob" not in said
+    (tmp_path / "applied").unlink()
+    said = deploy(tmp_path, "gpu", cluster)
+    assert "deploying does not resume it.\nTo resume:\n" in said
+
+
+def test_a_run_in_kueues_queue_is_left_to_kueue(tmp_path: Path) -> None:
+    said = deploy(tmp_path, "gpu", there("Suspended", True, {QUEUE: "longview"}))
+    assert said.endswith("does not resume it.\nKueue resumes it when the cluster has room.\n")
 
 
 def test_an_unknown_overlay_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from tests.k8s.conftest import ROOT
 
 KUBECTL = """#!/bin/sh
-# $CLUSTER/volume is the volume of the runs. The pod is a file while it is there.
+# $CLUSTER/volume is the volume of the runs. The pod is a file while it is there. If $CLUSTER/breaks is there,
+# copies fail after they have written something.
 [ "$1" != --namespace ] || shift 2
 case $1 in
 apply) grep -q "claimName: longview-runs-gpu}" && touch "$CLUSTER/pod" ;;
@@ -19,7 +20,7 @@ cp)
     [ -e "$CLUSTER/pod" ] || exit 1
     from=$(echo "$2" | sed "s|^longview-files-gpu:/var/lib/longview|$CLUSTER/volume|")
     to=$(echo "$3" | sed "s|^longview-files-gpu:/var/lib/longview|$CLUSTER/volume|")
-    cp -r "$from" "$to" ;;
+    cp -r "$from" "$to" && [ ! -e "$CLUSTER/breaks" ] ;;
 *) exit 64 ;;
 esac
 """
@@ -74,3 +75,14 @@ def test_what_to_copy_must_be_named(cluster: Path, target: str) -> None:
 
 def test_a_copy_that_fails_leaves_no_pod(cluster: Path) -> None:
     assert make(cluster, "fetch", "RUN=other")[0] != 0
+
+
+def test_a_copy_that_breaks_off_can_be_made_again(cluster: Path) -> None:
+    (cluster / "breaks").touch()
+    assert make(cluster, "fetch", "RUN=gpu")[0] != 0
+    assert [it.name for it in (cluster / "runs").iterdir()] == ["gpu.part"], "no half of a run has its name"
+    (cluster / "runs" / "gpu.part" / "stale").touch()
+    (cluster / "breaks").unlink()
+    assert make(cluster, "fetch", "RUN=gpu")[0] == 0
+    assert [it.name for it in (cluster / "runs").iterdir()] == ["gpu"]
+    assert [it.name for it in (cluster / "runs" / "gpu").iterdir()] == ["report.html"]

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, permutations
@@ -34,9 +35,10 @@ from longview.cluster.driver.training import STOP_SECONDS
 from longview.cluster.run.config import read_config
 from longview.cluster.run.copies import END_SECONDS
 from longview.monitoring import mirrors
-from tests.k8s.conftest import ROOT, find, kustomized
+from tests.k8s.conftest import ROOT, build, find, kustomized
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.32"
 CONFIG_MAP_BYTES = 1 << 20
@@ -207,10 +209,45 @@ def test_cilium_lets_the_autoscaler_of_this_run_reach_the_api_server(tmp_path: P
     assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
 
 
+def egress(policy: Object) -> list[tuple[set[str], set[int]]]:
+    """Return what a policy lets its pods reach: addresses and TCP ports of each rule."""
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    rules = policy["spec"]["egress"]
+    assert {port["protocol"] for rule in rules for port in rule["ports"]} == {"TCP"}
+    return [
+        ({to["ipBlock"]["cidr"] for to in rule["to"]}, {port["port"] for port in rule["ports"]})
+        for rule in rules
+    ]
+
+
+def test_only_the_head_reaches_the_api_server_wherever_it_answers(objects: list[Object]) -> None:
+    policy = find(objects, "NetworkPolicy", f"api-server-{run_name(objects)}")
+    (head,) = selected(policy["spec"]["podSelector"], pods_of(objects))
+    assert head.name.endswith(" head")
+    assert egress(policy) == [({"0.0.0.0/0", "::/0"}, {443, 6443, 8443, 16443})]
+    assert "port 443, 6443, 8443 (minikube) or 16443 (microk8s)" in GUIDE
+
+
+def test_only_the_head_reaches_an_object_store_and_its_credentials(tmp_path: Path) -> None:
+    objects = with_option(tmp_path, "gpu", "object-store")
+    policy = find(objects, "NetworkPolicy", "object-store-gpu")
+    (head,) = selected(policy["spec"]["podSelector"], pods_of(objects))
+    assert head.name.endswith(" head")
+    metadata = {"169.254.169.254/32", "169.254.169.252/32", "169.254.170.23/32"}
+    assert egress(policy) == [({"0.0.0.0/0", "::/0"}, {9000}), (metadata, {80, 988})]
+
+
 def test_only_actors_go_to_spot_nodes(tmp_path: Path) -> None:
-    pods = pods_of(with_option(tmp_path, "gpu", "spot"))
+    pods = list(pods_of(with_option(tmp_path, "gpu", "spot")))
     affinities = {pod.name: pod.spec["affinity"] for pod in pods if "affinity" in pod.spec}
     assert set(affinities) == {"longview-gpu actors"}
+    # GKE and AKS taint their spot nodes; EKS and Karpenter do so only if they are told to.
+    (actors,) = (pod for pod in pods if pod.name == "longview-gpu actors")
+    tolerated = {(it["key"], it["operator"], it["effect"]) for it in actors.spec["tolerations"]}
+    assert tolerated == {
+        ("cloud.google.com/gke-spot", "Exists", "NoSchedule"),
+        ("kubernetes.azure.com/scalesetpriority", "Exists", "NoSchedule"),
+    }
 
 
 def test_every_pod_of_the_image_signs_on_to_a_private_registry(tmp_path: Path) -> None:
@@ -235,12 +272,31 @@ def test_a_run_in_kueues_queue_has_its_full_size(tmp_path: Path) -> None:
 def test_a_pod_can_hold_several_learners(tmp_path: Path) -> None:
     larger = block("- {op: replace, path: /spec/rayClusterSpec/workerGroupSpecs/1/maxReplicas")
     objects = with_option(tmp_path, "production", groups=larger)
+    assert errors(find(objects, "RayJob")) == []
     config = find(objects, "ConfigMap", "longview-run-production")["data"]
     for learners, fine in (("4", True), ("8", False)):
         config["run.yaml"] = re.sub(
             r"^learners: .*$", f"learners: {learners}", config["run.yaml"], flags=re.MULTILINE
         )
         assert (problems(objects) == []) == fine, learners
+
+
+def test_the_head_gets_the_credentials_of_an_object_store(tmp_path: Path) -> None:
+    credentials = block("- op: add\n  path: /spec/rayClusterSpec/headGroupSpec")
+    objects = with_option(tmp_path, "gpu", groups=credentials)
+    assert problems(objects) == []
+    assert errors(find(objects, "RayJob")) == []
+    given = {pod.name: it["envFrom"] for pod in pods_of(objects) for it in pod.containers if "envFrom" in it}
+    assert given == {"longview-gpu head": [{"secretRef": {"name": "longview-copies-gpu"}}]}
+    assert "kubectl create secret generic longview-copies-gpu --namespace longview" in GUIDE
+
+
+def test_the_image_has_what_copies_need() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "copies" in re.findall(r"\w+", extras["all"][0]), "the Dockerfile installs what `all` names"
+    pins = (ROOT / "constraints.txt").read_text()
+    for requirement in extras["copies"]:
+        assert re.search(rf"^{re.split('[<>=]', requirement)[0]}==", pins, re.MULTILINE), requirement
 
 
 def test_the_guide_names_the_driver_that_cuda_needs() -> None:
@@ -336,6 +392,56 @@ def test_a_head_on_a_dead_node_is_given_up_soon(objects: list[Object]) -> None:
     (head,) = (pod for pod in pods_of(objects) if pod.name.endswith(" head"))
     given_up = {it["key"]: it["tolerationSeconds"] for it in head.spec["tolerations"]}
     assert given_up == {f"node.kubernetes.io/{state}": 30 for state in ("not-ready", "unreachable")}
+
+
+def test_redis_and_the_head_come_before_actors_and_learners(objects: list[Object]) -> None:
+    first = {pod.name.split()[-1] for pod in pods_of(objects) if "priorityClassName" in pod.spec}
+    assert first == {"head", f"longview-redis-{run_name(objects)}"}
+    assert find(objects, "PriorityClass", "longview-services")["value"] > 0, (
+        "all others have none, which is 0"
+    )
+
+
+def test_the_operators_are_installed_as_the_manifests_need_them(objects: list[Object]) -> None:
+    said = dict(re.findall(r"--set(?:-string)? '?([\w.\[\]]+)=([^' \n]+)", GUIDE))
+    assert said["env[0].name"] == "RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS", "read by KubeRay's operator"
+    assert said["env[0].value"] == "1800", "the guide says: half an hour"
+    # Helm would make a number of the value, which the API server refuses in an environment.
+    assert "--set-string 'env[0].value=" in GUIDE
+    assert GUIDE.count("RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS") >= 2
+    assert set(re.findall(r"RAYJOB_\w+", RUNBOOK)) == {"RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS"}
+    release = said["metrics.serviceMonitor.additionalLabels.release"]
+    assert f"helm install {release} prometheus-community/kube-prometheus-stack" in GUIDE
+    watched = [it for it in objects if it["kind"] in ("PodMonitor", "PrometheusRule")]
+    assert {it["metadata"]["labels"]["release"] for it in watched} == {release}
+    # Grafana looks for dashboards in all namespaces, and finds those of this one.
+    assert said["grafana.sidecar.dashboards.searchNamespace"] == "ALL"
+
+
+def test_the_guides_storage_class_is_the_one_that_production_takes() -> None:
+    made = yaml.safe_load(block("apiVersion: storage.k8s.io/v1"))
+    assert errors(made) == []
+    claims = [it for it in yaml.safe_load_all(build("production")) if it["kind"] == "PersistentVolumeClaim"]
+    assert made["metadata"]["name"] in {it["spec"].get("storageClassName") for it in claims}
+
+
+def test_the_guides_receiver_gets_every_alert(objects: list[Object]) -> None:
+    config = yaml.safe_load(block("alertmanager:"))["alertmanager"]["config"]
+    (route,) = config["route"]["routes"]
+    assert {config["route"]["receiver"], route["receiver"]} == {it["name"] for it in config["receivers"]}
+    (pattern,) = re.findall(r'^alertname =~ "(.+)"$', route["matchers"][0])
+    groups = find(objects, "PrometheusRule")["spec"]["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    assert alerts
+    assert [name for name in alerts if not re.fullmatch(pattern, name)] == []
+
+
+def test_a_run_can_copy_its_results_elsewhere(tmp_path: Path) -> None:
+    assert problems(with_option(tmp_path, "gpu", run=block("copy_to:"))) == []
+
+
+def test_every_block_of_yaml_of_the_guide_is_used_by_a_test() -> None:
+    assert len(re.findall(r"```yaml\n", GUIDE)) == 7, "test the new block as well"
 
 
 def test_redis_is_the_last_pod_to_be_ended(objects: list[Object], overlay: str) -> None:

@@ -24,7 +24,9 @@ match arguments:
     case ["kustomize", _]:
         print((cluster / "built").read_text())
     case ["get", "pods", *_]:
-        print("pod/head")
+        print("pod/head" if (cluster / "head").exists() else "")
+    case ["get" | "patch", _, "", *_]:
+        sys.exit("error: resource name may not be empty")
     case ["get", kind, name, *_]:
         file = cluster / f"{{kind}}-{{name}}"
         print(file.read_text() if file.exists() else "")
@@ -55,6 +57,7 @@ def cluster(tmp_path: Path) -> Path:
     (tmp_path / "kubectl").write_text(KUBECTL.format(python=sys.executable))
     (tmp_path / "kubectl").chmod(0o755)
     (tmp_path / "built").write_text(build("gpu"))
+    (tmp_path / "head").touch()
     job = find(list(yaml.safe_load_all(build("gpu"))), "RayJob")
     name, spec = job["metadata"]["name"], job["spec"]["rayClusterSpec"]
     put(tmp_path / f"rayjob-{name}", job | {"status": {"rayClusterName": "cluster"}})
@@ -117,11 +120,40 @@ def test_a_maximum_is_raised_as_far_as_needed_and_never_lowered(actors: int, nod
 
 def test_without_a_ray_cluster_nothing_is_changed(cluster: Path) -> None:
     (cluster / "raycluster-cluster").unlink()
+    assert refusal(cluster).startswith(
+        "longview: RayJob longview-gpu has no Ray cluster now: set actors.count"
+    )
+
+
+@pytest.mark.parametrize("status", [{}, {"rayClusterName": "", "jobDeploymentStatus": "Suspended"}])
+def test_a_job_that_names_no_ray_cluster_is_not_changed(cluster: Path, status: dict[str, str]) -> None:
+    (job,) = cluster.glob("rayjob-*")
+    put(job, json.loads(job.read_text()) | {"status": status})
+    assert refusal(cluster).startswith(
+        "longview: RayJob longview-gpu has no Ray cluster now: set actors.count"
+    )
+
+
+def test_a_cluster_without_an_autoscaler_is_not_changed(cluster: Path) -> None:
+    file = cluster / "raycluster-cluster"
+    tree = json.loads(file.read_text())
+    tree["spec"]["enableInTreeAutoscaling"] = False
+    put(file, tree)
+    assert "no autoscaler, so it keeps its size" in refusal(cluster)
+
+
+def test_a_cluster_without_a_head_is_not_changed(cluster: Path) -> None:
+    (cluster / "head").unlink()
+    assert "Ray cluster cluster has no head now" in refusal(cluster)
+
+
+def refusal(cluster: Path) -> str:
+    """Ask for more actors than there is room for; return why that is refused. Nothing may have changed."""
+    before = {file.name: file.read_text() for file in cluster.glob("ray*-*")}
     code, said = scale(cluster, "64")
     assert code == 2
-    assert "has no Ray cluster now: set actors.count in run.yaml" in said
-    (job,) = cluster.glob("rayjob-*")
-    assert json.loads(job.read_text())["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == 8
+    assert {file.name: file.read_text() for file in cluster.glob("ray*-*")} == before
+    return said
 
 
 def test_a_number_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
