@@ -252,6 +252,22 @@ def test_a_primary_that_lost_its_volume_does_not_wipe_the_copy(start: Pods) -> N
         eventually(lambda: two.hget("{lab}:layout", "shards") == b"5")
 
 
+@pytest.mark.parametrize(("lost", "same"), [("nothing", True), ("the files", False), ("the folder", False)])
+def test_a_first_pod_keeps_its_identity_while_it_has_its_data(start: Pods, lost: str, same: bool) -> None:
+    def identities() -> set[str]:
+        return {conf.name for conf in (start.volume(PRIMARY).parent / "run").glob("*.conf")}
+
+    start(PRIMARY)
+    before, data = identities(), start.volume(PRIMARY) / "appendonlydir"
+    start.stop(PRIMARY)
+    if lost != "nothing":
+        shutil.rmtree(data)
+    if lost == "the files":
+        data.mkdir()
+    start(PRIMARY)
+    assert (identities() == before) == same
+
+
 @pytest.mark.parametrize(
     "limits",
     ["the script's", pytest.param("Redis' own, at the same scale", marks=pytest.mark.slow)],
