@@ -204,7 +204,9 @@ def test_every_shipped_study_has_a_plan(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "docs" / "method").glob("*.yaml")), ids=lambda file: file.stem
+    "file",
+    [file for folder in ("method", "study") for file in sorted((ROOT / "docs" / folder).glob("*.yaml"))],
+    ids=lambda file: file.stem,
 )
 def test_the_tables_of_the_docs_follow_from_their_cells(file: Path) -> None:
     study, cells = read_study(str(file))
