@@ -381,8 +381,8 @@ def _policy_of(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _kind_of(policy: dict[str, Any], given: Mapping[str, Any]) -> type[PolicyConfig]:
     """Find the config class of the policy's settings.
 
-    Where an override chooses another policy than the file was written for, settings of the file that only
-    other kinds or architectures have are left out.
+    Settings that came with a file and that only other kinds or architectures have are left out: an override
+    may choose another policy than a preset was written for.
 
     Raises:
         ValueError: its kind or architecture is not installed.
@@ -391,8 +391,6 @@ def _kind_of(policy: dict[str, Any], given: Mapping[str, Any]) -> type[PolicyCon
     if policy.get("kind") != given.get("kind") and "architecture" in unchanged:
         del policy["architecture"]
     kind = policy_class(policy)
-    if all(policy.get(key) == given.get(key) for key in ("kind", "architecture")):
-        return kind
     known = {key for entry in policy_names().values() for key in _keys(entry.load())}
     for key in unchanged & policy.keys() & (known - set(_keys(kind))):
         del policy[key]

@@ -273,14 +273,6 @@ def test_an_override_chooses_another_policy_than_the_files(
     assert config.learner.policy.token_size == size
 
 
-def test_a_file_with_a_setting_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text("learner: {policy: {architecture: mlp, widths: [64]}}\n")
-    for settings in ((), ("learner.policy.token_size=64",), ("learner.policy.architecture=mlp",)):
-        with pytest.raises(ConfigError, match=r"unknown key learner\.policy\.widths"):
-            read_config(file, settings)
-
-
 def test_a_policy_of_another_kind_is_written_and_read_back(tmp_path: Path) -> None:
     config = read_config(None, ["learner.policy.kind=recurrent", "learner.policy.hidden=32"])
     write_config(config, tmp_path / "config.yaml")
