@@ -36,6 +36,7 @@ def imported(run: Run) -> dict[str, int]:
         return {id: store.read(id).length for id in store.ids()}
 
 
+@pytest.mark.slow
 def test_a_run_imports_trains_and_resumes(longview: Any, config: str, push_t_buffer: Path) -> None:
     buffer, run = longview.folder / "human.zarr", Run(longview.folder / "runs" / "human")
     shutil.copytree(push_t_buffer, buffer)

@@ -25,7 +25,7 @@ def test_a_policy_is_evaluated_through_the_cameras_that_it_saw() -> None:
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "policy.safetensors"
     file.write_bytes(policy_to_bytes(SMALL.make(load_task("return_point").spec)))
-    with pytest.raises(ConfigError, match="--adapter: .*: not an adapter of format longview-adapter-1"):
+    with pytest.raises(ConfigError, match=r"--adapter: .*: not an adapter of format longview-adapter-1"):
         evaluate_checkpoint(file, file, None, None, 4, 0, [], as_json=False)
 
 

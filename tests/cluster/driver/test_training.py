@@ -108,6 +108,7 @@ def ranks(tmp_path: Path, cluster: Cluster) -> Iterator[Ranks]:
         ranks.episodes.close()
 
 
+@pytest.mark.slow
 def test_no_rank_joins_before_all_are_ready(ranks: Ranks, cluster: Cluster, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     training = ranks.train(20, late_seconds=12)
