@@ -25,7 +25,8 @@ from longview.cluster.commands.serve import (
 from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, write_config
 from longview.cluster.serving.server import ServeConfig
 from longview.learner.config import policy_config
-from longview.learner.policy import policy_to_bytes
+from longview.learner.policy import load_policy, policy_to_bytes
+from tests.cluster.serving.serving import write_adapter
 
 OPTIONS: dict[str, Any] = {
     "adapters": (),
@@ -131,12 +132,16 @@ def test_pictures_are_resized_as_train_did_with_them(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
 def test_a_server_is_a_process_without_ray_and_simulators(checkpoint: Path, tmp_path: Path) -> None:
-    """It needs the extra `serve` alone, and no argument of it holds the key."""
+    """It needs the extra `serve` alone, and no argument of it holds the key. An adapter acts beside the
+    policy."""
+    adapter = tmp_path / "left.safetensors"
+    write_adapter(adapter, load_policy(checkpoint), seed=0)
     script = f"""
 import sys
 for name in ("ray", "mujoco", "robosuite", "gym_pusht", "redis", "zstandard", "xxhash", "matplotlib"):
     sys.modules[name] = None
 sys.argv = ["longview", "serve", {str(checkpoint)!r}, "--port", "0", "--map", "where=position"]
+sys.argv += ["--adapter", {f"left={adapter}"!r}]
 from longview.cluster.cli import main
 main()
 """
@@ -151,8 +156,12 @@ main()
         said = server.stdout.readline()
         url = said.split()[-1]
         assert said.startswith("return_point, version 3: ws://127.0.0.1:")
-        robot = WebsocketClientPolicy(url, api_key="sesame")
-        assert robot.infer({"where": np.zeros(2)})["actions"].shape == (8, 2)
+        with_adapter = server.stdout.readline().split()[-1]
+        assert with_adapter == f"{url}?adapter=left"
+        for each, name in ((url, ""), (with_adapter, "left")):
+            robot = WebsocketClientPolicy(each, api_key="sesame")
+            assert robot.infer({"where": np.zeros(2)})["actions"].shape == (8, 2)
+            assert robot.get_server_metadata()["adapter"] == name
     finally:
         server.terminate()
         server.communicate(timeout=60)
