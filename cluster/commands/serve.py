@@ -106,18 +106,13 @@ def serve_checkpoint(
             f"{config.host} is reached from outside: set {KEY_VARIABLE} or give --api-key-file, so that not "
             "everybody can use the policy"
         )
-    names, files = new_names(map), named_files(adapters)
+    names = new_names(map)
     try:
-        file = policy_file(checkpoint)  # fails before PyTorch loads
-        # Adapters fit the weights that they were trained from, and no later ones.
-        weights = Weights(file if files else checkpoint, device())
-        base = weights.policy
-        policies = {BASE: Acting(weights)}
-        for name, path in files.items():
-            policies[name] = Acting(Weights(path, device(), base))
-        run = run_of(weights.file)
+        policies = policies_of(checkpoint, adapters)
+        weights = policies[BASE].weights
+        run, horizon = run_of(weights.file), weights.policy.horizon
         resize = run is not None and resizes(run)
-        form = Form(base.spec, base.horizon.context, names, resize, base.horizon.max_delay)
+        form = Form(weights.policy.spec, horizon.context, names, resize, horizon.max_delay)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from None
     metrics = ServingMetrics()
@@ -145,6 +140,25 @@ def serve_checkpoint(
                 console.print(f"{task}, version {version}: {url}{term}", soft_wrap=True)
 
         asyncio.run(server.run(started, tls))
+
+
+def policies_of(checkpoint: Path, adapters: Sequence[str]) -> dict[str, Acting]:
+    """Read a policy and adapters of it, by the names that robots choose them by.
+
+    Raises:
+        ConfigError: an adapter is named wrongly, is not there, or does not fit the policy.
+        FileNotFoundError, ValueError: as for `Weights`, of the policy itself.
+    """
+    files, file = named_files(adapters), policy_file(checkpoint)  # fails before PyTorch loads
+    # Adapters fit the weights that they were trained from, and no later ones.
+    weights = Weights(file if files else checkpoint, device())
+    policies = {BASE: Acting(weights)}
+    for name, path in files.items():
+        try:
+            policies[name] = Acting(Weights(path, device(), weights.policy))
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"--adapter {name}: {error}") from None
+    return policies
 
 
 def named_files(adapters: Sequence[str]) -> dict[str, Path]:

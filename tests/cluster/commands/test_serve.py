@@ -106,6 +106,18 @@ def test_what_cannot_be_served_is_refused(
         serve_checkpoint(checkpoint, ServeConfig(host=host, port=0), **OPTIONS | options)
 
 
+def test_an_adapter_that_does_not_fit_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    base = load_policy(checkpoint)
+    for parameter in base.parameters():
+        parameter.data.add_(1.0)
+    write_adapter(file := tmp_path / "other.safetensors", base, seed=0)
+    options = OPTIONS | {"adapters": [f"left={file}"]}
+    with pytest.raises(
+        ConfigError, match=r"--adapter left: the adapter does not fit: .* another base than this"
+    ):
+        serve_checkpoint(checkpoint, ServeConfig(port=0), **options)
+
+
 def test_a_path_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.safetensors").write_bytes(b"nothing")
     for path, message in ((tmp_path / "none", "holds no policy"), (tmp_path, "not a policy of format")):
