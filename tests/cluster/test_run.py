@@ -141,7 +141,7 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert (run.path / "success-return_point.png").stat().st_size > 1000
     assert_nothing_is_left(longview)
 
-    # Afterwards status, store and evaluation work.
+    # Afterwards status, store and evaluation work; the evaluation gives the same result twice.
     code, output = longview("status", "whole", "--json")
     assert code == 0
     assert json.loads(output) == summary
@@ -149,8 +149,10 @@ def test_a_run_with_two_learner_ranks(longview: Any, config: str) -> None:
     assert code == 0
     assert json.loads(output)["stored"]["demo"]["episodes"] == DEMONSTRATIONS
     sizes = ("--context", "1,64", "--episodes", "10")
-    code, output = longview("evaluate", "runs/whole", *sizes, "--json", "actors.count=1")
+    evaluations = [longview("evaluate", "runs/whole", *sizes, "--json", "actors.count=1") for _ in range(2)]
+    (code, output), again = evaluations
     assert code == 0, output
+    assert again == (code, output)
     counts = json.loads(output.splitlines()[-1])["success"]["return_point"]
     assert {length: row["episodes"] for length, row in counts.items()} == {"1": 10, "64": 10}
     code, output = longview("evaluate", "runs/whole", "--context", "65")
@@ -275,6 +277,7 @@ def test_whatever_is_killed_comes_back(longview: Any, config: str) -> None:
     code, output = longview("stop", "hurt")
     assert code == 0, output
     assert process.wait(40) == 130
+    assert summary_of(longview, "hurt")["status"] == "interrupted"
     assert_nothing_is_left(longview)
     assert_store_is_exact(longview, "hurt")
 
