@@ -76,7 +76,7 @@ COMPARISONS = {
 }
 QUICK = {
     "return_point": Comparison(
-        8, (1, 64), ("learner.steps=500", "learner.publish_every=50", "learner.warmup=20"), seeds=(0,)
+        8, (1, 64), ("learner.steps=500", "learner.publish_every=25", "learner.warmup=20"), seeds=(0,)
     )
 }
 

@@ -93,6 +93,8 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         reporter = services.enter_context(reporting(roles.hub, store, progress))
         training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
+        if address is None:  # on a cluster others may use the place until there is something to train on
+            training.prepare()
         services.callback(ignore_interrupts)
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:

@@ -63,16 +63,23 @@ class Training:
         self.restarts = Counter[str]()
         """Restarts of the ranks, by cause."""
 
+    def prepare(self) -> None:
+        """Start the ranks' processes before there is anything to train on: importing torch takes seconds."""
+        self._start()
+
     def start(self, demonstrations: Demonstrations) -> None:
-        """Start the ranks. They train as soon as all are ready: a rank that joined alone would wait in vain
-        for one that has no room yet."""
+        """Start the ranks, if they were not prepared. They train as soon as all are ready: a rank that joined
+        alone would wait in vain for one that has no room yet."""
         self._demonstrations = demonstrations
         if not steps(self._checkpoints):
             measured, drawn = len(demonstrations.measured), demonstrations.drawn
             log.info("the normaliser's statistics are measured on %d of %d demonstrations", measured, drawn)
         cache_gib = self._config.replay.cache(self._config.learners) / 2**30
         log.info("each learner rank keeps %.3g GiB of decoded episodes, if its memory is as here", cache_gib)
-        self._start()
+        if self._ranks:
+            self._late_at = time.monotonic() + self._late_seconds
+        else:
+            self._start()
 
     def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement

@@ -28,6 +28,9 @@ class LearnerRank:
             use_gpu: train on the GPU that Ray assigned, else on the CPU.
         """
         import torch
+        import torch._dynamo  # the first optimizer would import it, which takes seconds
+
+        from longview.learner import train  # noqa: F401 - ready before there is anything to train on
 
         torch.set_num_threads(threads)
         self._rank, self._world = rank, world
