@@ -143,10 +143,17 @@ def completed(
         if cell not in done:
             console.print(f"{number} of {len(cells)}: {cell}", highlight=False)
             done[cell] = run(cell, done)
-            with file.open("a") as lines:
-                lines.write(json.dumps({"cell": cell, **done[cell]}) + "\n")
+            add_line(file, {"cell": cell, **done[cell]})
             console.print(f"  {told(cell, done[cell])}", highlight=False)
     return {cell: done[cell] for cell in cells}
+
+
+def add_line(file: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file, after a line that a killed process has left unfinished if there is one."""
+    with file.open("a+b") as lines:
+        if lines.tell() and (lines.seek(-1, os.SEEK_END), lines.read())[1] != b"\n":
+            lines.write(b"\n")
+        lines.write(json.dumps(entry).encode() + b"\n")
 
 
 def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:

@@ -427,13 +427,15 @@ def _config(objects: list[Object]) -> Iterator[str]:
 
 
 def _work(config: RunConfig) -> Iterator[str]:
-    """Check that all actors can work at a time during training. Between two versions each one that collects
-    must be allowed an order, of as many episodes as it has simulators. An evaluation is cut into orders of
-    one episode or more, each for one actor."""
+    """Check that all actors can work at a time during training. An evaluation is cut into orders of one
+    episode or more, each for one actor. All others collect, and never fewer than `collect.share`: between two
+    versions each of them must be allowed an order, of as many episodes as it has simulators."""
     collect, actors, spec = config.collect, config.actors, task_of(config).spec
+    episodes, lengths = config.evaluation.episodes, len(config.context_lengths(spec))
+    work = episodes * lengths
     if collect.source is not None:
         every = config.learner.publish_every
-        collecting = math.ceil(collect.share * actors.count)
+        collecting = max(math.ceil(collect.share * actors.count), actors.count - work)
         needed = collecting * actors.simulators * spec.max_steps / every
         if collect.steps_per_training_step < needed:
             yield (
@@ -443,8 +445,7 @@ def _work(config: RunConfig) -> Iterator[str]:
                 f"{needed:g}, not {collect.steps_per_training_step:g}; raise it, or lower actors.count"
             )
         return
-    episodes, lengths = config.evaluation.episodes, len(config.context_lengths(spec))
-    if (work := episodes * lengths) < config.actors.count:
+    if work < actors.count:
         yield (
             f"actors.count is {config.actors.count}, but only {work} actors can work at a time during "
             f"training: with collect.kind {config.collect.kind} they only evaluate, {episodes} episodes at "

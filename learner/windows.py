@@ -164,7 +164,7 @@ def build(
     imitated_B1 = np.repeat([imitates(s.stratum) for s in segments], now_GJ.shape[1])[:, None]
     # A label of a plan is valid for the window that decides where the plan was made.
     plan_BT = np.concatenate([_plans(s) for s in segments])[row_BT]
-    labelled_BT = (plan_BT == ANY_WINDOW) | (plan_BT == now_B1)
+    labelled_BT = (plan_BT == ANY_WINDOW) | ((plan_BT == now_B1) & ~imitated_B1)
     action_BTA = np.where((led_BT | labelled_BT)[..., None], wanted_RA[row_BT], executed_RA[row_BT])
     past = horizon.past
     action_BTA[:, :past] = executed_RA[row_BT[:, :past]]

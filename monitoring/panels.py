@@ -226,7 +226,8 @@ SUCCESS_CURVE = with_interval(
 ACTOR_TIME = ratio(
     "What actors do",
     "Shares of the actors' time: in simulators, in the policy, in the expert, writing to the store, loading "
-    "policies, held by the limiter of collection, otherwise waiting for orders.",
+    "policies, held by the limiter of collection, done because the expert's steps are spent, otherwise "
+    "waiting for orders.",
     {"{{part}}": f"longview:actor_seconds:share1m{RUN}"},
     "stack",
 )

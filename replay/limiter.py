@@ -76,8 +76,8 @@ class Limiter:
             f"samples_per_insert is {self.samples_per_insert:g}"
         )
 
-    def hold(self, written: float, count: int, committed: int, stored: int) -> str:
-        """Say why writers have to wait now; return an empty string if they may write.
+    def holds(self, written: float, count: int, committed: int, stored: int) -> bool:
+        """Whether writers have to wait now.
 
         Args:
             written: steps that were written, those under way included.
@@ -85,14 +85,8 @@ class Limiter:
             committed, stored: as for `refusal`.
         """
         if self.inserts_per_sample is None or written <= self.inserts_per_sample * self.drawn:
-            return ""
-        if self.refusal(count, committed, stored):
-            return ""
-        return (
-            f"{written:.0f} steps are written for {self.drawn} drawn ones: "
-            f"{written / max(1, self.drawn):.3g} for each, "
-            f"inserts_per_sample is {self.inserts_per_sample:.3g}"
-        )
+            return False
+        return not self.refusal(count, committed, stored)
 
 
 def wait(current: Callable[[], Limiter], count: int, steps: Callable[[], tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -76,6 +77,23 @@ def test_the_file_says_where_what_and_how_much(
     printed = capsys.readouterr().out
     assert ">= 3 missed" in printed
     assert "<= 2.5 met" in printed
+
+
+def test_a_finished_cell_is_a_line_also_after_one_that_broke_off(common: ModuleType, tmp_path: Path) -> None:
+    Cell = NamedTuple("Cell", [("task", str), ("seed", int)])  # noqa: UP014
+    cells, file, runs = [Cell("lift", 0), Cell("lift", 1)], tmp_path / "cells.jsonl", list[int]()
+
+    def run(cell: Any, done: Any) -> dict[str, int]:
+        runs.append(cell.seed)
+        return {"twice": 2 * cell.seed}
+
+    found = common.completed(file, cells[:1], run, lambda *_: "")
+    with file.open("a") as lines:
+        lines.write('{"cell": ["lift", 1], "tw')  # its process was killed
+    for _ in range(2):
+        found = common.completed(file, cells, run, lambda *_: "")
+        assert found == {cells[0]: {"twice": 0}, cells[1]: {"twice": 2}}
+    assert runs == [0, 1], "no cell is run twice"
 
 
 def test_sides_are_measured_in_turns(common: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """Decides which episodes the actors collect with the policy while it is trained, and when they wait."""
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from longview.learner.config import AHEAD
 from longview.replay.episode import TaskSpec
 from longview.replay.limiter import Limiter
 from longview.replay.stats import Count
+
+log = logging.getLogger(__name__)
 
 NOTHING = Count()
 """Count of a run that has collected nothing yet."""
@@ -68,6 +71,8 @@ class Collection:
             minimum_steps=config.replay.minimum_steps,
             inserts_per_sample=self._settings.steps_per_training_step / self._draws,
         )
+        self._said = set[str]()
+        """Parts of an actor's time whose first reason the log has."""
         self.held: Hold | None = None
         """Why there was no order when one was last asked for; None if there was, or nothing is collected."""
 
@@ -83,6 +88,9 @@ class Collection:
             return None
         self.held = self._hold(newest, trained)
         if self.held is not None:
+            if self.held.part not in self._said:
+                log.info("actors have nothing to collect: %s", self.held.reason)
+                self._said.add(self.held.part)
             return None
         assert newest is not None
         order = self._again.popleft() if self._again else self._make()
@@ -122,8 +130,11 @@ class Collection:
         # The learner draws ahead, and tells its step only now and then. Its next draw may be any of these.
         unknown = self._config.learner.report_every + AHEAD + 1
         self.limiter.drawn = max(trained, newest) * self._draws
-        reason = self.limiter.hold(self._steps + self._under_way, unknown * self._draws, *self._sizes())
-        return Hold("limited", reason) if reason else None
+        written, allowed = self._steps + self._under_way, self._settings.steps_per_training_step
+        if not self.limiter.holds(written, unknown * self._draws, *self._sizes()):
+            return None
+        ahead = f"{written:.0f} steps are collected or under way after {trained} training steps"
+        return Hold("limited", f"{ahead}, collect.steps_per_training_step is {allowed:g}")
 
     def _affordable(self) -> float:
         """Estimate how many more episodes fit into `collect.expert_steps`, those under way taken off.

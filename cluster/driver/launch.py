@@ -291,6 +291,7 @@ def _supervise(
     progress.enter("collect")
     while progress.phase != "evaluate" or not orders.idle:
         scaling.adjust()
+        orders.actors = scaling.target
         trained = int(progress.metrics.total("longview_learner_step"))
         dispatcher.dispatch(weights.newest, trained, weights.of)
         for order, result in dispatcher.collect(TICK_SECONDS):
@@ -336,16 +337,16 @@ def collection_of(
         config: the run's config.
         spec: spec of the run's task.
         store: the run's store.
-        expert_steps: steps that the expert has made in earlier launches; None if nothing says it, as in a run
-            that an older Longview began. Then its steps in the committed episodes count.
+        expert_steps: steps that the expert has made in earlier launches, as far as their orders came to an end;
+            None if nothing says it, as in a run that an older Longview began. Its steps in committed episodes
+            count in any case.
     """
     source, selection = config.collect.source, config.learner.selection(spec.name)
     if source is None:
         return Collection(config, spec)
     found = [count for (name, _), count in store.stats().committed.items() if name == source]
     before = sum(found, Count())
-    if expert_steps is None:
-        expert_steps = before.steps if config.collect.kind == "labels" else before.learnable
+    committed = before.steps if config.collect.kind == "labels" else before.learnable
 
     @cache  # asked for each order, by when all demonstrations are stored
     def typical() -> float:
@@ -358,7 +359,7 @@ def collection_of(
         spec,
         first=_next_index(store, source),
         before=before,
-        expert_steps=expert_steps,
+        expert_steps=max(expert_steps or 0, committed),
         sizes=lambda: store.sizes(selection),
         typical=typical,
     )

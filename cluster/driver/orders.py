@@ -35,6 +35,8 @@ class Orders:
         self._shared = {"evaluation": 0, "collect": 0}
         """Episodes given while there were both to evaluate and to collect."""
         self._concluded = False
+        self.actors = config.actors.count
+        """Number of actors, which `longview scale` may change."""
         self.evaluations: dict[tuple[int, int], Evaluation] = {}
         """Evaluations of the newest round, by version and context length."""
 
@@ -142,9 +144,10 @@ class Orders:
     def _cut(self, kind: str) -> Order:
         """Take episodes off the first waiting order: fewer when few are left, so that all actors work to the
         end."""
-        left, actors = sum(order.count for order in self._waiting[kind]), self._config.actors
+        left = sum(order.count for order in self._waiting[kind])
         order = self._waiting[kind].popleft()
-        count = min(order.count, 2 * actors.simulators, max(1, left // (2 * actors.count)))
+        most = 2 * self._config.actors.simulators
+        count = min(order.count, most, max(1, left // (2 * self.actors)))
         if count < order.count:
             rest = replace(order, first=order.first + count, count=order.count - count)
             self._waiting[kind].appendleft(rest)

@@ -138,8 +138,13 @@ class Demonstrations:
 
 
 def share_out(store: EpisodeStore, spec: TaskSpec, validation_episodes: int) -> Demonstrations:
-    """Choose the demonstrations to validate on, and a sample of the others to measure statistics on."""
+    """Choose the demonstrations to validate on, and a sample of the others to measure statistics on.
+
+    From now on `store` does not count those to validate on as steps to draw, as the learner's own stores do not:
+    the driver tells by its store whether the learner waits.
+    """
     unseen = held_out(store, validation_episodes)
+    store.hold_out(unseen)
     seen = [id for source in ("demo", "import") for id in store.ids(source) if id not in unseen]
     counts = store.stats().stored
     stored = counts.get("demo", Count()) + counts.get("import", Count())

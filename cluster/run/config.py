@@ -557,12 +557,15 @@ def _check_collection(config: RunConfig) -> None:
             f"collect.max_staleness {collect.max_staleness} is less than learner.publish_every "
             f"{publish_every}: actors would wait for versions that do not come"
         )
-    if collect.expert_steps is not None and config.replay.samples_per_insert is not None:
-        raise ConfigError(
-            f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the learner "
-            f"would wait for more at replay.samples_per_insert {config.replay.samples_per_insert:g}: give "
-            "one of them"
-        )
+    for name, limit in (
+        ("samples_per_insert", config.replay.samples_per_insert),
+        ("minimum_steps", config.replay.minimum_steps or None),
+    ):
+        if collect.expert_steps is not None and limit is not None:
+            raise ConfigError(
+                f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the learner "
+                f"would wait for more at replay.{name} {limit:g}: give one of them"
+            )
     if collect.expert_steps is not None and collect.kind in ("rollout", "human"):
         raise ConfigError(
             f"collect.expert_steps limits nothing: no expert acts with collect.kind {collect.kind}"

@@ -190,6 +190,14 @@ BREACHES: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "an order for each of them every 1000 training steps (learner.publish_every) needs "
         "collect.steps_per_training_step",
     ),
+    "a share that lets fewer collect than have nothing to evaluate": (
+        lambda it: run(
+            it,
+            collect={"kind": "takeover", "share": 0.5, "steps_per_training_step": 9.6},
+            evaluation={"episodes": 0},
+        ),
+        "actors.count is 16, of which 16 collect",
+    ),
     "actors without work beside persons": (
         lambda it: run(it, collect={"kind": "human"}, evaluation={"episodes": 0}),
         "only 0 actors can work at a time during training: with collect.kind human they only evaluate",
@@ -327,7 +335,7 @@ def test_a_name_that_kubernetes_does_not_take_is_refused(name: str) -> None:
         {"collect": {"kind": "off"}, "evaluation": {"episodes": 3}},
         {"collect": {"kind": "human"}, "evaluation": {"episodes": 16, "context_lengths": [48]}},
         *(
-            {"collect": {"kind": kind, "steps_per_training_step": 9.6}, "evaluation": {"episodes": 0}}
+            {"collect": {"kind": kind, "steps_per_training_step": 19.2}, "evaluation": {"episodes": 0}}
             for kind in ("rollout", "takeover", "labels")
         ),
     ],

@@ -94,7 +94,8 @@ def test_actors_wait_once_they_are_ahead_of_training() -> None:
     assert collection.take(0, 0) is None
     assert collection.held is not None
     assert collection.held.part == "limited"
-    assert "200 steps are written for 0 drawn ones" in collection.held.reason
+    assert "200 steps are collected or under way after 0 training steps" in collection.held.reason
+    assert "collect.steps_per_training_step is 10" in collection.held.reason
     assert collection.take(0, 19) is None
     collection.finish(order, result(order))
     taken(collection, 0, 20)

@@ -121,6 +121,14 @@ def test_the_last_orders_are_small_so_that_all_actors_work_to_the_end() -> None:
     assert indices == [(length, index) for length in LENGTHS for index in range(100)]
 
 
+def test_orders_are_cut_for_the_actors_that_there_are() -> None:
+    """`longview scale` changes their number."""
+    orders = make(**{"actors.count": 1, "evaluation.final_episodes": 8})
+    orders.actors = 12
+    orders.conclude(300)
+    assert [order.count for order in drain(orders)] == [1] * 24
+
+
 def test_an_order_given_back_is_given_again() -> None:
     orders = make()
     orders.demonstrate(range(4))

@@ -170,6 +170,10 @@ def test_a_wrong_value_is_refused_with_its_name(setting: str, message: str | Non
             "the learner would wait for more at replay.samples_per_insert 8: give one of them",
         ),
         (
+            ["collect.kind=takeover", "collect.expert_steps=500", "replay.minimum_steps=2000"],
+            "the learner would wait for more at replay.minimum_steps 2000: give one of them",
+        ),
+        (
             ["collect.kind=rollout", "collect.expert_steps=500"],
             "no expert acts with collect.kind rollout",
         ),
