@@ -149,7 +149,7 @@ def completed(
 
 
 def add_line(file: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file, after a line that a killed process has left unfinished if there is one."""
+    """Add a line of JSON to a file, also after a line that a killed process has left unfinished."""
     with file.open("a+b") as lines:
         if lines.tell() and (lines.seek(-1, os.SEEK_END), lines.read())[1] != b"\n":
             lines.write(b"\n")

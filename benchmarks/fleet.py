@@ -71,8 +71,8 @@ PACE = TASK.spec.control_hz
 """Steps per second of a simulated actor, which stands for one robot."""
 LIMIT = 60.0
 """Steps per training step that simulated actors may collect while the limiter holds them back."""
-SETTLES = 0.2
-"""Share of each stage at its start that no figure is taken from."""
+SETTLES, SETTLED_SECONDS = 0.2, 60.0
+"""Share of each stage at its start that no figure is taken from, and the most seconds of it."""
 REPORTED_SECONDS = 15.0
 """Time after which every simulated actor has reported what it did under the limit before."""
 MIB = 1 << 20
@@ -90,7 +90,7 @@ GROWTH_SECONDS = 600.0
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--minutes", type=float, help="length of the run with simulated actors; 60, or 1")
+    options.add_argument("--minutes", type=float, help="length of the limited stage with simulated actors")
     chosen = options.parse_args()
     measure(chosen.quick, chosen.minutes, chosen.json)
 
@@ -100,14 +100,15 @@ def measure(quick: bool, minutes: float | None, file: Path | None) -> None:
 
     Args:
         quick: measure within two minutes in all.
-        minutes: length of the run with simulated actors; by default 60, or 1 if `quick`.
+        minutes: length of the run with simulated actors that the limiter holds back; by default 60, or 1 if
+            `quick`.
         file: file for the results as JSON.
     """
     minutes = minutes or (1.0 if quick else 60.0)
     where = machine(quick=quick, minutes=minutes)
     with TemporaryDirectory() as name, redis_server(Path(name) / "redis") as url:
         real = real_actors(Path(name), url, 6.0 if quick else 60.0)
-        simulated = simulated_actors(Path(name), url, 30 * minutes)
+        simulated = simulated_actors(Path(name), url, 60 * minutes)
     rows = [row for stage in (*real, *simulated) for row in stage.rows()]
     ratios = {"written_over_allowed": simulated[0].written_over_allowed}
     finish(results(where, rows, ratios), TARGETS, file)
@@ -133,7 +134,8 @@ def real_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
 
 
 def simulated_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
-    """Measure simulated actors for `seconds` with a limit that holds them back, and as long without one."""
+    """Measure simulated actors for `seconds` with a limit that holds them back, and for a sixth of it without
+    one."""
     settings = ActorsConfig(count=SIMULATED, simulators=1)
     config = config_of("simulated", settings, CollectConfig("rollout", steps_per_training_step=LIMIT))
     with driven(config, folder, url) as loop:
@@ -146,7 +148,7 @@ def simulated_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
         stages = [loop.measure(f"{SIMULATED:,}, limit {LIMIT:g}", seconds, between)]
         loop.lift_limit()
         loop.go_on(REPORTED_SECONDS)
-        stages.append(loop.measure(f"{SIMULATED:,}, no limit", seconds, between))
+        stages.append(loop.measure(f"{SIMULATED:,}, no limit", seconds / 6, between / 6))
     return stages
 
 
@@ -247,11 +249,12 @@ class Loop:
 
     def measure(self, case: str, seconds: float, between: float) -> "Stage":
         """Go on for `seconds`, and look at everything each `between` seconds once the loop has settled."""
-        self.go_on(SETTLES * seconds)
+        settles = min(SETTLES * seconds, SETTLED_SECONDS)
+        self.go_on(settles)
         stage = Stage(case)
         ray.get([self._hub.exchanges.remote(), *self._uses()])  # of the time before
         began, stage.looks = time.monotonic(), [self._look()]
-        until = began + (1 - SETTLES) * seconds
+        until = began + seconds - settles
         while time.monotonic() < until:
             self._turn(stage.turns)
             if time.monotonic() >= stage.looks[-1].at + between:
@@ -292,8 +295,8 @@ class Loop:
         metrics, committed = self._progress.metrics, self.store.stats().committed
         trained = int(metrics.total("longview_learner_step"))
         steps = sum(count.steps for (source, _), count in committed.items() if source == "rollout")
-        limit = self._collection.limiter.inserts_per_sample
-        allowed = limit and limit * self._config.learner.batch_size * trained
+        limited = self._collection.limiter.inserts_per_sample is not None
+        allowed = self._config.collect.steps_per_training_step * trained if limited else None
         return Look(
             time.monotonic(),
             steps,

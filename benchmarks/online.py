@@ -68,8 +68,8 @@ version."""
 
 COMPARISONS = {
     "push_and_return": Comparison(100, (4, 80), (*OFTEN, "learner.steps=8000")),
-    # From 8 demonstrations on, arm A leaves nothing to gain.
-    "count_scoops": Comparison(3, (1, 92), (*OFTEN, "learner.steps=4000")),
+    # Even with so few demonstrations, arm A leaves nothing to gain.
+    "count_scoops": Comparison(3, (1, 92), (*OFTEN, "learner.steps=4000"), seeds=(0,)),
     "square": Comparison(25, (1, 20), (*OFTEN, "learner.steps=6000"), seeds=(0,)),
     # Few simulators: an order of eight episodes would use the whole budget of five demonstrations at once.
     "grasp_and_return": Comparison(5, (4, 48), ("actors.simulators=4",), seeds=(0,)),
@@ -147,16 +147,15 @@ def plan(options: Namespace, comparisons: Mapping[str, Comparison]) -> Iterator[
 
 def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> dict[str, Any]:
     """Launch the run of one cell, or resume it, and return its results."""
-    name = f"{cell.task}-{cell.arm}-{cell.seed}"
-    if cell.changes:
-        name += f"-{sha256(cell.changes.encode()).hexdigest()[:8]}"
+    chosen = settings(cell, comparison, done)
+    chosen += ["evaluation.final_episodes=50"] if options.quick else []
+    chosen += options.overrides
+    # A run of other settings, such as those of an earlier comparison, is not resumed.
+    name = f"{cell.task}-{cell.arm}-{cell.seed}-{sha256(' '.join(chosen).encode()).hexdigest()[:8]}"
     if (options.runs / name).exists():
         command = [LONGVIEW, "launch", "--resume", name]
     else:
-        command = [LONGVIEW, "demo", "--task", cell.task, f"name={name}", f"seed={cell.seed}"]
-        command += settings(cell, comparison, done)
-        command += ["evaluation.final_episodes=50"] if options.quick else []
-        command += options.overrides
+        command = [LONGVIEW, "demo", "--task", cell.task, f"name={name}", f"seed={cell.seed}", *chosen]
     environment = os.environ | {"LONGVIEW_RUNS": str(options.runs)}
     options.runs.mkdir(parents=True, exist_ok=True)
     with (options.runs.parent / f"{name}.log").open("a") as log:
@@ -202,9 +201,11 @@ def taken(summary: Mapping[str, Any]) -> dict[str, Any]:
         "correction_steps": summary["expert_steps"],
         "success": summary["success"][summary["task"]],
         "training_steps": summary["config"]["learner"]["steps"],
-        # Actors that the limiter holds are not idle: the learner has as much data as it was told to ask for.
+        # Of the run's last launch. Actors that the limiter holds are not idle, for the learner has as much data
+        # as it was told to ask for. Nor are those that may collect no more.
         "busy": 1 - seconds["waiting"] / sum(seconds.values()),
         "limited": seconds["limited"] / sum(seconds.values()),
+        "ended": seconds["ended"] / sum(seconds.values()),
         "minutes": round(sum(summary["phases"].values()) / 60, 1),
     }
 
@@ -262,7 +263,8 @@ def rows(found: Found) -> list[Row]:
 
 def ratios(found: Found) -> dict[str, float]:
     """Return by task the points of success at the longest T_o that corrections add to what A and C reach, and
-    the shares of time in which actors that collect were not idle, and in which the limiter held them."""
+    the shares of time in which actors that collect were not idle, in which the limiter held them, and in
+    which they were done because the expert's steps were spent."""
     groups, made = grouped(found), dict[str, float]()
     for task in dict.fromkeys(cell.task for cell in found):
         longest = COMPARED[task].context_lengths[1]
@@ -273,7 +275,9 @@ def ratios(found: Found) -> dict[str, float]:
     collecting = [result for cell, result in found.items() if cell.arm == "B"]
     if collecting:
         made |= {
-            f"actor_{share}": mean(result[share] for result in collecting) for share in ("busy", "limited")
+            f"actor_{share}": mean(result[share] for result in collecting if share in result)
+            for share in ("busy", "limited", "ended")
+            if any(share in result for result in collecting)
         }
     return made
 
