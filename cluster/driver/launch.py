@@ -337,8 +337,8 @@ def collection_of(
         config: the run's config.
         spec: spec of the run's task.
         store: the run's store.
-        expert_steps: steps that the expert has made in earlier launches, as far as their orders came to an end;
-            None if nothing says it, as in a run that an older Longview began. Its steps in committed episodes
+        expert_steps: steps that the expert has made in earlier launches, in orders that were finished; None if
+            nothing says it, as in a run that an older Longview began. Its steps in the committed episodes
             count in any case.
     """
     source, selection = config.collect.source, config.learner.selection(spec.name)

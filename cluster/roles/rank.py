@@ -140,8 +140,8 @@ class Demonstrations:
 def share_out(store: EpisodeStore, spec: TaskSpec, validation_episodes: int) -> Demonstrations:
     """Choose the demonstrations to validate on, and a sample of the others to measure statistics on.
 
-    From now on `store` does not count those to validate on as steps to draw, as the learner's own stores do not:
-    the driver tells by its store whether the learner waits.
+    From now on `store` does not count those to validate on as steps to draw, as the ranks' own stores do not.
+    The driver tells by its store whether the ranks wait.
     """
     unseen = held_out(store, validation_episodes)
     store.hold_out(unseen)

@@ -563,8 +563,8 @@ def _check_collection(config: RunConfig) -> None:
     ):
         if collect.expert_steps is not None and limit is not None:
             raise ConfigError(
-                f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the learner "
-                f"would wait for more at replay.{name} {limit:g}: give one of them"
+                f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the "
+                f"learner would wait for more at replay.{name} {limit:g}: give one of them"
             )
     if collect.expert_steps is not None and collect.kind in ("rollout", "human"):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a run's driver learns from its store: whether the learner has enough to draw, and what was collected."""
+"""What a run's driver reads in its store: whether the learner has enough to draw, and what was collected."""
 
 from collections.abc import Iterator
 from dataclasses import replace
