@@ -201,8 +201,8 @@ def taken(summary: Mapping[str, Any]) -> dict[str, Any]:
         "correction_steps": summary["expert_steps"],
         "success": summary["success"][summary["task"]],
         "training_steps": summary["config"]["learner"]["steps"],
-        # Of the run's last launch. Actors that the limiter holds are not idle: the learner has as much data as
-        # it asks for. Nor are those that may collect no more.
+        # Of the run's last launch. Actors that the limiter holds are not idle: the learner has as much data
+        # as it asks for. Nor are those that may collect no more.
         "busy": 1 - seconds["waiting"] / sum(seconds.values()),
         "limited": seconds["limited"] / sum(seconds.values()),
         "ended": seconds["ended"] / sum(seconds.values()),

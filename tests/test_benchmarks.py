@@ -1,5 +1,6 @@
 """What the benchmarks share. Their figures are nobody's to assert."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -107,3 +108,67 @@ def test_sides_are_measured_in_turns(common: ModuleType) -> None:
     rounds = {"".join(order[place : place + 2]) for place in range(0, 40, 2)}
     assert rounds == {"ab", "ba"}
     assert common.ratio(samples["a"], samples["b"]) == 2.0
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("online")
+
+
+def collected(online: ModuleType, successes: int, corrected: int = 0) -> dict[str, Any]:
+    """Return what `taken` makes of a run's summary: 5 demonstrations and 2 held-out ones, 80 steps each."""
+    counts = {
+        str(length): {"episodes": 20, "successes": right, "completed": 20}
+        for length, right in ((4, 10), (48, successes))
+    }
+    sources = {"demo": (7, 560), "correction": (4, 300)}
+    summary = {
+        "task": "grasp_and_return",
+        "success": {"grasp_and_return": counts},
+        "config": {"learner": {"steps": 4000}},
+        "expert_steps": corrected,
+        "episodes": [
+            {"source": source, "episodes": episodes, "steps": steps}
+            for source, (episodes, steps) in sources.items()
+            if source == "demo" or corrected
+        ],
+        "actor_seconds": {"policy": 30.0, "limited": 40.0, "ended": 20.0, "waiting": 10.0},
+        "phases": {"collect": 60.0, "train": 120.0},
+    }
+    found: dict[str, Any] = online.taken(summary)
+    return found
+
+
+def test_arms_get_equal_expert_steps(online: ModuleType) -> None:
+    """Held-out demonstrations count, and C has as many further steps as the corrections of B took."""
+    comparison = online.COMPARISONS["grasp_and_return"]
+    cells = {arm: online.Cell("grasp_and_return", arm, 0) for arm in online.ARMS}
+    done = {cells["A"]: collected(online, 12)}
+    chosen = {arm: online.settings(cells[arm], comparison, done) for arm in "ABD"}
+    done[cells["B"]] = collected(online, 18, corrected=240)
+    chosen["C"] = online.settings(cells["C"], comparison, done)
+    counts = {arm: settings[-1] for arm, settings in chosen.items()}
+    assert counts == {
+        arm: f"actors.demonstrations={count}" for arm, count in {"A": 5, "B": 5, "C": 8, "D": 10}.items()
+    }
+    extra = {"collect.kind=takeover", "collect.expert_steps=400", "collect.steps_per_training_step=0.25"}
+    assert set(chosen["B"]) - set(chosen["A"]) == extra
+    assert "evaluation.episodes=0" in chosen["A"], "only the last version is evaluated"
+
+
+def test_gains_are_told_in_points_and_time_by_what_held_the_actors(online: ModuleType) -> None:
+    cells = {arm: online.Cell("grasp_and_return", arm, 0) for arm in "ABC"}
+    found = {
+        cells["A"]: collected(online, 12),
+        cells["B"]: collected(online, 18, corrected=240),
+        cells["C"]: collected(online, 16),
+    }
+    assert online.expert_steps(found[cells["B"]]) == 560 + 240
+    assert online.ratios(found) == {
+        "corrections_over_none: grasp_and_return": pytest.approx(30),
+        "corrections_over_demonstrations: grasp_and_return": pytest.approx(10),
+        "actor_busy": pytest.approx(0.9),
+        "actor_limited": pytest.approx(0.4),
+        "actor_ended": pytest.approx(0.2),
+    }

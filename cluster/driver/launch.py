@@ -337,7 +337,7 @@ def collection_of(
         config: the run's config.
         spec: spec of the run's task.
         store: the run's store.
-        expert_steps: steps that the expert has made in earlier launches, in orders that were finished; None if
+        expert_steps: steps that the expert has made in earlier launches, in finished orders; None if
             nothing says it, as in a run that an older Longview began. Its steps in the committed episodes
             count in any case.
     """
