@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from longview.actors.worker import Order, Result
+from longview.cluster.driver.collection import Hold
 from longview.cluster.driver.orders import Orders
 from longview.cluster.roles.ray import Handle
 from longview.cluster.run.ending import RunFailed
@@ -60,6 +61,9 @@ class Dispatcher:
         self._orders = orders
         self._actors: list[Actor] = []
         self._looked = time.monotonic()
+        """When orders were last given."""
+        self._held: Hold | None = None
+        """Why actors without an order have had to wait since then."""
         self._asked: dict[Any, Actor] = {}
         """Actors that owe an answer, by Ray's reference to it: a result, or the node that the actor is on."""
         self.restarts = Counter[str]()
@@ -124,6 +128,10 @@ class Dispatcher:
         busy = set(self._asked.values())
         since, self._looked = self._looked, time.monotonic()
         without_order = [actor for actor in self._actors if actor not in busy]
+        for actor in without_order:
+            if self._held is not None:
+                # Not the part of the last turn in which the actor still worked.
+                actor.held[self._held.part] += self._looked - max(since, actor.idle_since)
         idle = deque(sorted(without_order, key=attrgetter("idle_since")))
         while idle and (order := self._orders.take(newest, trained)) is not None:
             actor = idle.popleft()
@@ -131,11 +139,8 @@ class Dispatcher:
             work = actor.handle.work.remote(order, newest, published, age, dict(actor.held))
             actor.order, actor.held = order, defaultdict(float)
             self._asked[work] = actor
-        held = self._orders.held
+        self._held = self._orders.held
         for actor in idle:
-            if held is not None:
-                # Not the part of the last turn in which the actor still worked.
-                actor.held[held.part] += self._looked - max(since, actor.idle_since)
             if self._looked - max(actor.rested, actor.idle_since) > REST_SECONDS:
                 actor.handle.rest.remote(dict(actor.held))
                 actor.rested, actor.held = self._looked, defaultdict(float)
