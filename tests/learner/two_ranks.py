@@ -133,23 +133,28 @@ def diverged(rank: int, world: int, folder: Path) -> str:
 
 def main(address: str, rank: int, world: int, out: Path) -> None:
     torch.set_num_threads(1)
-    if world > 1:
-        ranks.join(address, rank, world, "cpu", timeout_s=60)
+    if rank == 0:
+        together_or_alone(0, 1, out)
+    ranks.join(address, rank, world, "cpu", timeout_s=60)
+    together_or_alone(rank, world, out)
+    (out / f"straight-{rank}").write_bytes(trained(rank, world, out / "straight"))
+    trained(rank, world, out / "resumed", stop_after=13)
+    (out / f"resumed-{rank}").write_bytes(trained(rank, world, out / "resumed"))
+    base, adapters = str(out / "straight" / "step-000000024"), AdaptersConfig(rank=2)
+    start = {"start_from": base if rank == 0 else "only rank 0 reads it", "adapters": adapters}
+    trained(rank, world, out / "adapted", stop_after=13, **start)
+    (out / f"adapted-{rank}").write_bytes(trained(rank, world, out / "adapted", **start))
+    parts = ranks.from_all(f"rank {rank} says {'so ' * rank}".encode(), world, "cpu")
+    (out / f"said-{rank}").write_bytes(b"|".join(parts))
+    (out / f"reported-{rank}").write_text(json.dumps(reported(rank, world, out)))
+    (out / f"diverged-{rank}").write_text(diverged(rank, world, out / "diverged"))
+    dist.destroy_process_group()
+
+
+def together_or_alone(rank: int, world: int, out: Path) -> None:
+    """Write what must be the same whether several ranks share the work or one does it."""
     save_file({"gradients": gradients(rank, world)}, out / f"gradients-{rank}-of-{world}")
     (out / f"validated-{rank}-of-{world}").write_text(json.dumps(validated(rank, world)))
-    if world > 1:
-        (out / f"straight-{rank}").write_bytes(trained(rank, world, out / "straight"))
-        trained(rank, world, out / "resumed", stop_after=13)
-        (out / f"resumed-{rank}").write_bytes(trained(rank, world, out / "resumed"))
-        base, adapters = str(out / "straight" / "step-000000024"), AdaptersConfig(rank=2)
-        start = {"start_from": base if rank == 0 else "only rank 0 reads it", "adapters": adapters}
-        trained(rank, world, out / "adapted", stop_after=13, **start)
-        (out / f"adapted-{rank}").write_bytes(trained(rank, world, out / "adapted", **start))
-        parts = ranks.from_all(f"rank {rank} says {'so ' * rank}".encode(), world, "cpu")
-        (out / f"said-{rank}").write_bytes(b"|".join(parts))
-        (out / f"reported-{rank}").write_text(json.dumps(reported(rank, world, out)))
-        (out / f"diverged-{rank}").write_text(diverged(rank, world, out / "diverged"))
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

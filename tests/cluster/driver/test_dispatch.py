@@ -16,9 +16,10 @@ from longview.cluster.roles.ray import Handle, start
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def actors() -> Iterator[list[Handle]]:
+    """Three actors for all tests, since Ray takes seconds to start each."""
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
+    yield [start(QuickActor, num_cpus=0) for _ in range(3)]
     ray.shutdown()
 
 
@@ -26,6 +27,10 @@ class QuickActor:
     """A rollout actor that works for a tenth of a second on every order."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what an earlier test had it do."""
         self._done: list[Order] = []
         self._other: list[float] = []
         self._rested = 0.0
@@ -78,14 +83,15 @@ class Waiting(Orders):
         return Hold("limited", "the limiter allows no more") if self.given == self.allowed else None
 
 
-def placed(orders: Orders, count: int) -> tuple[Dispatcher, list[Handle]]:
-    """Start actors, and wait until the dispatcher knows their nodes."""
-    dispatcher, actors = Dispatcher(orders), [start(QuickActor, num_cpus=0) for _ in range(count)]
+def placed(orders: Orders, actors: list[Handle]) -> Dispatcher:
+    """Have actors begin anew, and wait until a dispatcher knows their nodes."""
+    ray.get([actor.begin.remote() for actor in actors])
+    dispatcher = Dispatcher(orders)
     for index, actor in enumerate(actors):
         dispatcher.add(f"actor-{index}", actor)
-    while dispatcher.there < count:
+    while dispatcher.there < len(actors):
         assert not list(dispatcher.collect(1.0))
-    return dispatcher, actors
+    return dispatcher
 
 
 def dispatched(dispatcher: Dispatcher, actors: list[Handle]) -> list[list[Order]]:
@@ -95,17 +101,17 @@ def dispatched(dispatcher: Dispatcher, actors: list[Handle]) -> list[list[Order]
     return done
 
 
-def test_all_results_that_have_come_are_taken_in_one_turn(cluster: None) -> None:
+def test_all_results_that_have_come_are_taken_in_one_turn(actors: list[Handle]) -> None:
     orders = Waiting()
-    dispatcher, actors = placed(orders, 6)
-    orders.allowed = 6
-    assert [len(done) for done in dispatched(dispatcher, actors)] == [1] * 6
-    assert sorted(order.first for order, _ in dispatcher.collect(10.0)) == [1, 2, 3, 4, 5, 6]
+    dispatcher = placed(orders, actors)
+    orders.allowed = 3
+    assert [len(done) for done in dispatched(dispatcher, actors)] == [1] * 3
+    assert sorted(order.first for order, _ in dispatcher.collect(10.0)) == [1, 2, 3]
 
 
-def test_the_actor_that_has_waited_longest_for_the_limiter_is_the_next(cluster: None) -> None:
+def test_the_actor_that_has_waited_longest_for_the_limiter_is_the_next(actors: list[Handle]) -> None:
     orders = Waiting()
-    dispatcher, actors = placed(orders, 3)
+    dispatcher = placed(orders, actors)
     for turn in range(1, 7):
         orders.allowed = turn
         done = dispatched(dispatcher, actors)
@@ -113,24 +119,26 @@ def test_the_actor_that_has_waited_longest_for_the_limiter_is_the_next(cluster: 
     assert [len(orders) for orders in done] == [2, 2, 2]
 
 
-def test_an_actor_was_held_no_longer_than_it_was_idle(cluster: None) -> None:
+def test_an_actor_was_held_no_longer_than_it_was_idle(actors: list[Handle]) -> None:
     orders = Waiting()
-    dispatcher, actors = placed(orders, 1)
+    actor = actors[0]
+    dispatcher = placed(orders, [actor])
     for turn in range(1, 6):
         orders.allowed = turn
-        dispatched(dispatcher, actors)
+        dispatched(dispatcher, [actor])
         assert len(list(dispatcher.collect(10.0))) == 1
         # The limiter holds the actor, and does so no longer in the next turn.
-        dispatched(dispatcher, actors)
-    (other,) = ray.get([actor.other.remote() for actor in actors])
+        dispatched(dispatcher, [actor])
+    other = ray.get(actor.other.remote())
     assert len(other) == 5
     assert min(other) >= 0
 
 
-def test_an_idle_actor_reports_while_it_waits(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_actor_reports_while_it_waits(actors: list[Handle], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "REST_SECONDS", 0.0)
     orders = Waiting()
-    dispatcher, (actor,) = placed(orders, 1)
+    actor = actors[0]
+    dispatcher = placed(orders, [actor])
     rested: list[float] = []
     for _ in range(3):
         dispatched(dispatcher, [actor])

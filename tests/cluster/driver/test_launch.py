@@ -19,7 +19,8 @@ def niceness() -> int:
     return os.nice(0)
 
 
-def test_its_processes_are_as_important_as_the_driver() -> None:
+def test_its_processes_are_as_important_as_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)  # all tests set it
     with ray_cluster(read_config(None), None):
         assert ray.get(ray.remote(niceness).remote()) == niceness()
 

@@ -1,43 +1,30 @@
-"""Places of learner ranks on Ray clusters in this machine, whose GPUs exist only in name."""
+"""Places of learner ranks on a Ray cluster in this machine, whose GPUs exist only in name."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from ray.util import placement_group, remove_placement_group
 
 from longview.cluster.driver.launch import start_servers
 from longview.cluster.driver.places import LearnerPlaces, ServerPlaces
 from longview.cluster.run.config import ConfigError, read_config
 from longview.cluster.run.ending import RunFailed
+from tests.conftest import LEAN_HEAD, Longview
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use a GPU here")
 
 CANNOT = r"has a GPU for a learner rank, but its PyTorch .* (is a build for CPUs only|finds no GPU)"
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-head = {"num_cpus": 4, "num_gpus": 1, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=head)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without work, and two nodes for learners with a GPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, num_gpus=1, resources={"learner": 1})
+    """A node with room for two learner ranks, each with a GPU."""
+    head = {"num_cpus": 2, "num_gpus": 2, "resources": {"learner": 2}, **LEAN_HEAD}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, namespace="places", log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()
@@ -64,15 +51,14 @@ def test_ranks_without_gpus_are_not_asked_about(cluster: Cluster) -> None:
 def test_a_busy_gpu_is_waited_for_while_demonstrations_are_collected(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    busy = [ray.remote(num_gpus=1)(Busy).remote() for _ in range(2)]
-    ray.get([actor.__ray_ready__.remote() for actor in busy])
-    monkeypatch.setattr("longview.cluster.driver.places.ANSWER_SECONDS", 3.0)
+    others = placement_group([{"GPU": 2}])
+    assert others.wait(60)
+    monkeypatch.setattr("longview.cluster.driver.places.ANSWER_SECONDS", 0.1)
     places = LearnerPlaces(read_config(None, ["placement.learner_gpus=1"]), alone=False)
     places.wait()
     places.check()
     places.withdraw()
-    for actor in busy:
-        ray.kill(actor)
+    remove_placement_group(others)
 
 
 def watched(gpus: int) -> ServerPlaces:
@@ -94,7 +80,7 @@ def test_a_server_whose_pytorch_cannot_use_its_gpu_ends_the_run(cluster: Cluster
 def test_a_server_without_a_place_is_missed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    places = watched(gpus=2)  # no node has so many
+    places = watched(gpus=3)  # no node has so many
     places.check()
     assert not caplog.text
     monkeypatch.setattr("longview.cluster.driver.places.WARN_SECONDS", 0.0)
@@ -105,26 +91,10 @@ def test_a_server_without_a_place_is_missed(
         places.check()
 
 
-class Busy:
-    """An actor of somebody else."""
-
-
 @without_gpu
-def test_a_run_is_refused_before_it_collects_demonstrations(longview: Any) -> None:
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        env=os.environ | longview.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with cluster:
-        assert cluster.stdout is not None
-        assert cluster.stdin is not None
-        address = cluster.stdout.readline().strip()
-        (longview.folder / "run.yaml").write_text("{task: return_point, name: refused, actors: {count: 1}}")
-        code, output = longview("launch", "run.yaml", "--address", address)
-        cluster.stdin.close()
+def test_a_run_is_refused_before_it_collects_demonstrations(cluster: Cluster, longview: Longview) -> None:
+    (longview.folder / "run.yaml").write_text("{task: return_point, name: refused, actors: {count: 1}}")
+    code, output = longview("launch", "run.yaml", "--address", cluster.address)
     assert code == 2, output
     assert "longview: node " in output
     assert "placement.learner_gpus=0" in output

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,16 @@ def site(folder: Path, cpus: float = 4.0, at_once: int | None = None, retries: i
     return Site(folder, "", None, {"CPU": cpus}, at_once, retries, {"looks": [50], "comparisons": 1})
 
 
+QUICK = ("--help",)
+"""Arguments of a job that succeeds within a moment."""
+
+
 def job(folder: Path, name: str, *arguments: str, cpus: float = 2.0) -> Job:
     return Job(name, arguments, {"CPU": cpus}, lambda: (folder / name).mkdir(exist_ok=True))
 
 
 def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
-    good = [job(tmp_path, name, "config", "return_point") for name in ("first", "second")]
+    good = [job(tmp_path, name, *QUICK) for name in ("first", "second")]
     bad = job(tmp_path, "bad", "config", "nothing=1")
     tallies: list[Tally] = []
 
@@ -58,9 +63,9 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
 
 
 def test_a_job_waits_for_the_one_that_it_follows(tmp_path: Path) -> None:
-    first, second = (job(tmp_path, name, "config", "return_point") for name in ("first", "second"))
+    first, second = (job(tmp_path, name, *QUICK) for name in ("first", "second"))
     second = replace(second, after="first")
-    alone = replace(job(tmp_path, "alone", "config", "return_point"), after="no job of this look")
+    alone = replace(job(tmp_path, "alone", *QUICK), after="no job of this look")
     order: list[str] = []
     jobs = [replace(each, conclude=lambda each=each: order.append(each.run)) for each in (second, first)]
     tallies: list[tuple[object, ...]] = []
@@ -70,27 +75,31 @@ def test_a_job_waits_for_the_one_that_it_follows(tmp_path: Path) -> None:
     assert not any({"first", "second"} <= set(running) for _, _, running, *_ in tallies)
 
 
-@pytest.mark.parametrize(
-    "error", [RunError("run is under way"), StoreError("no answer"), OSError("disk full")]
-)
 @pytest.mark.parametrize("part", ["prepare", "conclude"])
 def test_an_error_of_a_job_in_this_process_fails_that_job_alone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str, error: Exception
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
-    tried = []
+    errors = {
+        "bad run": RunError("run is under way"),
+        "bad store": StoreError("no answer"),
+        "bad disk": OSError("disk full"),
+    }
+    tried = Counter[str]()
 
-    def fail() -> None:
-        tried.append(error)
-        raise error
+    def fail(name: str) -> None:
+        tried[name] += 1
+        raise errors[name]
 
-    good, bad = (job(tmp_path, name, "config", "return_point") for name in ("good", "bad"))
-    for name in ("good", "bad"):
+    jobs = {name: job(tmp_path, name, *QUICK) for name in (*errors, "good")}
+    for name in jobs:
         (tmp_path / name).mkdir()
-    jobs = [replace(bad, **{part: fail}), good]
-    ended = _work(site(tmp_path), jobs, lambda *counts: counts, lambda _: None)  # type: ignore[arg-type, return-value]
-    assert {each.run: succeeded for each, succeeded in ended} == {"good": True, "bad": False}
-    assert len(tried) == 2, "it was run again once"
-    assert str(error) in caplog.text
+    for name in errors:
+        jobs[name] = replace(jobs[name], **{part: partial(fail, name)})
+    ended = _work(site(tmp_path), jobs.values(), lambda *counts: counts, lambda _: None)  # type: ignore[arg-type, return-value]
+    assert {each.run: succeeded for each, succeeded in ended} == dict.fromkeys(errors, False) | {"good": True}
+    assert tried == dict.fromkeys(errors, 2), "each was run again once"
+    for error in errors.values():
+        assert str(error) in caplog.text
 
 
 def test_a_cell_whose_process_ended_without_results_is_not_taken(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from longview.cluster.run.services import redis_server
 from longview.learner.files import steps
 from longview.monitoring.hub import Hub
 from longview.replay.store import StoreAddress
+from tests.conftest import LEAN_HEAD
 
 CONFIG = [
     "learners=2",
@@ -89,10 +90,11 @@ class Ranks:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without work, and a node with room for one rank."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=1, resources={"learner": 1})
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A head with room for one rank, or for as many as the test says."""
+    room = getattr(request, "param", 1)
+    head = {"num_cpus": room, "resources": {"learner": room}, **LEAN_HEAD}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, namespace="ranks", log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()
@@ -169,8 +171,8 @@ def test_ranks_that_are_lost_again_and_again_end_the_run(ranks: Ranks, cluster: 
         ranks.finish()
 
 
-def test_an_error_of_one_rank_ends_the_run_with_its_cause(ranks: Ranks, cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=1, resources={"learner": 1})
+@pytest.mark.parametrize("cluster", [2], indirect=True)
+def test_an_error_of_one_rank_ends_the_run_with_its_cause(ranks: Ranks) -> None:
     training = ranks.train(ENDLESS, "learner.validation_episodes=8")
     with pytest.raises(RunFailed, match=r"training failed: .*no episodes to measure"):
         ranks.finish()
