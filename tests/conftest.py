@@ -239,8 +239,12 @@ def forks() -> Iterator[Forks]:
         yield made
 
 
+Forked = Callable[..., tuple[int, str]]
+"""Runs a command, given its arguments and variables of its environment: exit code and output."""
+
+
 @pytest.fixture
-def forked(longview: Longview, forks: Forks) -> Callable[..., tuple[int, str]]:
+def forked(longview: Longview, forks: Forks) -> Forked:
     """Run `longview` as the fixture of that name does, without the seconds that imports take.
 
     Where the start of the process matters, as for Ray, signals and `LD_LIBRARY_PATH`, take `longview`.
