@@ -64,6 +64,12 @@ sys.argv = ["longview", *arguments]
 main()
 """
 
+# What every command imports that is given a config: nothing heavy, and nothing of an extra.
+COMMON_IMPORTS = (
+    *("longview.cluster.run.preflight", "longview.cluster.run.start", "longview.cluster.run.services"),
+    *("longview.monitoring.grafana", "longview.replay.errors"),
+)
+
 # What commands import that collect or train: PyTorch loads its compiler with the first step of an optimizer.
 SLOW_IMPORTS = (
     *("torch", "torch._dynamo", "matplotlib.figure", "zarr"),

@@ -14,7 +14,7 @@ import pytest
 
 from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import LEASE_SECONDS, create_run
-from tests.conftest import Forks
+from tests.conftest import COMMON_IMPORTS, Forks
 
 NOTHING_HEAVY = """
 import sys
@@ -33,8 +33,7 @@ main()
 @pytest.fixture(scope="module")
 def light() -> Iterator[Forks]:
     """A process that cannot import anything heavy, and whose forks cannot, either."""
-    imports = ("longview.cluster.run.preflight", "longview.cluster.run.start", "longview.monitoring.grafana")
-    with closing(Forks(imports, NOTHING_HEAVY)) as forks:
+    with closing(Forks(COMMON_IMPORTS, NOTHING_HEAVY)) as forks:
         yield forks
 
 
