@@ -256,15 +256,15 @@ def test_training_learns_to_act_as_the_expert_in_episodes_it_has_not_seen(
     drawer: Callable[..., DrawSegments],
 ) -> None:
     config = replace(
-        tiny, steps=300, batch_size=32, warmup=20, learning_rate=4e-3, publish_every=60, checkpoint_every=300,
+        tiny, steps=200, batch_size=32, warmup=20, learning_rate=4e-3, publish_every=40, checkpoint_every=200,
         policy=replace(tiny.policy, context_length=8, dropout=0.0), curriculum=CurriculumConfig("sprinkle"),
     )  # fmt: skip
     reports: list[TrainingProgress] = []
     changed = {"draw": drawer(returning[3:], seed=3), "report": reports.append, "validation": returning[:3]}
     train(config, **arguments | changed)
-    assert [report.step for report in reports if report.validation_s] == [60, 120, 180, 240, 300]
+    assert [report.step for report in reports if report.validation_s] == [40, 80, 120, 160, 200]
     for report in reports:
-        validated = {1, 8} if report.step % 60 == 0 else set()
+        validated = {1, 8} if report.step % 40 == 0 else set()
         assert report.validation_loss_by_context.keys() == validated
         assert report.action_error_by_context.keys() == validated
     assert reports[-1].loss < 0.5 * reports[0].loss
