@@ -1,14 +1,17 @@
 """For tests of whole runs: real processes, found again by a tag in their environment."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,46 @@ sys.argv[0] = "longview"
 from longview.cluster.cli import main
 main()
 """
+
+# A request on stdin is a line: folder, environment, file for the output, arguments. The answer is two lines:
+# the number of the process, and its exit code.
+FORKING = """
+import gc, importlib, json, os, signal, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from longview.cluster.cli import main
+gc.freeze()  # so that forks neither visit nor copy what is imported
+for request in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        break
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+folder, environment, output, arguments = json.loads(request)
+os.chdir(folder)
+os.environ.clear()
+os.environ.update(environment)
+for place, file, mode in ((0, os.devnull, os.O_RDONLY), (1, output, os.O_WRONLY)):
+    os.dup2(os.open(file, mode), place)
+os.dup2(1, 2)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["longview", *arguments]
+main()
+"""
+
+# What every command imports that is given a config: nothing heavy, and nothing of an extra.
+COMMON_IMPORTS = (
+    *("longview.cluster.run.preflight", "longview.cluster.run.start", "longview.cluster.run.services"),
+    *("longview.monitoring.grafana", "longview.replay.errors"),
+)
+
+# What commands import that collect or train: PyTorch loads its compiler with the first step of an optimizer.
+SLOW_IMPORTS = (
+    *("torch", "torch._dynamo", "matplotlib.figure", "zarr"),
+    *("longview.cluster.commands.collect", "longview.cluster.commands.train", "longview.learner.train"),
+)
 
 
 LENGTHS = (30, 12, 45, 12, 1, 20)
@@ -155,3 +198,71 @@ def longview(tmp_path: Path) -> Iterator[Longview]:
             os.kill(pid, signal.SIGKILL)
     for process in command.started:
         process.communicate()
+
+
+class Forks:
+    """Runs `longview` in forks of one process, which has imported what the command needs already.
+
+    A fork is a process of its own: it differs from one that Python starts in taking no second of imports, and
+    in that variables which are read at the start of Python have no effect.
+    """
+
+    def __init__(self, imports: Iterable[str], before: str = "") -> None:
+        """Start the process that forks.
+
+        Args:
+            imports: modules to import.
+            before: Python to run before that.
+        """
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", before + FORKING, *imports],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, folder: Path, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[int, str]:
+        """Run a command to its end: exit code and output."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with NamedTemporaryFile("r") as output:
+            request = str(folder), dict(os.environ | environment), output.name, arguments
+            print(json.dumps(request), file=self._server.stdin, flush=True)
+            pid = int(self._server.stdout.readline())
+            try:
+                code = self._server.stdout.readline()
+            except BaseException:  # the test takes too long
+                os.kill(pid, signal.SIGKILL)
+                self._server.stdout.readline()
+                raise
+            return int(code), output.read()
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._server.communicate()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported what `collect` and `train` need."""
+    with closing(Forks(SLOW_IMPORTS)) as made:
+        yield made
+
+
+Forked = Callable[..., tuple[int, str]]
+"""Runs a command, given its arguments and variables of its environment: exit code and output."""
+
+
+@pytest.fixture
+def forked(longview: Longview, forks: Forks) -> Forked:
+    """Run `longview` as the fixture of that name does, without the seconds that imports take.
+
+    Where the start of the process matters, as for Ray, signals and `LD_LIBRARY_PATH`, take `longview`.
+    """
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str]:
+        return forks.run(longview.folder, arguments, longview.environment | environment)
+
+    return run

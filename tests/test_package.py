@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,6 +18,7 @@ import pytest
 import longview
 from longview.actors.task import load_task
 from longview.cluster.commands.common import EXTRAS
+from tests.conftest import COMMON_IMPORTS, Forks
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(link.name for link in (ROOT / "longview").iterdir() if link.is_symlink())
@@ -78,9 +81,11 @@ for name in {list(EXTRAS)}:
 """
 """Makes a process in which every module that only extras bring is absent."""
 
-COMMAND = """
-from longview.cluster.cli import main
+WITHOUT_PYDANTIC = """
+import sys
+sys.modules["pydantic"] = None
 sys.argv[0] = "longview"
+from longview.cluster.cli import main
 main()
 """
 
@@ -97,6 +102,13 @@ rngs = [np.random.default_rng(0)]
 (actions,) = session.act([0], [frame], [nothing], np.array([True]), policy.horizon.context, rngs)
 print("acts:", actions.shape)
 """
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Forks]:
+    """A process without extras, which forks to run commands."""
+    with closing(Forks(COMMON_IMPORTS, WITHOUT_EXTRAS)) as forks:
+        yield forks
 
 
 @pytest.fixture
@@ -122,8 +134,10 @@ def test_without_extras_a_policy_acts(policy_file: Path) -> None:
         (["config", "return_point"], "context_length"),
     ],
 )
-def test_without_extras_the_command_line_explains_itself(arguments: list[str], said: str) -> None:
-    code, output = python(WITHOUT_EXTRAS + COMMAND, *arguments)
+def test_without_extras_the_command_line_explains_itself(
+    base: Forks, arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    code, output = base.run(tmp_path, arguments)
     assert code == 0, output
     assert said in output
 
@@ -139,16 +153,14 @@ def test_without_extras_the_command_line_explains_itself(arguments: list[str], s
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(
-    arguments: list[str], module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Forks, arguments: list[str], module: str, extra: str, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     said = f"longview: this needs {module}: pip install 'longview[{extra}]'\n"
-    assert python(WITHOUT_EXTRAS + COMMAND, *arguments) == (2, said)
+    assert base.run(tmp_path, arguments) == (2, said)
 
 
 def test_a_module_that_no_extra_brings_keeps_its_traceback() -> None:
-    script = "import sys; sys.modules['pydantic'] = None" + COMMAND
-    code, output = python(script, "demo", "--task", "counting")
+    code, output = python(WITHOUT_PYDANTIC, "demo", "--task", "counting")
     assert code == 1
     assert "Traceback" in output
 

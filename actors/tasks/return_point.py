@@ -114,14 +114,15 @@ make = task.make
 
 
 def _draw(x: float, y: float, side: int) -> NDArray[np.uint8]:
-    across, up = np.meshgrid(np.linspace(-1.4, 1.4, PICTURE), np.linspace(1.9, -0.9, PICTURE))
+    across, up = np.linspace(-1.4, 1.4, PICTURE), np.linspace(1.9, -0.9, PICTURE)[:, None]
     pixel = 2.8 / PICTURE
     picture = np.full((PICTURE, PICTURE, 3), (250, 249, 246), np.float64)
 
     def paint(colour: tuple[int, int, int], distance: NDArray[np.float64]) -> None:
         """Paint a shape: the pixels at negative distance from its edge, with a smooth edge."""
-        cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
-        picture[:] += cover * (np.array(colour) - picture)
+        seen = distance < 0.5 * pixel
+        cover = np.clip(0.5 - distance[seen] / pixel, 0, 1)[:, None]
+        picture[seen] += cover * (np.array(colour) - picture[seen])
 
     def box(cx: float, cy: float, width: float, height: float) -> NDArray[np.float64]:
         inside: NDArray[np.float64] = np.maximum(np.abs(across - cx) - width, np.abs(up - cy) - height)

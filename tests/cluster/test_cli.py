@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +14,27 @@ import pytest
 
 from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import LEASE_SECONDS, create_run
+from tests.conftest import COMMON_IMPORTS, Forks
 
-WITHOUT_HEAVY_IMPORTS = """
+NOTHING_HEAVY = """
 import sys
 for name in ("torch", "ray", "robosuite", "mujoco"):
     sys.modules[name] = None
+"""
+
+WITHOUT_HEAVY_IMPORTS = f"""
+{NOTHING_HEAVY}
 from longview.cluster.cli import main
 sys.argv = ["longview", *sys.argv[1:]]
 main()
 """
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    """A command in a process that cannot import anything heavy."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def light() -> Iterator[Forks]:
+    """A process that cannot import anything heavy, and whose forks cannot, either."""
+    with closing(Forks(COMMON_IMPORTS, NOTHING_HEAVY)) as forks:
+        yield forks
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     ],
 )
 def test_bad_usage_is_exit_2_before_anything_heavy_loads(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    light: Forks, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    code, output = run(tmp_path, *arguments)
+    code, output = light.run(tmp_path, arguments)
     assert code == 2, output
     assert all(word in output for word in words), output
     assert "Traceback" not in output
@@ -114,12 +114,12 @@ def test_a_full_disk_behind_stdout_is_an_error(tmp_path: Path) -> None:
     assert done.returncode != 0
 
 
-def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(tmp_path: Path) -> None:
+def test_a_port_in_use_is_exit_2_before_anything_heavy_loads(light: Forks, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, output = run(tmp_path, "demo", f"monitoring.port={port}")
+        code, output = light.run(tmp_path, ["demo", f"monitoring.port={port}"])
     assert code == 2
     assert f"monitoring.port {port}" in output
     assert "in use" in output
@@ -147,8 +147,8 @@ def test_a_name_that_is_taken(longview: Any) -> None:
 @pytest.mark.parametrize(
     "command", [[], ["demo"], ["launch"], ["collect"], ["evaluate"], ["store", "stats"], ["stop"], ["scale"]]
 )
-def test_help_has_examples_and_fits_80_columns(tmp_path: Path, command: list[str]) -> None:
-    code, output = run(tmp_path, *command, "--help", COLUMNS="80")
+def test_help_has_examples_and_fits_80_columns(light: Forks, tmp_path: Path, command: list[str]) -> None:
+    code, output = light.run(tmp_path, [*command, "--help"], {"COLUMNS": "80"})
     assert code == 0
     assert "Usage" in output
     assert max(len(line) for line in output.splitlines()) <= 80

@@ -1,16 +1,18 @@
 """Fixtures that build each overlay with kustomize, and what several tests of real processes share."""
 
+import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -54,6 +56,23 @@ def find(objects: list[Object], kind: str, name: str | None = None) -> Any:
     """Return the only object of this kind; where kinds repeat, give the name as well."""
     (found,) = (it for it in objects if it["kind"] == kind and name in (None, it["metadata"]["name"]))
     return found
+
+
+def run_here(main: Callable[..., None], *arguments: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a command of k8s/ in this process: exit code, and what it prints itself.
+
+    Args:
+        main: the command's function.
+        arguments: its arguments.
+        environment: variables to add to the environment.
+    """
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(*arguments)
+        except SystemExit as exited:
+            code = int(exited.code or 0)
+    return code, out.getvalue() + err.getvalue()
 
 
 def skip_without_namespaces(unshare: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from k8s.check import config_map_of
-from k8s.deploy import QUEUE, origins_runbook
-from tests.k8s.conftest import ROOT, build, find
+from k8s.deploy import QUEUE, main, origins_runbook
+from tests.k8s.conftest import ROOT, build, find, run_here
 
 KUBECTL = """#!/bin/sh
 # $CLUSTER holds one file for each thing that the cluster has. What is applied is written to $CLUSTER/applied.
@@ -47,12 +47,13 @@ def deploy(
     overlay: str,
     cluster: dict[str, str],
     change: tuple[str, str] = ("", ""),
-    program: tuple[str, ...] = ("-m", "k8s.deploy"),
     runbook: str = "https://wiki.example/runbook",
+    program: str = "",
 ) -> str:
     """Deploy to a cluster that has what `cluster` lists; return the exit code, then everything printed.
 
-    `change` replaces one text of what kustomize built by another; `program` runs in place of the command.
+    `change` replaces one text of what kustomize built by another. `program` is Python that runs the command
+    in a process of its own.
     """
     (folder / "kubectl").write_text(KUBECTL)
     (folder / "kubectl").chmod(0o755)
@@ -65,16 +66,21 @@ def deploy(
     (folder / "built").write_text(text.replace(old, new) if old else text)
     for name, content in cluster.items():
         (folder / name).write_text(content)
-    done = subprocess.run(
-        [sys.executable, *program, overlay, runbook],
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (folder / "applied").exists() == (done.returncode == 0)
-    return f"{done.returncode} {done.stdout}{done.stderr}"
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CLUSTER": str(folder)}
+    if program:
+        done = subprocess.run(
+            [sys.executable, "-c", program, overlay, runbook],
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        code, said = done.returncode, done.stdout + done.stderr
+    else:
+        code, said = run_here(main, overlay, runbook, environment=environment)
+    assert (folder / "applied").exists() == (code == 0)
+    return f"{code} {said}"
 
 
 def test_what_kustomize_builds_is_applied(tmp_path: Path, overlay: str) -> None:
@@ -157,7 +163,7 @@ def test_a_run_that_cannot_work_is_refused(tmp_path: Path, change: tuple[str, st
 
 def there(state: str, suspend: bool = False, labels: dict[str, str] | None = None) -> dict[str, str]:
     """Return the cluster in which the overlay `gpu` was deployed, and its RayJob has reached a state."""
-    objects = list(yaml.safe_load_all(build("gpu")))
+    objects = list(yaml.load_all(build("gpu"), yaml.CSafeLoader))
     job = find(objects, "RayJob") | {"status": {"jobDeploymentStatus": state}}
     job["spec"]["suspend"] = suspend
     job["metadata"]["labels"] |= labels or {}
@@ -223,7 +229,6 @@ def test_an_unknown_overlay_is_refused(tmp_path: Path) -> None:
 
 LOADED = """
 import runpy, sys
-sys.argv = ["k8s.deploy", "gpu", "https://wiki.example/runbook"]
 try:
     runpy.run_module("k8s.deploy", run_name="__main__")
 finally:
@@ -240,7 +245,8 @@ def test_deploying_needs_only_what_the_makefile_installs_for_it(tmp_path: Path) 
         if name not in allowed:
             allowed.add(name)
             queue += [it for it in metadata.requires(name) or () if "extra ==" not in it and installed(it)]
-    said = deploy(tmp_path, "gpu", READY, program=("-c", LOADED))
+    said = deploy(tmp_path, "gpu", READY, program=LOADED)
+    assert said.startswith("0 applied\n")
     loaded = {name.partition(".")[0] for name in said.split()} - sys.stdlib_module_names
     owners = metadata.packages_distributions()
     used = {package_of(owner) for name in loaded for owner in owners.get(name, ())}

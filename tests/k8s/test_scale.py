@@ -13,7 +13,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 
 from k8s.scale import main, room
 from tests.conftest import COMMAND
-from tests.k8s.conftest import ROOT, build, find
+from tests.k8s.conftest import ROOT, build, find, run_here
 
 KUBECTL = """#!{python}
 import json, os, pathlib, subprocess, sys
@@ -58,7 +58,7 @@ def cluster(tmp_path: Path) -> Path:
     (tmp_path / "kubectl").chmod(0o755)
     (tmp_path / "built").write_text(build("gpu"))
     (tmp_path / "head").touch()
-    job = find(list(yaml.safe_load_all(build("gpu"))), "RayJob")
+    job = find(list(yaml.load_all(build("gpu"), yaml.CSafeLoader)), "RayJob")
     name, spec = job["metadata"]["name"], job["spec"]["rayClusterSpec"]
     put(tmp_path / f"rayjob-{name}", job | {"status": {"rayClusterName": "cluster"}})
     put(tmp_path / "raycluster-cluster", {"metadata": {"name": "cluster", "namespace": "n"}, "spec": spec})
@@ -69,14 +69,18 @@ def put(file: Path, tree: object) -> None:
     file.write_text(json.dumps(tree))
 
 
+def environment(cluster: Path) -> dict[str, str]:
+    """Return variables with which the command finds this cluster. In its head there is no run under way."""
+    path = {"PATH": f"{cluster}:{os.environ['PATH']}", "CLUSTER": str(cluster)}
+    return path | {"COMMAND": COMMAND, "LONGVIEW_RUNS": str(cluster / "runs")}
+
+
 def scale(cluster: Path, actors: str) -> tuple[int, str]:
-    """Run the command: exit code and output. In the head there is no run under way."""
+    """Run the command in a process of its own, since kubectl prints for it: exit code and output."""
     done = subprocess.run(
         [sys.executable, "-m", "k8s.scale", "gpu", actors],
         cwd=ROOT,
-        env=os.environ
-        | {"PATH": f"{cluster}:{os.environ['PATH']}", "CLUSTER": str(cluster), "COMMAND": COMMAND}
-        | {"LONGVIEW_RUNS": str(cluster / "runs")},
+        env=os.environ | environment(cluster),
         capture_output=True,
         text=True,
         check=False,
@@ -150,7 +154,7 @@ def test_a_cluster_without_a_head_is_not_changed(cluster: Path) -> None:
 def refusal(cluster: Path) -> str:
     """Ask for more actors than there is room for; return why that is refused. Nothing may have changed."""
     before = {file.name: file.read_text() for file in cluster.glob("ray*-*")}
-    code, said = scale(cluster, "64")
+    code, said = run_here(main, "gpu", "64", environment=environment(cluster))
     assert code == 2
     assert {file.name: file.read_text() for file in cluster.glob("ray*-*")} == before
     return said

@@ -40,7 +40,7 @@ class Case:
     """Chooses an action that leads astray."""
     astray: tuple[int, int, int]
     """First step at which that action is taken, for how many steps, and the period of its repetition."""
-    seeds: int = 6
+    seeds: int = 3
     """Episodes that are played in the quick tests."""
 
     @property

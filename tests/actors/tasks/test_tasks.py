@@ -88,12 +88,15 @@ def test_the_same_seed_gives_the_same_episode_and_another_another(
 ) -> None:
     task = load_task(name)
     first = play(task, env, seed=3, noise=0.1)
-    other = play(task, env, seed=4, noise=0.1)
+    other = env.reset(seed=4)[0]
+    for _ in range(10):  # something of it may be left behind
+        if any(env.step(middle(name))[2:4]):
+            break
     again = play(task, env, seed=3, noise=0.1)
     assert again.outcome == first.outcome
     np.testing.assert_array_equal(_flat(again.observations), _flat(first.observations))
     assert first.end() == elsewhere[name]
-    assert not np.array_equal(_flat(other.observations)[0], _flat(first.observations)[0])
+    assert not np.array_equal(_flat([other])[0], _flat(first.observations)[0])
 
 
 def test_an_episode_without_a_seed_is_another_one(env: Environment) -> None:

@@ -33,10 +33,16 @@ from longview.replay.config import StoreConfig
 from longview.replay.datasets import lerobot_writer
 from longview.replay.episode import BY_EXPERT, ArraySpec, Episode, EpisodeMeta, TaskSpec
 from longview.replay.store import EpisodeStore
-from tests.conftest import Longview
+from tests.conftest import Forked, Longview
 
-QUICK = ("learner.steps=12", "learner.batch_size=16", "learner.policy.sampling_steps=1")
+QUICK = (
+    *("learner.steps=12", "learner.batch_size=16"),
+    *("learner.policy.sampling_steps=1", "learner.policy.token_size=64"),
+)
 """Settings that make a training short."""
+
+TWO_CONTEXTS = "evaluation.context_lengths=[1,12]"
+"""Setting that makes a validation short, where the context lengths are not what is tested."""
 
 MINUTES = 30
 """Length of the recordings of the slow test."""
@@ -81,7 +87,7 @@ def curve(folder: Path, tag: str) -> dict[int, float]:
     return found
 
 
-def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
+def test_a_policy_from_two_data_sets_without_ray(longview: Longview, forked: Forked) -> None:
     """One command imports, trains, validates at every T_o and writes down what it found; Ray is never even
     imported. A mirror that fails costs nothing but its curves."""
     first = recorded(longview.folder / "monday.zarr")
@@ -114,17 +120,17 @@ def test_a_policy_from_two_data_sets_without_ray(longview: Longview) -> None:
     report = (folder / "report.html").read_text()
     for text in ("Action error by context length", "Worst episodes", "monday.zarr", "</b> recorded steps"):
         assert text in report, text
-    code, said = longview("status", "drawer")
+    code, said = forked("status", "drawer")
     assert (code, "action error on 2 held-out" in " ".join(said.split())) == (0, True), said
-    code, said = longview("launch", "--resume", "drawer")
+    code, said = forked("launch", "--resume", "drawer")
     assert (code, "longview train --resume" in said) == (2, True), said
 
 
-def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
+def test_a_killed_run_goes_on_where_it_was(longview: Longview, forked: Forked) -> None:
     """After kill -9 a resume imports nothing again, and ends as it would have; Ctrl-C saves."""
     data = recorded(longview.folder / "monday.zarr")
     quick = (*QUICK[1:], "learner.checkpoint_every=5", "learner.steps=100000", "learner.policy.execute=4")
-    quick += ("monitoring.mirrors=[tensorboard]",)
+    quick += ("monitoring.mirrors=[tensorboard]", TWO_CONTEXTS)
     process = longview.start("train", str(data), "--hz", "10", "name=drawer", *quick)
     checkpoints = longview.folder / "runs" / "drawer" / "checkpoints"
     longview.wait_for(lambda: steps(checkpoints))
@@ -135,7 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     before = max(steps(checkpoints))
     process = longview.start("train", "--resume", "drawer")
     longview.wait_for(lambda: max(steps(checkpoints), default=0) > before)
-    code, said = longview("train", "--resume", "drawer")
+    code, said = forked("train", "--resume", "drawer")
     assert (code, "is under way" in said) == (2, True), said
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
@@ -145,7 +151,7 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     last = int(max(path.name for path in checkpoints.glob("step-*")).removeprefix("step-"))
     # Longer than what kill -9 has undone, of which curves hold no second point.
     end = last + 50
-    code, said = longview("train", "--resume", "drawer", f"learner.steps={end}", "learner.warmup=1")
+    code, said = forked("train", "--resume", "drawer", f"learner.steps={end}", "learner.warmup=1")
     assert code == 0, said
     assert summary_of(longview, "drawer")["policy_version"] == end
     losses = curve(longview.folder / "runs" / "drawer", "loss/T_o_1")
@@ -153,11 +159,11 @@ def test_a_killed_run_goes_on_where_it_was(longview: Longview) -> None:
     assert max(losses) == end
 
 
-def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
+def test_episodes_of_a_store_are_only_read(longview: Longview, forked: Forked) -> None:
     with redis_server(longview.folder / "redis") as url:
         store = EpisodeStore.connect(url, "demos", StoreConfig())
         data = recorded(longview.folder / "monday.zarr", episodes=6)
-        code, said = longview(
+        code, said = forked(
             "store", "import", str(data), "--task", "drawer", "demos", "--url", url, "--hz", "10"
         )
         assert code == 0, said
@@ -165,7 +171,7 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
         meta = EpisodeMeta("import.drawer.bad", "drawer", 0, "import")
         store.add(Episode(meta, "invalid", bad.arrays))
         before = store.ids()
-        code, said = longview("train", "demos", "--url", url, "name=read", *QUICK)
+        code, said = forked("train", "demos", "--url", url, "name=read", TWO_CONTEXTS, *QUICK)
         assert code == 0, said
         assert store.ids() == before
         assert summary_of(longview, "read")["held_out"]["episodes"] == 2
@@ -175,27 +181,27 @@ def test_episodes_of_a_store_are_only_read(longview: Longview) -> None:
         for index in range(9):  # they come first, so every place in the order changes
             meta = EpisodeMeta(f"demo.drawer.{index}", "drawer", 0, "demo")
             store.add(Episode(meta, "success", bad.arrays))
-        code, said = longview("train", "--resume", "read", "learner.steps=14")
+        code, said = forked("train", "--resume", "read", "learner.steps=14")
         assert code == 0, said
         assert json.loads(file.read_text())["episodes"] == held_out
         worst = summary_of(longview, "read")["held_out"]["worst"]
         assert sorted(row["id"] for row in worst) == sorted(held_out)
-        code, said = longview("train", "nothing", "--url", url)
+        code, said = forked("train", "nothing", "--url", url)
         assert (code, "namespace nothing has tasks none" in said) == (1, True), said
         store.close()
 
 
-def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
+def test_pictures_are_resized_unless_told_otherwise(longview: Longview, forked: Forked) -> None:
     data = recorded(longview.folder / "filmed.zarr", episodes=6, steps=12, side=128)
-    quick = ("learner.encoder_steps=4", "learner.steps=8", *QUICK[1:])
-    code, said = longview("train", str(data), "--hz", "10", "name=small", *quick)
+    quick = ("learner.encoder_steps=4", "learner.steps=8", TWO_CONTEXTS, *QUICK[1:])
+    code, said = forked("train", str(data), "--hz", "10", "name=small", *quick)
     assert code == 0, said
     assert "pictures are stored at 96x96: --resize WxH or none changes that" in said
     assert "through its cameras" in (longview.folder / "runs" / "small" / "report.html").read_text()
-    code, said = longview("train", str(data), "--hz", "10", "name=large", "--resize", "none", *quick)
+    code, said = forked("train", str(data), "--hz", "10", "name=large", "--resize", "none", *quick)
     assert code == 0, said
     assert "pictures keep their size, and are stored as JPEG" in said
-    code, said = longview("train", str(data), "--hz", "10", "--resize", "small")
+    code, said = forked("train", str(data), "--hz", "10", "--resize", "small")
     assert (code, "--resize takes WIDTHxHEIGHT" in said) == (2, True), said
 
 
@@ -210,12 +216,12 @@ def test_pictures_are_resized_unless_told_otherwise(longview: Longview) -> None:
     ],
 )
 def test_data_that_cannot_be_learnt_from_are_explained(
-    longview: Longview, episodes: int, skip: str, arguments: tuple[str, ...], message: str
+    longview: Longview, forked: Forked, episodes: int, skip: str, arguments: tuple[str, ...], message: str
 ) -> None:
     data = longview.folder / "monday.zarr"
     if episodes:
         recorded(data, episodes, skip=skip)
-    code, said = longview("train", str(data), *arguments)
+    code, said = forked("train", str(data), *arguments)
     assert (code, message in said, "Traceback" in said) == (1, True, False), said
 
 
@@ -335,15 +341,15 @@ cluster.shutdown()
 """
 
 
-def test_a_run_begins_from_a_policy_of_another_robot(longview: Longview) -> None:
+def test_a_run_begins_from_a_policy_of_another_robot(longview: Longview, forked: Forked) -> None:
     """The other robot has one more action. A run that trains adapters goes on without the policy's file."""
     data, file = recorded(longview.folder / "a.zarr"), longview.folder / "base.safetensors"
     policy = policy_config(architecture="mlp", token_size=64)
     spec = TaskSpec("other", {"state": ArraySpec((3,))}, ArraySpec((3,)), 10.0, 24, (1, 12), 10)
     file.write_bytes(policy_to_bytes(policy.make(spec)))
-    settings = (*QUICK, "learner.policy.token_size=64", "learner.adapters.rank=2")
+    settings = (*QUICK, TWO_CONTEXTS, "learner.adapters.rank=2")
     start = "learner.start_from=base.safetensors"
-    code, said = longview("train", str(data), "--hz", "10", "name=new", start, *settings)
+    code, said = forked("train", str(data), "--hz", "10", "name=new", start, *settings)
     assert code == 0, said
     assert f"training begins from {file}" in said
     summary = summary_of(longview, "new")
@@ -357,18 +363,18 @@ def test_a_run_begins_from_a_policy_of_another_robot(longview: Longview) -> None
     assert "The training began from the policy" in (folder / "report.html").read_text()
     assert (folder / "checkpoints" / "step-000000012" / "adapter.safetensors").exists()
     file.unlink()
-    code, said = longview("train", "--resume", "new", "learner.steps=14")
+    code, said = forked("train", "--resume", "new", "learner.steps=14")
     assert code == 0, said
     assert "training begins" not in said
 
 
-def test_data_sets_of_another_robot_are_refused(longview: Longview) -> None:
+def test_data_sets_of_another_robot_are_refused(longview: Longview, forked: Forked) -> None:
     first = recorded(longview.folder / "monday.zarr")
     with h5py.File(longview.folder / "other.hdf5", "w") as file:
         for index in range(3):
             demo = file.create_group(f"data/demo_{index}")
             demo["obs/joints"], demo["actions"] = np.zeros((8, 4)), np.zeros((8, 2))
-    code, said = longview("train", str(first), "other.hdf5", "--hz", "10")
+    code, said = forked("train", str(first), "other.hdf5", "--hz", "10")
     assert (code, "there is no observation.state" in said) == (1, True), said
     assert not (longview.folder / "runs").exists()
 
