@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the results of two ranks together, and of the first one alone before they meet."""
+    """Return the folder with the results of two ranks together, and of the first one alone before that."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-W", "error", str(SCRIPT), f"file://{folder}/meeting"]
     processes = [subprocess.Popen([*command, str(rank), "2", str(folder)]) for rank in (0, 1)]
