@@ -72,7 +72,7 @@ COMPARISONS = {
     "count_scoops": Comparison(3, (1, 92), (*OFTEN, "learner.steps=4000"), seeds=(0,)),
     "square": Comparison(25, (1, 20), (*OFTEN, "learner.steps=6000"), seeds=(0,)),
     # Few simulators: an order of eight episodes would use the whole budget of five demonstrations at once.
-    "grasp_and_return": Comparison(5, (4, 48), ("actors.simulators=4",), seeds=(0,)),
+    "grasp_and_return": Comparison(5, (4, 48), ("actors.simulators=4",), seeds=(0, 1)),
 }
 QUICK = {
     "return_point": Comparison(
