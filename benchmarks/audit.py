@@ -87,6 +87,7 @@ def main() -> None:
 
 def audit(cell: Cell, folder: Path, push_t: Path | None) -> dict[str, Any]:
     """Collect and export a data set, unless it is there, and audit it."""
+    folder.mkdir(parents=True, exist_ok=True)  # for reports also where nothing is collected
     if cell.task == "push_t":
         assert push_t is not None
         data, seed = push_t, ["--seed", str(cell.seed)]  # there is only one: other parts are held out
