@@ -27,10 +27,6 @@ choose_ray_auth(None)
 # Ray would start its processes at niceness 15, at which they starve beside the tests of the other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-LEAN_HEAD: dict[str, Any] = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-"""Options of the head of a Ray cluster, without the processes that no test asks: each takes a second to
-start."""
-
 TAG = "LONGVIEW_TEST_TAG"
 
 # Python ignores Ctrl-C where its parent does, as a test runner in the background may.

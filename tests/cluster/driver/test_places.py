@@ -13,7 +13,8 @@ from longview.cluster.driver.launch import start_servers
 from longview.cluster.driver.places import LearnerPlaces, ServerPlaces
 from longview.cluster.run.config import ConfigError, read_config
 from longview.cluster.run.ending import RunFailed
-from tests.conftest import LEAN_HEAD, Longview
+from tests.cluster.nodes import LEAN_HEAD
+from tests.conftest import Longview
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use a GPU here")
 

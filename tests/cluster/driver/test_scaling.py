@@ -28,7 +28,7 @@ from longview.cluster.run.folder import Run, RunError, create_run
 from longview.cluster.run.preflight import refuse_unplaced
 from longview.cluster.run.services import redis_server
 from longview.replay.store import StoreAddress
-from tests.conftest import LEAN_HEAD
+from tests.cluster.nodes import LEAN_HEAD
 
 CONFIG = [
     "actors.count=1",

@@ -26,7 +26,7 @@ from longview.cluster.run.services import redis_server
 from longview.learner.files import steps
 from longview.monitoring.hub import Hub
 from longview.replay.store import StoreAddress
-from tests.conftest import LEAN_HEAD
+from tests.cluster.nodes import LEAN_HEAD
 
 CONFIG = [
     "learners=2",
