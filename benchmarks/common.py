@@ -114,14 +114,10 @@ def finished(file: Path, cell: Callable[..., Cell]) -> dict[Cell, dict[str, Any]
         file: the results so far; it need not exist yet.
         cell: makes a cell of the values that name it.
     """
-    done = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        done[cell(*entry.pop("cell"))] = entry
-    return done
+    # Imported here because gpu.py, which has no cells, runs where nothing of the store is installed.
+    from longview.cluster.run.folder import read_rows
+
+    return {cell(*row.pop("cell")): row for row in read_rows(file)}
 
 
 def completed(
@@ -138,22 +134,16 @@ def completed(
         run: runs a cell, given the results so far.
         told: describes a result in one line.
     """
+    from longview.cluster.run.folder import append_row  # as in `finished`
+
     done, console = finished(file, type(cells[0])), Console()
     for number, cell in enumerate(cells, start=1):
         if cell not in done:
             console.print(f"{number} of {len(cells)}: {cell}", highlight=False)
             done[cell] = run(cell, done)
-            add_line(file, {"cell": cell, **done[cell]})
+            append_row(file, {"cell": cell, **done[cell]})
             console.print(f"  {told(cell, done[cell])}", highlight=False)
     return {cell: done[cell] for cell in cells}
-
-
-def add_line(file: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file, also after a line that a killed process has left unfinished."""
-    with file.open("a+b") as lines:
-        if lines.tell() and (lines.seek(-1, os.SEEK_END), lines.read())[1] != b"\n":
-            lines.write(b"\n")
-        lines.write(json.dumps(entry).encode() + b"\n")
 
 
 def results(where: Mapping[str, Any], rows: Sequence[Row], ratios: Mapping[str, float]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ GROWTH_SECONDS = 600.0
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--minutes", type=float, help="length of the limited stage with simulated actors")
+    options.add_argument("--minutes", type=float, help="minutes under the limit; 60, or 1 with --quick")
     chosen = options.parse_args()
     measure(chosen.quick, chosen.minutes, chosen.json)
 

@@ -557,11 +557,8 @@ def _check_collection(config: RunConfig) -> None:
             f"collect.max_staleness {collect.max_staleness} is less than learner.publish_every "
             f"{publish_every}: actors would wait for versions that do not come"
         )
-    for name, limit in (
-        ("samples_per_insert", config.replay.samples_per_insert),
-        ("minimum_steps", config.replay.minimum_steps or None),
-    ):
-        if collect.expert_steps is not None and limit is not None:
+    for name in ("samples_per_insert", "minimum_steps"):
+        if collect.expert_steps is not None and (limit := getattr(config.replay, name)):
             raise ConfigError(
                 f"collect.expert_steps {collect.expert_steps} ends the collection, and after that the "
                 f"learner would wait for more at replay.{name} {limit:g}: give one of them"
