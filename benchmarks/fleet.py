@@ -217,8 +217,8 @@ class Loop:
         self._dispatcher = Dispatcher(self._orders)
         self._weights = HeldWeights(self._board)
         self._reporter = DriverReporter(self._hub, store, self._progress)
-        self.training = Training(config, run.checkpoints.absolute(), address, self._board)
-        self.training.start(share_out(store, TASK.spec, 0))
+        self.training = Training(config, run.checkpoints.absolute(), address)
+        self.training.start(share_out(store, TASK.spec, 0), self._board)
 
     def begin(self, begin: Callable[[str], Handle], uses: Callable[[], list[Any]]) -> None:
         """Start the actors, and go on until all are placed and a version is published.

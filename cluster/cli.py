@@ -430,6 +430,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
     robots: Annotated[int, typer.Option(min=1, help="Most robots at a time.")] = 16,
     map: Map = None,
+    resize: Annotated[
+        bool,
+        typer.Option("--resize", help="Resize pictures; a run whose `train` resized them does without this."),
+    ] = False,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that robots bring; else LONGVIEW_API_KEY.")
     ] = None,
@@ -467,6 +471,8 @@ def serve(
 
         longview serve my_run --record redis://store:6379 --metrics-port 9100
 
+        longview serve policy.safetensors --resize
+
         longview serve base --adapter left=left_table --adapter right=right_table
     """
     from longview.cluster.commands import serve as serving
@@ -490,6 +496,7 @@ def serve(
         config,
         adapters=adapter or (),
         map=map or (),
+        resize=resize,
         tls=serving.tls_context(cert, key),
         metrics_port=metrics_port,
         record=record,

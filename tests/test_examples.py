@@ -63,7 +63,7 @@ def test_the_own_robots_recordings_are_a_data_set(own_robot: Path) -> None:
     script(own_robot, "record.py", "weigh", "--episodes", "2")
     source = open_source(own_robot / "weigh", "weigh")
     assert source.spec.control_hz == 30
-    assert source.spec.observation["front"].shape == (96, 128, 3)
+    assert source.spec.observation["images.front"].shape == (96, 128, 3)
     assert [source.reader.length(index) > 150 for index in source.indices] == [True, True]
 
 
@@ -73,7 +73,7 @@ def test_the_own_robot_acts_with_a_policy_from_its_recordings(own_robot: Path, l
     script(own_robot, "record.py", "weigh", "--episodes", "6")
     short = ("learner.policy.context_length=16", "learner.steps=8", "learner.encoder_steps=4")
     code, output = longview(
-        *("train", "weigh", "name=weigh", "--keys", "state,front", "--resize", "48x48", *short)
+        *("train", "weigh", "name=weigh", "--keys", "state,images.front", "--resize", "48x48", *short)
     )
     assert code == 0, output
     server = longview.start("serve", "weigh", "--port", "0")

@@ -76,6 +76,7 @@ def serve_checkpoint(
     *,
     adapters: Sequence[str],
     map: Sequence[str],
+    resize: bool,
     tls: ssl.SSLContext | None,
     metrics_port: int | None,
     record: str | None,
@@ -89,6 +90,7 @@ def serve_checkpoint(
         adapters: adapters of this policy that act beside it, `NAME=PATH`. With them, the policy stays that is
             the newest one now.
         map: names of observations, `THEIRS=OURS`.
+        resize: resize pictures even if nothing tells that those of the training data were.
         tls: certificate and key; None serves without TLS.
         metrics_port: port of /metrics; None serves none.
         record: URL of the Redis that episodes are recorded into; None records nothing.
@@ -111,8 +113,8 @@ def serve_checkpoint(
         policies = policies_of(checkpoint, adapters)
         weights = policies[BASE].weights
         run, horizon = run_of(weights.file), weights.policy.horizon
-        resize = run is not None and resizes(run)
-        form = Form(weights.policy.spec, horizon.context, names, resize, horizon.max_delay)
+        resizing = resize or (run is not None and resizes(run))
+        form = Form(weights.policy.spec, horizon.context, names, resizing, horizon.max_delay)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from None
     metrics = ServingMetrics()

@@ -89,12 +89,12 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         services.enter_context(ray_cluster(config, address, store_is_local=config.replay.url is None))
         places = LearnerPlaces(config, alone=address is None)
         places.wait()
+        training = Training(config, run.checkpoints.absolute(), store_address)
+        if address is None:  # on a cluster others may use the place until there is something to train on
+            training.prepare()  # first of all processes, since it takes longest to start
         roles = start_roles(config, run, alone=address is None)
         reporter = services.enter_context(reporting(roles.hub, store, progress))
-        training = Training(config, run.checkpoints.absolute(), store_address, roles.board)
         services.enter_context(ending(training.stop))
-        if address is None:  # on a cluster others may use the place until there is something to train on
-            training.prepare()
         services.callback(ignore_interrupts)
         run.write_state(store=without_password(store_address.url), prometheus=progress.prometheus)
         try:
@@ -308,7 +308,8 @@ def _supervise(
         servers.check()
         if progress.phase == "collect" and orders.idle:
             places.withdraw()
-            training.start(share_out(store, task.spec, config.learner.validation_episodes))
+            demonstrations = share_out(store, task.spec, config.learner.validation_episodes)
+            training.start(demonstrations, roles.board)
             progress.enter("train")
         if progress.phase == "train":
             last_version = training.finished(weights.newest) if last_version is None else last_version

@@ -47,10 +47,10 @@ def train_on_ray(
         places.withdraw()
         roles = start_roles(config, run, alone=alone)
         reporter = services.enter_context(reporting(roles.hub, store, progress))
-        training = Training(config, run.checkpoints.absolute(), address, roles.board)
+        training = Training(config, run.checkpoints.absolute(), address)
         services.enter_context(ending(training.stop))
         services.callback(ignore_interrupts)
-        training.start(demonstrations)
+        training.start(demonstrations, roles.board)
         last: int | None = None
         while last is None:
             time.sleep(TICK_SECONDS)

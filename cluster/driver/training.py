@@ -40,7 +40,6 @@ class Training:
         config: RunConfig,
         checkpoints: Path,
         store: StoreAddress,
-        board: Handle,
         late_seconds: float = LATE_SECONDS,
     ) -> None:
         """
@@ -48,10 +47,9 @@ class Training:
             config: the run's.
             checkpoints: folder of the checkpoints, which every rank 0 reaches.
             store: store of the episodes to train on.
-            board: handle on the weight board.
             late_seconds: time after which a rank that the others wait for costs a restart.
         """
-        self._config, self._checkpoints, self._store, self._board = config, checkpoints, store, board
+        self._config, self._checkpoints, self._store = config, checkpoints, store
         self._late_seconds = late_seconds
         self._ranks: list[Handle] = []
         self._under_way: list[Any] = []
@@ -67,10 +65,15 @@ class Training:
         """Start the ranks' processes before there is anything to train on: importing torch takes seconds."""
         self._start()
 
-    def start(self, demonstrations: Demonstrations) -> None:
+    def start(self, demonstrations: Demonstrations, board: Handle) -> None:
         """Start the ranks, if they were not prepared. They train as soon as all are ready: a rank that joined
-        alone would wait in vain for one that has no room yet."""
-        self._demonstrations = demonstrations
+        alone would wait in vain for one that has no room yet.
+
+        Args:
+            demonstrations: what the demonstrations are for.
+            board: handle on the weight board.
+        """
+        self._demonstrations, self._board = demonstrations, board
         if not steps(self._checkpoints):
             measured, drawn = len(demonstrations.measured), demonstrations.drawn
             log.info("the normaliser's statistics are measured on %d of %d demonstrations", measured, drawn)

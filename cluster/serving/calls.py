@@ -37,7 +37,7 @@ class Form:
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of observations in the task, by the robot's names for them; others have the same name."""
     resize: bool = False
-    """Whether pictures of another size are resized, as those of the training data were."""
+    """Whether pictures of another size are resized."""
     max_delay: int = 0
     """Most actions under way that the policy continues."""
 
@@ -212,8 +212,7 @@ def _pictures(name: str, rows: Array, spec: ArraySpec, resize: bool) -> Array:
     if not same and not resize:
         raise CallError(
             f"observation {name} shows {width}x{height} pixels, expected {spec.shape[1]}x{spec.shape[0]}: "
-            "pictures are resized only where the policy lies in the folder of a run that `longview train` "
-            "resized them for"
+            "serve with --resize to have pictures resized"
         )
     return as_rgb(name, rows, layout, None if same else (spec.shape[1], spec.shape[0]))
 

@@ -31,9 +31,10 @@ class Arm:
         self.block = tip(DOWN + self.side * SIDE) + rng.normal(scale=1.0, size=2)
 
     def observe(self) -> dict[str, np.ndarray]:
-        """Return what the robot sees and feels: `state`, `front`, `wrist`."""
+        """Return what the robot sees and feels: `state`, `images.front`, `images.wrist`."""
         state = self.joints + self.rng.normal(scale=0.2, size=6)
-        return {"state": state.astype(np.float32), "front": self._front(), "wrist": self._wrist()}
+        cameras = {"images.front": self._front(), "images.wrist": self._wrist()}
+        return {"state": state.astype(np.float32), **cameras}
 
     def step(self, target: np.ndarray) -> np.ndarray:
         """Move halfway to target joints, and return the target that was executed."""

@@ -17,7 +17,7 @@ from longview.replay.episode import BY_PERSON, ArraySpec, Episode, EpisodeMeta, 
 PICTURE = ArraySpec((HEIGHT, WIDTH, 3), "uint8", 0, 255)
 SPEC = TaskSpec(
     name="weigh",
-    observation={"state": ArraySpec((6,)), "front": PICTURE, "wrist": PICTURE},
+    observation={"state": ArraySpec((6,)), "images.front": PICTURE, "images.wrist": PICTURE},
     action=ArraySpec((6,)),
     control_hz=HZ,
     max_steps=400,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from longview.cluster.run.config import ConfigError, DataConfig, RunConfig, writ
 from longview.cluster.serving.server import ServeConfig
 from longview.learner.config import policy_config
 from longview.learner.policy import load_policy, policy_to_bytes
+from longview.replay.episode import ArraySpec, TaskSpec
 from tests.cluster.serving.serving import write_adapter
 
 OPTIONS: dict[str, Any] = {
     "adapters": (),
     "map": (),
+    "resize": False,
     "tls": None,
     "metrics_port": None,
     "record": None,
@@ -41,9 +44,13 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """Return the folder of a checkpoint that lies in no run."""
-    folder = tmp_path / "step-000000003"
+    return write_policy(tmp_path / "step-000000003", load_task("return_point").spec)
+
+
+def write_policy(folder: Path, spec: TaskSpec) -> Path:
+    """Write an untrained policy into a new folder, and return the folder."""
     folder.mkdir()
-    policy = policy_config(widths=(8,), groups=4, token_size=8).make(load_task("return_point").spec)
+    policy = policy_config(widths=(8,), groups=4, token_size=8).make(spec)
     (folder / "policy.safetensors").write_bytes(policy_to_bytes(policy))
     return folder
 
@@ -143,9 +150,13 @@ def test_pictures_are_resized_as_train_did_with_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:connect.. must be used as a context:DeprecationWarning")
-def test_a_server_is_a_process_without_ray_and_simulators(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_server_is_a_process_without_ray_and_simulators(tmp_path: Path) -> None:
     """It needs the extra `serve` alone, and no argument of it holds the key. An adapter acts beside the
-    policy."""
+    policy. Pictures are resized for a policy that lies in no run."""
+    spec = load_task("return_point").spec
+    seen = {"where": np.zeros(2), "front": np.zeros((96, 128, 3), np.uint8)}
+    spec = replace(spec, observation=spec.observation | {"front": ArraySpec((48, 64, 3), "uint8", 0, 255)})
+    checkpoint = write_policy(tmp_path / "step-000000003", spec)
     adapter = tmp_path / "left.safetensors"
     write_adapter(adapter, load_policy(checkpoint), seed=0)
     script = f"""
@@ -153,7 +164,7 @@ import sys
 for name in ("ray", "mujoco", "robosuite", "gym_pusht", "redis", "zstandard", "xxhash", "matplotlib"):
     sys.modules[name] = None
 sys.argv = ["longview", "serve", {str(checkpoint)!r}, "--port", "0", "--map", "where=position"]
-sys.argv += ["--adapter", {f"left={adapter}"!r}]
+sys.argv += ["--adapter", {f"left={adapter}"!r}, "--resize"]
 from longview.cluster.cli import main
 main()
 """
@@ -172,7 +183,7 @@ main()
         assert with_adapter == f"{url}?adapter=left"
         for each, name in ((url, ""), (with_adapter, "left")):
             robot = WebsocketClientPolicy(each, api_key="sesame")
-            assert robot.infer({"where": np.zeros(2)})["actions"].shape == (8, 2)
+            assert robot.infer(seen)["actions"].shape == (8, 2)
             assert robot.get_server_metadata()["adapter"] == name
     finally:
         server.terminate()

@@ -57,9 +57,9 @@ class Ranks:
 
     def train(self, steps: int, *settings: str, late_seconds: float = LATE_SECONDS) -> Training:
         config = read_config(None, [*CONFIG, f"learner.steps={steps}", *settings])
-        self.training = Training(config, self.checkpoints, self.store, self.board, late_seconds)
+        self.training = Training(config, self.checkpoints, self.store, late_seconds)
         held_out = config.learner.validation_episodes
-        self.training.start(share_out(self.episodes, self.task.spec, held_out))
+        self.training.start(share_out(self.episodes, self.task.spec, held_out), self.board)
         return self.training
 
     def newest(self) -> int | None:

@@ -67,9 +67,9 @@ def test_names_are_those_of_the_robot() -> None:
         read_call(PLAIN, replace(FORM, names={"images/cam_high": "front"}))
 
 
-def test_pictures_are_resized_where_the_data_were() -> None:
+def test_pictures_are_resized_where_that_is_wanted() -> None:
     large = np.repeat(np.repeat(PICTURE, 2, 0), 2, 1)
-    with pytest.raises(CallError, match="shows 64x48 pixels, expected 32x24: pictures are resized only"):
+    with pytest.raises(CallError, match="shows 64x48 pixels, expected 32x24: serve with --resize"):
         read_call(PLAIN | {"front": large}, FORM)
     call = read_call(PLAIN | {"front": large}, replace(FORM, resize=True))
     np.testing.assert_array_equal(call.frames["front"], as_rgb("", large[None], "HWC", (32, 24)))
