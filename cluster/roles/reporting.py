@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -15,16 +16,22 @@ HUB = "hub"
 """Name under which every other role finds the metrics hub. A handle would not do: an actor whose constructor
 was given a handle cannot be restarted once that handle is gone."""
 
-HEARTBEAT_SECONDS = 5.0
-"""Time after which an actor repeats its last report."""
+HEARTBEAT_SECONDS = 7.0
+"""Silence after which an actor repeats its last report. An idle one is asked for a report more often: a
+thousand of them would double the hub's work by repeating it."""
 
 
-def send(message: bytes) -> None:
-    """Send a report to the hub. A lost report does no harm, since the next one holds its totals too."""
+def send(message: bytes) -> Any:
+    """Send a report to the hub. A lost report does no harm, since the next one holds its totals too.
+
+    Returns:
+        Ray's reference to the call; None if there is no hub.
+    """
     try:
-        ray.get_actor(HUB).report.remote(message)
+        return ray.get_actor(HUB).report.remote(message)
     except (ValueError, RayError) as error:
         log.warning("a report did not reach the hub: %s", error)
+        return None
 
 
 def restarted(role: str) -> bytes | None:
@@ -41,20 +48,30 @@ def restarted(role: str) -> bytes | None:
 
 
 class Heartbeat:
-    """Sends reports, and repeats the last one: a sign of life while the actor waits, and news to a restarted
-    hub."""
+    """Sends reports, and repeats the last one after a silence: a sign of life, and news to a restarted
+    hub. A hub that lags behind gets the newest report alone: all reports of a thousand actors would fill its
+    memory."""
 
     def __init__(self) -> None:
+        self._under_way: Any = None
+        """Ray's reference to the last report sent, which the hub may not have taken in yet."""
         self._last: bytes | None = None
+        self._sent = threading.Event()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def send(self, message: bytes) -> None:
-        """Send a report, and repeat it until the next one."""
+        """Send a report, now or once the hub has taken in the last one, and repeat it until the next one."""
         self._last = message
-        send(message)
+        self._sent.set()
+        self._deliver(message)
+
+    def _deliver(self, message: bytes) -> None:
+        if self._under_way is None or ray.wait([self._under_way], timeout=0)[0]:
+            self._under_way = send(message)
 
     def _beat(self) -> None:
         while True:
-            time.sleep(HEARTBEAT_SECONDS)
-            if self._last is not None:
-                send(self._last)
+            if self._sent.wait(HEARTBEAT_SECONDS):
+                self._sent.clear()
+            elif self._last is not None:
+                self._deliver(self._last)

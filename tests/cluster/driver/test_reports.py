@@ -1,5 +1,6 @@
 """Reports of the driver to a real metrics hub."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,8 +13,10 @@ from longview.actors.task import load_task
 from longview.actors.worker import Order, Result
 from longview.cluster.driver import reports
 from longview.cluster.driver.reports import DriverReporter
+from longview.cluster.roles import reporting
 from longview.cluster.roles.hub import MetricsHub
 from longview.cluster.roles.ray import ALWAYS_BACK, start
+from longview.cluster.roles.reporting import HUB
 from longview.cluster.run.config import read_config
 from longview.cluster.run.folder import Run
 from longview.cluster.run.progress import RunProgress
@@ -28,6 +31,52 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+class LateHub:
+    """A hub that takes in nothing until a file is there."""
+
+    def __init__(self) -> None:
+        self._reports: list[bytes] = []
+
+    def wait(self, file: Path) -> None:
+        while not file.exists():
+            time.sleep(0.05)
+
+    def report(self, message: bytes) -> None:
+        self._reports.append(message)
+
+    def reports(self) -> list[bytes]:
+        return self._reports
+
+
+class Reporting:
+    """An actor that reports often, and soon repeats its last report."""
+
+    def __init__(self) -> None:
+        reporting.HEARTBEAT_SECONDS = 0.2
+        self._heartbeat = reporting.Heartbeat()
+
+    def report(self, reports: int) -> None:
+        for number in range(reports):
+            self._heartbeat.send(b"%d" % number)
+
+
+def test_a_hub_that_lags_gets_the_newest_report_alone(cluster: None, tmp_path: Path) -> None:
+    hub = start(LateHub, name=HUB, num_cpus=0)
+    assert ray.get(hub.reports.remote()) == []  # it is there
+    waiting = hub.wait.remote(tmp_path / "go on")
+    actor = start(Reporting, num_cpus=0)
+    ray.get(actor.report.remote(1000))
+    (tmp_path / "go on").touch()
+    ray.get(waiting)
+    deadline = time.monotonic() + 60
+    while b"999" not in (reports := ray.get(hub.reports.remote())):
+        assert time.monotonic() < deadline, reports
+        time.sleep(0.05)
+    assert reports[:2] == [b"0", b"999"]
+    for role in (actor, hub):
+        ray.kill(role)
 
 
 def evaluation(version: int, length: int, successes: int, completed: int) -> Evaluation:
