@@ -380,7 +380,8 @@ class LearnerConfig:
     ema_max: float = 0.9999
     """Largest decay of the weights' average, in [0, 1)."""
     publish_every: int = 300
-    """Training steps between two published versions."""
+    """Training steps between two published versions. Where actors collect, the first one comes earlier: after a
+    fiftieth of the training."""
     checkpoint_every: int = 600
     """Training steps between two checkpoints."""
     keep_checkpoints: int = 3

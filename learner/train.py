@@ -56,6 +56,7 @@ def train(
     report: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
     checkpoints: Path,
+    first_version: int | None = None,
     validation: Sequence[Episode] = (),
     rank: int = 0,
     world: int = 1,
@@ -78,6 +79,7 @@ def train(
         should_stop: called after every step. If one rank answers true, all ranks stop: one rank at once,
             several after at most `ASK_EVERY` steps.
         checkpoints: folder of the checkpoints; used by rank 0 only.
+        first_version: step at which a policy is published besides every `config.publish_every` steps.
         validation: episodes that are never drawn, the same on every rank. The ranks together validate every
             published policy on them.
         rank: this rank.
@@ -120,7 +122,7 @@ def train(
             stopping |= should_stop()
             asking = world == 1 or step % ASK_EVERY == 0
             last = step == config.steps or (asking and ranks.any_of(stopping, world, device))
-            publishing = last or step % config.publish_every == 0
+            publishing = last or step % config.publish_every == 0 or step == first_version
             saving = last or step % config.checkpoint_every == 0
             reporting = publishing or saving or step % config.report_every == 0
             if reporting:

@@ -106,6 +106,7 @@ def train_rank(
             publish=publish,
             report=report,
             should_stop=should_stop,
+            first_version=config.first_version,
             checkpoints=checkpoints,
             rank=rank,
             world=world,
@@ -246,7 +247,7 @@ def limiter_of(config: RunConfig, spec: TaskSpec, step: int, cancelled: Callable
     draws = config.learner.segments(spec, ranks)
     # Actors collect nothing before the first version, so waiting for them would never end. Later steps may
     # draw before that version's last one.
-    alone = config.learner.publish_every + AHEAD if config.collect.source is not None else 0
+    alone = config.first_version + AHEAD if config.collect.source is not None else 0
     return Limiter(
         samples_per_insert=None if together is None else together / ranks,
         minimum_steps=config.replay.minimum_steps,

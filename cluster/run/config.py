@@ -197,6 +197,13 @@ class RunConfig:
             )
 
     @property
+    def first_version(self) -> int:
+        """Training step of the first version. Nobody can collect before, so it comes early where actors
+        collect."""
+        early = max(1, self.learner.steps // 50) if self.collect.source is not None else math.inf
+        return int(min(early, self.learner.publish_every))
+
+    @property
     def rollout_actors(self) -> int:
         """Rollout actors that the run begins with; none on recorded data."""
         return 0 if self.data.spec else self.actors.count

@@ -166,7 +166,7 @@ def test_an_expert_that_is_not_needed_does_not_end_the_collection() -> None:
     assert taken(collection, 0, 10_000).count == 4
 
 
-CONFIG = configured("learner.batch_size=16")
+CONFIG = configured("learner.batch_size=16", "learner.warmup=1")
 
 
 @given(
@@ -176,9 +176,16 @@ CONFIG = configured("learner.batch_size=16")
     demonstrated=st.integers(0, 1000),
     report_every=st.integers(1, 40),
     publish_every=st.integers(1, 40),
+    first_version=st.integers(1, 40),
 )
 def test_learner_and_actors_never_wait_for_each_other(
-    spi: float | None, ahead: float, minimum: int, demonstrated: int, report_every: int, publish_every: int
+    spi: float | None,
+    ahead: float,
+    minimum: int,
+    demonstrated: int,
+    report_every: int,
+    publish_every: int,
+    first_version: int,
 ) -> None:
     """The learner draws ahead, and tells its step only now and then. Until it publishes, nobody can act."""
     committed, told, steps, newest = demonstrated, 0, 60, None
@@ -186,8 +193,11 @@ def test_learner_and_actors_never_wait_for_each_other(
         CONFIG,
         replay=replace(CONFIG.replay, samples_per_insert=spi, minimum_steps=minimum),
         collect=replace(CONFIG.collect, steps_per_training_step=ahead, max_staleness=publish_every),
-        learner=replace(CONFIG.learner, report_every=report_every, publish_every=publish_every),
+        learner=replace(
+            CONFIG.learner, report_every=report_every, publish_every=publish_every, steps=50 * first_version
+        ),
     )
+    assert config.first_version == min(first_version, publish_every)
     limiter = limiter_of(config, SPEC, 0, lambda: False)
     collection = Collection(config, SPEC, sizes=lambda: (committed, committed), typical=lambda: 50.0)
     while told < steps:
@@ -196,7 +206,8 @@ def test_learner_and_actors_never_wait_for_each_other(
             limiter.drawn += 16
             trained = max(0, limiter.drawn // 16 - AHEAD)
             told = max(told, trained // report_every * report_every)
-            newest = trained // publish_every * publish_every or None
+            first = config.first_version if trained >= config.first_version else None
+            newest = trained // publish_every * publish_every or first
         order = collection.take(newest, told)
         assert order is not None or not learner_waits, collection.held
         if order is not None and learner_waits:
