@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from longview.learner.config import PolicyConfig
 from longview.learner.files import (
     ADAPTER,
     POLICY,
@@ -31,6 +32,7 @@ from longview.learner.files import (
     folders,
     newest,
 )
+from longview.learner.policy import load_policy, policy_to_bytes
 from longview.learner.tensors import file_parts
 
 BASE = "base."
@@ -118,6 +120,21 @@ def load(path: Path) -> Checkpoint:
         OSError, ValueError, KeyError: the checkpoint is incomplete or damaged.
     """
     return _decoded(contents(path))
+
+
+def reconfigure(path: Path, config: PolicyConfig) -> None:
+    """Give the policy of a checkpoint other settings of acting. Its weights stay.
+
+    Args:
+        path: folder of the checkpoint.
+        config: settings of the policy, which differ from its own in `acting` alone.
+    """
+    policy = load_policy(path / POLICY)
+    policy.config = config
+    state, data = json.loads((path / STATE).read_bytes()), policy_to_bytes(policy)
+    state["sha256"][POLICY] = checksum([data])
+    (path / POLICY).write_bytes(data)
+    (path / STATE).write_text(json.dumps(state, indent=1))
 
 
 def pack(checkpoint: Checkpoint) -> bytes:

@@ -66,6 +66,8 @@ class PolicyConfig:
 
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Values of the fields whose default is `AS_SIZE`, by size."""
+    acting: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields that say how a trained policy acts, and that training does not follow from."""
 
     kind: str
     """Kind of policy: `diffusion`, `recurrent`, or a kind of an installed package."""
@@ -380,8 +382,8 @@ class LearnerConfig:
     ema_max: float = 0.9999
     """Largest decay of the weights' average, in [0, 1)."""
     publish_every: int = 300
-    """Training steps between two published versions. Where actors collect, the first one comes earlier: after a
-    fiftieth of the training."""
+    """Training steps between two published versions. Where actors collect, the first one comes earlier:
+    after a fiftieth of the training."""
     checkpoint_every: int = 600
     """Training steps between two checkpoints."""
     keep_checkpoints: int = 3

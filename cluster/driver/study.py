@@ -343,6 +343,11 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
         unfinished = here / "handed"
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(last, unfinished)
+        if (policy := cell.config.learner.policy) != trained.config.learner.policy:
+            # Imported here because it imports torch, which a study's own process does without.
+            from longview.learner.checkpoint import reconfigure
+
+            reconfigure(unfinished, policy)
         unfinished.rename(here / last.name)
 
 

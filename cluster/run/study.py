@@ -249,11 +249,21 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
 
 def trained_alike(cells: Sequence[Cell]) -> dict[str, Cell]:
     """Find the cells that need no training of their own, by the settings of each: they differ from another
-    cell only in the history that the evaluation shows. Each gets the cell whose policy it can take."""
+    cell only in how the policy acts, or in the history that the evaluation shows. Each gets the cell whose
+    policy it can take."""
+
+    def acting(cell: Cell) -> tuple[Any, ...]:
+        policy = cell.config.learner.policy
+        shown = cell.config.evaluation.history != "own"
+        return shown, *(getattr(policy, name) for name in sorted(policy.acting))
+
     first, found = dict[str, Cell](), dict[str, Cell]()
-    for cell in sorted(cells, key=lambda cell: cell.config.evaluation.history != "own"):
-        alike = replace(cell.config, evaluation=replace(cell.config.evaluation, history="own"))
-        trained = first.setdefault(_hashed(plain(asdict(alike))), cell)
+    for cell in sorted(cells, key=acting):
+        settings = plain(asdict(cell.config))
+        del settings["evaluation"]["history"]
+        for name in cell.config.learner.policy.acting:
+            del settings["learner"]["policy"][name]
+        trained = first.setdefault(_hashed(settings), cell)
         if trained is not cell:
             found[cell.settings] = trained
     return found

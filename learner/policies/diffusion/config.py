@@ -53,6 +53,8 @@ def joined(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
 class DiffusionConfig(PolicyConfig):
     """Settings that diffusion policies of every architecture have."""
 
+    acting = frozenset({"sampling_steps", "candidates"})
+
     kind: str = "diffusion"
     architecture: str
     """Network that denoises actions: `unet_cross`, a 1-D UNet over actions that attends to one token per

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from longview.cluster.driver import study as studying
 from longview.cluster.driver.study import (
@@ -22,8 +23,11 @@ from longview.cluster.driver.study import (
     _take,
     _work,
 )
+from longview.cluster.run.config import task_of
 from longview.cluster.run.folder import Run, RunError, append_row, create_run, read_rows
 from longview.cluster.run.study import Cell, plan, read_study, results_of, trained_alike
+from longview.learner.checkpoint import latest, save
+from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.monitoring.success import Evaluation
 from longview.replay.config import StoreConfig
 from longview.replay.errors import StoreError
@@ -201,6 +205,31 @@ def test_a_control_takes_the_policy_of_the_cell_that_trains_alike(tmp_path: Path
     (taken / "policy.safetensors").write_bytes(b"its own")
     job.prepare()
     assert (taken / "policy.safetensors").read_bytes() == b"its own"
+
+
+def test_self_verification_takes_the_policy_of_full_past_prediction(tmp_path: Path) -> None:
+    """It differs only in how the policy acts, which the policy it takes is told."""
+    study, _ = read_study(
+        "remedies",
+        [
+            "methods=[full past prediction, self-verification]",
+            "axes.task=[return_point]",
+            "seeds=[0]",
+            *("baseline=null", "control=null"),
+        ],
+    )
+    cells = plan(study)
+    predicted, verified = cells
+    assert trained_alike(cells) == trained_alike(cells[::-1]) == {verified.settings: predicted}
+    policy, last = predicted.config.learner.policy, predicted.config.learner.steps
+    theirs, ours = (Run(tmp_path / cell.name).checkpoints for cell in (predicted, verified))
+    data = policy_to_bytes(policy.make(task_of(predicted.config).spec))
+    save(theirs, last, data, {"weights": torch.zeros(1)}, {}, keep=1)
+    _job(site(tmp_path), verified, 50, [64], None, tmp_path / "cells", predicted).prepare()
+    taken = latest(ours)
+    assert taken is not None, "its checksums are right"
+    assert policy_from_bytes(taken.policy).config == verified.config.learner.policy
+    assert verified.config.learner.policy.candidates == 10
 
 
 def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
