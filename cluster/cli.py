@@ -432,7 +432,7 @@ def serve(
     map: Map = None,
     resize: Annotated[
         bool,
-        typer.Option("--resize", help="Resize pictures; a run whose `train` resized them does without this."),
+        typer.Option("--resize", help="Resize pictures. A run whose `train` resized them needs no flag."),
     ] = False,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that robots bring; else LONGVIEW_API_KEY.")

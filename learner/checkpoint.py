@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from longview.learner.files import (
     folders,
     newest,
 )
-from longview.learner.policy import load_policy, policy_to_bytes
+from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.tensors import file_parts
 
 BASE = "base."
@@ -128,11 +128,15 @@ def reconfigure(path: Path, config: PolicyConfig) -> None:
     Args:
         path: folder of the checkpoint.
         config: settings of the policy, which differ from its own in `acting` alone.
+
+    Raises:
+        OSError, ValueError, KeyError: the checkpoint is incomplete or damaged.
     """
-    policy = load_policy(path / POLICY)
+    policy = policy_from_bytes(contents(path).policy)
     policy.config = config
     state, data = json.loads((path / STATE).read_bytes()), policy_to_bytes(policy)
     state["sha256"][POLICY] = checksum([data])
+    state["config"]["policy"] = asdict(config)
     (path / POLICY).write_bytes(data)
     (path / STATE).write_text(json.dumps(state, indent=1))
 

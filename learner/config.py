@@ -382,8 +382,8 @@ class LearnerConfig:
     ema_max: float = 0.9999
     """Largest decay of the weights' average, in [0, 1)."""
     publish_every: int = 300
-    """Training steps between two published versions. Where actors collect, the first one comes earlier:
-    after a fiftieth of the training."""
+    """Training steps between two published versions. Where actors collect, the first one comes after a
+    fiftieth of the training, if that is earlier."""
     checkpoint_every: int = 600
     """Training steps between two checkpoints."""
     keep_checkpoints: int = 3

@@ -91,7 +91,7 @@ def _run(progress: RunProgress, task: Task, address: str | None, show: Callable[
         places.wait()
         training = Training(config, run.checkpoints.absolute(), store_address)
         if address is None:  # on a cluster others may use the place until there is something to train on
-            training.prepare()  # first of all processes, since it takes longest to start
+            training.prepare()  # before the other roles, since it takes longest to start
         roles = start_roles(config, run, alone=address is None)
         reporter = services.enter_context(reporting(roles.hub, store, progress))
         services.enter_context(ending(training.stop))
@@ -318,7 +318,8 @@ def _supervise(
                 training.kill()  # the last evaluation needs no learner: its GPUs are free for others
                 orders.conclude(last_version, progress.evaluated(last_version))
                 progress.enter("evaluate")
-            elif published is not None and published < config.learner.steps:
+            # An earlier version is for those who collect, and of too little training to evaluate.
+            elif published is not None and config.learner.publish_every <= published < config.learner.steps:
                 orders.published(published)
 
         progress.evaluations, progress.version = orders.evaluations, weights.newest

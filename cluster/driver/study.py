@@ -344,10 +344,14 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(last, unfinished)
         if (policy := cell.config.learner.policy) != trained.config.learner.policy:
-            # Imported here because it imports torch, which a study's own process does without.
+            # Imported here because it imports torch, which most studies need in their cells alone.
             from longview.learner.checkpoint import reconfigure
 
-            reconfigure(unfinished, policy)
+            try:
+                reconfigure(unfinished, policy)
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("%s trains by itself: %s is damaged: %s", cell.name, last, error)
+                return
         unfinished.rename(here / last.name)
 
 

@@ -47,31 +47,45 @@ def restarted(role: str) -> bytes | None:
     return encode_report(role, role, time.time_ns(), totals)
 
 
+UNDER_WAY = 4
+"""Most reports of an actor that wait at the hub."""
+
+
 class Heartbeat:
     """Sends reports, and repeats the last one after a silence: a sign of life, and news to a restarted
-    hub. A hub that lags behind gets the newest report alone: all reports of a thousand actors would fill its
-    memory."""
+    hub. Where `UNDER_WAY` reports wait at the hub, only the newest one follows, once the hub has taken one
+    in: all reports of a thousand actors would fill its memory."""
 
     def __init__(self) -> None:
-        self._under_way: Any = None
-        """Ray's reference to the last report sent, which the hub may not have taken in yet."""
+        self._lock = threading.Lock()
+        self._under_way: list[Any] = []
+        """Ray's references to reports that the hub may not have taken in yet."""
+        self._behind = False
+        """Whether the last report waits until the hub has taken one in."""
         self._last: bytes | None = None
         self._sent = threading.Event()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def send(self, message: bytes) -> None:
-        """Send a report, now or once the hub has taken in the last one, and repeat it until the next one."""
+        """Send a report, and repeat it until the next one."""
         self._last = message
-        self._sent.set()
         self._deliver(message)
+        self._sent.set()
 
     def _deliver(self, message: bytes) -> None:
-        if self._under_way is None or ray.wait([self._under_way], timeout=0)[0]:
-            self._under_way = send(message)
+        with self._lock:
+            if count := len(self._under_way):
+                _, self._under_way = ray.wait(self._under_way, num_returns=count, timeout=0)
+            self._behind = len(self._under_way) >= UNDER_WAY
+            if not self._behind and (reference := send(message)) is not None:
+                self._under_way.append(reference)
 
     def _beat(self) -> None:
         while True:
-            if self._sent.wait(HEARTBEAT_SECONDS):
+            if self._behind:
+                ray.wait(list(self._under_way))
+            elif self._sent.wait(HEARTBEAT_SECONDS):
                 self._sent.clear()
-            elif self._last is not None:
+                continue
+            if self._last is not None:
                 self._deliver(self._last)

@@ -200,8 +200,8 @@ class RunConfig:
     def first_version(self) -> int:
         """Training step of the first version. Nobody can collect before, so it comes early where actors
         collect."""
-        early = max(1, self.learner.steps // 50) if self.collect.source is not None else math.inf
-        return int(min(early, self.learner.publish_every))
+        every = self.learner.publish_every
+        return every if self.collect.source is None else min(every, max(1, self.learner.steps // 50))
 
     @property
     def rollout_actors(self) -> int:

@@ -251,22 +251,27 @@ def trained_alike(cells: Sequence[Cell]) -> dict[str, Cell]:
     """Find the cells that need no training of their own, by the settings of each: they differ from another
     cell only in how the policy acts, or in the history that the evaluation shows. Each gets the cell whose
     policy it can take."""
-
-    def acting(cell: Cell) -> tuple[Any, ...]:
-        policy = cell.config.learner.policy
-        shown = cell.config.evaluation.history != "own"
-        return shown, *(getattr(policy, name) for name in sorted(policy.acting))
-
-    first, found = dict[str, Cell](), dict[str, Cell]()
-    for cell in sorted(cells, key=acting):
-        settings = plain(asdict(cell.config))
+    alike = dict[str, list[Cell]]()
+    for cell in cells:
+        settings, config = plain(asdict(cell.config)), cell.config
         del settings["evaluation"]["history"]
-        for name in cell.config.learner.policy.acting:
-            del settings["learner"]["policy"][name]
-        trained = first.setdefault(_hashed(settings), cell)
-        if trained is not cell:
-            found[cell.settings] = trained
+        # What a policy collects follows from how it acts, and adapters are files of their own.
+        if config.collect.source is None and not config.learner.adapters.rank:
+            for name in config.learner.policy.acting:
+                del settings["learner"]["policy"][name]
+        alike.setdefault(_hashed(settings), []).append(cell)
+    found = dict[str, Cell]()
+    for group in alike.values():
+        trained, *others = sorted(group, key=_acting)
+        found |= {cell.settings: trained for cell in others}
     return found
+
+
+def _acting(cell: Cell) -> tuple[Any, ...]:
+    """Return how a cell's policy acts. Of cells that train alike, the least trains."""
+    policy = cell.config.learner.policy
+    shown = cell.config.evaluation.history != "own"
+    return shown, *(getattr(policy, name) for name in sorted(policy.acting))
 
 
 def demonstration_count(config: RunConfig) -> int:

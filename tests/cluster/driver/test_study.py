@@ -1,6 +1,7 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -222,14 +223,21 @@ def test_self_verification_takes_the_policy_of_full_past_prediction(tmp_path: Pa
     predicted, verified = cells
     assert trained_alike(cells) == trained_alike(cells[::-1]) == {verified.settings: predicted}
     policy, last = predicted.config.learner.policy, predicted.config.learner.steps
+    collecting = plan(replace(study, settings={"collect.kind": "rollout"}))
+    assert trained_alike(collecting) == {}, "what a policy collects follows from how it acts"
     theirs, ours = (Run(tmp_path / cell.name).checkpoints for cell in (predicted, verified))
     data = policy_to_bytes(policy.make(task_of(predicted.config).spec))
     save(theirs, last, data, {"weights": torch.zeros(1)}, {}, keep=1)
-    _job(site(tmp_path), verified, 50, [64], None, tmp_path / "cells", predicted).prepare()
+    job = _job(site(tmp_path), verified, 50, [64], None, tmp_path / "cells", predicted)
+    job.prepare()
     taken = latest(ours)
     assert taken is not None, "its checksums are right"
     assert policy_from_bytes(taken.policy).config == verified.config.learner.policy
-    assert verified.config.learner.policy.candidates == 10
+    assert taken.config["policy"]["candidates"] == verified.config.learner.policy.candidates == 10
+    shutil.rmtree(ours)
+    (theirs / f"step-{last:09d}" / "policy.safetensors").write_bytes(data[:-4] + bytes(4))
+    job.prepare()
+    assert latest(ours) is None, "what is damaged is not taken"
 
 
 def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
