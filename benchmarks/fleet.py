@@ -615,7 +615,6 @@ class Host:
         """Have an actor do an order; see `RolloutActor.work`."""
         return self._actors[name].work(*order)
 
-    @ray.method(num_returns=0)  # type: ignore[untyped-decorator]
     def rest(self, name: str, held: Mapping[str, float]) -> None:
         """Have an idle actor report; see `RolloutActor.rest`."""
         self._actors[name].rest(held)

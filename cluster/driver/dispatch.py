@@ -47,6 +47,8 @@ class Actor:
     """Monotonic time at which the actor's last result came, or at which it began to start."""
     rested: float = 0.0
     """Monotonic time at which the actor, idle, was last asked to report."""
+    resting: Any = None
+    """Ray's reference to the answer; None before the first."""
     held: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds without an order since its last order or report, by `Hold.part`."""
     leaves_by: float | None = None
@@ -141,8 +143,10 @@ class Dispatcher:
             self._asked[work] = actor
         self._held = self._orders.held
         for actor in idle:
-            if self._looked - max(actor.rested, actor.idle_since) > REST_SECONDS:
-                actor.handle.rest.remote(dict(actor.held))
+            due = self._looked - max(actor.rested, actor.idle_since) > REST_SECONDS
+            # Calls to an actor that does not get to answer would fill this process's memory.
+            if due and (actor.resting is None or ray.wait([actor.resting], timeout=0)[0]):
+                actor.resting = actor.handle.rest.remote(dict(actor.held))
                 actor.rested, actor.held = self._looked, defaultdict(float)
 
     def collect(self, timeout: float) -> Iterator[tuple[Order, Result]]:

@@ -51,7 +51,6 @@ class RolloutActor:
         restart."""
         return str(ray.get_runtime_context().get_node_id())
 
-    @ray.method(num_returns=0)  # type: ignore[untyped-decorator]
     def rest(self, held: Mapping[str, float]) -> None:
         """Report what the idle actor has waited for.
 

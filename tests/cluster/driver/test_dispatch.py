@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,22 @@ class QuickActor:
     def other(self) -> list[float]:
         """Return the seconds before each order for which the limiter was not the reason to wait."""
         return self._other
+
+
+class LateActor(QuickActor):
+    """An actor that does not get to report before a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file, self._reports = file, 0
+
+    def rest(self, held: Mapping[str, float]) -> None:
+        while not self._file.exists():
+            time.sleep(0.01)
+        self._reports += 1
+
+    def reports(self) -> int:
+        return self._reports
 
 
 class Waiting(Orders):
@@ -148,3 +165,18 @@ def test_an_idle_actor_reports_while_it_waits(actors: list[Handle], monkeypatch:
     dispatched(dispatcher, [actor])
     (other,) = ray.get(actor.other.remote())
     assert other >= 0, "no second is reported twice"
+
+
+def test_an_actor_that_does_not_get_to_report_is_asked_once(
+    actors: list[Handle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REST_SECONDS", 0.0)
+    actor = start(LateActor, tmp_path / "go on", num_cpus=0)
+    dispatcher = placed(Waiting(), [actor])
+    for _ in range(20):
+        dispatcher.dispatch(None, 0, lambda _: ([], 0.0))
+    (tmp_path / "go on").touch()
+    assert ray.get(actor.reports.remote()) == 1
+    dispatcher.dispatch(None, 0, lambda _: ([], 0.0))
+    assert ray.get(actor.reports.remote()) == 2
+    ray.kill(actor)
