@@ -351,6 +351,7 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
                 reconfigure(unfinished, policy)
             except (OSError, ValueError, KeyError) as error:
                 log.warning("%s trains by itself: %s is damaged: %s", cell.name, last, error)
+                shutil.rmtree(unfinished)
                 return
         unfinished.rename(here / last.name)
 

@@ -17,8 +17,10 @@ HUB = "hub"
 was given a handle cannot be restarted once that handle is gone."""
 
 HEARTBEAT_SECONDS = 7.0
-"""Silence after which an actor repeats its last report. An idle one is asked for a report more often: a
-thousand of them would double the hub's work by repeating it."""
+"""Silence after which an actor repeats its last report. The driver asks an idle actor for a new one more
+often, so that it repeats none: that would double the hub's work."""
+UNDER_WAY = 4
+"""Most reports of an actor that wait at the hub."""
 
 
 def send(message: bytes) -> Any:
@@ -47,10 +49,6 @@ def restarted(role: str) -> bytes | None:
     return encode_report(role, role, time.time_ns(), totals)
 
 
-UNDER_WAY = 4
-"""Most reports of an actor that wait at the hub."""
-
-
 class Heartbeat:
     """Sends reports, and repeats the last one after a silence: a sign of life, and news to a restarted
     hub. Where `UNDER_WAY` reports wait at the hub, only the newest one follows, once the hub has taken one
@@ -69,15 +67,16 @@ class Heartbeat:
     def send(self, message: bytes) -> None:
         """Send a report, and repeat it until the next one."""
         self._last = message
-        self._deliver(message)
+        self._deliver()
         self._sent.set()
 
-    def _deliver(self, message: bytes) -> None:
+    def _deliver(self) -> None:
+        """Send the last report, unless too many wait at the hub."""
         with self._lock:
             if count := len(self._under_way):
                 _, self._under_way = ray.wait(self._under_way, num_returns=count, timeout=0)
             self._behind = len(self._under_way) >= UNDER_WAY
-            if not self._behind and (reference := send(message)) is not None:
+            if not self._behind and self._last is not None and (reference := send(self._last)) is not None:
                 self._under_way.append(reference)
 
     def _beat(self) -> None:
@@ -87,5 +86,4 @@ class Heartbeat:
             elif self._sent.wait(HEARTBEAT_SECONDS):
                 self._sent.clear()
                 continue
-            if self._last is not None:
-                self._deliver(self._last)
+            self._deliver()
