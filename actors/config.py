@@ -127,7 +127,7 @@ class CollectConfig:
     nothing has moved for `patience` steps."""
     first_part: float = 1.0
     """Length of that first part, as a share of the mean length of a demonstration, in (0, 1]. Where a
-    policy's way tells what it should remember, less than 1 is better (docs/collect.md)."""
+    policy's way tells what it should remember, less than 1 may help (docs/collect.md)."""
     distance: float = 0.2
     """Mean distance of two plans at which `distance` opens, as a share of the action range; above 0."""
     patience: int = 20

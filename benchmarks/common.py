@@ -140,7 +140,7 @@ def completed(
     for number, cell in enumerate(cells, start=1):
         if cell not in done:
             console.print(f"{number} of {len(cells)}: {cell}", highlight=False)
-            done[cell] = run(cell, done)
+            done[cell] = {**run(cell, done), "cpu": machine()["cpu"]}
             append_row(file, {"cell": cell, **done[cell]})
             console.print(f"  {told(cell, done[cell])}", highlight=False)
     return {cell: done[cell] for cell in cells}

@@ -314,16 +314,17 @@ def plot(found: Found, file: Path) -> None:
 def table(found: Found) -> str:
     """Format success as Markdown, with Wilson intervals, all seeds together."""
     lines = [
-        "| task | arm | seeds | expert steps | shortest T_o | longest T_o | completed | right of completed |",
-        "|---|---|" + "---:|" * 6,
+        "| task | arm | seeds | expert steps | shortest T_o | completed | right of completed "
+        "| longest T_o | completed | right of completed |",
+        "|---|---|" + "---:|" * 8,
     ]
     for (task, arm), some in grouped(found).items():
         counts = [pooled(found, task, arm, length) for length in COMPARED[task].context_lengths]
         shown = []
-        for rate in (count.rates["success"] for count in counts):
-            low, high = rate.interval
-            shown.append(f"{100 * rate.share:.1f} % ({100 * low:.0f}-{100 * high:.0f})")
-        shown += [f"{100 * counts[1].rates[kind].share:.1f} %" for kind in ("completed", "contextual")]
+        for count in counts:
+            low, high = count.rates["success"].interval
+            shown.append(f"{100 * count.rates['success'].share:.1f} % ({100 * low:.0f}-{100 * high:.0f})")
+            shown += [f"{100 * count.rates[kind].share:.1f} %" for kind in ("completed", "contextual")]
         steps = f"{mean(map(expert_steps, some)):,.0f}"
         lines.append(f"| {' | '.join((task, f'{arm}: {ARMS[arm]}', str(len(some)), steps, *shown))} |")
     return "\n".join(lines) + "\n"

@@ -93,7 +93,8 @@ def test_a_finished_cell_is_a_line_also_after_one_that_broke_off(common: ModuleT
         lines.write('{"cell": ["lift", 1], "tw')  # its process was killed
     for _ in range(2):
         found = common.completed(file, cells, run, lambda *_: "")
-        assert found == {cells[0]: {"twice": 0}, cells[1]: {"twice": 2}}
+        assert {cell: result["twice"] for cell, result in found.items()} == {cells[0]: 0, cells[1]: 2}
+        assert all(result["cpu"] for result in found.values()), "another machine may find other figures"
     assert runs == [0, 1], "no cell is run twice"
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from longview.cluster.driver.launch import cluster_nodes
+from longview.cluster.driver.training import THREADS_VARIABLE
 from longview.cluster.run.config import RunConfig, task_of, without_password
 from longview.cluster.run.ending import ending
 from longview.cluster.run.folder import (
@@ -50,6 +51,7 @@ from longview.cluster.run.study import (
     operational_settings,
     results_of,
     this_machine,
+    threads_of,
     trained_alike,
 )
 from longview.learner.files import folders, steps
@@ -140,6 +142,8 @@ class Job:
     done what it should."""
     after: str | None = None
     """Name of the run that has to end before this one starts, if it is a job, too."""
+    threads: int = 1
+    """CPU threads of the run's learner ranks together."""
 
 
 def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
@@ -280,6 +284,7 @@ def _job(
     where = () if site.address is None else ("--address", site.address)
     # A run that was begun earlier has the settings of then.
     now = operational_settings(config)
+    asked = asked_by(config, site.room, site.address)
 
     def prepare() -> None:
         _folder_of(site, config)
@@ -291,10 +296,11 @@ def _job(
     return Job(
         cell.name,
         ("launch", "--resume", cell.name, *where, *now, *extent, *_at_store(site)),
-        asked_by(cell.config, site.room, site.address),
+        asked,
         prepare,
         partial(_take, site, cell, episodes, lengths, file),
         None if trained is None else trained.name,
+        threads_of(config, asked),
     )
 
 
@@ -432,7 +438,7 @@ def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
 
 
 def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"LONGVIEW_RUNS": str(site.folder)}
+    environment = {THREADS_VARIABLE: str(job.threads)} | os.environ | {"LONGVIEW_RUNS": str(site.folder)}
     if password := urlsplit(site.url).password:
         environment[PASSWORD_VARIABLE] = unquote(password)
     command = [sys.executable, "-m", "longview.cluster.cli", *job.arguments]

@@ -22,6 +22,8 @@ from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+"""Environment variable of the CPU threads that the learner ranks of a run may have together."""
 STOP_SECONDS = 60.0
 """Time that the ranks get to save when the run is stopped. `longview stop` waits longer, and so do
 Kubernetes' ends of a job and of a pod."""
@@ -87,12 +89,17 @@ class Training:
     def _start(self) -> None:
         world, placement = self._config.learners, self._config.placement
         gpus = gpus_of_rank(self._config, ray.cluster_resources().get("GPU", 0))
-        threads = 1 if gpus else max(1, ((os.cpu_count() or 1) - self._config.rollout_actors) // world)
+        threads = 1 if gpus else max(1, self._threads() // world)
         # Two calls at a time, since `stop` has to get through while `train` runs.
         options = {"num_cpus": 1, "num_gpus": gpus, "resources": placement.learner, "max_concurrency": 2}
         self._ranks = [start(LearnerRank, rank, world, threads, gpus > 0, **options) for rank in range(world)]
         self._under_way = [rank.__ray_ready__.remote() for rank in self._ranks]
         self._late_at = time.monotonic() + self._late_seconds
+
+    def _threads(self) -> int:
+        """CPU threads of all ranks together."""
+        given = os.environ.get(THREADS_VARIABLE, "")
+        return int(given) if given.isdecimal() else (os.cpu_count() or 1) - self._config.rollout_actors
 
     def finished(self, newest: int | None) -> int | None:
         """Check on the ranks: have them train once all are ready, and restart them if one is lost or late.

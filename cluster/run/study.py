@@ -290,12 +290,30 @@ def asked_by(config: RunConfig, room: Mapping[str, float], address: str | None) 
     Args:
         config: the run's.
         room: all resources that there are.
-        address: an existing Ray cluster. None: the run is on this machine, where it takes no more CPUs than
-            there are, and shares GPUs with others.
+        address: an existing Ray cluster, where every role reserves what it takes. None: the run is on this
+            machine, where it takes no more CPUs than there are, and shares GPUs with others.
     """
     if address is not None:
         return resources_of_run(config, room.get("GPU", 0.0))
-    return {"CPU": min(room["CPU"], resources_of_run(config, 0.0)["CPU"])}
+    cpus = resources_of_run(config, 0.0)["CPU"]
+    if _by_turns(config):
+        cpus = max(config.learners, cpus - config.learners)
+    return {"CPU": min(room["CPU"], cpus)}
+
+
+def threads_of(config: RunConfig, asked: Mapping[str, float]) -> int:
+    """Return how many threads the learner ranks of a run may have together.
+
+    Args:
+        config: the run's.
+        asked: resources that the run takes.
+    """
+    return max(1, int(asked["CPU"]) - (0 if _by_turns(config) else config.rollout_actors))
+
+
+def _by_turns(config: RunConfig) -> bool:
+    """Whether a run first trains and then acts, so that its roles take turns on the CPUs."""
+    return config.collect.source is None and not config.evaluation.episodes
 
 
 def operational_settings(config: RunConfig) -> list[str]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from longview.actors.task import load_task
 from longview.actors.worker import Order, Worker
 from longview.cluster.driver.dispatch import MAX_FAILURES
-from longview.cluster.driver.training import LATE_SECONDS, Training
+from longview.cluster.driver.training import LATE_SECONDS, THREADS_VARIABLE, Training
 from longview.cluster.roles.board import WeightBoard
 from longview.cluster.roles.rank import share_out
 from longview.cluster.roles.ray import ALWAYS_BACK, start
@@ -172,8 +173,13 @@ def test_ranks_that_are_lost_again_and_again_end_the_run(ranks: Ranks, cluster: 
 
 
 @pytest.mark.parametrize("cluster", [2], indirect=True)
-def test_an_error_of_one_rank_ends_the_run_with_its_cause(ranks: Ranks) -> None:
+def test_an_error_of_one_rank_ends_the_run_with_its_cause(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(THREADS_VARIABLE, "6")
     training = ranks.train(ENDLESS, "learner.validation_episodes=8")
+    threads = [rank.__ray_call__.remote(lambda _: torch.get_num_threads()) for rank in training._ranks]
+    assert ray.get(threads) == [3, 3], "the ranks share the threads that the environment names"
     with pytest.raises(RunFailed, match=r"training failed: .*no episodes to measure"):
         ranks.finish()
     assert training.restarts == {}

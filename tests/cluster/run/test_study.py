@@ -22,6 +22,7 @@ from longview.cluster.run.study import (
     plan,
     read_study,
     results_of,
+    threads_of,
 )
 from longview.monitoring.study import points
 from longview.monitoring.study_report import comparison_rows, cost_rows
@@ -259,10 +260,16 @@ def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, t
     assert results.cells[0].place == "data_scale 0.5", "the only task is not named"
 
 
-def test_a_cell_takes_a_cpu_for_each_role_but_no_more_than_there_are(study_file: Path) -> None:
+def test_a_cell_takes_the_cpus_of_its_roles_but_no_more_than_there_are(study_file: Path) -> None:
     cell = planned(study_file)[0]
-    assert asked_by(cell.config, {"CPU": 2.0}, None) == {"CPU": 2.0}
-    assert asked_by(cell.config, {"CPU": 64.0}, None) == {"CPU": 3.0}
+    for cpus, takes in ((1.0, 1.0), (2.0, 2.0), (64.0, 2.0)):
+        assert asked_by(cell.config, {"CPU": cpus}, None) == {"CPU": takes}, "training first, then two actors"
+    collecting = planned(study_file, "collect.kind=takeover")[0]
+    for cpus, takes, threads in ((2.0, 2.0, 1), (64.0, 3.0, 1)):
+        assert asked_by(collecting.config, {"CPU": cpus}, None) == {"CPU": takes}, "all roles at a time"
+        assert threads_of(collecting.config, {"CPU": takes}) == threads
+    assert threads_of(cell.config, {"CPU": 2.0}) == 2
+    assert threads_of(cell.config, {"CPU": 1.0}) == 1
     assert asked_by(cell.config, {"CPU": 64.0, "GPU": 8.0}, "auto") == {"CPU": 3.0, "GPU": 1.0}
     assert 0 < estimated_core_hours(cell, 50, 2.0) < estimated_core_hours(cell, 200, 2.0) < 0.2
     assert estimated_core_hours(cell, 50, 2.0, trained=True) < estimated_core_hours(cell, 50, 2.0)
