@@ -52,8 +52,6 @@ POLICIES: Final = "longview.policies"
 
 The entry point `<kind>` names the config class of a kind, with its default architecture. The entry point
 `<kind>.<architecture>` names the config class of one architecture."""
-AHEAD = 3
-"""Number of batches that training prepares in advance, each in a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +356,9 @@ class LearnerConfig:
     half the range of the data is 1."""
     batch_size: int = 64
     """Windows per training step, shared out evenly over the learner ranks: each takes batch_size / G."""
+    loaders: int = 3
+    """Threads of each rank that prepare batches, one batch each, and so many batches in advance. More of them
+    help where a GPU waits for batches and CPU cores are free."""
     windows_per_segment: int | None = None
     """Windows cut from one segment of an episode. More windows mean fewer frames to read and encode, but a
     less varied batch. None: 8 for a task with cameras, else 1."""
@@ -397,7 +398,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size", "publish_every", "checkpoint_every", "keep_checkpoints")
-        positive(self, "report_every", "learning_rate", "clip", "ema_power")
+        positive(self, "report_every", "learning_rate", "clip", "ema_power", "loaders")
         require(
             self.windows_per_segment is None or self.windows_per_segment >= 1,
             f"windows_per_segment must be at least 1, not {self.windows_per_segment}",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from longview.learner import checkpoint, ranks
 from longview.learner.adapters import trained_weights
 from longview.learner.compiled import compile_policy
-from longview.learner.config import AHEAD, AdaptersConfig, LearnerConfig
+from longview.learner.config import AdaptersConfig, LearnerConfig
 from longview.learner.files import START
 from longview.learner.flat import FlatWeights
 from longview.learner.keypoints import KeypointMemory
@@ -238,20 +238,21 @@ def ema_decay(config: LearnerConfig, step: int) -> float:
 def prepared(recipe: Recipe, steps: range, device: torch.device) -> Generator[Batch[Tensor], None, None]:
     """Yield the batches of these steps in order, packed for a device.
 
-    `AHEAD` threads prepare one batch each, at most `AHEAD` steps in advance. Decoding and copying release the
-    interpreter, so threads use several cores.
+    `config.loaders` threads prepare one batch each, at most so many steps in advance. Decoding and copying
+    release the interpreter, so threads use several cores.
     """
+    ahead = recipe.config.loaders
 
     def prepare(step: int) -> Batch[Tensor]:
         return pack(recipe.batch(step), device)
 
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="batches") as pool:
-        waiting = deque(pool.submit(prepare, step) for step in steps[:AHEAD])
+    with ThreadPoolExecutor(ahead, thread_name_prefix="batches") as pool:
+        waiting = deque(pool.submit(prepare, step) for step in steps[:ahead])
         try:
             for step in steps:
                 batch = waiting.popleft().result()
-                if step + AHEAD in steps:
-                    waiting.append(pool.submit(prepare, step + AHEAD))
+                if step + ahead in steps:
+                    waiting.append(pool.submit(prepare, step + ahead))
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)

@@ -10,7 +10,6 @@ import numpy as np
 
 from longview.cluster.run.config import RunConfig, task_of
 from longview.cluster.run.ending import RunFailed, ending
-from longview.learner.config import AHEAD
 from longview.replay.episode import Episode, TaskSpec
 from longview.replay.errors import CodecError, UnknownEpisode
 from longview.replay.limiter import Limiter
@@ -247,7 +246,7 @@ def limiter_of(config: RunConfig, spec: TaskSpec, step: int, cancelled: Callable
     draws = config.learner.segments(spec, ranks)
     # Actors collect nothing before the first version, so waiting for them would never end. Later steps may
     # draw before that version's last one.
-    alone = config.first_version + AHEAD if config.collect.source is not None else 0
+    alone = config.first_version + config.learner.loaders if config.collect.source is not None else 0
     return Limiter(
         samples_per_insert=None if together is None else together / ranks,
         minimum_steps=config.replay.minimum_steps,

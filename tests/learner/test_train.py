@@ -274,8 +274,11 @@ def test_training_learns_to_act_as_the_expert_in_episodes_it_has_not_seen(
         assert last.action_error_by_context[T_o] < first.action_error_by_context[T_o]
 
 
-def test_batches_come_in_order_and_the_thread_ends(tiny: LearnerConfig, arguments: dict[str, Any]) -> None:
-    recipe = Recipe(tiny, arguments["spec"], 0, 0, 1, arguments["draw"])
+@pytest.mark.parametrize("loaders", [1, 3, 16])
+def test_batches_come_in_order_and_the_threads_end(
+    tiny: LearnerConfig, arguments: dict[str, Any], loaders: int
+) -> None:
+    recipe = Recipe(replace(tiny, loaders=loaders), arguments["spec"], 0, 0, 1, arguments["draw"])
     batches = prepared(recipe, range(5, 12), torch.device("cpu"))
     for step, batch in zip(range(5, 12), batches, strict=True):
         np.testing.assert_array_equal(batch.action_BTA, recipe.batch(step).action_BTA)

@@ -11,7 +11,6 @@ from longview.actors.worker import Order, Result
 from longview.cluster.driver.collection import NOTHING, Collection
 from longview.cluster.roles.rank import limiter_of
 from longview.cluster.run.config import ConfigError, RunConfig, read_config
-from longview.learner.config import AHEAD
 from longview.replay.stats import Count
 
 SPEC = load_task("return_point").spec
@@ -204,7 +203,7 @@ def test_learner_and_actors_never_wait_for_each_other(
         learner_waits = limiter.refusal(16, committed, committed)
         if not learner_waits:
             limiter.drawn += 16
-            trained = max(0, limiter.drawn // 16 - AHEAD)
+            trained = max(0, limiter.drawn // 16 - config.learner.loaders)
             told = max(told, trained // report_every * report_every)
             first = config.first_version if trained >= config.first_version else None
             newest = trained // publish_every * publish_every or first
