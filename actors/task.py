@@ -257,5 +257,6 @@ def _location(name: str) -> tuple[str, str]:
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         return entry.module, entry.attr or ""
     near = get_close_matches(name, task_names(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; others are named module:attribute"
-    raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}{hint}")
+    others = "others are named module:attribute; for recordings without a simulator: longview train DATASET"
+    hint = f"did you mean {near[0]}?" if near else others
+    raise UnknownTask(f"unknown task {name!r}: installed are {', '.join(task_names())}; {hint}")

@@ -47,7 +47,7 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
 }
 """Settings of each policy, beyond those of the task's preset."""
 SETTINGS = ("learner.policy.execute=8", "learner.validation_episodes=0")
-"""Settings of both policies. A delay of four steps needs decisions for eight."""
+"""Settings of both policies. A delay of four steps needs decisions for eight; the preset of lift has four."""
 SHORT = (
     *("actors.demonstrations=5", "actors.simulators=4"),
     *("learner.steps=60", "learner.publish_every=60", "learner.warmup=10"),

@@ -243,7 +243,7 @@ class Training:
         self.weights = flatten(self.policy)
         self.optimizer = torch.optim.AdamW([self.weights.vector], fused=True)
         if config.compile:
-            compile_policy(self.policy, self.recipe, range(1))
+            compile_policy(self.policy, [(self.recipe, range(1))])
         self.rate()
 
     def rate(self) -> float:

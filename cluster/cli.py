@@ -211,7 +211,7 @@ def train(
 
         longview train monday.hdf5 tuesday.hdf5 --hz 20 learner.steps=5000 name=drawer
 
-        longview train lerobot/so101_pick --resize 128x96
+        longview train ./so101_pick --resize 128x96
 
         longview train demos --url redis://store:6379
 
@@ -284,7 +284,7 @@ def audit(
 
         longview audit monday.hdf5 tuesday.hdf5 --hz 20 --report drawer.html
 
-        longview audit lerobot/so101_pick --json
+        longview audit ./so101_pick --json
 
         longview audit demos --url redis://store:6379
     """

@@ -103,7 +103,8 @@ def train(
     start = ranks.from_first(found, world, device)
     model = _Model.of(config, start, seed, device)
     if config.compile:
-        compile_policy(model.policy, recipe, range(start.step, config.steps))
+        encoding, later = parts_of(config, range(start.step, config.steps))
+        compile_policy(model.policy, [(recipe, encoding), (model.later(recipe), later)])
 
     step, stopping, lap = start.step, False, Lap(model.policy.horizon, checkpoints, rank, world, device)
     validating = ranks.any_of(bool(validation), world, device)
@@ -171,13 +172,17 @@ class _Model:
         self, recipe: Recipe, steps: range, device: torch.device
     ) -> Generator[Batch[Tensor], None, None]:
         """Yield the batches of these steps. Once the encoder is trained, it is set."""
-        first = self.config.encoder_steps
-        yield from prepared(recipe, range(steps.start, first), device)
-        if first:
+        encoding, later = parts_of(self.config, steps)
+        yield from prepared(recipe, encoding, device)
+        if self.config.encoder_steps:
             self._set_encoder()
-            if self.policy.cameras:
-                recipe = recipe.with_keypoints(KeypointMemory(self.average))
-        yield from prepared(recipe, range(max(steps.start, first), steps.stop), device)
+        yield from prepared(self.later(recipe), later, device)
+
+    def later(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of the steps after the encoder's own: the cameras' networks are those of the
+        average now, and what they see in a frame is computed once."""
+        frozen = self.config.encoder_steps and self.policy.cameras
+        return recipe.with_keypoints(KeypointMemory(self.average)) if frozen else recipe
 
     def learn(self, recipe: Recipe, batch: Batch[Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Take a training step, and return the error (B, T), the loss (B,) and the norm of the gradient."""
@@ -216,6 +221,12 @@ def release_memory() -> None:
     """
     with suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def parts_of(config: LearnerConfig, steps: range) -> tuple[range, range]:
+    """Split training steps into those that train the encoder first, and all later ones."""
+    encoding = max(0, config.encoder_steps - steps.start)
+    return steps[:encoding], steps[encoding:]
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from longview.actors.checks import check_task
+from longview.cluster.cli import app
+from longview.learner.audit import errors
 from longview.replay.datasets.formats import open_source
 
 ROOT = Path(__file__).parents[1]
@@ -68,14 +71,24 @@ def test_the_own_robots_recordings_are_a_data_set(own_robot: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_own_robot_acts_with_a_policy_from_its_recordings(own_robot: Path, longview: Any) -> None:
-    """The commands of docs/your-robot.md, with a training that is too short to learn anything."""
-    script(own_robot, "record.py", "weigh", "--episodes", "6")
+def test_the_own_robot_acts_with_a_policy_from_its_recordings(
+    own_robot: Path, longview: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/your-robot.md, with trainings that are too short to learn anything."""
+    script(own_robot, "record.py", "weigh", "--episodes", "8")  # an audit needs so many
+    monkeypatch.chdir(own_robot)
+    monkeypatch.setattr(errors, "STEPS", 3)
+    audited = CliRunner().invoke(app, ["audit", "weigh"])
+    assert (audited.exit_code, "weigh: 8 episodes" in audited.output) == (0, True), audited.output
+    assert (own_robot / "weigh-audit.html").exists()
     short = ("learner.policy.context_length=16", "learner.steps=8", "learner.encoder_steps=4")
     code, output = longview(
         *("train", "weigh", "name=weigh", "--keys", "state,images.front", "--resize", "48x48", *short)
     )
     assert code == 0, output
+    code, output = longview("show", "weigh", "--rerun", "weigh.rrd", "--policy", "weigh")
+    assert code == 0, output
+    assert (own_robot / "weigh.rrd").exists()
     server = longview.start("serve", "weigh", "--port", "0")
     said = server.stdout.readline()
     while "ws://" not in said:

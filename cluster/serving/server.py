@@ -42,7 +42,7 @@ BASE: Final = ""
 LOOK_SECONDS = 1.0
 """Time between two looks for newer weights, and for robots that have been away for too long."""
 TRY_AGAIN_LATER: Final = 1013
-"""Code that closes a connection for which there is no place."""
+"""Code that closes a connection without a place, or whose robot's last call is still worked on."""
 TAKEN_OVER: Final = 4000
 """Code that closes a connection whose robot has another one."""
 GROWTH: Final = 4
@@ -69,7 +69,7 @@ class ServeConfig:
     calls_per_second: float = 200.0
     """Calls per second that are answered on a connection; faster ones wait."""
     answer_seconds: float = 10.0
-    """Time within which every call is answered, if only by an error."""
+    """Time within which every call and every new connection is answered, if only by an error."""
     keep_seconds: float = 60.0
     """Time for which a robot whose connection ended may come back and go on."""
     ensemble: float | None = None
@@ -267,8 +267,14 @@ class RobotServer:
         due = time.monotonic()
         try:
             with self._metrics.connections.track_inprogress():
-                async with robot.lock:  # an earlier connection's last call may still be worked on
-                    about = self._metadata(robot, terms)
+                try:
+                    # An earlier connection's last call may still be worked on.
+                    async with asyncio.timeout(self._config.answer_seconds), robot.lock:
+                        about = self._metadata(robot, terms)
+                except TimeoutError:
+                    said = f"the robot's last call is still worked on after {self._config.answer_seconds:g} s"
+                    await connection.close(TRY_AGAIN_LATER, said)
+                    return
                 await connection.send(wire.encode(about))
                 async for message in connection:
                     if robot.connection is not connection:

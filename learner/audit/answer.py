@@ -24,6 +24,8 @@ SHORT_SECONDS: Final = 0.5
 """Reach of a past that counts as no memory: it tells speeds and what is being done, not what has happened."""
 FEWEST: Final = 2 * FOLDS
 """Fewest episodes to audit: each part of the data has two, so that a past can be another episode's."""
+COPIED: Final = 0.8
+"""Share of the gain that past actions alone must keep to count as telling what the long past tells."""
 
 
 class TooLittleData(ValueError):
@@ -88,9 +90,9 @@ class Answer:
     """Steps of these episodes."""
     parts: list[tuple[float, float]]
     """Parts of an episode in which a longer past helps, 0 to 1."""
-    controls: dict[str, dict[str, float]]
+    controls: dict[str, dict[str, float | None]]
     """Error with each control's view in these parts (in all, where there are none), and the share of the long
-    context's gain that it keeps."""
+    context's gain that it keeps: None where there are none, and so no gain."""
     action_error: dict[int, dict[str, float]]
     """Error over whole episodes by T_o, with its interval over episodes."""
     in_parts: dict[int, dict[str, float]]
@@ -179,13 +181,18 @@ def _answer(auditors: Auditors, planned: Plan, episodes: int, steps: int, seed: 
         "past reversed": View(long, history="reversed"),
         "past actions alone": View(long, sees="actions"),
     }
-    controls = {}
-    for name, view in views.items():
-        error_GS = seen(view)
-        controls[name] = {
-            "error": _short(np.nanmean(by_part(error_GS)[:, list(found.parts) or slice(None)])),
-            "gain_kept": _short(kept(errors[short], errors[long], error_GS, found.parts)),
+    keeps = {
+        name: _short(kept(errors[short], errors[long], seen(view), found.parts))
+        for name, view in views.items()
+        if found.parts
+    }
+    controls = {
+        name: {
+            "error": _short(np.nanmean(by_part(seen(view))[:, list(found.parts) or slice(None)])),
+            "gain_kept": keeps.get(name),
         }
+        for name, view in views.items()
+    }
     parts = [(part / PARTS, (part + 1) / PARTS) for part in found.parts]
     inside = {length: by_part(rows)[:, list(found.parts)] for length, rows in errors.items()}
     return Answer(
@@ -210,24 +217,31 @@ def _answer(auditors: Auditors, planned: Plan, episodes: int, steps: int, seed: 
             ]
             for length, rows in errors.items()
         },
-        lines=_lines(found, controls, planned),
+        lines=_lines(found, keeps, planned),
     )
 
 
-def _lines(found: Verdict, controls: Mapping[str, Mapping[str, float]], planned: Plan) -> list[str]:
-    """Put an answer into words."""
+def _lines(found: Verdict, keeps: Mapping[str, float], planned: Plan) -> list[str]:
+    """Put an answer into words.
+
+    Args:
+        found: the verdict.
+        keeps: share of the gain that each control keeps; empty where there is no gain.
+        planned: the plan.
+    """
     reach, least = planned.seconds(found.context_length), planned.seconds(planned.short)
     sure, length = f"confidence {found.confidence:.0%}", f"T_o {planned.steps(found.context_length) + 1}"
     where = ", ".join(_places(found.parts))
     beyond = f"a past of more than {least:.2g} s takes"
     takes = f"{beyond} {found.gain:.0%} off the action error, at {where} of an episode"
     if found.memory == "yes":
-        other = controls["past of another episode"]["gain_kept"]
+        other, actions = keeps["past of another episode"], keeps["past actions alone"]
+        copies = ": they tell it as well, so a policy may copy its own past actions instead of looking"
         return [
             f"memory: yes, about {reach:.2g} s of it ({length}); {sure}",
             takes,
             f"the past of another episode keeps {max(0, other):.0%} of that: it counts what happened here",
-            f"past actions alone keep {controls['past actions alone']['gain_kept']:.0%}",
+            f"past actions alone keep {actions:.0%}{copies if actions >= COPIED else ''}",
         ]
     if found.memory == "shortcut":
         return [

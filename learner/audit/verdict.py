@@ -149,9 +149,9 @@ def kept(
         short_GS: errors with the short context.
         long_GS: errors with the long context.
         control_GS: errors of the control.
-        parts: the parts; empty means all of them.
+        parts: the parts, one or more.
     """
-    chosen = list(parts) or list(range(PARTS))
+    chosen = list(parts)
     short, long, control = (
         np.nansum(known_mean(by_part(error_GS)[:, chosen], axis=0))
         for error_GS in (short_GS, long_GS, control_GS)

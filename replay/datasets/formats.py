@@ -72,7 +72,10 @@ def recognise(path: Path) -> str:
         DatasetError: the path does not exist, or its format is unknown.
     """
     if not path.exists():
-        raise DatasetError(f"there is no file or folder {path}")
+        # Such as lerobot/pusht, the name of a data set on a hub.
+        named = path.absolute().parent.parent == Path.cwd() and not path.parent.exists()
+        hint = ": data sets are read from this machine, so download one of a hub first" if named else ""
+        raise DatasetError(f"there is no file or folder {path}{hint}")
     known = formats()
     for name, format in known.items():
         if format.recognises(path):

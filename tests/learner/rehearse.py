@@ -1,4 +1,4 @@
-"""Process of one case in test_gpu.py. Usage: rehearse.py KIND CAMERAS PRECISION [FAULT]
+"""Process of one case in test_gpu.py. Usage: rehearse.py KIND CAMERAS PRECISION [FEATURE or FAULT]
 
 It prints, as JSON, the results on the CPU and on the pretended device. With a fault of faults.py, it prints
 those on the device alone.
@@ -21,7 +21,13 @@ from conftest import TINY, TINY_TRAINING, collect, cut
 from pretend import DEVICE, device, pretended
 
 from longview.actors.task import load_task
-from longview.learner.config import CurriculumConfig, LearnerConfig, PolicyConfig, policy_config
+from longview.learner.config import (
+    AdaptersConfig,
+    CurriculumConfig,
+    LearnerConfig,
+    PolicyConfig,
+    policy_config,
+)
 from longview.learner.laps import TrainingProgress
 from longview.learner.normalize import measure
 from longview.learner.policy import Policy, policy_from_bytes, policy_to_bytes
@@ -32,14 +38,38 @@ from longview.replay.episode import OBSERVATION_PREFIX, ArraySpec, Episode, Segm
 CONTEXT, ROBOTS, STEPS = 8, 3, 6
 COUNTED = 5
 """Training step that is counted. It reports, publishes and saves nothing."""
+FEATURES: dict[str, dict[str, Any]] = {
+    "delay": {"max_delay": 2},
+    "tokens": {"memory_tokens": 4},
+    "stride": {"frame_stride": 2},
+    "recent": {"recent_encoder": True},
+    "linear": {"cell": "linear"},
+}
+"""Settings of a policy by the name of a feature, which most policies do without."""
+ENCODER_STEPS = 3
+"""Training steps of the encoder alone, for the feature `encoder`."""
 
 
-def policy_of(kind: str) -> PolicyConfig:
-    """Return a tiny policy that uses every feature of its kind."""
+def policy_of(kind: str, feature: str) -> PolicyConfig:
+    """Return a tiny policy that uses the features that nearly all policies of its kind have, and one more."""
     shared: dict[str, Any] = {"context_length": CONTEXT, "camera_width": 16, "token_size": 8}
+    shared |= FEATURES.get(feature, {})
     if kind == "recurrent":
         return policy_config(kind=kind, future_actions=14, hidden=16, components=2, **shared)
     return policy_config(TINY, architecture=kind, candidates=2, **shared)
+
+
+def training_of(feature: str, spec: TaskSpec, episodes: list[Episode], folder: Path) -> dict[str, Any]:
+    """Return the settings of the training that a feature changes."""
+    if feature == "encoder":
+        return {"encoder_steps": ENCODER_STEPS, "warmup": 1}
+    if feature != "adapters":
+        return {}
+    torch.manual_seed(1)
+    base = policy_of("unet_cross", "").make(spec)
+    base.fit(measure(episodes, spec))
+    (folder / "base.safetensors").write_bytes(policy_to_bytes(base))
+    return {"start_from": str(folder / "base.safetensors"), "adapters": AdaptersConfig(rank=2)}
 
 
 def seeing(cameras: int) -> tuple[TaskSpec, list[Episode]]:
@@ -117,24 +147,29 @@ def acted(policy: Policy) -> dict[str, Any]:
     return found | {"actions": actions}
 
 
-def rehearsed(kind: str, cameras: int, precision: Any, where: str) -> dict[str, Any]:
+def rehearsed(kind: str, cameras: int, precision: Any, feature: str, where: str) -> dict[str, Any]:
     """Train, validate, resume and act on one device."""
     spec, episodes = seeing(cameras)
     config = replace(
-        TINY_TRAINING, policy=policy_of(kind), precision=precision, batch_size=8, steps=STEPS, warmup=2,
+        TINY_TRAINING, policy=policy_of(kind, feature), precision=precision, batch_size=8, steps=STEPS,
         curriculum=CurriculumConfig("sprinkle"), publish_every=3, report_every=3, checkpoint_every=100,
+        warmup=2,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
+        config = replace(config, **training_of(feature, spec, episodes, Path(folder)))
         training = trained(config, spec, episodes, where, Path(folder))
     policy = policy_from_bytes(bytes.fromhex(training.pop("policy")), where)
     return {"training": training, "acting": acted(policy)}
 
 
-def main(kind: str, cameras: str, precision: str, fault: str = "") -> None:
+def main(kind: str, cameras: str, precision: str, change: str = "") -> None:
     torch.set_num_threads(1)
-    devices = {"device": str(DEVICE)} if fault else {"cpu": "cpu", "device": str(DEVICE)}
-    with pretended(), getattr(faults, fault)() if fault else nullcontext():
-        found = {name: rehearsed(kind, int(cameras), precision, where) for name, where in devices.items()}
+    fault = getattr(faults, change, None)
+    devices = {"cpu": "cpu", "device": str(DEVICE)} if fault is None else {"device": str(DEVICE)}
+    with pretended(), nullcontext() if fault is None else fault():
+        found = {
+            name: rehearsed(kind, int(cameras), precision, change, where) for name, where in devices.items()
+        }
     print(json.dumps(found))
 
 

@@ -19,9 +19,9 @@ from longview.replay.episode import Episode, TaskSpec
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns about torch itself
 @pytest.mark.parametrize(
-    ("kind", "cameras"),
-    [*((architecture, False) for architecture in architectures("diffusion")), ("unet_cross", True),
-     ("recurrent", True)],
+    ("kind", "cameras", "encoder_steps"),
+    [*((architecture, False, 0) for architecture in architectures("diffusion")), ("unet_cross", True, 0),
+     ("recurrent", True, 0), ("unet_cross", True, 8), ("unet_cross", True, 18)],
 )  # fmt: skip
 def test_nothing_is_compiled_once_training_goes_on(
     tiny: LearnerConfig,
@@ -32,6 +32,7 @@ def test_nothing_is_compiled_once_training_goes_on(
     tmp_path: Path,
     kind: str,
     cameras: bool,
+    encoder_steps: int,
 ) -> None:
     """Encoder and loss are compiled at the start, and again after a resume, but not between steps."""
     if cameras:
@@ -48,7 +49,10 @@ def test_nothing_is_compiled_once_training_goes_on(
         )
     )
     curriculum = CurriculumConfig("lengths", lengths={1: 1, 3: 1})
-    config = replace(tiny, policy=policy, curriculum=curriculum, compile=True, windows_per_segment=1)
+    config = replace(
+        tiny, policy=policy, curriculum=curriculum, compile=True, windows_per_segment=1, warmup=1,
+        encoder_steps=encoder_steps,
+    )  # fmt: skip
     counters.clear()
     graphs: list[int] = []
 
@@ -63,9 +67,12 @@ def test_nothing_is_compiled_once_training_goes_on(
     # The encoder is compiled for any number of frames, and the loss at two context lengths. A recurrent
     # policy's state has the same size at every length.
     compiled = 2 if kind == "recurrent" else 3
+    # Where the cameras' networks are trained first, the rest of the training has an encoder without images.
+    resumed = compiled + (encoder_steps > 13)
+    compiled += encoder_steps > 0
     assert graphs == [compiled] * 13
     train(config, **arguments)
-    assert graphs == [compiled] * 13 + [2 * compiled] * 11
+    assert graphs == [compiled] * 13 + [compiled + resumed] * 11
 
     # The losses agree, except for the order of sums.
     train(replace(config, compile=False), **arguments | {"checkpoints": tmp_path / "plain"})

@@ -35,6 +35,16 @@ OPERATIONS = {
 }
 """Operations of a training step and of a decision, by kind of policy, cameras and precision. Lower one if you
 can, and raise one only for a reason."""
+FEATURES = {
+    ("unet_cross", 0, "delay"): (787, 945),
+    ("unet_cross", 0, "tokens"): (836, 959),
+    ("unet_cross", 2, "stride"): (1093, 1103),
+    ("unet_cross", 2, "recent"): (1424, 1282),
+    ("unet_cross", 2, "encoder"): (903, 1103),
+    ("unet_cross", 0, "adapters"): (1024, 929),
+    ("recurrent", 0, "linear"): (118, 104),
+}
+"""Operations in float32, by kind of policy, cameras, and a feature that most policies do without."""
 
 
 def rehearse(*arguments: str) -> dict[str, Any]:
@@ -44,31 +54,37 @@ def rehearse(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def check(kind: str, cameras: int, precision: str, fault: str = "") -> dict[str, Any]:
-    """Rehearse one case, and check what the device was asked for."""
-    found = rehearse(kind, str(cameras), precision, *[fault] * bool(fault))
+def check(kind: str, cameras: int, precision: str, change: str = "") -> dict[str, Any]:
+    """Rehearse one case, with a feature or a planted fault, and check what the device was asked for."""
+    found = rehearse(kind, str(cameras), precision, *[change] * bool(change))
     training, acting = found["device"]["training"], found["device"]["acting"]
     assert training["waits"] == {}
     assert list(acting["waits"].values()) == [1], "a decision waits for its actions alone"
     (reason,) = acting["waits"]
     assert reason.startswith("copy to the host")
-    of_step, of_decision = OPERATIONS[kind, cameras, precision]
+    of_step, of_decision = FEATURES.get((kind, cameras, change)) or OPERATIONS[kind, cameras, precision]
     assert training["operations"] <= of_step
     assert acting["operations"] <= of_decision
     return found
 
 
 @pytest.mark.parametrize(
-    ("kind", "cameras", "precision"),
+    ("kind", "cameras", "precision", "feature"),
     [
-        pytest.param(*case, marks=[] if case == ("unet_cross", 0, "float32") else pytest.mark.slow)
-        for case in OPERATIONS
+        *(
+            pytest.param(*case, "", marks=[] if case == ("unet_cross", 0, "float32") else pytest.mark.slow)
+            for case in OPERATIONS
+        ),
+        *(
+            pytest.param(kind, cameras, "float32", feature, marks=pytest.mark.slow)
+            for kind, cameras, feature in FEATURES
+        ),
     ],
 )
 def test_the_device_computes_what_the_cpu_does_and_nobody_waits_for_it(
-    kind: str, cameras: int, precision: str
+    kind: str, cameras: int, precision: str, feature: str
 ) -> None:
-    found = check(kind, cameras, precision)
+    found = check(kind, cameras, precision, feature)
     cpu, device = found["cpu"], found["device"]
     exact = precision == "float32"
     losses = device["training"]["losses"]

@@ -18,9 +18,11 @@ from longview.replay.errors import DatasetError
 from tests.conftest import Longview
 
 
-def recorded(path: Path, episodes: int = 24, steps: int = 24, memory: bool = True) -> Path:
+def recorded(
+    path: Path, episodes: int = 24, steps: int = 24, memory: bool = True, acted: bool = False
+) -> Path:
     """Write a robomimic file in which the last actions are what the first frames showed, or what the present
-    frame shows."""
+    frame shows. The first actions may tell it, too."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for number in range(episodes):
@@ -30,6 +32,8 @@ def recorded(path: Path, episodes: int = 24, steps: int = 24, memory: bool = Tru
             state[:, 1] = np.arange(steps) / steps
             if not memory:
                 state[:, 0] += side
+            if acted:
+                action[:3] = side
             group = file.create_group(f"data/demo_{number}")
             group.attrs["num_samples"] = steps
             group["obs/state"], group["actions"] = state.astype(np.float32), action.astype(np.float32)
@@ -57,14 +61,34 @@ def test_an_audit_tells_whether_memory_is_needed(
         assert 14 <= found["T_o"] <= 24
         assert found["reach_steps"] == found["T_o"] - 1
         assert found["controls"]["past of another episode"]["gain_kept"] < 0.5
+        assert "a policy may copy" not in " ".join(found["lines"])
         assert f"learner.policy.context_length={found['T_o']}" in found["command"]
     else:
         assert found["T_o"] <= 6
+        assert {control["gain_kept"] for control in found["controls"].values()} == {None}
     assert found["command"].startswith(f"longview train {data} --hz 10 learner.")
     assert list(found["action_error"]) == ["1", "2", "3", "4", "6", "8", "11", "16", "23"]
     page = report.read_text()
     for text in ("Does drawer need memory?", "Controls", "past actions alone", found["lines"][0]):
         assert text in page, text
+
+
+@pytest.mark.usefixtures("quick")
+def test_past_actions_that_tell_as_much_as_past_frames_are_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The present frame does not tell the last actions, but the first frames and the first actions do."""
+    monkeypatch.setattr(errors, "ACTIONS_SHARE", 0.5)  # in so short a training
+    data, report = recorded(tmp_path / "drawer.hdf5", acted=True), tmp_path / "report.html"
+    audit([str(data)], DataConfig(hz=10), None, None, 0, report, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"] is True
+    assert found["controls"]["single frame"]["gain_kept"] < 0.5
+    assert found["controls"]["past actions alone"]["gain_kept"] >= 0.8
+    assert found["lines"][-1].endswith(
+        ": they tell it as well, so a policy may copy its own past actions instead of looking"
+    )
+    assert found["lines"][-1] in report.read_text()
 
 
 @pytest.mark.slow
@@ -129,6 +153,21 @@ def test_episodes_with_fewer_steps_than_parts_get_an_answer(
     for row in found["by_part"].values():
         assert [value is None for value in row].count(True) == 4
     assert "Does short need memory?" in report.read_text()
+
+
+def test_pictures_alone_get_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors, "STEPS", 3)
+    data, rng = recorded(tmp_path / "filmed.hdf5", episodes=8, steps=12), np.random.default_rng(0)
+    with h5py.File(data, "a") as file:
+        for demo in file["data"].values():
+            demo["obs/front"] = rng.integers(0, 255, (12, 48, 64, 3), np.uint8)
+    audit([str(data)], DataConfig(hz=10, keys=("front",)), None, None, 0, tmp_path / "r.html", as_json=True)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (found["episodes"], found["steps"]) == (8, 96)
+    assert found["controls"]["single frame"]["error"] > 0
+    assert "--keys front" in found["command"]
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_an_episode_shorter_than_the_parts_leaves_some_empty() -> None:
 def test_what_a_control_keeps_of_a_gain() -> None:
     short, long = np.full((3, 24), 2.0), np.full((3, 24), 1.0)
     assert kept(short, long, np.full((3, 24), 1.5), (0, 1)) == pytest.approx(0.5)
-    assert kept(short, long, short, ()) == 0
-    assert kept(short, short, long, ()) == 0
+    assert kept(short, long, short, (0,)) == 0
+    assert kept(short, short, long, (0,)) == 0
 
 
 @pytest.mark.parametrize(("gain", "memory"), [(0.05, "no"), (0.5, "yes")])
@@ -105,4 +105,4 @@ def test_episodes_shorter_than_the_parts_are_judged_by_the_others(gain: float, m
     found = judge(errors, of_another(errors, helps=False), SHORT, seed=0)
     assert np.isfinite([found.gain, found.chance, found.confidence, found.more_episodes]).all()
     assert found.memory == memory
-    assert np.isfinite(kept(errors[SHORT], errors[16], errors[32], ()))
+    assert np.isfinite(kept(errors[SHORT], errors[16], errors[32], tuple(range(PARTS))))

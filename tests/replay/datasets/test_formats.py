@@ -432,6 +432,20 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path: Path, name: str) -> No
     assert expected in str(raised.value)
 
 
+def test_the_name_of_a_data_set_on_a_hub_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the path was made absolute; a path in a folder that exists is only mistyped."""
+    monkeypatch.chdir(tmp_path)
+    name = Path("lerobot/so101_pick")
+    for path in (name, name.absolute()):
+        with pytest.raises(DatasetError, match=r"from this machine, so download one of a hub first$"):
+            recognise(path)
+    name.parent.mkdir()
+    with pytest.raises(DatasetError, match=r"there is no file or folder lerobot/so101_pick$"):
+        recognise(name)
+
+
 def test_a_file_is_recognised_by_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path / "no_suffix", SPEC, episodes(), lossless=True)
     assert recognise(tmp_path / "no_suffix") == "robomimic"
