@@ -111,7 +111,9 @@ def main() -> None:
     arguments.add_argument("--table", type=Path, metavar="FILE", help="a Markdown table of the cells")
     arguments.add_argument("--actors", action="store_true", help="measure how many actors the loop can take")
     arguments.add_argument("--minutes", type=float, help="with --actors, as in fleet.py")
-    arguments.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for all arms; those of `collect` for B alone"
+    )
     options = arguments.parse_args()
     if options.actors:
         import fleet  # imported here because it chooses how this process talks to Ray
@@ -142,14 +144,27 @@ def plan(options: Namespace, comparisons: Mapping[str, Comparison]) -> Iterator[
         for seed in options.seeds or comparison.seeds:
             # C follows from what B has collected, and B from the length of A's demonstrations.
             arms = {"A", *options.arms, *(["B"] if "C" in options.arms else [])}
-            yield from (Cell(task, arm, seed, " ".join(options.overrides)) for arm in sorted(arms))
+            every = Cell(task, "B", seed, " ".join(options.overrides))
+            yield from (beside(every, arm) for arm in sorted(arms))
+
+
+def beside(cell: Cell, arm: str) -> Cell:
+    """Return the cell of another arm that a cell is compared with. Settings of `collect` change what B
+    collects, and with it what C gets; A and D stay as they are."""
+    changes = cell.changes.split() if arm in ("B", "C") else without_collect(cell.changes.split())
+    return cell._replace(arm=arm, changes=" ".join(changes))
+
+
+def without_collect(overrides: Sequence[str]) -> list[str]:
+    """Return the settings that are not of `collect`."""
+    return [override for override in overrides if not override.startswith("collect.")]
 
 
 def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> dict[str, Any]:
     """Launch the run of one cell, or resume it, and return its results."""
     chosen = settings(cell, comparison, done)
     chosen += ["evaluation.final_episodes=50"] if options.quick else []
-    chosen += options.overrides
+    chosen += options.overrides if cell.arm == "B" else without_collect(options.overrides)
     # A run of other settings, such as those of an earlier comparison, is not resumed.
     name = f"{cell.task}-{cell.arm}-{cell.seed}-{sha256(' '.join(chosen).encode()).hexdigest()[:8]}"
     if (options.runs / name).exists():
@@ -171,7 +186,7 @@ def settings(cell: Cell, comparison: Comparison, done: Found) -> list[str]:
     common += ["evaluation.final_episodes=200", *comparison.settings]
     count = comparison.demonstrations
     if cell.arm in ("B", "C"):
-        plain = done[cell._replace(arm="A")]
+        plain = done[beside(cell, "A")]
         length = plain["demonstration_steps"] / plain["demonstrations"]
     if cell.arm == "B":
         budget = round(BUDGET * count * length)
@@ -180,7 +195,7 @@ def settings(cell: Cell, comparison: Comparison, done: Found) -> list[str]:
         common += ["collect.kind=takeover", f"collect.expert_steps={budget}"]
         common += [f"collect.steps_per_training_step={pace:.3g}"]
     if cell.arm == "C":
-        count += round(done[cell._replace(arm="B")]["correction_steps"] / length)
+        count += round(done[beside(cell, "B")]["correction_steps"] / length)
     if cell.arm == "D":
         count *= 2
     return [*common, f"actors.demonstrations={count}"]

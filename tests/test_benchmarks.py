@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -156,6 +157,19 @@ def test_arms_get_equal_expert_steps(online: ModuleType) -> None:
     extra = {"collect.kind=takeover", "collect.expert_steps=400", "collect.steps_per_training_step=0.25"}
     assert set(chosen["B"]) - set(chosen["A"]) == extra
     assert "evaluation.episodes=0" in chosen["A"], "only the last version is evaluated"
+
+
+def test_settings_of_collect_change_what_corrections_are_and_not_what_they_are_compared_with(
+    online: ModuleType,
+) -> None:
+    overrides = ["learner.steps=2000", "collect.kind=labels"]
+    options = Namespace(seeds=[0], arms=["B", "C", "D"], overrides=overrides)
+    comparison = online.COMPARISONS["grasp_and_return"]
+    cells = {cell.arm: cell for cell in online.plan(options, {"grasp_and_return": comparison})}
+    both, one = "learner.steps=2000 collect.kind=labels", "learner.steps=2000"
+    assert {arm: cell.changes for arm, cell in cells.items()} == {"A": one, "B": both, "C": both, "D": one}
+    done = {cells["A"]: collected(online, 12), cells["B"]: collected(online, 18, corrected=240)}
+    assert online.settings(cells["C"], comparison, done)[-1] == "actors.demonstrations=8"
 
 
 def test_gains_are_told_in_points_and_time_by_what_held_the_actors(online: ModuleType) -> None:
