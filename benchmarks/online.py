@@ -115,6 +115,8 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="for all arms; those of `collect` for B alone"
     )
     options = arguments.parse_args()
+    if spaced := [override for override in options.overrides if " " in override]:
+        arguments.error(f"expected settings without spaces, such as key=[1,2], not {spaced[0]!r}")
     if options.actors:
         import fleet  # imported here because it chooses how this process talks to Ray
 
@@ -157,14 +159,15 @@ def beside(cell: Cell, arm: str) -> Cell:
 
 def without_collect(overrides: Sequence[str]) -> list[str]:
     """Return the settings that are not of `collect`."""
-    return [override for override in overrides if not override.startswith("collect.")]
+    return [override for override in overrides if not override.startswith(("collect.", "collect="))]
 
 
 def run(cell: Cell, comparison: Comparison, done: Found, options: Namespace) -> dict[str, Any]:
     """Launch the run of one cell, or resume it, and return its results."""
     chosen = settings(cell, comparison, done)
     chosen += ["evaluation.final_episodes=50"] if options.quick else []
-    chosen += options.overrides if cell.arm == "B" else without_collect(options.overrides)
+    overrides = cell.changes.split()
+    chosen += overrides if cell.arm == "B" else without_collect(overrides)
     # A run of other settings, such as those of an earlier comparison, is not resumed.
     name = f"{cell.task}-{cell.arm}-{cell.seed}-{sha256(' '.join(chosen).encode()).hexdigest()[:8]}"
     if (options.runs / name).exists():

@@ -47,6 +47,9 @@ SMALLEST_CROP: Final = 33
 AS_SIZE: Final[Any] = None
 """Default of fields that `PolicyConfig.sizes` sets by size. A finished config holds the value instead."""
 
+SHAPES_COMPILED: Final = 32
+"""More shapes than a training compiles: two for each doubling of the longest T_o, and one."""
+
 POLICIES: Final = "longview.policies"
 """Group of the entry points of policies.
 
@@ -357,8 +360,8 @@ class LearnerConfig:
     batch_size: int = 64
     """Windows per training step, shared out evenly over the learner ranks: each takes batch_size / G."""
     loaders: int = 3
-    """Threads of each rank that prepare batches, one batch each, and so many batches in advance. More of them
-    help where a GPU waits for batches and CPU cores are free."""
+    """Threads of each rank that prepare batches. Each prepares one, so this is also the number of batches
+    that are ready in advance."""
     windows_per_segment: int | None = None
     """Windows cut from one segment of an episode. More windows mean fewer frames to read and encode, but a
     less varied batch. None: 8 for a task with cameras, else 1."""
@@ -463,6 +466,12 @@ class LearnerConfig:
             task: name of the only task to draw from. None: any task.
         """
         return Selection(self.mix, self.draw_by, self.half_life, self.outcomes, task)
+
+    @property
+    def drawn_ahead(self) -> int:
+        """Largest number of batches that are drawn before their training step: those of the loaders, and one
+        for each shape that is compiled."""
+        return self.loaders + (SHAPES_COMPILED if self.compile else 0)
 
     def part(self, step: int) -> range:
         """Return the part of the training that a step belongs to: the encoder's steps, or all later ones."""

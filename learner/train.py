@@ -249,7 +249,7 @@ def ema_decay(config: LearnerConfig, step: int) -> float:
 def prepared(recipe: Recipe, steps: range, device: torch.device) -> Generator[Batch[Tensor], None, None]:
     """Yield the batches of these steps in order, packed for a device.
 
-    `config.loaders` threads prepare one batch each, at most so many steps in advance. Decoding and copying
+    Each of `config.loaders` threads prepares one batch, ahead of the step that is taken. Decoding and copying
     release the interpreter, so threads use several cores.
     """
     ahead = recipe.config.loaders

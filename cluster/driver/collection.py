@@ -127,7 +127,7 @@ class Collection:
             reason = f"the newest version is {behind} training steps old, collect.max_staleness is {limit}"
             return Hold("limited", reason)
         # The learner draws ahead, and tells its step only now and then. Its next draw may be any of these.
-        unknown = self._config.learner.report_every + self._config.learner.loaders + 1
+        unknown = self._config.learner.report_every + self._config.learner.drawn_ahead + 1
         self.limiter.drawn = max(trained, newest) * self._draws
         written, allowed = self._steps + self._under_way, self._settings.steps_per_training_step
         if not self.limiter.holds(written, unknown * self._draws, *self._sizes()):

@@ -300,7 +300,7 @@ def _job(
         prepare,
         partial(_take, site, cell, episodes, lengths, file),
         None if trained is None else trained.name,
-        threads_of(config, asked),
+        threads_of(config, asked, site.address),
     )
 
 

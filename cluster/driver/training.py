@@ -22,8 +22,9 @@ from longview.replay.store import StoreAddress
 
 log = logging.getLogger(__name__)
 
-THREADS_VARIABLE = "OMP_NUM_THREADS"
-"""Environment variable of the CPU threads that the learner ranks of a run may have together."""
+THREADS_VARIABLE = "LONGVIEW_LEARNER_THREADS"
+"""Environment variable of the CPU threads that the learner ranks of a run have together. Ray sets
+OMP_NUM_THREADS in its workers, one of which may be this process."""
 STOP_SECONDS = 60.0
 """Time that the ranks get to save when the run is stopped. `longview stop` waits longer, and so do
 Kubernetes' ends of a job and of a pod."""

@@ -246,7 +246,7 @@ def limiter_of(config: RunConfig, spec: TaskSpec, step: int, cancelled: Callable
     draws = config.learner.segments(spec, ranks)
     # Actors collect nothing before the first version, so waiting for them would never end. Later steps may
     # draw before that version's last one.
-    alone = config.first_version + config.learner.loaders if config.collect.source is not None else 0
+    alone = config.first_version + config.learner.drawn_ahead if config.collect.source is not None else 0
     return Limiter(
         samples_per_insert=None if together is None else together / ranks,
         minimum_steps=config.replay.minimum_steps,

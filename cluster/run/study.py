@@ -301,14 +301,16 @@ def asked_by(config: RunConfig, room: Mapping[str, float], address: str | None) 
     return {"CPU": min(room["CPU"], cpus)}
 
 
-def threads_of(config: RunConfig, asked: Mapping[str, float]) -> int:
-    """Return how many threads the learner ranks of a run may have together.
+def threads_of(config: RunConfig, asked: Mapping[str, float], address: str | None) -> int:
+    """Return how many threads the learner ranks of a run may have together: one each, or all CPUs that the
+    run takes on this machine while its actors have nothing to do.
 
     Args:
         config: the run's.
         asked: resources that the run takes.
+        address: an existing Ray cluster, or None.
     """
-    return max(1, int(asked["CPU"]) - (0 if _by_turns(config) else config.rollout_actors))
+    return int(asked["CPU"]) if address is None and _by_turns(config) else config.learners
 
 
 def _by_turns(config: RunConfig) -> bool:

@@ -74,7 +74,7 @@ def recognise(path: Path) -> str:
     if not path.exists():
         # Such as lerobot/pusht, the name of a data set on a hub.
         named = path.absolute().parent.parent == Path.cwd() and not path.parent.exists()
-        hint = ": data sets are read from this machine, so download one of a hub first" if named else ""
+        hint = ": data sets are read from this machine, so download a hub's data set first" if named else ""
         raise DatasetError(f"there is no file or folder {path}{hint}")
     known = formats()
     for name, format in known.items():

@@ -164,7 +164,7 @@ def rehearsed(kind: str, cameras: int, precision: Any, feature: str, where: str)
 
 def main(kind: str, cameras: str, precision: str, change: str = "") -> None:
     torch.set_num_threads(1)
-    fault = getattr(faults, change, None)
+    fault = None if change in FEATURES or change in ("", "encoder", "adapters") else getattr(faults, change)
     devices = {"cpu": "cpu", "device": str(DEVICE)} if fault is None else {"device": str(DEVICE)}
     with pretended(), nullcontext() if fault is None else fault():
         found = {

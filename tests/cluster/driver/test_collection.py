@@ -176,6 +176,8 @@ CONFIG = configured("learner.batch_size=16", "learner.warmup=1")
     report_every=st.integers(1, 40),
     publish_every=st.integers(1, 40),
     first_version=st.integers(1, 40),
+    loaders=st.integers(1, 16),
+    compiled=st.booleans(),
 )
 def test_learner_and_actors_never_wait_for_each_other(
     spi: float | None,
@@ -185,6 +187,8 @@ def test_learner_and_actors_never_wait_for_each_other(
     report_every: int,
     publish_every: int,
     first_version: int,
+    loaders: int,
+    compiled: bool,
 ) -> None:
     """The learner draws ahead, and tells its step only now and then. Until it publishes, nobody can act."""
     committed, told, steps, newest = demonstrated, 0, 60, None
@@ -193,7 +197,12 @@ def test_learner_and_actors_never_wait_for_each_other(
         replay=replace(CONFIG.replay, samples_per_insert=spi, minimum_steps=minimum),
         collect=replace(CONFIG.collect, steps_per_training_step=ahead, max_staleness=publish_every),
         learner=replace(
-            CONFIG.learner, report_every=report_every, publish_every=publish_every, steps=50 * first_version
+            CONFIG.learner,
+            report_every=report_every,
+            publish_every=publish_every,
+            steps=50 * first_version,
+            loaders=loaders,
+            compile=compiled,
         ),
     )
     assert config.first_version == min(first_version, publish_every)
@@ -203,7 +212,7 @@ def test_learner_and_actors_never_wait_for_each_other(
         learner_waits = limiter.refusal(16, committed, committed)
         if not learner_waits:
             limiter.drawn += 16
-            trained = max(0, limiter.drawn // 16 - config.learner.loaders)
+            trained = max(0, limiter.drawn // 16 - config.learner.drawn_ahead)
             told = max(told, trained // report_every * report_every)
             first = config.first_version if trained >= config.first_version else None
             newest = trained // publish_every * publish_every or first

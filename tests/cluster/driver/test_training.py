@@ -173,13 +173,14 @@ def test_ranks_that_are_lost_again_and_again_end_the_run(ranks: Ranks, cluster: 
 
 
 @pytest.mark.parametrize("cluster", [2], indirect=True)
-def test_an_error_of_one_rank_ends_the_run_with_its_cause(
+def test_the_ranks_share_the_threads_of_the_environment_and_an_error_of_one_ends_the_run(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(THREADS_VARIABLE, "6")
+    each = (os.cpu_count() or 1) + 1
+    monkeypatch.setenv(THREADS_VARIABLE, str(2 * each))
     training = ranks.train(ENDLESS, "learner.validation_episodes=8")
     threads = [rank.__ray_call__.remote(lambda _: torch.get_num_threads()) for rank in training._ranks]
-    assert ray.get(threads) == [3, 3], "the ranks share the threads that the environment names"
+    assert ray.get(threads) == [each, each]
     with pytest.raises(RunFailed, match=r"training failed: .*no episodes to measure"):
         ranks.finish()
     assert training.restarts == {}

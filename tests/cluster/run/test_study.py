@@ -265,11 +265,11 @@ def test_a_cell_takes_the_cpus_of_its_roles_but_no_more_than_there_are(study_fil
     for cpus, takes in ((1.0, 1.0), (2.0, 2.0), (64.0, 2.0)):
         assert asked_by(cell.config, {"CPU": cpus}, None) == {"CPU": takes}, "training first, then two actors"
     collecting = planned(study_file, "collect.kind=takeover")[0]
-    for cpus, takes, threads in ((2.0, 2.0, 1), (64.0, 3.0, 1)):
+    for cpus, takes in ((2.0, 2.0), (64.0, 3.0)):
         assert asked_by(collecting.config, {"CPU": cpus}, None) == {"CPU": takes}, "all roles at a time"
-        assert threads_of(collecting.config, {"CPU": takes}) == threads
-    assert threads_of(cell.config, {"CPU": 2.0}) == 2
-    assert threads_of(cell.config, {"CPU": 1.0}) == 1
+        assert threads_of(collecting.config, {"CPU": takes}, None) == 1
+    assert [threads_of(cell.config, {"CPU": cpus}, None) for cpus in (1.0, 2.0)] == [1, 2]
+    assert threads_of(cell.config, {"CPU": 3.0}, "auto") == 1, "a rank reserves one CPU"
     assert asked_by(cell.config, {"CPU": 64.0, "GPU": 8.0}, "auto") == {"CPU": 3.0, "GPU": 1.0}
     assert 0 < estimated_core_hours(cell, 50, 2.0) < estimated_core_hours(cell, 200, 2.0) < 0.2
     assert estimated_core_hours(cell, 50, 2.0, trained=True) < estimated_core_hours(cell, 50, 2.0)
