@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from longview.cluster.driver.study import (
     _take,
     _work,
 )
+from longview.cluster.driver.training import THREADS_VARIABLE
 from longview.cluster.run.config import task_of
 from longview.cluster.run.folder import Run, RunError, append_row, create_run, read_rows
 from longview.cluster.run.study import Cell, plan, read_study, results_of, trained_alike
@@ -113,21 +115,26 @@ def test_a_cell_whose_process_ended_without_results_is_not_taken(tmp_path: Path)
         _take(site(tmp_path), cell, 50, [1], tmp_path / "cells.jsonl")
 
 
-def test_processes_end_with_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
+def test_processes_know_their_threads_and_end_with_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
     start = studying._start
     monkeypatch.setattr(studying, "_start", lambda *given: started.append(start(*given)) or started[-1])
-    jobs = [job(tmp_path, "long", "collect", "return_point", "--episodes", "100000")]
-    work = _work(site(tmp_path), jobs, lambda *counts: counts, lambda _: _interrupt(started))  # type: ignore[arg-type, return-value]
+    jobs = [replace(job(tmp_path, "long", "collect", "return_point", "--episodes", "100000"), threads=7)]
+    environments: list[bytes] = []
+
+    def interrupt(_: object) -> None:
+        if started:
+            time.sleep(0.5)
+            environments.append(Path(f"/proc/{started[0].pid}/environ").read_bytes())
+            raise KeyboardInterrupt
+
+    work = _work(site(tmp_path), jobs, lambda *counts: counts, interrupt)  # type: ignore[arg-type, return-value]
     with pytest.raises(KeyboardInterrupt):
         list(work)
     assert started[0].poll() is not None
-
-
-def _interrupt(started: list[object]) -> None:
-    if started:
-        time.sleep(0.5)
-        raise KeyboardInterrupt
+    assert f"{THREADS_VARIABLE}=7".encode() in environments[0].split(b"\0")
 
 
 @pytest.mark.parametrize(
