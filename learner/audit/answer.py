@@ -1,6 +1,6 @@
 """Answer of an audit: whether data need memory, how far back, and why, in words and numbers.
 
-Legend (docs/notation.md): G segments, each a whole episode, S observed steps, A action dimensions.
+Legend (docs/notation.md): S observed steps, A action dimensions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -439,7 +439,7 @@ def test_the_name_of_a_data_set_on_a_hub_is_explained(
     monkeypatch.chdir(tmp_path)
     name = Path("lerobot/so101_pick")
     for path in (name, name.absolute()):
-        with pytest.raises(DatasetError, match=r"from this machine, so download one of a hub first$"):
+        with pytest.raises(DatasetError, match=r"from this machine, so download a hub's data set first$"):
             recognise(path)
     name.parent.mkdir()
     with pytest.raises(DatasetError, match=r"there is no file or folder lerobot/so101_pick$"):
