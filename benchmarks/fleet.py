@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -58,7 +58,6 @@ from longview.cluster.run.progress import RunProgress
 from longview.cluster.run.services import redis_server
 from longview.learner.config import CurriculumConfig, LearnerConfig
 from longview.monitoring.hub import Hub, Reporters
-from longview.replay.config import StoreConfig
 from longview.replay.episode import ACTION, OBSERVATION_PREFIX, REWARD, Episode
 from longview.replay.store import EpisodeStore, StoreAddress
 
@@ -73,12 +72,8 @@ LIMIT = 60.0
 """Steps per training step that simulated actors may collect while the limiter holds them back."""
 SETTLES, SETTLED_SECONDS = 0.2, 60.0
 """Share of each stage at its start that no figure is taken from, and the most seconds of it."""
-BUDGET = 8 << 20
-"""Bytes of the store with simulated actors, which is full after three minutes, as it is for most of a long
-run. Until then the processes' lists of the stored episodes grow."""
 REPORTED_SECONDS = 15.0
 """Time after which every simulated actor has reported what it did under the limit before."""
-MIB = 1 << 20
 
 TARGETS = {
     "driver_turn_p90": "<= 250",
@@ -141,7 +136,6 @@ def simulated_actors(folder: Path, url: str, seconds: float) -> list["Stage"]:
     one."""
     settings = ActorsConfig(count=SIMULATED, simulators=1)
     config = config_of("simulated", settings, CollectConfig("rollout", steps_per_training_step=LIMIT))
-    config = replace(config, replay=replace(config.replay, byte_budget=BUDGET))
     with driven(config, folder, url) as loop:
         recorded = [loop.store.read(id) for id in loop.store.ids("demo")]
         options = {"num_cpus": 0, "max_concurrency": SIMULATED // HOSTS + 1}
@@ -173,8 +167,6 @@ def config_of(name: str, actors: ActorsConfig, collect: CollectConfig) -> RunCon
         collect=collect,
         learner=learner,
         evaluation=EvaluationConfig(episodes=0),
-        # Soon full, so that memory grows no more because of new episodes.
-        replay=StoreConfig(byte_budget=16 * MIB),
     )
 
 

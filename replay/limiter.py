@@ -76,17 +76,18 @@ class Limiter:
             f"samples_per_insert is {self.samples_per_insert:g}"
         )
 
-    def holds(self, written: float, count: int, committed: int, stored: int) -> bool:
+    def holds(self, written: float, count: int, sizes: Callable[[], tuple[int, int]]) -> bool:
         """Whether writers have to wait now.
 
         Args:
             written: steps that were written, those under way included.
             count: steps of the draws that the sampler may be at.
-            committed, stored: as for `refusal`.
+            sizes: returns the committed and the stored steps, as `refusal` takes them.
         """
         if self.inserts_per_sample is None or written <= self.inserts_per_sample * self.drawn:
             return False
-        return not self.refusal(count, committed, stored)
+        # Who tells the sizes keeps a list of all episodes, so they are asked for only if a draw may wait.
+        return not (self.limits and self.refusal(count, *sizes()))
 
 
 def wait(current: Callable[[], Limiter], count: int, steps: Callable[[], tuple[int, int]]) -> None:

@@ -130,7 +130,7 @@ class Collection:
         unknown = self._config.learner.report_every + self._config.learner.drawn_ahead + 1
         self.limiter.drawn = max(trained, newest) * self._draws
         written, allowed = self._steps + self._under_way, self._settings.steps_per_training_step
-        if not self.limiter.holds(written, unknown * self._draws, *self._sizes()):
+        if not self.limiter.holds(written, unknown * self._draws, self._sizes):
             return None
         ahead = f"{written:.0f} steps are collected or under way after {trained} training steps"
         return Hold("limited", f"{ahead}, collect.steps_per_training_step is {allowed:g}")

@@ -101,6 +101,27 @@ def test_actors_wait_once_they_are_ahead_of_training() -> None:
     assert collection.held is None
 
 
+@pytest.mark.parametrize(
+    ("setting", "asks"),
+    [("seed=0", False), ("replay.minimum_steps=1", True), ("replay.samples_per_insert=1", True)],
+)
+def test_the_store_is_asked_for_its_steps_only_if_the_learner_may_wait_for_them(
+    setting: str, asks: bool
+) -> None:
+    """The driver would keep a list of all stored episodes, and grow with it."""
+    asked = list[bool]()
+
+    def sizes() -> tuple[int, int]:
+        asked.append(True)
+        return MANY
+
+    config = configured("collect.steps_per_training_step=10", setting)
+    collection = Collection(config, SPEC, sizes=sizes, typical=lambda: 50.0)
+    taken(collection)
+    assert collection.take(0, 0) is None
+    assert bool(asked) == asks
+
+
 def test_what_an_earlier_launch_has_collected_counts() -> None:
     before = Count(episodes=4, steps=200, learnable=100)
     collection = make("collect.steps_per_training_step=10", before=before)
