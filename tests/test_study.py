@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,32 @@ def test_a_killed_study_goes_on_and_runs_no_cell_twice(longview: Longview) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_quick_ends_within_a_quarter_of_an_hour_though_it_is_killed(longview: Longview) -> None:
+    cells, began = longview.folder / "quick.jsonl", time.monotonic()
+    driver = longview.start("study", "run", "quick")
+    longview.wait_for(lambda: bool(rows_of(cells)), seconds=600)
+    os.kill(driver.pid, signal.SIGKILL)
+    longview.wait_for(lambda: not longview.processes("launch"), seconds=240)
+    again = longview.start("study", "run", "quick")
+    output, _ = again.communicate(timeout=900 - (time.monotonic() - began))
+    assert again.returncode == 0, output
+    last = {row["cell"]["method"]: row["success"] for row in rows_of(cells)}
+    assert last.keys() == {"no history", "naive long", "progressive", "progressive (again)"}
+    assert last["naive long"]["64"]["successes"] > last["no history"]["1"]["successes"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_cell_of_each_remedy_ends(longview: Longview) -> None:
     settings = [f"{key}={value}" for key, value in TINY.items() if key != "actors.demonstrations"]
     study = yaml.safe_load((STUDIES / "remedies.yaml").read_text())
     methods = study["methods"]
+    for trained in ("each", "shortest"):
+        methods[trained] = {
+            "trained": trained,
+            "settings": {"learner.policy.past_actions": int(trained == "each")},
+        }
     for method in methods.values():
         if "learner.encoder_steps" in method["settings"]:
             method["settings"]["learner.encoder_steps"] = TINY["learner.steps"] // 2
@@ -91,7 +113,7 @@ def test_a_cell_of_each_remedy_ends(longview: Longview) -> None:
     process = longview.start(
         *("study", "run", "short.yaml", "--cells", "cells.jsonl"),
         *("axes.task=[return_point]", "axes.data_scale=[0.1]", "seeds=[0]", "looks=[2]"),
-        *("control=null", *settings),
+        *("control=null", "evaluation.context_lengths=[4, 16, 64]", *settings),
     )
     output, _ = process.communicate(timeout=3500)
     assert process.returncode == 0, output

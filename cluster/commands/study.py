@@ -73,17 +73,18 @@ def run(
             refuse_unsimulated(config)
     choose_ray_auth(address)
     # Ray reads its authentication when it is imported.
-    from longview.cluster.driver.study import OUTPUT, run_study
+    from longview.cluster.driver.study import run_study
 
     try:
         with _watching() as tell:
             failed = run_study(wanted, planned, file, address, tell)
     except KeyboardInterrupt:
+        _report(wanted, planned, file, out)
         typer.echo("stopped: the same command goes on with it", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _report(wanted, planned, file, out)
-    for cell in failed:
-        typer.echo(f"longview: failed: {cell}; see {_folder(wanted) / cell.name / OUTPUT}", err=True)
+    for cell, wrong in failed.items():
+        typer.echo(f"longview: failed: {cell}: {wrong}", err=True)
     raise typer.Exit(FAILED if failed else 0)
 
 
@@ -98,10 +99,17 @@ def report(study: Name, settings: Settings = None, cells: Cells = None, out: Out
 
         longview study report docs/method/return_point.yaml --out report
     """
-    from longview.cluster.run.study import plan, read_study
+    from longview.cluster.run.folder import RunError
+    from longview.cluster.run.study import finished, plan, read_study
 
     wanted, file = read_study(study, settings or [])
-    _report(wanted, plan(wanted), cells or file, out)
+    file, planned = cells or file, plan(wanted)
+    if not finished(file).keys() & {cell.settings for cell in planned}:
+        raise RunError(
+            f"{file} has no finished cell of study {wanted.name}: name the file that has some by --cells, "
+            "or run the study"
+        )
+    _report(wanted, planned, file, out)
 
 
 def _report(study: "Study", planned: Sequence["Cell"], file: Path, out: Path | None) -> None:
@@ -140,20 +148,23 @@ def _show_plan(study: "Study", planned: Sequence["Cell"], file: Path, address: s
         finished,
         results_of,
         this_machine,
+        trained_alike,
     )
     from longview.cluster.views.terminal import console
     from longview.monitoring.study import unfinished
 
     results = results_of(study, planned, finished(file))
     cores = [asked_by(cell.config, this_machine(), address)["CPU"] for cell in planned]
-    states, measured, so_far, left = list[str](), list[float](), list[float](), list[float]()
+    alike, states = trained_alike(planned), list[str]()
+    measured, so_far, left = list[float](), list[float](), list[float]()
     for cell, cpus, found, lengths in zip(planned, cores, results.cells, unfinished(results), strict=True):
         begun, done = found.row is not None, sum(map(found.rolled_out, found.lengths))
         lacking = sum(study.looks[-1] - found.rolled_out(length) for length in lengths)
         states.append(("begun" if begun else "") if lengths else "finished")
         measured.append(core_hours(found.row) if found.row is not None else 0.0)
-        so_far.append(estimated_core_hours(cell, done, cpus) if begun else 0.0)
-        left.append(estimated_core_hours(cell, lacking, cpus, trained=begun) if lengths else 0.0)
+        taken = cell.settings in alike
+        so_far.append(estimated_core_hours(cell, done, cpus, trained=taken) if begun else 0.0)
+        left.append(estimated_core_hours(cell, lacking, cpus, trained=begun or taken) if lengths else 0.0)
     factor = sum(measured) / sum(so_far) if any(so_far) else 1.0
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     axes = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
@@ -194,9 +205,10 @@ def _watching() -> "Iterator[Tell]":
             ended = tally.done + tally.failed
             news = f"{len(tally.running)} running, {tally.left} waiting"
             news += f", {tally.failed} failed" if tally.failed else ""
-            news += (
-                "" if tally.seconds_left is None else f", about {tally.seconds_left / 60:.0f} min left of it"
-            )
+            if tally.seconds_left is not None:
+                news += f", about {tally.seconds_left / 60:.0f} min left of it"
+            if later := tally.seconds_later:
+                news += f", then at most {later / 60:.0f} min"
             what = f"{tally.what} of {tally.look}"
             total = ended + len(tally.running) + tally.left
             bar.update(shown, description=what, completed=ended, total=total, news=news)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -146,7 +146,9 @@ class Job:
     """CPU threads of the run's learner ranks together."""
 
 
-def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell) -> list[Cell]:
+def run_study(
+    study: Study, cells: Sequence[Cell], file: Path, address: str | None, tell: Tell
+) -> dict[Cell, str]:
     """Run the cells of a study that its file does not hold, look by look.
 
     Args:
@@ -157,17 +159,18 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
         tell: takes the progress, now and then.
 
     Returns:
-        The cells that have failed.
+        The cells that have failed, each with what went wrong.
 
     Raises:
-        RunError: the study is under way in another process.
+        RunError: the study, or another one with this file, is under way in another process.
+        OSError: the file cannot be written.
         ConfigError: the Ray cluster has no room for a cell.
         StoreError, ServiceError: the study's Redis cannot be started or reached.
     """
     folder, configured = (ROOT / study.name).absolute(), cells[0].config.replay.url
-    failed: list[Cell] = []
+    failed: dict[Cell, str] = {}
     with ExitStack() as services:
-        services.enter_context(_alone(folder))
+        services.enter_context(_alone(folder, file))
         room = room_of(cells, address)
         url = configured or services.enter_context(redis_server(folder / "redis"))
         site = Site(
@@ -188,17 +191,19 @@ def run_study(study: Study, cells: Sequence[Cell], file: Path, address: str | No
             }
             collecting = list(_collecting(site, {each.name: each for each in needed.values()}.values()))
             collected = _work(site, collecting, partial(Tally, which, 0.0, "demonstrations"), tell)
-            lacking = {job.run for job, succeeded in collected if not succeeded}
+            lacking = {job.run: wrong for job, wrong in collected if wrong is not None}
             ready = {
                 name: _job(site, cell, episodes, lengths, needed.get(name), file, trained.get(cell.settings))
                 for name, (cell, lengths) in todo.items()
                 if name not in needed or needed[name].name not in lacking
             }
-            failed += [cell for name, (cell, _) in todo.items() if name not in ready]
-            later = _later(site, study, zip(cells, results.cells, strict=True), look)
-            for job, succeeded in _work(site, ready.values(), partial(Tally, which, later, "cells"), tell):
-                if not succeeded:
-                    failed.append(todo[job.run][0])
+            for name, (cell, _) in todo.items():
+                if name not in ready:
+                    failed[cell] = f"its demonstrations were not collected: {lacking[needed[name].name]}"
+            later = _later(site, study, zip(cells, results.cells, strict=True), look, trained)
+            for job, wrong in _work(site, ready.values(), partial(Tally, which, later, "cells"), tell):
+                if wrong is not None:
+                    failed[todo[job.run][0]] = wrong
     return failed
 
 
@@ -217,14 +222,29 @@ def room_of(cells: Sequence[Cell], address: str | None) -> dict[str, float]:
     return dict(together)
 
 
-def _later(site: Site, study: Study, cells: Iterable[tuple[Cell, StudyCell]], look: int) -> float:
-    """Estimate the work of all looks after one, if they decide nothing, as a multiple of that look's."""
+def _later(
+    site: Site,
+    study: Study,
+    cells: Iterable[tuple[Cell, StudyCell]],
+    look: int,
+    trained: Collection[str] = (),
+) -> float:
+    """Estimate the work of all looks after one, if they decide nothing, as a multiple of that look's.
+
+    Args:
+        site: where the cells work.
+        study: the study.
+        cells: its cells, each with what is known of it.
+        look: number of the look.
+        trained: settings of the cells that take the policy of another one.
+    """
     now = rest = 0.0
     for cell, found in cells:
         cpus = asked_by(cell.config, site.room, site.address)["CPU"]
         lacking = sum(max(0, study.looks[look] - found.rolled_out(length)) for length in cell.lengths)
         if lacking:
-            now += estimated_core_hours(cell, lacking, cpus, trained=found.row is not None)
+            taken = found.row is not None or cell.settings in trained
+            now += estimated_core_hours(cell, lacking, cpus, trained=taken)
         for episodes, following in itertools.pairwise(study.looks[look:]):
             more = (following - episodes) * len(cell.lengths)
             rest += estimated_core_hours(cell, more, cpus, trained=True)
@@ -232,18 +252,24 @@ def _later(site: Site, study: Study, cells: Iterable[tuple[Cell, StudyCell]], lo
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study's folder, until this process ends, however it ends.
+def _alone(folder: Path, file: Path) -> Iterator[None]:
+    """Hold the locks of a study's folder and of the file of its finished cells, until this process ends,
+    however it ends. Both are made if there are none.
 
     Raises:
-        RunError: another process has it.
+        RunError: another process has one of them.
+        OSError: one of them cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"study {folder.name} is under way in another process, in {folder}") from None
+    with ExitStack() as locks:
+        for part in (folder / "lock", file):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            lock = locks.enter_context(part.open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"study {folder.name} is under way in another process, which has locked {part}"
+                ) from None
         yield
 
 
@@ -364,7 +390,7 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
 
 def _work(
     site: Site, jobs: Iterable[Job], tally: Callable[..., Tally], tell: Tell
-) -> Iterator[tuple[Job, bool]]:
+) -> Iterator[tuple[Job, str | None]]:
     """Do jobs, as many together as there is room for. A job that fails is done again, `retries` times.
 
     Args:
@@ -374,7 +400,7 @@ def _work(
         tell: takes the tally, now and then.
 
     Yields:
-        Every job, and whether it has succeeded.
+        Every job, and what went wrong; None if it has succeeded.
     """
     waiting, running = deque(jobs), dict[subprocess.Popen[bytes], Job]()
     attempts, started, done, failed = Counter[str](), time.monotonic(), 0, 0
@@ -384,14 +410,13 @@ def _work(
             while (job := _next(site, waiting, running.values())) is not None:
                 waiting.remove(job)
                 attempts[job.run] += 1
-                if (wrong := _fault(job.prepare)) is None:
-                    running[_start(site, job)] = job
-                else:
+                if (wrong := _fault(partial(_begin, site, job, running))) is not None:
                     over.append((job, wrong))
             for process in [process for process in running if process.poll() is not None]:
                 job, code = running.pop(process), process.returncode
                 _note(site, job, "ended")
-                over.append((job, f"exit code {code}" if code else _fault(job.conclude)))
+                exited = f"exit code {code}, see {site.folder / job.run / OUTPUT}"
+                over.append((job, exited if code else _fault(job.conclude)))
             for job, wrong in over:
                 if wrong is not None:
                     again = attempts[job.run] <= site.retries
@@ -400,7 +425,7 @@ def _work(
                         waiting.append(job)
                         continue
                 done, failed = done + (wrong is None), failed + (wrong is not None)
-                yield job, wrong is None
+                yield job, wrong
             ended, left, elapsed = done + failed, len(waiting) + len(running), time.monotonic() - started
             pace = elapsed / ended * left if ended else None
             tell(tally(done, failed, tuple(job.run for job in running.values()), len(waiting), pace, elapsed))
@@ -419,10 +444,9 @@ def _fault(work: Callable[[], object]) -> str | None:
 
 
 def _next(site: Site, waiting: Sequence[Job], running: Collection[Job]) -> Job | None:
-    """Return the first waiting job that waits for no other one; None if there is no room for it now."""
+    """Return the first waiting job that waits for no other one and that there is room for now."""
     under_way = {job.run for job in (*waiting, *running)}
-    job = next((job for job in waiting if job.after not in under_way), None)
-    return job if job is not None and _fits(site, job, running) else None
+    return next((job for job in waiting if job.after not in under_way and _fits(site, job, running)), None)
 
 
 def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
@@ -437,6 +461,12 @@ def _fits(site: Site, job: Job, running: Iterable[Job]) -> bool:
     return len(running) < at_once and all(amount <= site.room.get(name, 0) for name, amount in taken.items())
 
 
+def _begin(site: Site, job: Job, running: dict[subprocess.Popen[bytes], Job]) -> None:
+    """Prepare a job and start its process, which is then among those that are running."""
+    job.prepare()
+    running[_start(site, job)] = job
+
+
 def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
     environment = {THREADS_VARIABLE: str(job.threads)} | os.environ | {"LONGVIEW_RUNS": str(site.folder)}
     if password := urlsplit(site.url).password:
@@ -448,8 +478,9 @@ def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
 
 
 def _note(site: Site, job: Job, what: Literal["started", "ended"]) -> None:
-    """Write down that a job's process has started or ended."""
-    append_row(site.folder / job.run / ATTEMPTS, {what: time.time()})
+    """Write down that a job's process has started or ended. On a full disk that is lost; the job goes on."""
+    with suppress(OSError):
+        append_row(site.folder / job.run / ATTEMPTS, {what: time.time()})
 
 
 def _earlier(run: Run) -> tuple[bool, float]:
@@ -510,7 +541,7 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
         "training_steps": cell.config.learner.steps,
         "minutes": {phase: round(spent, 2) for phase, spent in minutes.items()},
         "cores": asked_by(cell.config, site.room, site.address)["CPU"],
-        "machine": machine(),
+        "machine": machine(site),
         "resumed": before.get("resumed", False) or resumed,
         "plans": [*(plan for plan in before.get("plans", []) if plan != site.plan), site.plan],
     }
@@ -532,12 +563,15 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine and its software."""
+def machine(site: Site) -> dict[str, Any]:
+    """Describe where cells work: this machine, or the resources of a Ray cluster; and the software."""
     models = [line for line in _text(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
-    return {
+    here = {
         "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
         "cores": os.cpu_count(),
+    }
+    return {
+        **(here if site.address is None else {"cluster": dict(site.room)}),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "ray")},
     }

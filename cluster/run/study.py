@@ -249,14 +249,15 @@ def demonstrations_of(cells: Sequence[Cell]) -> dict[str, Demonstrations]:
 
 def trained_alike(cells: Sequence[Cell]) -> dict[str, Cell]:
     """Find the cells that need no training of their own, by the settings of each: they differ from another
-    cell only in how the policy acts, or in the history that the evaluation shows. Each gets the cell whose
-    policy it can take."""
+    cell only in how the policy acts, or in the history that the evaluation shows and its length. Each gets
+    the cell whose policy it can take."""
     alike = dict[str, list[Cell]]()
     for cell in cells:
         settings, config = plain(asdict(cell.config)), cell.config
         del settings["evaluation"]["history"]
-        # What a policy collects follows from how it acts, and adapters are files of their own.
+        # What a policy collects follows from how and where it acts, and adapters are files of their own.
         if config.collect.source is None and not config.learner.adapters.rank:
+            del settings["evaluation"]["context_lengths"]
             for name in config.learner.policy.acting:
                 del settings["learner"]["policy"][name]
         alike.setdefault(_hashed(settings), []).append(cell)
@@ -271,7 +272,7 @@ def _acting(cell: Cell) -> tuple[Any, ...]:
     """Return how a cell's policy acts. Of cells that train alike, the least trains."""
     policy = cell.config.learner.policy
     shown = cell.config.evaluation.history != "own"
-    return shown, *(getattr(policy, name) for name in sorted(policy.acting))
+    return shown, -max(cell.lengths), *(getattr(policy, name) for name in sorted(policy.acting))
 
 
 def demonstration_count(config: RunConfig) -> int:
@@ -555,14 +556,18 @@ def _refuse_misplaced(study: Study) -> None:
             comes again later.
     """
     own = {"seed": "seeds", "name": "name", "evaluation.final_episodes": "looks"}
+    made = own | {
+        "evaluation.episodes": "looks",
+        "learner.policy.context_length": "methods.NAME.trained, or the settings of a method",
+    }
     methods = {f"methods.{name}.settings": method.settings for name, method in study.methods.items()}
     places = {f"places.{index}": place for index, place in enumerate(study.places)}
     for where, settings in {"settings": study.settings, "axes": study.axes, **places, **methods}.items():
         for key in settings:
             if key in SECTIONS:
                 raise ConfigError(f"{where}: {key} is a section: write its keys with dots, as in {key}.KEY")
-            if key in own:
-                raise ConfigError(f"{where}: {key} follows from the study's own key {own[key]}")
+            if (by := own if where in methods else made).get(key):
+                raise ConfigError(f"{where}: {key} follows from the study's own key {by[key]}")
             if key == "task" and where in methods:
                 raise ConfigError(f"{where}: task is no setting of a method: give it in settings or axes")
     for key in study.settings:

@@ -45,6 +45,7 @@ def light() -> Iterator[Forks]:
         (["demo", "learner.policy={widths: [32, 64], future_actions: 13}"], ["T_p 15", "divisible by 2"]),
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
+        (["study", "report", "quick", "--cells", "absent"], ["absent has no finished cell of study quick"]),
         (
             ["demo", "--task", "lift", "--pixels"],
             ["no settings to learn lift from pixels", "grasp_and_return"],

@@ -22,6 +22,7 @@ from longview.cluster.driver.study import (
     _fits,
     _job,
     _later,
+    _next,
     _take,
     _work,
 )
@@ -59,11 +60,10 @@ def test_jobs_work_together_and_the_failed_ones_again(tmp_path: Path) -> None:
     def tally(*counts: object) -> Tally:
         return Tally("look 1 of 1, 50 episodes", 0.0, "cells", *counts)  # type: ignore[arg-type]
 
-    ended = {
-        each.run: succeeded for each, succeeded in _work(site(tmp_path), [bad, *good], tally, tallies.append)
-    }
-    assert ended == {"first": True, "second": True, "bad": False}
-    printed = (tmp_path / "bad" / studying.OUTPUT).read_text()
+    ended = {each.run: wrong for each, wrong in _work(site(tmp_path), [bad, *good], tally, tallies.append)}
+    said = tmp_path / "bad" / studying.OUTPUT
+    assert ended == {"first": None, "second": None, "bad": f"exit code 2, see {said}"}
+    printed = said.read_text()
     assert printed.count("unknown key nothing") == 2, "it was run again once"
     assert max(len(each.running) for each in tallies) == 2
     assert (tallies[-1].done, tallies[-1].failed, tallies[-1].left) == (2, 1, 0)
@@ -77,7 +77,7 @@ def test_a_job_waits_for_the_one_that_it_follows(tmp_path: Path) -> None:
     jobs = [replace(each, conclude=lambda each=each: order.append(each.run)) for each in (second, first)]
     tallies: list[tuple[object, ...]] = []
     ended = _work(site(tmp_path), [*jobs, alone], lambda *counts: counts, tallies.append)  # type: ignore[arg-type, return-value]
-    assert all(succeeded for _, succeeded in ended)
+    assert all(wrong is None for _, wrong in ended)
     assert order == ["first", "second"]
     assert not any({"first", "second"} <= set(running) for _, _, running, *_ in tallies)
 
@@ -103,7 +103,8 @@ def test_an_error_of_a_job_in_this_process_fails_that_job_alone(
     for name in errors:
         jobs[name] = replace(jobs[name], **{part: partial(fail, name)})
     ended = _work(site(tmp_path), jobs.values(), lambda *counts: counts, lambda _: None)  # type: ignore[arg-type, return-value]
-    assert {each.run: succeeded for each, succeeded in ended} == dict.fromkeys(errors, False) | {"good": True}
+    said = {name: str(error) for name, error in errors.items()}
+    assert {each.run: wrong for each, wrong in ended} == said | {"good": None}
     assert tried == dict.fromkeys(errors, 2), "each was run again once"
     for error in errors.values():
         assert str(error) in caplog.text
@@ -154,15 +155,47 @@ def test_a_job_starts_where_there_is_room(
     assert _fits(site(tmp_path, cpus, at_once), job(tmp_path, "next"), jobs) == fits
 
 
-def test_a_study_works_in_one_process_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "cells", "locked"), [("mine", "other.jsonl", "lock"), ("other", "mine.jsonl", "mine.jsonl")]
+)
+def test_a_study_and_a_file_of_cells_belong_to_one_process_at_a_time(
+    tmp_path: Path, folder: str, cells: str, locked: str
+) -> None:
+    mine = tmp_path / "mine", tmp_path / "results" / "mine.jsonl"
     with (
-        _alone(tmp_path / "mine"),
-        pytest.raises(RunError, match="study mine is under way"),
-        _alone(tmp_path / "mine"),
+        _alone(*mine),
+        pytest.raises(RunError, match=rf"under way in another process, which has locked .*{locked}$"),
+        _alone(tmp_path / folder, tmp_path / "results" / cells),
     ):
         pass
-    with _alone(tmp_path / "mine"):
+    with _alone(*mine):
+        assert mine[1].read_text() == "", "cells are written into a folder that there was not"
+
+
+def test_a_file_of_cells_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    file = tmp_path / "results" / "cells.jsonl"
+    with pytest.raises(FileExistsError, match="results"), _alone(tmp_path / "mine", file):
         pass
+
+
+def test_a_job_that_has_room_does_not_wait_behind_one_that_has_none(tmp_path: Path) -> None:
+    large, small, running = (job(tmp_path, name, cpus=cpus) for name, cpus in (("l", 4), ("s", 1), ("r", 3)))
+    assert _next(site(tmp_path, 4.0), [large, small], [running]) is small
+    assert _next(site(tmp_path, 4.0), [large, small], []) is large
+
+
+def test_a_full_disk_fails_the_job_and_not_the_study(tmp_path: Path) -> None:
+    full, good = job(tmp_path, "full", *QUICK), job(tmp_path, "good", *QUICK)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / studying.OUTPUT).symlink_to("/dev/full/output")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / ATTEMPTS).symlink_to("/dev/full")
+    ended = _work(site(tmp_path), [full, good], lambda *counts: counts, lambda _: None)  # type: ignore[arg-type, return-value]
+    wrong = {each.run: wrong for each, wrong in ended}
+    assert wrong["good"] is None, "only the times of its attempts are lost"
+    assert wrong["full"] is not None
+    assert "Not a directory" in wrong["full"]
 
 
 def quick_cells(*overrides: str) -> list[Cell]:
@@ -191,11 +224,15 @@ def test_a_cell_that_was_begun_takes_the_present_operational_settings(tmp_path: 
 
 
 def test_a_control_takes_the_policy_of_the_cell_that_trains_alike(tmp_path: Path) -> None:
-    """Only the history that its evaluation shows tells it from another cell."""
-    study, _ = read_study(
-        "remedies",
-        ["methods=[naive long, reversed history]", "axes.task=[return_point]", "seeds=[0]", "control=null"],
+    """Only the history that its evaluation shows tells it from another cell, or the length of that."""
+    chosen = ["axes.task=[return_point]", "seeds=[0]", "control=null"]
+    study, _ = read_study("remedies", ["methods=[naive long, truncated history]", *chosen])
+    naive, truncated = plan(study)
+    assert (naive.lengths, truncated.lengths) == ((64,), (16,))
+    assert (
+        trained_alike([naive, truncated]) == trained_alike([truncated, naive]) == {truncated.settings: naive}
     )
+    study, _ = read_study("remedies", ["methods=[naive long, reversed history]", *chosen])
     cells = plan(study)
     naive, control = cells
     assert trained_alike(cells) == trained_alike(cells[::-1]) == {control.settings: naive}

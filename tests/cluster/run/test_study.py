@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"baseline": "nothing"}, "baseline must be one of each, together, not 'nothing'"),
         ({"settings": {"learner": {"steps": 3}}}, "settings: learner is a section"),
         ({"settings": {"evaluation.final_episodes": 9}}, "follows from the study's own key looks"),
+        ({"settings": {"evaluation.episodes": 9}}, "follows from the study's own key looks"),
+        (
+            {"axes": {"learner.policy.context_length": [8, 16]}},
+            "axes: learner.policy.context_length follows from the study's own key methods.NAME.trained",
+        ),
         ({"looks": [50, 50]}, "looks must ascend"),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"axes": {"task": ["push_t"]}, "settings": {}}, "task push_t has no expert"),
@@ -221,7 +227,8 @@ def test_the_table_of_quick_follows_from_its_cells() -> None:
     assert {cell.settings for cell in cells} == rows.keys(), "the settings have changed"
     results = results_of(study, cells, rows)
     page = (ROOT / "docs" / "study.md").read_text()
-    lines = [line.strip("| ").split("|") for line in page.splitlines()]
+    section = page.partition("## What `quick` finds")[2].partition("\n## ")[0]
+    lines = [line.strip("| ").split("|") for line in section.splitlines()]
     table = {line[0].strip(): [value.strip() for value in line[1:]] for line in lines if len(line) == 6}
     lengths = [int(name.removeprefix("T_o ")) for name in table.pop("method")[:-1]]
     del table["---"]
@@ -293,6 +300,10 @@ def test_a_dry_run_counts_what_later_looks_may_want(
         return capsys.readouterr().out.splitlines()[-1]
 
     assert f"{len(cells)} cells, 0 finished and 0 begun; until the last look they take about 0." in said()
+    with_control, *_ = read_study("remedies", ["methods=[naive long, reversed history]", "seeds=[0]"])
+    _show_plan(with_control, plan(with_control), file, None)
+    left = re.findall(r"(reversed|naive long).* 0\.00 +(0\.\d\d)", capsys.readouterr().out)
+    assert {name: float(hours) for name, hours in left}["reversed"] < float(dict(left)["naive long"])
     write(50)
     assert f"0 finished and {len(cells)} begun" in (begun := said())
     assert " 0.0 core-hours more" not in begun
