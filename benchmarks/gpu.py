@@ -184,6 +184,7 @@ def training(kind: str, size: str, precision: Any, compiled: bool, device: torch
 
     Launching a step is the host's part of it. Where it takes as long as the step, the GPU waits for the host.
     """
+    torch.backends.cudnn.allow_tf32 = True  # as in a process that only trains; acting switches it off
     config = LearnerConfig(KINDS[kind](size=size), batch_size=64, precision=precision, compile=compiled)
     case = f"{kind}, {size}, batch {config.batch_size}, T_o {LONGEST}, {precision}"
     case += ", compiled" if compiled else ""

@@ -27,7 +27,13 @@ NOW = DiffusionConfig.sampling_steps
 """Sampling steps by default."""
 TASK = "return_point"
 """Task of the policy that is trained where none is given."""
-TARGETS = {"decision_now_over_ten": "<= 0.6", "success_now_minus_ten": ">= -1"}
+FEWEST, FIVE = (1, 2), 5
+"""Sampling steps that five are compared with, too."""
+TARGETS = {
+    "decision_now_over_ten": "<= 0.6",
+    "success_now_minus_ten": ">= -1",
+    **{f"success_{steps}_minus_five": ">= -2" for steps in FEWEST},
+}
 
 
 def main() -> None:
@@ -46,12 +52,13 @@ def main() -> None:
     name, episodes = policy.spec.name, chosen.episodes or (60 if chosen.quick else 300)
     task = task_of(read_config(preset_file(name), chosen.overrides, task=name))
     where = machine(policy=chosen.policy and str(chosen.policy), task=name, episodes=episodes)
-    policies = {steps: sampling(policy, steps) for steps in sorted({*chosen.steps, NOW, TEN})}
+    policies = {steps: sampling(policy, steps) for steps in sorted({*chosen.steps, NOW, FIVE, TEN})}
     times = decisions(policies, rounds=15 if chosen.quick else 60)
     rates = successes(policies, task, episodes)
     ratios = {
         "decision_now_over_ten": ratio(times[NOW], times[TEN]),
         "success_now_minus_ten": rates[NOW] - rates[TEN],
+        **{f"success_{steps}_minus_five": rates[steps] - rates[FIVE] for steps in FEWEST if steps in rates},
     }
     case = f"{name}, T_o {policy.horizon.context}"
     finish(results(where, rows(times, rates, case), ratios), TARGETS, chosen.json)
