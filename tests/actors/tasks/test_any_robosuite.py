@@ -20,11 +20,12 @@ from longview.replay.datasets.formats import open_source
 from longview.replay.errors import DatasetError
 from longview.replay.store import EpisodeStore
 
-CAN, TRANSPORT = "robosuite:PickPlaceCan", "robosuite:TwoArmTransport"
+CAN, HANG, TRANSPORT = "robosuite:PickPlaceCan", "robosuite:ToolHang", "robosuite:TwoArmTransport"
 SHORT = EnvironmentConfig(max_steps=4)
 ARM = {"eef_pos": (3,), "eef_quat": (4,), "gripper_qpos": (2,)}
 SHAPES = {
     CAN: {**{f"robot0_{key}": shape for key, shape in ARM.items()}, "object": (14,)},
+    HANG: {**{f"robot0_{key}": shape for key, shape in ARM.items()}, "object": (44,)},
     TRANSPORT: {
         **{f"robot{robot}_{key}": shape for robot in (0, 1) for key, shape in ARM.items()},
         "object": (41,),
@@ -131,23 +132,22 @@ def test_cameras_draw() -> None:
     simulator.close()
 
 
-@pytest.fixture(scope="module")
-def can_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as robomimic's dataset_states_to_obs.py makes it, recorded in robosuite itself."""
-    task = load_task(CAN, NO_CAMERAS, SHORT)
+def recorded(path: Path, name: str) -> Path:
+    """Write a file as robomimic's dataset_states_to_obs.py makes it, recorded in robosuite itself."""
+    task = load_task(name, NO_CAMERAS, SHORT)
     simulator: Any = task.make()
-    path, rng = tmp_path_factory.mktemp("can") / "can.hdf5", np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        kwargs = {"robots": ["Panda"], "control_freq": 20}
-        data.attrs["env_args"] = json.dumps({"env_name": "PickPlaceCan", "type": 1, "env_kwargs": kwargs})
+        made = {"env_name": name.partition(":")[2], "type": 1}
+        data.attrs["env_args"] = json.dumps(made | {"env_kwargs": {"robots": ["Panda"], "control_freq": 20}})
         data.attrs["total"] = 6 * 5
         for number in range(6):
             simulator.reset(seed=number)
             rows: dict[str, list[Any]] = {}
             actions = rng.uniform(-1, 1, (5, 7))
             for action in actions:
-                for key in (*SHAPES[CAN], "robot0_joint_pos"):
+                for key in (*SHAPES[name], "robot0_joint_pos"):
                     rows.setdefault(key, []).append(simulator.seen[key])
                 simulator.act(action)
             demo = data.create_group(f"demo_{number}")
@@ -159,15 +159,21 @@ def can_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_robomimics_demonstrations_fit_without_renaming(can_file: Path) -> None:
-    task = load_task(CAN)
-    assert task.spec.max_steps == 400
-    source = open_source(can_file, CAN, task.spec, columns_of(task))
+@pytest.fixture(scope="module")
+def can_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recorded(tmp_path_factory.mktemp("can") / "can.hdf5", CAN)
+
+
+@pytest.mark.parametrize(("name", "max_steps"), [(CAN, 400), (HANG, 700)])
+def test_robomimics_demonstrations_fit_without_renaming(tmp_path: Path, name: str, max_steps: int) -> None:
+    task = load_task(name)
+    assert task.spec.max_steps == max_steps
+    source = open_source(recorded(tmp_path / "recorded.hdf5", name), name, task.spec, columns_of(task))
     episode = source.read(1)
-    assert {name: array.shape[1:] for name, array in episode.arrays.items() if "obs" in name} == {
-        f"observation.{key}": shape for key, shape in SHAPES[CAN].items()
+    assert {key: array.shape[1:] for key, array in episode.arrays.items() if "obs" in key} == {
+        f"observation.{key}": shape for key, shape in SHAPES[name].items()
     }
-    assert source.account.left_out["obs/robot0_joint_pos"] == f"{CAN} has no such array"
+    assert source.account.left_out["obs/robot0_joint_pos"] == f"{name} has no such array"
     simulator = task.make()
     first = {key: array[0] for key, array in episode.arrays.items()}
     for key, row in simulator.reset(seed=1)[0].items():
