@@ -15,14 +15,20 @@ from longview.cluster.run.config import read_config
 RAYS_DASHBOARD = Path(__file__).parents[3] / "k8s" / "shared" / "ray.json"
 
 
-def niceness() -> int:
-    return os.nice(0)
+METRICS = "RAY_enable_metrics_collection"
 
 
-def test_its_processes_are_as_important_as_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def settled() -> tuple[int, str | None]:
+    return os.nice(0), os.getenv(METRICS)
+
+
+def test_its_processes_are_as_important_as_the_driver_and_collect_no_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("RAY_worker_niceness", raising=False)  # all tests set it
+    monkeypatch.delenv(METRICS, raising=False)
     with ray_cluster(read_config(None), None):
-        assert ray.get(ray.remote(niceness).remote()) == niceness()
+        assert ray.get(ray.remote(settled).remote()) == (os.nice(0), "0")
 
 
 class Idle:
@@ -30,8 +36,9 @@ class Idle:
 
 
 @pytest.mark.slow
-def test_a_node_serves_what_rays_dashboard_asks_for() -> None:
+def test_a_node_serves_what_rays_dashboard_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs and TPUs aside, and what has happened to no node yet. `ray_io_cluster` is a label."""
+    monkeypatch.setenv(METRICS, "1")  # as in a cluster that no run has started
     asked = set(re.findall(r"\bray_[a-z_]+", RAYS_DASHBOARD.read_text())) - {"ray_io_cluster"}
     rare = {"ray_memory_manager_worker_eviction_total", "ray_node_manager_unexpected_worker_failure_total"}
     asked = {name for name in asked if not re.search("_(gpu|gpus|gram|tpu)_", name)}
