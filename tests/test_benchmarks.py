@@ -10,7 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+
+from longview.learner.policy import load_policy
+from longview.learner.session import PolicySession
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("common.py", "training.py"))
@@ -187,3 +191,21 @@ def test_gains_are_told_in_points_and_time_by_what_held_the_actors(online: Modul
         "actor_limited": pytest.approx(0.4),
         "actor_ended": pytest.approx(0.2),
     }
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER / "policies").glob("*")), ids=lambda file: file.stem)
+def test_a_policy_that_is_kept_is_small_and_acts_from_pictures(file: Path) -> None:
+    assert file.stat().st_size <= 4_000_000
+    policy = load_policy(file)
+    spec, horizon = policy.spec, policy.horizon
+    assert policy.cameras
+    rng = np.random.default_rng(0)
+    frame = {
+        key: rng.random((1, *array.shape)).astype(array.dtype) for key, array in spec.observation.items()
+    }
+    executed = np.zeros((0, *spec.action.shape), np.float32)
+    actions = PolicySession(policy, 1).act(
+        (0,), [frame], [executed], np.ones(1, bool), horizon.context, rng.spawn(1)
+    )
+    assert actions.shape == (1, horizon.execute, *spec.action.shape)
+    assert np.isfinite(actions).all()
