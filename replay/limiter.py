@@ -86,7 +86,7 @@ class Limiter:
         """
         if self.inserts_per_sample is None or written <= self.inserts_per_sample * self.drawn:
             return False
-        # Who tells the sizes keeps a list of all episodes, so they are asked for only if a draw may wait.
+        # Telling the sizes needs a list of all episodes, so they are asked for only if a draw may wait.
         return not (self.limits and self.refusal(count, *sizes()))
 
 
@@ -109,6 +109,7 @@ def wait(current: Callable[[], Limiter], count: int, steps: Callable[[], tuple[i
         if waited >= WARN_SECONDS and not warned:
             log.warning("waiting for at most %g s to draw: %s", limiter.timeout_seconds, refusal)
             warned = True
+        asleep = time.monotonic()
         time.sleep(POLL_SECONDS)
-        limiter.waited_seconds += POLL_SECONDS
+        limiter.waited_seconds += time.monotonic() - asleep
     limiter.drawn += count

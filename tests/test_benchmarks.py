@@ -193,7 +193,9 @@ def test_gains_are_told_in_points_and_time_by_what_held_the_actors(online: Modul
     }
 
 
-@pytest.mark.parametrize("file", sorted((FOLDER / "policies").glob("*")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [FOLDER / "policies" / "grasp_and_return_pixels.safetensors"], ids=lambda file: file.stem
+)
 def test_a_policy_that_is_kept_is_small_and_acts_from_pictures(file: Path) -> None:
     assert file.stat().st_size <= 4_000_000
     policy = load_policy(file)

@@ -75,17 +75,18 @@ def run(
     # Ray reads its authentication when it is imported.
     from longview.cluster.driver.study import run_study
 
+    code = 0
     try:
         with _watching() as tell:
             failed = run_study(wanted, planned, file, address, tell)
+        for cell, wrong in failed.items():
+            typer.echo(f"longview: failed: {cell}: {wrong}", err=True)
+            code = FAILED
     except KeyboardInterrupt:
-        _report(wanted, planned, file, out)
         typer.echo("stopped: the same command goes on with it", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        code = INTERRUPTED
     _report(wanted, planned, file, out)
-    for cell, wrong in failed.items():
-        typer.echo(f"longview: failed: {cell}: {wrong}", err=True)
-    raise typer.Exit(FAILED if failed else 0)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -208,7 +209,7 @@ def _watching() -> "Iterator[Tell]":
             if tally.seconds_left is not None:
                 news += f", about {tally.seconds_left / 60:.0f} min left of it"
             if later := tally.seconds_later:
-                news += f", then at most {later / 60:.0f} min"
+                news += f", then at most about {later / 60:.0f} min"
             what = f"{tally.what} of {tally.look}"
             total = ended + len(tally.running) + tally.left
             bar.update(shown, description=what, completed=ended, total=total, news=news)

@@ -227,7 +227,7 @@ def _later(
     study: Study,
     cells: Iterable[tuple[Cell, StudyCell]],
     look: int,
-    trained: Collection[str] = (),
+    trained: Collection[str],
 ) -> float:
     """Estimate the work of all looks after one, if they decide nothing, as a multiple of that look's.
 
@@ -260,16 +260,18 @@ def _alone(folder: Path, file: Path) -> Iterator[None]:
         RunError: another process has one of them.
         OSError: one of them cannot be written.
     """
+    wrong = {
+        folder / "lock": f"study {folder.name} is under way in another process, in {folder}",
+        file: f"another study adds its cells to {file} now: wait for it, or name another file by --cells",
+    }
     with ExitStack() as locks:
-        for part in (folder / "lock", file):
+        for part, why in wrong.items():
             part.parent.mkdir(parents=True, exist_ok=True)
             lock = locks.enter_context(part.open("a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
-                    f"study {folder.name} is under way in another process, which has locked {part}"
-                ) from None
+                raise RunError(why) from None
         yield
 
 
@@ -472,9 +474,10 @@ def _start(site: Site, job: Job) -> subprocess.Popen[bytes]:
     if password := urlsplit(site.url).password:
         environment[PASSWORD_VARIABLE] = unquote(password)
     command = [sys.executable, "-m", "longview.cluster.cli", *job.arguments]
-    _note(site, job, "started")
     with (site.folder / job.run / OUTPUT).open("ab") as output:
-        return spawn(command, output, environment=environment)
+        process = spawn(command, output, environment=environment)
+    _note(site, job, "started")
+    return process
 
 
 def _note(site: Site, job: Job, what: Literal["started", "ended"]) -> None:
@@ -564,14 +567,14 @@ def _text(file: Path) -> str:
 
 
 def machine(site: Site) -> dict[str, Any]:
-    """Describe where cells work: this machine, or the resources of a Ray cluster; and the software."""
+    """Describe where cells work: this machine, or the CPUs and GPUs of a Ray cluster; and the software."""
     models = [line for line in _text(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
     here = {
         "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
         "cores": os.cpu_count(),
     }
     return {
-        **(here if site.address is None else {"cluster": dict(site.room)}),
+        **(here if site.address is None else {name: site.room.get(name, 0) for name in ("CPU", "GPU")}),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "ray")},
     }

@@ -556,9 +556,10 @@ def _refuse_misplaced(study: Study) -> None:
             comes again later.
     """
     own = {"seed": "seeds", "name": "name", "evaluation.final_episodes": "looks"}
-    made = own | {
-        "evaluation.episodes": "looks",
-        "learner.policy.context_length": "methods.NAME.trained, or the settings of a method",
+    overruled = {
+        "evaluation.episodes": "cells are evaluated once, at their end; looks says by how many episodes",
+        "learner.policy.context_length": "it follows from evaluation.context_lengths and what a method's "
+        "trained says, or is given in a method's settings",
     }
     methods = {f"methods.{name}.settings": method.settings for name, method in study.methods.items()}
     places = {f"places.{index}": place for index, place in enumerate(study.places)}
@@ -566,8 +567,10 @@ def _refuse_misplaced(study: Study) -> None:
         for key in settings:
             if key in SECTIONS:
                 raise ConfigError(f"{where}: {key} is a section: write its keys with dots, as in {key}.KEY")
-            if (by := own if where in methods else made).get(key):
-                raise ConfigError(f"{where}: {key} follows from the study's own key {by[key]}")
+            if key in own:
+                raise ConfigError(f"{where}: {key} follows from the study's own key {own[key]}")
+            if key in overruled and where not in methods:
+                raise ConfigError(f"{where}: {key} has no effect: {overruled[key]}")
             if key == "task" and where in methods:
                 raise ConfigError(f"{where}: task is no setting of a method: give it in settings or axes")
     for key in study.settings:

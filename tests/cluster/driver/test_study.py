@@ -1,6 +1,7 @@
 """Tests of the work on a study's cells: real processes, without a simulator."""
 
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from longview.cluster.driver.study import (
     _next,
     _take,
     _work,
+    machine,
 )
 from longview.cluster.driver.training import THREADS_VARIABLE
 from longview.cluster.run.config import task_of
@@ -110,6 +112,15 @@ def test_an_error_of_a_job_in_this_process_fails_that_job_alone(
         assert str(error) in caplog.text
 
 
+def test_a_row_tells_the_machine_or_the_cluster_but_no_addresses(tmp_path: Path) -> None:
+    here = site(tmp_path)
+    assert machine(here)["cores"] == os.cpu_count()
+    room = {"CPU": 64.0, "GPU": 8.0, "node:10.0.0.5": 1.0, "memory": 1e9}
+    cluster = machine(replace(here, address="auto", room=room))
+    assert cluster.keys() == {"CPU", "GPU", "python", "torch", "ray"}
+    assert (cluster["CPU"], cluster["GPU"]) == (64, 8)
+
+
 def test_a_cell_whose_process_ended_without_results_is_not_taken(tmp_path: Path) -> None:
     cell = quick_cells()[0]
     with pytest.raises(RunError, match=r"expected a finished run, but run .* is not begun"):
@@ -156,15 +167,19 @@ def test_a_job_starts_where_there_is_room(
 
 
 @pytest.mark.parametrize(
-    ("folder", "cells", "locked"), [("mine", "other.jsonl", "lock"), ("other", "mine.jsonl", "mine.jsonl")]
+    ("folder", "cells", "wrong"),
+    [
+        ("mine", "other.jsonl", "study mine is under way in another process, in .*mine$"),
+        ("other", "mine.jsonl", r"another study adds its cells to .*mine\.jsonl now: .* by --cells$"),
+    ],
 )
 def test_a_study_and_a_file_of_cells_belong_to_one_process_at_a_time(
-    tmp_path: Path, folder: str, cells: str, locked: str
+    tmp_path: Path, folder: str, cells: str, wrong: str
 ) -> None:
     mine = tmp_path / "mine", tmp_path / "results" / "mine.jsonl"
     with (
         _alone(*mine),
-        pytest.raises(RunError, match=rf"under way in another process, which has locked .*{locked}$"),
+        pytest.raises(RunError, match=wrong),
         _alone(tmp_path / folder, tmp_path / "results" / cells),
     ):
         pass
@@ -185,7 +200,7 @@ def test_a_job_that_has_room_does_not_wait_behind_one_that_has_none(tmp_path: Pa
     assert _next(site(tmp_path, 4.0), [large, small], []) is large
 
 
-def test_a_full_disk_fails_the_job_and_not_the_study(tmp_path: Path) -> None:
+def test_a_job_whose_output_cannot_be_written_fails_alone(tmp_path: Path) -> None:
     full, good = job(tmp_path, "full", *QUICK), job(tmp_path, "good", *QUICK)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / studying.OUTPUT).symlink_to("/dev/full/output")
@@ -311,8 +326,10 @@ def test_the_time_left_holds_later_looks(tmp_path: Path) -> None:
     study, _ = read_study("quick", ["looks=[50, 100, 200]"])
     cells = plan(study)
     found = list(zip(cells, results_of(study, cells, {}).cells, strict=True))
-    shares = [_later(site(tmp_path), study, found, look) for look in range(3)]
+    shares = [_later(site(tmp_path), study, found, look, ()) for look in range(3)]
     assert shares[0] > shares[1] > shares[2] == 0
+    trained = [cell.settings for cell in cells]
+    assert _later(site(tmp_path), study, found, 0, trained) > shares[0], "this look trains nothing"
     tally = Tally("look 1 of 3, 50 episodes", 0.5, "cells", 1, 0, (), 3, 300.0, 100.0)
     assert tally.seconds_later == 200
     assert replace(tally, seconds_left=None).seconds_later is None

@@ -116,10 +116,10 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
         ({"baseline": "nothing"}, "baseline must be one of each, together, not 'nothing'"),
         ({"settings": {"learner": {"steps": 3}}}, "settings: learner is a section"),
         ({"settings": {"evaluation.final_episodes": 9}}, "follows from the study's own key looks"),
-        ({"settings": {"evaluation.episodes": 9}}, "follows from the study's own key looks"),
+        ({"settings": {"evaluation.episodes": 9}}, "settings: evaluation.episodes has no effect: cells are"),
         (
             {"axes": {"learner.policy.context_length": [8, 16]}},
-            "axes: learner.policy.context_length follows from the study's own key methods.NAME.trained",
+            "axes: learner.policy.context_length has no effect: it follows from evaluation.context_lengths",
         ),
         ({"looks": [50, 50]}, "looks must ascend"),
         ({"seeds": [1, 1]}, "seeds must be different"),
