@@ -42,6 +42,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "delay": {"max_delay": 2},
     "tokens": {"memory_tokens": 4},
     "stride": {"frame_stride": 2},
+    "keyframes": {"keyframes": 3},
     "recent": {"recent_encoder": True},
     "linear": {"cell": "linear"},
 }

@@ -39,6 +39,7 @@ FEATURES = {
     ("unet_cross", 0, "delay"): (787, 945),
     ("unet_cross", 0, "tokens"): (836, 959),
     ("unet_cross", 2, "stride"): (1093, 1103),
+    ("unet_cross", 0, "keyframes"): (780, 947),
     ("unet_cross", 2, "recent"): (1424, 1282),
     ("unet_cross", 2, "encoder"): (903, 1103),
     ("unet_cross", 0, "adapters"): (1024, 929),

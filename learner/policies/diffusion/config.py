@@ -82,6 +82,9 @@ class DiffusionConfig(PolicyConfig):
     frame_stride: int = 1
     """Distance, in steps, between the frames that the policy sees of the context, counted back from now. The
     frames between them are left out."""
+    keyframes: int = 0
+    """Number of past frames that the policy sees beside the present one: those at which what is seen changes
+    its course most. 0: it sees all."""
     memory_tokens: int = 0
     """Number of tokens of a gated memory, to which the context is reduced; the denoiser sees them and the
     present frame. 0: it sees one token per frame."""
@@ -94,7 +97,8 @@ class DiffusionConfig(PolicyConfig):
         positive(self, "diffusion_steps", "sampling_steps", "candidates", "frame_stride")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
         require(self.token_size % 2 == 0, f"token_size must be even, not {self.token_size}")
-        require(self.memory_tokens >= 0, f"memory_tokens must not be negative: {self.memory_tokens}")
+        for name in ("keyframes", "memory_tokens"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative: {getattr(self, name)}")
         require(
             not self.memory_tokens or self.token_size % 4 == 0,
             f"token_size must be a multiple of 4, the heads of a memory, not {self.token_size}",

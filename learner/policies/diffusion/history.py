@@ -1,4 +1,4 @@
-"""What of the history a denoiser is given: every so many steps, or a memory of fixed size.
+"""What of the history a denoiser is given: every so many steps, keyframes, or a memory of fixed size.
 
 Legend (docs/notation.md): B windows or robots, S observed steps, I items of a memory, E token features.
 """
@@ -19,6 +19,37 @@ def strided(token_BSE: Tensor, seen_BS: Tensor, stride: int) -> tuple[Tensor, Te
     """Keep every so many steps, counted back from now, of tokens and of their mask."""
     first = (seen_BS.shape[1] - 1) % stride
     return token_BSE[:, first::stride], seen_BS[:, first::stride]
+
+
+def keyframes(token_BSE: Tensor, seen_BS: Tensor, number: int) -> Tensor:
+    """Choose the past frames at which what is seen changes its course most.
+
+    Published keyframes, such as those of arXiv 2602.15010, are chosen by a model that understands the task.
+    This rule knows only the tokens.
+
+    A frame's change of course is the distance of its token from the middle between the tokens before and
+    after it, which a reach, a grasp or a turn makes large, and a steady motion small. The oldest frame has
+    none, as a frame beside one that is missing.
+
+    Args:
+        token_BSE: tokens, oldest first.
+        seen_BS: mask of the frames that are there.
+        number: past frames to keep at most.
+
+    Returns:
+        The mask (B, S) of the chosen frames and the present one.
+    """
+    kept_BS = torch.zeros_like(seen_BS)
+    kept_BS[:, -1] = True
+    inner = seen_BS.shape[1] - 2
+    if inner > 0:
+        before, here, after = (slice(first, first + inner) for first in range(3))
+        turn_BSE = token_BSE.detach()[:, here] - (token_BSE[:, before] + token_BSE[:, after]).detach() / 2
+        whole_BS = seen_BS[:, before] & seen_BS[:, here] & seen_BS[:, after]
+        turn_BS = turn_BSE.square().sum(dim=2).masked_fill(~whole_BS, -1)
+        kept_BS.scatter_(1, 1 + turn_BS.topk(min(number, inner)).indices, True)
+        kept_BS[:, here] &= whole_BS
+    return kept_BS & seen_BS
 
 
 def joined(token_BSE: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longview.learner.policies.diffusion.config import DiffusionConfig
 from longview.learner.policies.diffusion.denoisers.denoiser import Context
-from longview.learner.policies.diffusion.history import GatedMemory, joined, strided
+from longview.learner.policies.diffusion.history import GatedMemory, joined, keyframes, strided
 from longview.learner.policies.diffusion.noise import add_noise, ddim, squared_cosine, strides
 from longview.learner.policy import Policy, Sample
 from longview.learner.windows import Batch
@@ -222,6 +222,8 @@ class DiffusionPolicy(Policy):
         if config.recent_encoder:
             token_BSE = joined(token_BSE)
         token_BSE, seen_BS = strided(token_BSE, seen_BS, config.frame_stride)
+        if config.keyframes:
+            seen_BS = keyframes(token_BSE, seen_BS, config.keyframes)
         if config.memory_tokens:
             token_BSE, seen_BS = self.memory(token_BSE, seen_BS)
         return self.denoiser.context(token_BSE, seen_BS)

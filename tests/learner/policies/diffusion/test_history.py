@@ -10,7 +10,7 @@ import torch
 from longview.actors.task import load_task
 from longview.learner.config import LearnerConfig, architectures, policy_config
 from longview.learner.normalize import measure
-from longview.learner.policies.diffusion.history import GatedMemory
+from longview.learner.policies.diffusion.history import GatedMemory, keyframes
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.learner.session import PolicySession
@@ -47,6 +47,45 @@ def test_frames_between_strides_have_no_influence(tiny: LearnerConfig, returning
     np.testing.assert_array_equal(chosen(policy, token_BSE, seen), before)
     token_BSE[:, 2] += 5
     assert not np.array_equal(chosen(policy, token_BSE, seen), before)
+
+
+def test_keyframes_are_where_a_path_turns() -> None:
+    """A path goes up, right, down and right again, at one speed."""
+    steps = [(0, 1)] * 5 + [(1, 0)] * 5 + [(0, -1)] * 5 + [(1, 0)] * 4
+    token_1SE = torch.tensor(steps, dtype=torch.float32).cumsum(dim=0)[None]
+    turns, seen = (4, 9, 14), torch.ones(1, len(steps), dtype=torch.bool)
+    assert keyframes(token_1SE, seen, 3)[0].nonzero().flatten().tolist() == [*turns, 18]
+    seen[0, 10] = False
+    kept = keyframes(token_1SE, seen, 3)[0].nonzero().flatten().tolist()
+    assert {4, 14, 18} < set(kept), "a frame beside a missing one has no change of course"
+    assert not {9, 10, 11} & set(kept)
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+def test_a_short_context_has_few_keyframes_or_none(steps: int) -> None:
+    token_BSE = torch.randn(2, steps, 4, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(2, steps, dtype=torch.bool)
+    kept = keyframes(token_BSE, seen, 8)
+    assert kept[:, -1].all()
+    assert kept.sum(dim=1).tolist() == [max(1, steps - 1)] * 2, "all but the oldest"
+    assert not keyframes(token_BSE, ~seen, 8).any()
+
+
+def test_frames_that_are_no_keyframes_have_no_influence(
+    tiny: LearnerConfig, returning: list[Episode]
+) -> None:
+    policy = made(tiny, returning, keyframes=2, past_actions=0)
+    token_BSE = torch.zeros(2, 11, policy.token_size)
+    token_BSE[:, 4:, 0], token_BSE[:, 7:, 1] = 1, 1  # it changes course at 3 and 4, and less at 6 and 7
+    token_BSE[:, 4:, 0] *= 2
+    seen = np.ones((2, 11), np.bool_)
+    before = chosen(policy, token_BSE, seen)
+    other = token_BSE.clone()
+    other[:, 0:2, 2] += torch.tensor([0.1, 0.2])
+    np.testing.assert_array_equal(chosen(policy, other, seen), before)
+    other[:, 4:, 3] += 1
+    assert not np.array_equal(chosen(policy, other, seen), before)
 
 
 def test_the_newest_frames_have_an_encoder_of_their_own(
@@ -89,7 +128,9 @@ def test_a_memory_leaves_out_missing_frames_and_keeps_the_present() -> None:
 
 
 @pytest.mark.parametrize("architecture", architectures("diffusion"))
-@pytest.mark.parametrize("settings", [{"memory_tokens": 3}, {"frame_stride": 5}, {"recent_encoder": True}])
+@pytest.mark.parametrize(
+    "settings", [{"memory_tokens": 3}, {"frame_stride": 5}, {"keyframes": 4}, {"recent_encoder": True}]
+)
 def test_policies_train_and_act_with_it(
     tiny: LearnerConfig,
     arguments: dict[str, Any],
@@ -115,6 +156,7 @@ def test_policies_train_and_act_with_it(
     [
         ({"frame_stride": 0}, "frame_stride must be positive"),
         ({"memory_tokens": -1}, "memory_tokens must not be negative"),
+        ({"keyframes": -1}, "keyframes must not be negative"),
         ({"memory_tokens": 2, "token_size": 6, "heads": 1}, "token_size must be a multiple of 4"),
     ],
 )
