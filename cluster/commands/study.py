@@ -168,14 +168,16 @@ def _show_plan(study: "Study", planned: Sequence["Cell"], file: Path, address: s
         left.append(estimated_core_hours(cell, lacking, cpus, trained=begun or taken) if lengths else 0.0)
     factor = sum(measured) / sum(so_far) if any(so_far) else 1.0
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    axes = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
+    facts = list(dict.fromkeys(axis for cell in planned for axis in cell.facts))
+    # What all cells have in common tells none from another, and takes width from what does.
+    axes = [axis for axis in facts if len({str(cell.facts.get(axis)) for cell in planned}) > 1]
     for axis in axes:
         table.add_column(axis.rpartition(".")[2])
     for column in ("CPUs", "core-hours", "left", ""):
         table.add_column(column, justify="right")
     for cell, cpus, spent, rest, state in zip(planned, cores, measured, left, states, strict=True):
-        facts = (cell.facts.get(axis) for axis in axes)
-        shown = ("" if fact is None else str(fact) for fact in facts)
+        values = (cell.facts.get(axis) for axis in axes)
+        shown = ("" if value is None else str(value) for value in values)
         table.add_row(*shown, f"{cpus:g}", f"{spent:.2f}", f"{factor * rest:.2f}", state)
     console.print(table)
     how = "as those so far have" if any(so_far) else "a rough estimate, for networks of size tiny on CPUs"
