@@ -48,15 +48,18 @@ def test_presets_are_valid(task: str) -> None:
     assert read_config(preset_file(task), [], task=task).task == task
 
 
-def test_settings_for_pixels_hide_where_the_object_is() -> None:
-    config = read_config(pixels_file("grasp_and_return"), [], task="grasp_and_return")
+@pytest.mark.parametrize(
+    ("task", "cameras", "state"),
+    [
+        ("grasp_and_return", {"agentview_image", "robot0_eye_in_hand_image"}, {"hand_pos", "gripper"}),
+        ("push_and_return", {"agentview_image"}, {"hand_pos"}),
+    ],
+)
+def test_settings_for_pixels_hide_where_the_object_is(task: str, cameras: set[str], state: set[str]) -> None:
+    config = read_config(pixels_file(task), [], task=task)
     seen = task_of(config).spec.observation
-    assert {key for key, array in seen.items() if array.is_image} == {
-        "agentview_image",
-        "robot0_eye_in_hand_image",
-    }
-    assert "cube_pos" not in seen
-    assert {"hand_pos", "gripper"} < seen.keys()
+    assert {key for key, array in seen.items() if array.is_image} == cameras
+    assert seen.keys() == cameras | state
 
 
 @pytest.mark.parametrize(
