@@ -194,7 +194,9 @@ def test_gains_are_told_in_points_and_time_by_what_held_the_actors(online: Modul
 
 
 @pytest.mark.parametrize(
-    "file", [FOLDER / "policies" / "grasp_and_return_pixels.safetensors"], ids=lambda file: file.stem
+    "file",
+    [FOLDER / "policies" / f"{task}_pixels.safetensors" for task in ("grasp_and_return", "push_and_return")],
+    ids=lambda file: file.stem,
 )
 def test_a_policy_that_is_kept_is_small_and_acts_from_pictures(file: Path) -> None:
     assert file.stat().st_size <= 4_000_000
