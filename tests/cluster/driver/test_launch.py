@@ -13,8 +13,6 @@ from longview.cluster.driver.launch import ray_cluster
 from longview.cluster.run.config import read_config
 
 RAYS_DASHBOARD = Path(__file__).parents[3] / "k8s" / "shared" / "ray.json"
-
-
 METRICS = "RAY_enable_metrics_collection"
 
 
