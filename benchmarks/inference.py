@@ -173,7 +173,7 @@ def actors(quick: bool) -> tuple[list[Row], dict[str, float]]:
         orders = [Order("evaluation", next(first), 8, longest, version=0) for _ in pair]
         started = time.perf_counter()
         work = [
-            actor.work.remote(order, 0, weights, 0.0, 0.0) for actor, order in zip(pair, orders, strict=True)
+            actor.work.remote(order, 0, weights, 0.0, {}) for actor, order in zip(pair, orders, strict=True)
         ]
         steps = sum(int(result.steps) for result in ray.get(work))
         return steps / (time.perf_counter() - started)

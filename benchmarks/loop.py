@@ -373,7 +373,7 @@ def environment_rate(config: RunConfig, actors: Sequence[Handle], weights: bytes
         ]
         started = time.perf_counter()
         done = [
-            actor.work.remote(order, 0, [reference], 0.0, 0.0)
+            actor.work.remote(order, 0, [reference], 0.0, {})
             for actor, order in zip(busy, orders, strict=True)
         ]
         steps = sum(int(result.steps) for result in ray.get(done))

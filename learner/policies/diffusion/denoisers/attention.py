@@ -68,13 +68,13 @@ class ContextMemory(Attending):
     def cache(self, token_BSE: Tensor) -> list[Tensor]:
         """Make keys and values (B, C, S) of tokens that are attended to many times, block by block.
 
-        Convolutions are faster than `blocks` on CPUs, and leave the numbers of each key head in one place.
+        One product makes them all. Each key head's numbers must lie in one place for `cached_attentions`: with
+        several heads that takes a copy.
         """
-        token_BES, weight_LE1 = token_BSE.transpose(1, 2).contiguous(), self.blocks.weight.unsqueeze(2)
-        maps = zip(
-            torch.split(weight_LE1, self.sizes), torch.split(self.blocks.bias, self.sizes), strict=True
-        )
-        return [functional.conv1d(token_BES, weight, bias) for weight, bias in maps]
+        weight_BLE = self.blocks.weight.expand(len(token_BSE), -1, -1)
+        memory_BLS = torch.baddbmm(self.blocks.bias.unsqueeze(1), weight_BLE, token_BSE.transpose(1, 2))
+        parts = torch.split(memory_BLS, self.sizes, dim=1)
+        return list(parts) if self.key_heads == 1 else [part.contiguous() for part in parts]
 
     def cached_attentions(self, cached: Sequence[Tensor], bias_BS: Tensor) -> list[Attend]:
         """Return each block's attention for acting, without copies at any context length.
