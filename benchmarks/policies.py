@@ -19,6 +19,7 @@ import torch
 from common import Row, finish, interleaved, machine, parser, ratio, results, seconds
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from longview.actors.config import ActorsConfig
@@ -26,6 +27,7 @@ from longview.learner.compiled import compile_policy
 from longview.learner.config import CurriculumConfig, LearnerConfig, architectures, policy_config
 from longview.learner.flat import flatten
 from longview.learner.policies.diffusion.config import SHARED
+from longview.learner.policies.diffusion.denoisers.denoiser import Context
 from longview.learner.policies.diffusion.policy import DiffusionPolicy
 from longview.learner.policy import Policy, mean_loss
 from longview.learner.recipe import DrawSegments, Recipe
@@ -94,7 +96,9 @@ def main() -> None:
     ratios |= shares
     shared, ratios["shared_over_separate_frames"] = sharing(device, quick)
     rows += [*encoded, *trainings(device, quick), *shared, *memories(device, quick)]
-    rows += [] if quick else sizes(device)
+    if not quick:
+        mapped, ratios["film_map_over_slice"] = film_maps(device)
+        rows += [*mapped, *sizes(device)]
     if chosen.plot:
         plot(rows, chosen.plot)
     if chosen.table:
@@ -294,6 +298,37 @@ def one_by_one(batch: Batch[NDArray[Any]]) -> Batch[NDArray[Any]]:
         segment_F=batch.segment_F[frame_F],
         frame_BS=(np.cumsum(seen_BS) - 1).clip(0).reshape(seen_BS.shape),
     )
+
+
+def film_maps(device: torch.device) -> tuple[list[Row], float]:
+    """Measure unet_film's linear map of the context at size `paper`, forward and backward, beside
+    `functional.linear` of a slice of its weights. The ratio is that at the longest context."""
+    batch, token_size = WINDOWS["state"], policy_config(architecture="unet_film", size="paper").token_size
+    conditioning = make_policy("unet_film", "paper", "state", device).denoiser.conditioning
+    weight_LR = conditioning.of_context.weight
+
+    def milliseconds(T_o: int, sliced: bool) -> float:
+        token_BSE = torch.randn(batch, T_o, token_size, device=device, requires_grad=True)
+        context = Context(token_BSE, torch.ones(batch, T_o, dtype=torch.bool, device=device))
+        weight_LR.grad = None
+
+        def call() -> None:
+            if sliced:
+                all_BL = functional.linear(token_BSE.flatten(1), weight_LR[:, -T_o * token_size :])
+            else:
+                all_BL = conditioning.map_context(context)
+            all_BL.sum().backward()
+            weight_LR.grad[0, 0].item()  # waits for a GPU
+
+        return 1000 * seconds(call)
+
+    rows = []
+    for T_o in (LENGTHS[-2], LONGEST):
+        sides = {side: partial(milliseconds, T_o, side == "a slice") for side in ("as it is", "a slice")}
+        samples = interleaved(sides, rounds=7)
+        case = f"unet_film, paper, batch {batch}, T_o {T_o} of {LONGEST}"
+        rows += [Row("film_map", f"{case}, {side}", "ms", times) for side, times in samples.items()]
+    return rows, ratio(samples["as it is"], samples["a slice"])
 
 
 # Memory

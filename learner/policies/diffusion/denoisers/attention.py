@@ -68,7 +68,7 @@ class ContextMemory(Attending):
     def cache(self, token_BSE: Tensor) -> list[Tensor]:
         """Make keys and values (B, C, S) of tokens that are attended to many times, block by block.
 
-        One product makes them all. Each key head's numbers must lie in one place for `cached_attentions`: with
+        One product makes them all. `cached_attentions` needs the numbers of each key head in one place: with
         several heads that takes a copy.
         """
         weight_BLE = self.blocks.weight.expand(len(token_BSE), -1, -1)
