@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longview.monitoring.comparison import ALPHA
 from longview.monitoring.report import DPI, embedded, empty_plots, templates
 from longview.monitoring.study import Point, Results, control, plan_warning, points, unfinished, verdicts
+from longview.monitoring.success import Rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,8 @@ def write_study_report(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     found, compared, spent = points(results), comparison_rows(results), cost_rows(results)
     tables = [
-        success_table(results, found, spent),
+        success_table(found, spent),
+        memory_table(found),
         comparison_table(compared, plan_warning(results)),
         control_table(results),
         cost_table(spent),
@@ -147,29 +149,44 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def success_table(results: Results, found: Sequence[Point], spent: Sequence[Mapping[str, Any]]) -> Table:
+def success_table(found: Sequence[Point], spent: Sequence[Mapping[str, Any]]) -> Table:
     """Make the table of success by method and T_o, with the time of training beside it."""
-    lengths = sorted({point.length for point in found})
     minutes = {(row["place"], row["method"]): _minutes(row) for row in spent}
-    by_row: dict[tuple[str, str], dict[int, Point]] = {}
-    for point in found:
-        by_row.setdefault((point.place, point.method), {})[point.length] = point
+    lengths, rows = _by_length(found, _success)
     return Table(
         "Success, and the training that it took",
         "Success of all seeds together, with its Wilson interval. A point that was evaluated no further "
         "after an early look has a wider interval, which allows for the looks. Minutes are those of "
         "training, all seeds and policies of the row together; of cells that were stopped and resumed (>) "
         "those since the last resumption.",
-        ["", *(f"T_o {length}" for length in lengths), "minutes"],
-        [
-            [
-                _joined(place, method),
-                *(_rate(row[length]) if length in row else "" for length in lengths),
-                minutes[place, method],
-            ]
-            for (place, method), row in by_row.items()
-        ],
+        ["", *lengths, "minutes"],
+        [[_joined(*key), *row, minutes[key]] for key, row in rows.items()],
     )
+
+
+def memory_table(found: Sequence[Point]) -> Table:
+    """Make the table of what was remembered, for places in the grid where memory can go wrong."""
+    asked = {point.place for point in found if point.counts.successes < point.counts.completed}
+    lengths, rows = _by_length([point for point in found if point.place in asked], _contextual)
+    return Table(
+        "Memory, apart from skill",
+        "Of the episodes that were completed, at the right place or at another one, the share at the right "
+        "one, with its 95% Wilson interval. Who always remembers has 100 %, who guesses has chance.",
+        ["", *lengths],
+        [[_joined(*key), *row] for key, row in rows.items()],
+    )
+
+
+def _by_length(
+    found: Sequence[Point], text: Callable[[Point], str]
+) -> tuple[list[str], dict[tuple[str, str], list[str]]]:
+    """Return a column's name for each T_o, and by place and method a text for each column."""
+    lengths = sorted({point.length for point in found})
+    by_row: dict[tuple[str, str], dict[int, str]] = {}
+    for point in found:
+        by_row.setdefault((point.place, point.method), {})[point.length] = text(point)
+    rows = {key: [row.get(length, "") for length in lengths] for key, row in by_row.items()}
+    return [f"T_o {length}" for length in lengths], rows
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], warning: str | None) -> Table:
@@ -400,9 +417,18 @@ def _joined(place: str, method: str) -> str:
     return f"{place}, {method}" if place else method
 
 
-def _rate(point: Point) -> str:
-    low, high = point.interval
-    return f"{100 * point.counts.rates['success'].share:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
+def _success(point: Point) -> str:
+    return _rate(point.counts.rates["success"], point.interval)
+
+
+def _contextual(point: Point) -> str:
+    rate = point.counts.rates["contextual"]
+    return f"{_rate(rate, rate.interval)} of {rate.of}" if rate.of else "none completed"
+
+
+def _rate(rate: Rate, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * rate.share:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def _minutes(row: Mapping[str, Any]) -> str:

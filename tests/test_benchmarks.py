@@ -18,6 +18,12 @@ from longview.learner.session import PolicySession
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("common.py", "training.py"))
+HOURS = next(
+    line.removeprefix("LONG :=").split()
+    for line in (FOLDER.parent / "Makefile").read_text().splitlines()
+    if line.startswith("LONG :=")
+)
+"""Scripts that take hours, and write cells of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,24 @@ def explained() -> dict[str, str]:
 def test_every_script_explains_itself(explained: dict[str, str], script: Path) -> None:
     assert "--quick" in explained[str(script)]
     assert "--json FILE" in explained[str(script)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "script",
+    [path for path in SCRIPTS if path.stem not in (*HOURS, "gpu")],
+    ids=lambda path: path.name,
+)
+def test_a_quick_run_measures(script: Path, tmp_path: Path) -> None:
+    """A script keeps up with what it measures. tests/learner/test_gpu.py runs gpu.py."""
+    file = tmp_path / "found.json"
+    command = [sys.executable, script, "--quick", "--json", file]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=1150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(file.read_text())["rows"]
+    assert rows
+    assert all(row["samples"] for row in rows)
 
 
 def test_the_file_says_where_what_and_how_much(

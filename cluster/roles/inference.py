@@ -4,7 +4,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,12 @@ class InferenceServer:
 
         return self._server.load(version, lambda: policy_from_bytes(ray.get(weights[0]), self._device))
 
-    def act(self, **request: Any) -> NDArray[np.float32] | None:
-        """Decide for simulators, together with other requests; the arguments are the fields of `Request`."""
+    def act(self, request: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        """Decide for simulators, together with other requests.
+
+        Args:
+            request: the fields of a `Request`, in one argument: Ray serialises each for itself.
+        """
         from longview.learner.inference import Request
 
         return self._server.ask(Request(**request)).result()
@@ -123,7 +127,7 @@ def served(server: str, client: str, version: int, weights: Sequence[Any]) -> Se
     handle = ray.get_actor(server)
 
     def ask(**request: Any) -> Callable[[], NDArray[np.float32] | None]:
-        asked = handle.act.remote(client=client, version=version, **request)
+        asked = handle.act.remote({"client": client, "version": version, **request})
 
         def wait() -> NDArray[np.float32] | None:
             actions: NDArray[np.float32] | None = ray.get(asked)

@@ -165,6 +165,8 @@ def test_the_report_is_written_in_every_format(found: Results, tmp_path: Path) -
         "long 100.0 % (76–100) 2.0",
         "joint 64 long 64 50 −80.0 0 40 &lt; 0.0001 1 4.0 worse",
         "Noise of training",
+        "Memory, apart from skill",
+        "joint 50.0 % (43–57) of 200 20.0 % (11–33) of 50",
         "joint 1 1,500 2.0 3.0 0.10",
     ):
         assert expected in page, expected
@@ -184,6 +186,18 @@ def test_the_report_is_written_in_every_format(found: Results, tmp_path: Path) -
         ("long", "64", "50", "50"),
         ("short", "8", "100", "200"),
     ]
+
+
+def test_only_where_memory_can_go_wrong_is_told_what_was_remembered(found: Results, tmp_path: Path) -> None:
+    clumsy = results(
+        cell("long", (8,), row(T8="s" * 30 + "f" * 20)),
+        cell("long", (8,), row(T8="f" * 50), place="side"),
+        cell("joint", (8,), row(T8="s" * 9 + "w" * 3 + "f" * 38), place="side"),
+    )
+    (tables,) = (file for file in write_study_report(clumsy, tmp_path) if file.name == "tables.md")
+    section = tables.read_text().partition("### Memory")[2].partition("###")[0]
+    assert "| side, long | none completed |\n| side, joint | 75.0 % (47–91) of 12 |" in section
+    assert "| long" not in section
 
 
 def test_a_study_without_a_finished_cell_has_a_report(tmp_path: Path) -> None:
