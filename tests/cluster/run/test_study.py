@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ from longview.cluster.run.study import (
     results_of,
     threads_of,
 )
-from longview.monitoring.study import points
-from longview.monitoring.study_report import comparison_rows, cost_rows
+from longview.monitoring.study_report import write_study_report
 
 ROOT = Path(__file__).parents[3]
 
@@ -220,34 +220,42 @@ def test_the_tables_of_the_docs_follow_from_their_cells(file: Path) -> None:
     assert {cell.settings for cell in plan(study)} == finished(cells).keys(), "the settings have changed"
 
 
-def test_the_table_of_quick_follows_from_its_cells() -> None:
-    """What docs/study.md says of `quick` is what the report computes of docs/study/quick.jsonl."""
-    study, _ = read_study("quick")
-    cells, rows = plan(study), finished(ROOT / "docs" / "study" / "quick.jsonl")
-    assert {cell.settings for cell in cells} == rows.keys(), "the settings have changed"
-    results = results_of(study, cells, rows)
-    page = (ROOT / "docs" / "study.md").read_text()
-    section = page.partition("## What `quick` finds")[2].partition("\n## ")[0]
-    lines = [line.strip("| ").split("|") for line in section.splitlines()]
-    table = {line[0].strip(): [value.strip() for value in line[1:]] for line in lines if len(line) == 6}
-    lengths = [int(name.removeprefix("T_o ")) for name in table.pop("method")[:-1]]
-    del table["---"]
-    shown: dict[str, list[str]] = {}
-    minutes = {row["method"]: row["training_minutes"] for row in cost_rows(results)}
-    for method in dict.fromkeys(cell.method for cell in cells):
-        found = {point.length: point for point in points(results) if point.method == method}
-        rates = []
-        for length in lengths:
-            if point := found.get(length):
-                low, high = (f"{100 * side:.0f}" for side in point.interval)
-                rates.append(f"{100 * point.counts.rates['success'].share:.0f} % ({low}-{high})")
-            else:
-                rates.append("")
-        shown[method.replace(" (again)", ", trained again")] = [*rates, f"{minutes[method]:.1f}"]
-    assert table == shown
-    no_history = next(row for row in comparison_rows(results) if row["method"] == "no history")
-    assert (no_history["lost"], no_history["pairs"], no_history["gained"]) == (29, 50, 0)
-    assert "No history was worse than naive long on 29 of 50 pairs and better on none" in page
+def reports_of(section: str) -> list[list[str]]:
+    """Return the arguments of the commands in a section that write the report of cells beside the page."""
+    commands = re.findall(r"^longview study report (.*)$", section.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(command) for command in commands if "docs/study/" in command]
+
+
+def tables_in(text: str) -> list[list[str]]:
+    """Return the lines of each Markdown table."""
+    return [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE)]
+
+
+SECTIONS = [
+    pytest.param(section, id=section.partition("\n")[0])
+    for section in (ROOT / "docs" / "study.md").read_text().split("\n## ")
+    if reports_of(section)
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_tables_of_a_section_are_those_that_its_commands_write(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    written = []
+    for number, (name, *rest) in enumerate(reports_of(section)):
+        overrides = [argument for argument in rest if "=" in argument]
+        given = rest[rest.index("--cells") + 1] if "--cells" in rest else None
+        study, beside = read_study(name, overrides)
+        cells, rows = plan(study), finished(Path(given or beside))
+        assert {cell.settings for cell in cells} <= rows.keys(), "the settings have changed"
+        write_study_report(results_of(study, cells, rows), tmp_path / str(number))
+        written += tables_in((tmp_path / str(number) / "tables.md").read_text())
+    shown = [table for table in tables_in(section) if table[0] in {table[0] for table in written}]
+    assert shown
+    for table in shown:
+        assert table in written
 
 
 def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, tmp_path: Path) -> None:
