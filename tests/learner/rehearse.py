@@ -122,7 +122,7 @@ def trained(
     run("resumed", lambda taken: taken == 3, lambda progress: None)
     resumed = run("resumed", lambda taken: False, lambda progress: None)
     sums = [hashlib.sha256(policy_to_bytes(policy)).hexdigest() for policy in (straight, resumed)]
-    return found | {"policy": policy_to_bytes(straight).hex(), "sums": sums}
+    return found | {"policy": policy_to_bytes(straight), "sums": sums}
 
 
 def acted(policy: Policy) -> dict[str, Any]:
@@ -148,8 +148,11 @@ def acted(policy: Policy) -> dict[str, Any]:
     return found | {"actions": actions}
 
 
-def rehearsed(kind: str, cameras: int, precision: Any, feature: str, where: str) -> dict[str, Any]:
-    """Train, validate, resume and act on one device."""
+def rehearsed(
+    kind: str, cameras: int, precision: Any, feature: str, where: str, weights: bytes | None
+) -> dict[str, Any]:
+    """Train, validate, resume and act on one device, with these weights or else with those that were trained:
+    what two devices train differs by more than their decisions, as the optimizer makes rounding larger."""
     spec, episodes = seeing(cameras)
     config = replace(
         TINY_TRAINING, policy=policy_of(kind, feature), precision=precision, batch_size=8, steps=STEPS,
@@ -159,8 +162,8 @@ def rehearsed(kind: str, cameras: int, precision: Any, feature: str, where: str)
     with TemporaryDirectory() as folder:
         config = replace(config, **training_of(feature, spec, episodes, Path(folder)))
         training = trained(config, spec, episodes, where, Path(folder))
-    policy = policy_from_bytes(bytes.fromhex(training.pop("policy")), where)
-    return {"training": training, "acting": acted(policy)}
+    weights = weights or training["policy"]
+    return {"training": training, "acting": acted(policy_from_bytes(weights, where)), "weights": weights}
 
 
 def main(kind: str, cameras: str, precision: str, change: str = "") -> None:
@@ -168,9 +171,11 @@ def main(kind: str, cameras: str, precision: str, change: str = "") -> None:
     fault = None if change in FEATURES or change in ("", "encoder", "adapters") else getattr(faults, change)
     devices = {"cpu": "cpu", "device": str(DEVICE)} if fault is None else {"device": str(DEVICE)}
     with pretended(), nullcontext() if fault is None else fault():
-        found = {
-            name: rehearsed(kind, int(cameras), precision, change, where) for name, where in devices.items()
-        }
+        found, weights = dict[str, Any](), None
+        for name, where in devices.items():
+            found[name] = rehearsed(kind, int(cameras), precision, change, where, weights)
+            weights = found[name].pop("weights")
+            del found[name]["training"]["policy"]
     print(json.dumps(found))
 
 
