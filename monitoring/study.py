@@ -183,25 +183,36 @@ def unfinished(results: Results) -> list[tuple[int, ...]]:
 def plan_of(results: Results) -> dict[str, Any]:
     """Describe what the probability of a false claim is shared out over. It holds if no row of the study was
     looked at under another plan."""
-    return {"looks": list(results.looks), "comparisons": len(comparisons(results))}
+    return {
+        "looks": list(results.looks),
+        "comparisons": len(comparisons(results)),
+        "baseline": results.baseline,
+        "methods": list(dict.fromkeys(cell.method for cell in results.cells)),
+        "seeds": sorted({cell.seed for cell in results.cells}),
+    }
 
 
 def plan_warning(results: Results) -> str | None:
-    """Say that cells were looked at under other plans than the present one; None if none was. Cells of
-    earlier versions, which do not tell their plan, count as cells of the present one."""
+    """Say that cells were looked at under other plans than the present one; None if none was. What cells of
+    earlier versions do not tell of their plan counts as that of the present one."""
     now = plan_of(results)
     others: list[dict[str, Any]] = []
     for cell in results.cells:
         for plan in (cell.row or {}).get("plans", []):
-            if plan != now and plan not in others:
-                others.append(plan)
+            if (other := now | plan) != now and other not in others:
+                others.append(other)
     if not others:
         return None
-    told = "; ".join(f"looks {each['looks']} of {each['comparisons']} comparisons" for each in others)
+    told = "; ".join(
+        ", ".join(f"{key} {value}" for key, value in other.items() if value != now[key]) for other in others
+    )
+    differing = ", ".join(
+        f"{key} {value}" for key, value in now.items() if any(other[key] != value for other in others)
+    )
     return (
         f"The chance of a false claim may exceed {ALPHA:.0%}: cells were also looked at under another plan "
-        f"({told}) than the present one (looks {now['looks']} of {now['comparisons']} comparisons). For a "
-        "claim that holds, keep one plan from the start, or run new seeds under the present one."
+        f"({told}) than the present one ({differing}). For a claim that holds, keep one plan from the start, "
+        "or run new seeds under the present one."
     )
 
 

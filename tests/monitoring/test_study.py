@@ -101,7 +101,15 @@ def test_a_row_of_another_plan_is_warned_of(found: Results, tmp_path: Path) -> N
     )
     warning = plan_warning(mixed)
     assert warning is not None
-    assert "(looks [50] of 2 comparisons) than the present one (looks [50, 100, 200] of 2" in warning
+    assert "(looks [50]) than the present one (looks [50, 100, 200])" in warning
+    one_seed = [
+        replace(each, row=each.row | {"plans": [plans[0] | {"seeds": [0, 1]}]})
+        for each in found.cells
+        if each.row
+    ]
+    assert "(seeds [0, 1]) than the present one (seeds [0])" in str(
+        plan_warning(replace(found, cells=one_seed))
+    )
     texts = {file.name: file.read_text() for file in write_study_report(mixed, tmp_path)}
     assert all("may exceed 5" in texts[name] for name in ("report.html", "tables.md", "tables.tex"))
     same = [replace(each, row=each.row | {"plans": plans[:1]}) for each in found.cells if each.row]
