@@ -63,6 +63,7 @@ def write_study_report(results: Results, folder: Path) -> list[Path]:
     tables = [
         success_table(found, spent),
         memory_table(found),
+        seed_table(results),
         comparison_table(compared, plan_warning(results)),
         control_table(results),
         cost_table(spent),
@@ -140,7 +141,8 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
             "method": method,
             "cells": len(rows),
             "resumed": sum(row.get("resumed", False) for row in rows),
-            "training_steps": sum(row["training_steps"] for row in rows),
+            # Cells that take another one's policy train nothing.
+            "training_steps": sum(row["training_steps"] for row in rows if row["minutes"].get("train")),
             "training_minutes": round(sum(row["minutes"].get("train", 0.0) for row in rows), 2),
             "minutes": round(sum(sum(row["minutes"].values()) for row in rows), 2),
             "core_hours": round(sum(sum(row["minutes"].values()) * row["cores"] for row in rows) / 60, 3),
@@ -174,6 +176,23 @@ def memory_table(found: Sequence[Point]) -> Table:
         "one, with its 95% Wilson interval. Who always remembers has 100 %, who guesses has chance.",
         ["", *lengths],
         [[_joined(*key), *row] for key, row in rows.items()],
+    )
+
+
+def seed_table(results: Results) -> Table:
+    """Make the table of success by seed at the longest T_o of each method, for studies of several seeds."""
+    seeds = sorted({cell.seed for cell in results.cells})
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for cell in results.cells if len(seeds) > 1 else ():
+        if (counts := cell.counts(max(cell.lengths))) is not None:
+            told = f"{counts.successes} of {counts.episodes}"
+            rows.setdefault((cell.place, cell.method), {})[cell.seed] = told
+    return Table(
+        "Success of each seed",
+        "At the longest T_o of each method. A seed has demonstrations and a training of its own. How far "
+        "seeds of one method differ tells how much a difference between methods says about others.",
+        ["", *(f"seed {seed}" for seed in seeds)],
+        [[_joined(*key), *(row.get(seed, "") for seed in seeds)] for key, row in rows.items()],
     )
 
 

@@ -389,7 +389,8 @@ def _cells(study: Study, place: Mapping[str, Any], seed: int) -> Iterator[Cell]:
     base = _config(task, given, where)
     spec, preset = task_of(base).spec, _preset(task)
     if scale is not None:
-        given["actors.demonstrations"] = max(1, round(scale * base.demonstration_count(spec)))
+        count = given.get("actors.demonstrations") or spec.demonstrations
+        given["actors.demonstrations"] = max(1, round(scale * count))
     for name, method, other in _arms(study, seed):
         for lengths in _lengths(method, base.context_lengths(spec)):
             at = {

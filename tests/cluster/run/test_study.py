@@ -70,6 +70,15 @@ def test_a_grid_has_a_cell_for_each_place_method_and_seed(study_file: Path) -> N
     assert len({cell.name for cell in cells}) == len(cells)
 
 
+def test_a_data_scale_counts_in_the_n_of_the_task_not_in_the_demonstrations_of_its_demo() -> None:
+    """The demo of square has 200 demonstrations, the task's N is 50."""
+    counts = {
+        cell.place["data_scale"]: cell.config.actors.demonstrations
+        for cell in plan(read_study("paper", ["axes.task=[square]", "seeds=[0]"])[0])
+    }
+    assert counts == {0.5: 25, 1: 50, 2: 100}
+
+
 def test_cells_of_one_seed_share_demonstrations_of_the_largest_data_scale(study_file: Path) -> None:
     cells = planned(study_file)
     shared = demonstrations_of(cells)
