@@ -97,7 +97,10 @@ def test_quick_ends_within_a_quarter_of_an_hour_though_it_is_killed(longview: Lo
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_cell_of_each_remedy_ends(longview: Longview) -> None:
+@pytest.mark.parametrize(
+    ("task", "lengths"), [("return_point", [4, 16, 64]), ("slide_puck", [8, 16, 64])], ids=["unet", "mlp"]
+)
+def test_a_cell_of_each_remedy_ends(longview: Longview, task: str, lengths: list[int]) -> None:
     settings = [f"{key}={value}" for key, value in TINY.items() if key != "actors.demonstrations"]
     study = yaml.safe_load((STUDIES / "remedies.yaml").read_text())
     methods = study["methods"]
@@ -112,8 +115,8 @@ def test_a_cell_of_each_remedy_ends(longview: Longview) -> None:
     (longview.folder / "short.yaml").write_text(yaml.safe_dump(study))
     process = longview.start(
         *("study", "run", "short.yaml", "--cells", "cells.jsonl"),
-        *("axes.task=[return_point]", "axes.data_scale=[0.1]", "seeds=[0]", "looks=[2]"),
-        *("control=null", "evaluation.context_lengths=[4, 16, 64]", *settings),
+        *(f"axes.task=[{task}]", "axes.data_scale=[0.1]", "seeds=[0]", "looks=[2]"),
+        *("control=null", f"evaluation.context_lengths={lengths}", *settings),
     )
     output, _ = process.communicate(timeout=3500)
     assert process.returncode == 0, output
