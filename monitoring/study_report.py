@@ -141,8 +141,7 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
             "method": method,
             "cells": len(rows),
             "resumed": sum(row.get("resumed", False) for row in rows),
-            # Cells that take another one's policy train nothing.
-            "training_steps": sum(row["training_steps"] for row in rows if row["minutes"].get("train")),
+            "training_steps": sum(row["training_steps"] for row in rows),
             "training_minutes": round(sum(row["minutes"].get("train", 0.0) for row in rows), 2),
             "minutes": round(sum(sum(row["minutes"].values()) for row in rows), 2),
             "core_hours": round(sum(sum(row["minutes"].values()) * row["cores"] for row in rows) / 60, 3),
@@ -282,7 +281,8 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "All seeds and policies together. Minutes are those of whole runs, without the demonstrations that "
         "cells share; core-hours count every CPU that a run had. Of cells that were stopped and resumed (>), "
         "minutes of training are those since the last resumption; their other minutes hold all attempts "
-        "whose end the study has seen.",
+        "whose end the study has seen. Cells that take another one's policy show its steps, and hardly any "
+        "minutes of training.",
         ["", "cells", "training steps", "minutes of training", "minutes", "core-hours"],
         [
             [
