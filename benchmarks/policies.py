@@ -463,11 +463,12 @@ def plot(rows: list[Row], file: Path) -> None:
             for architecture in architectures("diffusion"):
                 curve = curves(rows, measure)[f"{architecture}, small, {kind}, batch {batch}"]
                 axes.plot(list(curve), list(curve.values()), marker="o", label=architecture)
-            axes.set(title=f"{measure} from {kind}, batch {batch}", ylabel=TABLED[measure], ylim=(0, None))
+            axes.set(title=f"{measure} from {kind}, batch {batch}", ylabel=TABLED[measure])
+            axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
             axes.grid(alpha=0.3)
     for axes in panels[1]:
         axes.set_xlabel("context length T_o")
-    panels[0, 0].legend()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(file, dpi=120)
 
 
