@@ -151,8 +151,11 @@ def acted(policy: Policy) -> dict[str, Any]:
 def rehearsed(
     kind: str, cameras: int, precision: Any, feature: str, where: str, weights: bytes | None
 ) -> dict[str, Any]:
-    """Train, validate, resume and act on one device, with these weights or else with those that were trained:
-    what two devices train differs by more than their decisions, as the optimizer makes rounding larger."""
+    """Train, validate, resume and act on one device.
+
+    Without `weights`, the policy acts that was trained here. Two devices are compared with the same weights:
+    what they train differs by more than their decisions, because the optimizer makes rounding larger.
+    """
     spec, episodes = seeing(cameras)
     config = replace(
         TINY_TRAINING, policy=policy_of(kind, feature), precision=precision, batch_size=8, steps=STEPS,
@@ -162,7 +165,8 @@ def rehearsed(
     with TemporaryDirectory() as folder:
         config = replace(config, **training_of(feature, spec, episodes, Path(folder)))
         training = trained(config, spec, episodes, where, Path(folder))
-    weights = weights or training["policy"]
+    own = training.pop("policy")
+    weights = weights or own
     return {"training": training, "acting": acted(policy_from_bytes(weights, where)), "weights": weights}
 
 
@@ -175,7 +179,6 @@ def main(kind: str, cameras: str, precision: str, change: str = "") -> None:
         for name, where in devices.items():
             found[name] = rehearsed(kind, int(cameras), precision, change, where, weights)
             weights = found[name].pop("weights")
-            del found[name]["training"]["policy"]
     print(json.dumps(found))
 
 
