@@ -11,7 +11,8 @@ from ray.exceptions import ObjectLostError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 0.1
-"""Time that `refresh` waits for the copy of a new version. A thread copies; large weights take it longer."""
+"""Time that `refresh` waits for the board's answer and the copy of a new version. A thread asks and copies; large
+weights take it longer."""
 
 
 class HeldWeights:
@@ -35,16 +36,11 @@ class HeldWeights:
             The new version; None if there is no newer one, or its copy is still under way.
         """
         if self._coming is None:
-            version = ray.get(self._board.version.remote())
-            # A board that was started again has only the newest checkpoint, which may be older.
-            if version is None or (self.newest is not None and version <= self.newest):
-                return None
-            self._coming = self._thread.submit(self._copy)
+            self._coming = self._thread.submit(self._newer)
         if not wait([self._coming], PATIENCE_SECONDS).done:
             return None
         coming, self._coming = self._coming, None
-        found = coming.result()
-        if found is None or (self.newest is not None and found[0] <= self.newest):
+        if (found := coming.result()) is None:
             return None
         self.newest, reference = found
         self._held = {version: held for version, held in self._held.items() if version in keep}
@@ -52,16 +48,24 @@ class HeldWeights:
         self._published = {version: self._published.get(version, time.monotonic()) for version in self._held}
         return self.newest
 
-    def _copy(self) -> tuple[int, Any] | None:
-        """Copy the newest version; None if the board has lost it."""
+    def _newer(self) -> tuple[int, Any] | None:
+        """Copy the board's version, if it is newer than the newest here. A board that takes over large weights
+        answers late."""
         try:
-            if (found := ray.get(self._board.latest.remote())) is None:
+            # A board that was started again has only the newest checkpoint, which may be older.
+            if not self._is_newer(ray.get(self._board.version.remote())):
                 return None
-            newest, (reference,) = found
-            return newest, ray.put(ray.get(reference))
+            found = ray.get(self._board.latest.remote())
+            if found is None or not self._is_newer(found[0]):
+                return None
+            version, (reference,) = found
+            return version, ray.put(ray.get(reference))
         except ObjectLostError as error:
             log.warning("the weight board died with its newest version: %s", error)
             return None
+
+    def _is_newer(self, version: int | None) -> bool:
+        return version is not None and (self.newest is None or version > self.newest)
 
     def of(self, version: int) -> tuple[list[Any], float]:
         """Return a version's reference, and the seconds since this process learned of the version. The

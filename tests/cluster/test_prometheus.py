@@ -161,17 +161,24 @@ def without_data(url: str) -> set[str]:
     return found
 
 
+def recorded(url: str) -> set[str]:
+    """List the recorded series of the run."""
+    return {series["__name__"] for series, _ in query(url, '{__name__=~"longview:.+", run="watched"}')}
+
+
 def series_arrive(longview: Any, url: str) -> set[str]:
     """Check that metrics arrive with the run's name and that every rule works; return the metrics' names."""
     longview.wait_for(lambda: query(url, "longview_success_ratio_upper"))
+    expected = RECORDED - SILENT - KUBERNETES_ONLY
+    with suppress(TimeoutError):  # the assertion tells which is missing
+        longview.wait_for(lambda: recorded(url) >= expected)
+    assert recorded(url) >= expected
     longview.wait_for(lambda: query(url, "longview:staleness_publications:p90_10m >= 0"))
     (target,) = ask(url, "targets")["activeTargets"]
     assert (target["health"], target["labels"]) == ("up", {"instance": "hub", "job": "longview"})
     (group,) = ask(url, "rules")["groups"]
     assert {rule["health"] for rule in group["rules"]} == {"ok"}, group["rules"]
     assert sum(rule["type"] == "alerting" for rule in group["rules"]) == 18
-    recorded = {series["__name__"] for series, _ in query(url, '{__name__=~"longview:.+", run="watched"}')}
-    assert recorded >= RECORDED - SILENT - KUBERNETES_ONLY
     names = {series["__name__"] for series in ask(url, "series?match[]={job='longview',run!=''}")}
     assert names >= {f"longview_{name}" for name in REPORTED}
     assert {value for _, value in query(url, "sum by (run) (longview_actor_seconds_total) > 0")}
