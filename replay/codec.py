@@ -35,6 +35,7 @@ from xxhash import xxh3_64
 
 from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec, runs_of
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
+from longview.replay.memory import Blocks
 from longview.replay.pictures import SMALLEST, Pictures, decode_pictures, encode_pictures
 
 MAX_CHUNK_BYTES: Final = 256 << 20
@@ -59,6 +60,7 @@ _VERSION: Final = 2
 _ALIGNMENT: Final = 8
 _JPEG: Final = "jpeg"
 _FRAME_SIZE: Final = np.dtype("<u4")
+_BLOCKS: Final = Blocks()
 _RAW, _ZSTD = 0, 1
 _TYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 Row = tuple[str, str, tuple[int, ...]] | tuple[str, str, tuple[int, ...], int]
@@ -348,7 +350,7 @@ def _checksum(fields: Sequence[Any], body: bytes | memoryview) -> int:
     return checksum.intdigest() & 0xFFFFFFFF
 
 
-def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memoryview:
+def _decompress(stored: memoryview, compression: int, size: int) -> memoryview:
     if compression == _RAW:
         claimed = len(stored)
     elif compression == _ZSTD:
@@ -360,10 +362,16 @@ def _decompress(stored: memoryview, compression: int, size: int) -> bytes | memo
         raise CodecError(f"body has {claimed} bytes, the header says {size}")
     if compression == _RAW:
         return stored
-    return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    body = _BLOCKS.take(size)
+    with zstandard.ZstdDecompressor().stream_reader(stored, read_across_frames=True) as reader:
+        # There is room for all of it, so zstd writes to the block itself, at one go.
+        found = reader.readinto(body) + len(reader.read(1))
+    if found != size:
+        raise CodecError(f"body has {found} bytes or more, the header says {size}")
+    return body.data.toreadonly()
 
 
-def _arrays(body: bytes | memoryview) -> dict[str, Array | Pictures]:
+def _arrays(body: memoryview) -> dict[str, Array | Pictures]:
     if len(body) < _HEAD_SIZE.size:
         raise CodecError(f"{len(body)} bytes are too few for arrays")
     end = _HEAD_SIZE.size + _HEAD_SIZE.unpack_from(body)[0]
@@ -372,7 +380,7 @@ def _arrays(body: bytes | memoryview) -> dict[str, Array | Pictures]:
             f"{end} bytes of names and shapes, at most {MAX_HEAD_BYTES} are accepted in a body of {len(body)}"
         )
     rows = msgpack.unpackb(
-        memoryview(body)[_HEAD_SIZE.size : end],
+        body[_HEAD_SIZE.size : end],
         max_map_len=0,
         max_array_len=MAX_ARRAYS,
         max_str_len=MAX_NAME,

@@ -59,6 +59,18 @@ def test_round_trip(chunk: dict[str, Any], compression: int) -> None:
         assert not decoded[name].flags.writeable
 
 
+def test_large_chunks_stay_as_they_were_decoded() -> None:
+    """The memory of chunks that nobody needs any more is used again."""
+    pictures = np.random.default_rng(0).integers(0, 9, (6, 64, 64, 3), np.uint8)
+    whole = [encode_chunk({"a": np.tile(picture, (32, 1, 1, 1))}, 1) for picture in pictures]
+    for _ in range(2):
+        for first in range(4):
+            held = [decode_chunk(chunk)["a"] for chunk in whole[first : first + 3]]
+            for picture, array in zip(pictures[first:], held, strict=False):
+                assert (array == picture).all()
+                assert not array.flags.writeable
+
+
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_chunk(data: bytes) -> None:
     for noise in (data, b"LVC" + data):
@@ -244,10 +256,12 @@ def test_a_decompression_bomb_does_not_go_off() -> None:
                     decode_chunk(forge(body, compression=1, size=size))
 
 
-def test_nothing_may_follow_the_compressed_body() -> None:
+def test_compressed_bodies_end_where_they_claim_to() -> None:
     body = forge_body([["a", "uint8", [1]]], b"\1")
-    with pytest.raises(CodecError):
-        decode_chunk(forge(zstandard.compress(body) + b"more", 1, len(body)))
+    packed = zstandard.compress(body)
+    for damaged in (packed + b"more", packed + packed, packed[:-3]):
+        with pytest.raises(CodecError):
+            decode_chunk(forge(damaged, 1, len(body)))
     with pytest.raises(CodecError, match="4 bytes belong to no array"):
         decode_chunk(forge(body + b"more"))
 
