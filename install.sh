@@ -49,7 +49,7 @@ install_packages() {
     fi
     apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return
     for server in "$@"; do
-        case $server in redis-server | prometheus) update-rc.d "$server" disable >/dev/null 2>&1 || true ;; esac
+        case $server in redis-server | prometheus*) update-rc.d "$server" disable >/dev/null 2>&1 || true ;; esac
     done
 }
 
@@ -64,14 +64,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
-# Prometheus records a run's metrics; without it everything else works.
+# Prometheus records a run's metrics; without it everything else works. The exporter is for a test of k8s/.
+optional=()
+command -v prometheus >/dev/null || optional+=(prometheus)
+command -v prometheus-redis-exporter >/dev/null || optional+=(prometheus-redis-exporter)
+if [ ${#optional[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing ${optional[*]}"
+    for package in "${optional[@]}"; do install_packages "$package" || true; done
+fi
 if ! command -v prometheus >/dev/null; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "Installing Prometheus"
-        install_packages prometheus || echo "Prometheus cannot be installed here: runs go without it" >&2
-    else
-        echo "Prometheus is not installed: runs go without it, until you call: sudo apt-get install prometheus" >&2
-    fi
+    echo "Prometheus is not installed: runs go without it, until you call: sudo apt-get install prometheus" >&2
 fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
