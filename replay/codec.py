@@ -35,7 +35,6 @@ from xxhash import xxh3_64
 
 from longview.replay.episode import DTYPES, OUTCOMES, Array, EpisodeMeta, TaskSpec, runs_of
 from longview.replay.errors import CodecError, EpisodeError, UnknownFormat
-from longview.replay.memory import Blocks
 from longview.replay.pictures import SMALLEST, Pictures, decode_pictures, encode_pictures
 
 MAX_CHUNK_BYTES: Final = 256 << 20
@@ -60,7 +59,6 @@ _VERSION: Final = 2
 _ALIGNMENT: Final = 8
 _JPEG: Final = "jpeg"
 _FRAME_SIZE: Final = np.dtype("<u4")
-_BLOCKS: Final = Blocks()
 _RAW, _ZSTD = 0, 1
 _TYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 Row = tuple[str, str, tuple[int, ...]] | tuple[str, str, tuple[int, ...], int]
@@ -198,6 +196,10 @@ def encode_chunk(arrays: Mapping[str, Array], compression: int, as_jpeg: Collect
     return bytes(seal(data, compression))
 
 
+def _fresh(size: int) -> Array:
+    return np.empty(size, np.uint8)
+
+
 def decode_chunk(data: bytes) -> dict[str, Array]:
     """Decode a chunk into its arrays (K, ...), read-only.
 
@@ -207,9 +209,13 @@ def decode_chunk(data: bytes) -> dict[str, Array]:
     return {name: _decoded(array) for name, array in open_chunk(data).items()}
 
 
-def open_chunk(data: bytes) -> dict[str, Array | Pictures]:
+def open_chunk(data: bytes, memory: Callable[[int], Array] = _fresh) -> dict[str, Array | Pictures]:
     """Decode a chunk into its arrays (K, ...), read-only views of one buffer. Pictures stored as JPEG are not
     decoded yet.
+
+    Args:
+        data: the chunk.
+        memory: makes the buffer of a body that is compressed: bytes (size,), which may hold anything.
 
     Raises:
         UnknownFormat: the chunk was written in another version of the format.
@@ -232,7 +238,7 @@ def open_chunk(data: bytes) -> dict[str, Array | Pictures]:
     if size > MAX_CHUNK_BYTES:
         raise CodecError(f"chunk claims {size} bytes, at most {MAX_CHUNK_BYTES} are accepted")
     try:
-        return _arrays(_decompress(stored, compression, size))
+        return _arrays(_decompress(stored, compression, size, memory))
     except (*_DAMAGED, zstandard.ZstdError) as error:
         raise CodecError(f"chunk is malformed: {error}") from None
 
@@ -350,11 +356,12 @@ def _checksum(fields: Sequence[Any], body: bytes | memoryview) -> int:
     return checksum.intdigest() & 0xFFFFFFFF
 
 
-def _decompress(stored: memoryview, compression: int, size: int) -> memoryview:
+def _decompress(
+    stored: memoryview, compression: int, size: int, memory: Callable[[int], Array]
+) -> memoryview:
     if compression == _RAW:
         claimed = len(stored)
     elif compression == _ZSTD:
-        # The decompressor allocates the size that the data claims, so the claim is checked first.
         claimed = zstandard.frame_content_size(stored)
     else:
         raise CodecError(f"unknown compression {compression}")
@@ -362,12 +369,12 @@ def _decompress(stored: memoryview, compression: int, size: int) -> memoryview:
         raise CodecError(f"body has {claimed} bytes, the header says {size}")
     if compression == _RAW:
         return stored
-    body = _BLOCKS.take(size)
+    body = memory(size)
     with zstandard.ZstdDecompressor().stream_reader(stored, read_across_frames=True) as reader:
-        # There is room for all of it, so zstd writes to the block itself, at one go.
+        # There is room for all of it, so zstd writes straight to the buffer.
         found = reader.readinto(body) + len(reader.read(1))
     if found != size:
-        raise CodecError(f"body has {found} bytes or more, the header says {size}")
+        raise CodecError(f"body has other than the {size} bytes that its header says")
     return body.data.toreadonly()
 
 

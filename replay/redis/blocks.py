@@ -1,7 +1,9 @@
-"""Reuse of the memory that writers fill. Fresh memory is slow: the system clears each page on its first
-use."""
+"""Reuse of memory that is filled again and again. Fresh memory is slow: the system clears each page on its
+first use."""
 
 import weakref
+from collections import deque
+from contextlib import suppress
 
 import numpy as np
 
@@ -9,37 +11,41 @@ from longview.replay.episode import Array
 
 
 class BlockPool:
-    """Pool of byte blocks of one size at a time. Any number of threads may use it."""
+    """Pool of byte blocks. Any number of threads may use it."""
 
     def __init__(self, max_bytes: int) -> None:
         """Make an empty pool.
 
         Args:
-            max_bytes: limit on the bytes of unused blocks that the pool keeps.
+            max_bytes: limit on the bytes of unused blocks that the pool keeps, for blocks of one size.
         """
         self._max_bytes = max_bytes
-        self._spare: tuple[int, list[bytearray]] = 0, []
-        """Size and unused blocks of that size. They are one tuple, since another thread may want another size
-        at any time."""
+        # A finalizer may run at any allocation, so a lock could deadlock. The methods of a deque need none.
+        self._spare: deque[bytearray] = deque()
+        """Unused blocks, the one that has been unused for the longest time first."""
 
     def take(self, size: int) -> Array:
         """Return a block (size,) uint8 of arbitrary content.
 
         The block goes back to the pool once nothing refers to it or to a view of it.
         """
-        kept, spare = self._spare
-        if kept != size:
-            spare = []
-            self._spare = size, spare
-        try:
-            block = spare.pop()
-        except IndexError:
-            block = bytearray(size)
-        # A finalizer may run at any allocation, so a lock could deadlock. The methods of a list need none.
-        data = np.frombuffer(block, np.uint8)
-        weakref.finalize(data, self._give_back, block, spare).atexit = False
+        block = self._fitting(size) or bytearray(size)
+        data = np.frombuffer(block, np.uint8, size)
+        weakref.finalize(data, self._give_back, block).atexit = False
         return data
 
-    def _give_back(self, block: bytearray, spare: list[bytearray]) -> None:
-        if (len(spare) + 1) * len(block) <= self._max_bytes:
-            spare.append(block)
+    def _fitting(self, size: int) -> bytearray | None:
+        """Return an unused block of this size or up to twice as large. If there is none, drop the oldest: its
+        size may be out of use."""
+        with suppress(IndexError):  # other threads may take blocks meanwhile
+            for _ in range(len(self._spare)):
+                block = self._spare.popleft()
+                if size <= len(block) <= 2 * size:
+                    return block
+                self._spare.append(block)
+            self._spare.popleft()
+        return None
+
+    def _give_back(self, block: bytearray) -> None:
+        if (len(self._spare) + 1) * len(block) <= self._max_bytes:
+            self._spare.append(block)

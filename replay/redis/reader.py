@@ -9,11 +9,14 @@ from longview.replay.codec import decode_record, open_chunk
 from longview.replay.episode import Segment
 from longview.replay.errors import CodecError, UnknownEpisode, UnknownFormat
 from longview.replay.redis import keys
+from longview.replay.redis.blocks import BlockPool
 from longview.replay.redis.client import Client
 from longview.replay.sampling import Draw
 
 FETCHED_AT_ONCE: Final = 32 << 20
 """Bytes of stored chunks that are fetched in one round trip; a single episode may exceed it."""
+SPARE_BYTES: Final = 256 << 20
+"""Most memory of dropped chunks that is kept for the next ones: about that of a large batch."""
 
 Found = PartialEpisode | UnknownEpisode | CodecError
 """An episode, or the error that prevents reading it."""
@@ -36,6 +39,7 @@ class ChunkReader:
         self._client = client
         self._tag_of = tag_of
         self._cache = EpisodeCache(cache_bytes)
+        self._memory = BlockPool(SPARE_BYTES)
         self._lock = threading.Lock()
         """Lock of the cache and of changes to its episodes; held neither for a round trip nor to decode."""
 
@@ -163,7 +167,7 @@ class ChunkReader:
                 for number, chunk in zip(missing[id], chunks, strict=True):
                     if chunk is None:
                         raise CodecError(f"chunk {number} is missing")
-                    opened = open_chunk(chunk)
+                    opened = open_chunk(chunk, self._memory.take)
                     with self._lock:
                         episode.fill(number, opened)
             except UnknownFormat:

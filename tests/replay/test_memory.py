@@ -1,16 +1,13 @@
-"""Tests of the memory of a process: its limit, with control groups as Linux shows them, and its blocks."""
+"""Tests of the memory that a process may use, with control groups as Linux shows them."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from longview.replay import memory
 from longview.replay.config import StoreConfig
-from longview.replay.memory import KEPT_SIZES, usable_memory
+from longview.replay.memory import usable_memory
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -67,44 +64,3 @@ def test_ranks_share_an_eighth_of_the_memory_unless_the_config_says_how_much(gro
     assert StoreConfig().cache() == 1 << 17
     assert StoreConfig().cache(readers=4) == 1 << 15
     assert StoreConfig(cache_bytes=1 << 30).cache(readers=4) == 1 << 30
-
-
-def address(array: NDArray[np.uint8]) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def test_a_block_is_used_again_once_its_last_view_has_gone() -> None:
-    blocks, size = memory.Blocks(), 4 * KEPT_SIZES.start
-    taken = blocks.take(size)
-    place = address(taken)
-    view = np.frombuffer(taken.data.toreadonly(), np.uint8, 8, 16).view(np.float64)
-    del taken
-    other = blocks.take(size)
-    assert address(other) != place, "a view is left"
-    del view
-    assert address(blocks.take(size * 3 // 4)) == place
-    assert address(blocks.take(size * 3 // 4)) == place
-    assert address(blocks.take(size // 3)) != place, "too large a block for so little"
-
-
-@pytest.mark.parametrize("size", [KEPT_SIZES.start - 1, KEPT_SIZES.stop])
-def test_small_and_huge_blocks_are_not_kept(size: int) -> None:
-    blocks = memory.Blocks()
-    assert blocks.take(size).nbytes == size
-    assert not blocks._unused
-
-
-def test_threads_never_share_a_block() -> None:
-    blocks, size = memory.Blocks(), 4 * KEPT_SIZES.start
-
-    def use(mark: int) -> None:
-        for _ in range(200):
-            held = [blocks.take(size) for _ in range(3)]
-            for number, block in enumerate(held):
-                block[:] = 3 * mark + number
-            for number, block in enumerate(held):
-                assert (block == 3 * mark + number).all()
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(use, range(8)))
-    assert 0 < len(blocks._unused) <= memory.KEPT_BLOCKS

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import pytest
 
 from longview.replay.redis.blocks import BlockPool
 
@@ -27,19 +28,30 @@ def test_a_block_is_used_again_once_nothing_refers_to_it_or_a_view_of_it() -> No
     assert first in map(address, blocks)
 
 
-def test_no_more_is_kept_than_allowed_and_only_of_the_size_in_use() -> None:
+def test_no_more_is_kept_than_allowed() -> None:
     memory = BlockPool(2500)
     blocks = [memory.take(1000) for _ in range(4)]
     del blocks
-    assert len(memory._spare[1]) == 2
-    block = memory.take(500)
-    assert len(block) == 500
-    assert not memory._spare[1]
-    late = memory.take(500)
-    last = memory.take(700)
-    del late
-    assert len(last) == 700
-    assert not memory._spare[1]
+    assert [len(block) for block in memory._spare] == [1000, 1000]
+
+
+@pytest.mark.parametrize(("size", "serves"), [(1000, True), (500, True), (499, False), (1001, False)])
+def test_a_block_serves_sizes_down_to_half_of_its_own(size: int, serves: bool) -> None:
+    memory = BlockPool(2500)
+    memory.take(1000)[:] = 7
+    block = memory.take(size)
+    assert len(block) == size
+    assert (block == 7).all() == serves
+
+
+def test_blocks_of_sizes_out_of_use_are_dropped() -> None:
+    memory = BlockPool(10_000)
+    blocks = [memory.take(1000) for _ in range(3)]
+    del blocks
+    held = [memory.take(5000 + number) for number in range(3)]
+    assert not memory._spare
+    del held
+    assert len(memory._spare) == 2
 
 
 def test_threads_never_get_the_same_block() -> None:

@@ -108,9 +108,9 @@ def test_threads_decode_at_the_same_time(
     """A chunk is decoded only once two threads are about to decode one."""
     both = threading.Barrier(2, timeout=30)
 
-    def open_together(data: bytes) -> Any:
+    def open_together(*given: Any) -> Any:
         both.wait()
-        return open_chunk(data)
+        return open_chunk(*given)
 
     write(store := connect(cache_bytes=0), 1, length=4)
     monkeypatch.setattr(reader, "open_chunk", open_together)
