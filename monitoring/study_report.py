@@ -181,11 +181,15 @@ def memory_table(found: Sequence[Point]) -> Table:
 def seed_table(results: Results) -> Table:
     """Make the table of success by seed at the longest T_o of each method, for studies of several seeds."""
     seeds = sorted({cell.seed for cell in results.cells})
+    longest: dict[tuple[str, str], int] = {}
+    for cell in results.cells:
+        key = cell.place, cell.method
+        longest[key] = max(longest.get(key, 0), *cell.lengths)
     rows: dict[tuple[str, str], dict[int, str]] = {}
     for cell in results.cells if len(seeds) > 1 else ():
-        if (counts := cell.counts(max(cell.lengths))) is not None:
-            told = f"{counts.successes} of {counts.episodes}"
-            rows.setdefault((cell.place, cell.method), {})[cell.seed] = told
+        key = cell.place, cell.method
+        if (counts := cell.counts(longest[key])) is not None:
+            rows.setdefault(key, {})[cell.seed] = f"{counts.successes} of {counts.episodes}"
     return Table(
         "Success of each seed",
         "At the longest T_o of each method. A seed has demonstrations and a training of its own. How far "

@@ -8,7 +8,7 @@ class Owner:
     """Run that a namespace belongs to. A namespace has one owner for good, or none."""
 
     id: str
-    """Random id of the run, which its folder keeps."""
+    """Id of the run, which its folder keeps: random, or that of a study's cell."""
     task: str
     """Name of the run's task."""
     seed: int

@@ -60,11 +60,14 @@ def run(
 
         longview study run my_study.yaml --address auto replay.url=redis://store:6379
     """
-    from longview.cluster.run.preflight import refuse_unsimulated
-    from longview.cluster.run.study import plan, read_study
+    from longview.cluster.run.preflight import refuse_unsimulated, refuse_untrainable
+    from longview.cluster.run.study import finished, plan, read_study
 
     wanted, file = read_study(study, settings or [])
     file, planned = cells or file, plan(wanted)
+    finished(file)  # refuses other files
+    for cell in planned:
+        refuse_untrainable(cell.config)
     if dry_run:
         _show_plan(wanted, planned, file, address)
         return

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +187,13 @@ def run_study(
                 for cell, lengths in zip(cells, lengths_of, strict=True)
                 if lengths and cell not in failed and not _taken(site, cell, episodes, lengths, file)
             }
+            for cell, found in zip(cells, results.cells, strict=True):
+                if cell.name in todo and found.row is not None and not _has_policy(site, cell):
+                    del todo[cell.name]
+                    failed[cell] = (
+                        f"the policy that was evaluated before is not in {folder / cell.name}: bring that "
+                        f"folder back, or remove the cell's line from {file}, so that it is trained anew"
+                    )
             needed = {
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
@@ -342,7 +350,8 @@ def _folder_of(site: Site, config: RunConfig) -> None:
     left the run."""
     run = resumable_run(config, site.folder)
     if run is None:
-        run = create_run(config, site.folder)
+        # Another folder of this study, or another study, has the same cell, and may go on with its episodes.
+        run = create_run(config, site.folder, owner=sha256(f"cell {config.name}".encode()).hexdigest()[:32])
     else:
         run.lock(LEASE_SECONDS)
     run.unlock()
@@ -372,7 +381,7 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
     """Copy the last checkpoint of a cell's run, if it has ended its training, into the run of a cell that has
     none. Without it that run trains."""
     here, there = (Run(site.folder / each.name).checkpoints for each in (cell, trained))
-    if not folders(here) and steps(there)[-1:] == [trained.config.learner.steps]:
+    if not folders(here) and _has_policy(site, trained):
         last = folders(there)[-1]
         unfinished = here / "handed"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -388,6 +397,11 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
                 shutil.rmtree(unfinished)
                 return
         unfinished.rename(here / last.name)
+
+
+def _has_policy(site: Site, cell: Cell) -> bool:
+    """Whether a cell's run has ended its training, and its last checkpoint is here."""
+    return steps(Run(site.folder / cell.name).checkpoints)[-1:] == [cell.config.learner.steps]
 
 
 def _work(
@@ -490,7 +504,7 @@ def _earlier(run: Run) -> tuple[bool, float]:
     """Tell whether a run has had attempts before its last one, and the seconds of those that were seen to
     end. An attempt that ended with the study's own process counts no seconds."""
     rows, seconds = read_rows(run.path / ATTEMPTS), list[float]()
-    for row, following in zip(rows, [*rows[1:], {}], strict=True):
+    for row, following in itertools.pairwise([*rows, {}]):
         if "started" in row:
             seconds.append(following.get("ended", row["started"]) - row["started"])
     return len(seconds) > 1, sum(seconds[:-1])

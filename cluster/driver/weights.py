@@ -11,8 +11,8 @@ from ray.exceptions import ObjectLostError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 0.1
-"""Time that `refresh` waits for the board's answer and the copy of a new version. A thread asks and copies; large
-weights take it longer."""
+"""Time that `refresh` waits for the board's answer and the copy of a new version. A thread asks and copies;
+large weights take it longer."""
 
 
 class HeldWeights:
@@ -49,8 +49,8 @@ class HeldWeights:
         return self.newest
 
     def _newer(self) -> tuple[int, Any] | None:
-        """Copy the board's version, if it is newer than the newest here. A board that takes over large weights
-        answers late."""
+        """Copy the board's version, if it is newer than the newest here. A board that takes over large
+        weights answers late."""
         try:
             # A board that was started again has only the newest checkpoint, which may be older.
             if not self._is_newer(ray.get(self._board.version.remote())):

@@ -266,8 +266,13 @@ def _is_copy(run: Run, origin: Origin) -> bool:
     )
 
 
-def create_run(config: RunConfig, root: Path = ROOT) -> Run:
+def create_run(config: RunConfig, root: Path = ROOT, owner: str | None = None) -> Run:
     """Create a locked run folder with the config in it.
+
+    Args:
+        config: the run's config.
+        root: folder of all runs.
+        owner: id of the owner of the run's namespace; None: a random one.
 
     Raises:
         RunError: a run of this name exists, or the run needs a shorter name.
@@ -292,7 +297,7 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     run = Run(path)
     try:
         run.lock()
-        _begin(run, config)
+        _begin(run, config, owner)
     except BaseException:
         run.unlock()
         shutil.rmtree(path, ignore_errors=True)
@@ -300,18 +305,18 @@ def create_run(config: RunConfig, root: Path = ROOT) -> Run:
     return run
 
 
-def _begin(run: Run, config: RunConfig) -> None:
+def _begin(run: Run, config: RunConfig, owner: str | None = None) -> None:
     """Write the files of a run that has not begun. The config comes last, because it makes the folder a
     run."""
-    _write_origin(run, _origin_of(config, run.name, run.path))
+    _write_origin(run, _origin_of(config, run.name, run.path, owner))
     with naming(run.path / "config.yaml") as file:
         write_config(config, file)
 
 
-def _origin_of(config: RunConfig, namespace: str, folder: Path) -> Origin:
+def _origin_of(config: RunConfig, namespace: str, folder: Path, owner: str | None = None) -> Origin:
     """Make the origin of a new run."""
-    owner = Owner(secrets.token_hex(16), task_of(config).spec.name, config.seed)
-    return Origin(namespace, owner, str(folder.absolute()))
+    id = owner or secrets.token_hex(16)
+    return Origin(namespace, Owner(id, task_of(config).spec.name, config.seed), str(folder.absolute()))
 
 
 def _write_origin(run: Run, origin: Origin) -> None:

@@ -32,8 +32,8 @@ from longview.cluster.run.config import (
     unknown_key,
     validated,
 )
-from longview.cluster.run.folder import read_rows
-from longview.cluster.run.preflight import refuse_untrainable, resources_of_run
+from longview.cluster.run.folder import RunError, read_rows
+from longview.cluster.run.preflight import resources_of_run
 from longview.learner.config import PolicyConfig
 from longview.monitoring.study import Results, StudyCell
 from longview.replay.names import check_name
@@ -51,6 +51,9 @@ OPERATIONAL = (
     *("actors.count", "evaluation.final_episodes"),
 )
 """Settings that say where and how long a run works, and change nothing of what an episode shows."""
+SPREAD_OF_LOOKS = 10
+"""Most times that the last look's episodes may be the first's. Of looks further apart, the first would spend
+next to nothing of the probability of a false claim."""
 SECTIONS = {key for key, hint in every_key(RunConfig, PolicyConfig) if is_dataclass(hint)}
 """Keys that have keys below them, and no value of their own."""
 
@@ -115,6 +118,11 @@ class Study:
             raise ValueError(f"seeds must be different numbers of 0 or more, not {list(self.seeds)}")
         if not self.looks or self.looks[0] < 1 or list(self.looks) != sorted(set(self.looks)):
             raise ValueError(f"looks must ascend from 1 or more, not {list(self.looks)}")
+        if SPREAD_OF_LOOKS * self.looks[0] < self.looks[-1]:
+            raise ValueError(
+                f"the first of looks {list(self.looks)} must be at least a tenth of the last: an earlier one "
+                "could decide nothing"
+            )
         if self.retries < 0 or (self.at_once or 1) < 1:
             raise ValueError(
                 f"retries must be 0 or more and at_once 1 or more, not {self.retries} and {self.at_once}"
@@ -352,8 +360,15 @@ def core_hours(row: Mapping[str, Any]) -> float:
 
 def finished(file: Path) -> dict[str, dict[str, Any]]:
     """Read the finished cells of a study by the hash of their settings. A later line of a cell holds what an
-    earlier one does; a last line that was cut off counts as not written."""
-    return {row["settings"]: row for row in read_rows(file)}
+    earlier one does; a last line that was cut off counts as not written.
+
+    Raises:
+        RunError: the file has other lines.
+    """
+    rows = read_rows(file)
+    if not all(isinstance(row, dict) and {"settings", "success"} <= row.keys() for row in rows):
+        raise RunError(f"{file} has lines that are no finished cells of a study: name another file")
+    return {row["settings"]: row for row in rows}
 
 
 def results_of(study: Study, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]]) -> Results:
@@ -401,15 +416,22 @@ def _cells(study: Study, place: Mapping[str, Any], seed: int) -> Iterator[Cell]:
             settings = {**given, **at, **method.settings, **other}
             config = _config(task, settings, f"methods.{name}")
             config = replace(config, evaluation=replace(config.evaluation, final_episodes=study.looks[-1]))
-            refuse_untrainable(config)
             yield Cell(
                 place={"task": task, **place},
                 method=name,
                 length=lengths[0] if method.trained == "each" else None,
                 seed=seed,
-                settings=_hashed({"task": task, **preset, **_without(settings, OPERATIONAL)}),
+                settings=_hashed({"task": task, **preset, **_placeless(_without(settings, OPERATIONAL))}),
                 config=config,
             )
+
+
+def _placeless(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the name of the demonstrations alone: on another machine they lie elsewhere."""
+    return {
+        key: Path(value).name if key == "demonstrations" and value else value
+        for key, value in settings.items()
+    }
 
 
 def _arms(study: Study, seed: int) -> Iterator[tuple[str, Method, dict[str, Any]]]:

@@ -46,6 +46,8 @@ def light() -> Iterator[Forks]:
         (["demo", "--task", "lfit"], ["unknown task 'lfit'", "did you mean lift"]),
         (["demo", "--tsk", "lift"], ["No such option"]),
         (["study", "report", "quick", "--cells", "absent"], ["absent has no finished cell of study quick"]),
+        (["study", "run", "paper", "axes.task=[push_t]"], ["task push_t has no expert"]),
+        (["study", "run", "paper", "demonstrations=absent"], ["there is no file or folder absent"]),
         (
             ["demo", "--task", "lift", "--pixels"],
             ["no settings to learn lift from pixels", "grasp_and_return"],

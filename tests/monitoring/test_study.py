@@ -202,6 +202,10 @@ def test_several_seeds_are_told_apart(tmp_path: Path) -> None:
     files = {file.name: file.read_text() for file in write_study_report(results(*cells), tmp_path)}
     assert "|  | seed 0 | seed 1 |" in files["tables.md"]
     assert "| long | 40 of 50 | 40 of 50 |\n| joint |  | 0 of 50 |" in files["tables.md"]
+    cells = [cell("each", (at,), row(**{f"T{at}": "s" * at}), seed=0) for at in (8, 64)]
+    cells += [cell("each", (8,), row(T8="f" * 50), seed=1), cell("each", (64,), None, seed=1)]
+    files = {file.name: file.read_text() for file in write_study_report(results(*cells), tmp_path)}
+    assert "| each | 64 of 64 |  |" in files["tables.md"], "none at the longest T_o"
 
 
 def test_only_where_memory_can_go_wrong_is_told_what_was_remembered(found: Results, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from longview.cluster.driver.study import (
     _take,
     _work,
     machine,
+    run_study,
 )
 from longview.cluster.driver.training import THREADS_VARIABLE
 from longview.cluster.run.config import task_of
@@ -314,12 +315,45 @@ def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_
     _take(here, cell, 50, [1], file)
     (row,) = read_rows(file)
     assert (row["resumed"], row["minutes"]) == (True, {"train": 1.0, "earlier attempts": 2.0})
+    file.unlink()
+    _take(here, cell, 50, [1], file)
+    assert read_rows(file)[0]["minutes"] == {"train": 1.0}, "a full disk has lost the times of its attempts"
+    file.unlink()
+    append_row(file, row)
     assert row["plans"] == [here.plan]
     append_row(run.path / ATTEMPTS, {"started": 500})
     _take(replace(here, plan={"looks": [100], "comparisons": 1}), cell, 50, [1], file)
     row = read_rows(file)[-1]
     assert row["minutes"] == {"train": 2.0, "earlier attempts": 2.0}, "an attempt counts once"
     assert [plan["looks"] for plan in row["plans"]] == [[50], [100]]
+
+
+def test_further_episodes_are_of_the_policy_that_was_evaluated_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studying, "ROOT", tmp_path / "runs")
+    monkeypatch.setattr(studying, "_start", lambda site, job: pytest.fail(f"{job.run} was started"))
+    study, _ = read_study("quick", [])
+    cells, file = plan(study), tmp_path / "cells.jsonl"
+    for cell in cells:
+        counts = {"successes": 0, "completed": 0, "episodes": study.looks[0]}
+        found = {"success": {at: counts for at in cell.lengths}, "endings": {}}
+        append_row(file, {"settings": cell.settings, "minutes": {}} | found)
+    before = file.read_text()
+    failed = run_study(study, cells, file, None, lambda tally: None)
+    assert failed.keys() == set(cells)
+    for cell, wrong in failed.items():
+        assert f"runs/quick/{cell.name}: bring that folder back, or remove the cell's line from {file}" in wrong
+    assert file.read_text() == before
+
+
+def test_the_same_cell_in_another_folder_may_go_on_with_its_episodes(tmp_path: Path) -> None:
+    first, second = quick_cells()[:2]
+    owners = []
+    for folder, cell in (("here", first), ("there", first), ("here", second)):
+        _job(site(tmp_path / folder), cell, 50, [1], None, tmp_path / "cells").prepare()
+        owners.append(Run(tmp_path / folder / cell.name).origin.owner.id)
+    assert owners[0] == owners[1] != owners[2]
 
 
 def test_the_time_left_holds_later_looks(tmp_path: Path) -> None:

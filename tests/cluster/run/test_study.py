@@ -13,7 +13,7 @@ import yaml
 
 from longview.cluster.commands.study import _show_plan
 from longview.cluster.run.config import ConfigError
-from longview.cluster.run.folder import append_row
+from longview.cluster.run.folder import RunError, append_row
 from longview.cluster.run.study import (
     STUDIES,
     Cell,
@@ -109,6 +109,8 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
 
     assert settings("actors.count=1", "replay.url=redis://elsewhere", "looks=[10]") == settings()
     assert not set(settings("learner.steps=300")) & set(settings())
+    places = [settings(f"demonstrations={path}") for path in ("/here/a.hdf5", "there/a.hdf5", "/here/b.hdf5")]
+    assert places[0] == places[1] != places[2]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,8 @@ def test_the_hash_follows_from_settings_that_change_results(study_file: Path) ->
             "axes: learner.policy.context_length has no effect: it follows from evaluation.context_lengths",
         ),
         ({"looks": [50, 50]}, "looks must ascend"),
+        ({"looks": [49, 100, 491]}, "the first of looks [49, 100, 491] must be at least a tenth of the last"),
         ({"seeds": [1, 1]}, "seeds must be different"),
-        ({"axes": {"task": ["push_t"]}, "settings": {}}, "task push_t has no expert"),
         ({"places": [{}]}, "axes and places exclude each other"),
         ({"methods": ["a", "b"]}, "methods must be names and what belongs to each, not ['a', 'b']"),
         ({"settings": ["a"]}, "settings must be names"),
@@ -282,6 +284,12 @@ def test_a_last_line_that_was_cut_off_is_not_a_finished_cell(study_file: Path, t
     results = results_of(read_study(str(study_file))[0], cells, finished(file))
     assert [cell.row is not None for cell in results.cells[:3]] == [True, True, False]
     assert results.cells[0].place == "data_scale 0.5", "the only task is not named"
+
+
+def test_a_file_of_other_lines_is_refused(study_file: Path, tmp_path: Path) -> None:
+    append_row(file := tmp_path / "evaluations.jsonl", {"version": 3})
+    with pytest.raises(RunError, match=r"evaluations\.jsonl has lines that are no finished cells of a study"):
+        finished(file)
 
 
 def test_a_cell_takes_the_cpus_of_its_roles_but_no_more_than_there_are(study_file: Path) -> None:
