@@ -68,6 +68,11 @@ class Takeover:
         return self.since is None or (self.settings.hand_back and step - self.since >= execute)
 
     @property
+    def over(self) -> bool:
+        """Tell whether the policy has decided for the last time in this episode."""
+        return self.since is not None and not self.settings.hand_back
+
+    @property
     def compares(self) -> bool:
         """Tell whether the expert's plan decides on who acts from here on."""
         return self.since is not None or self.settings.gate == "distance"

@@ -475,8 +475,11 @@ def _step(lane: _Lane, offset: int, task: Task, clock: Clock) -> EpisodeEnd | No
     clock.store += time.perf_counter() - stepped
     lane.rewards.append(float(reward))
     lane.observation = observation
-    lane.frames.append(observation)
-    lane.executed.append(action)
+    if lane.assignment.control == "expert" or (lane.takeover is not None and lane.takeover.over):
+        lane.frames, lane.executed = [], []  # no policy will ask for them, and pictures are large
+    else:
+        lane.frames.append(observation)
+        lane.executed.append(action)
     return _end(lane, info["outcome"], clock) if terminated or truncated else None
 
 

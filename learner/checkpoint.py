@@ -102,7 +102,8 @@ def save(
         raise
     unfinished.rename(target)
     _sync(directory)
-    for old in folders(directory)[:-keep]:
+    # Later ones are damaged, or the training would have gone on from there.
+    for old in [each for each in folders(directory) if each <= target][:-keep]:
         shutil.rmtree(old)
     return target
 

@@ -4,6 +4,7 @@ Legend (docs/notation.md): F frames, C channels, H height, W width, R rows: step
 """
 
 import threading
+from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,9 @@ from longview.replay.episode import ACTION, OBSERVATION_PREFIX, ArraySpec, Segme
 TOGETHER = 32
 """Frames that are encoded together. The number is always the same, because results could otherwise differ in
 their last digits: a resumed training would not end as one that was never interrupted."""
+KEPT_FRAMES = 1 << 22
+"""Most frames whose keypoints are kept, a gibibyte. The episode that was not drawn for the longest time is
+forgotten first; if it is drawn again, its keypoints are computed again."""
 
 
 def located(spec: TaskSpec) -> TaskSpec:
@@ -38,7 +42,7 @@ class Keypoints:
 
 
 class KeypointMemory:
-    """Memory of the keypoints of all frames that were drawn. It takes 256 bytes for each frame of a camera.
+    """Memory of the keypoints of the frames that were drawn. It takes 256 bytes for each step of an episode.
 
     The published idea: train the encoder at a short context, freeze it, and keep its embeddings for training
     at a long one (arXiv 2505.09561).
@@ -51,7 +55,10 @@ class KeypointMemory:
         """
         self._encoder: FrameEncoder = deepcopy(policy.encoder).eval()
         self._cameras, self._device = policy.cameras, policy.device
-        self._episodes: dict[tuple[str, str], Keypoints] = {}
+        self._episodes: OrderedDict[tuple[str, str], Keypoints] = OrderedDict()
+        """Keypoints by episode and camera, the least recently drawn first."""
+        self._frames = 0
+        """Frames of all of them."""
         self._lock = threading.Lock()
 
     def locate(self, segment: Segment) -> Segment:
@@ -61,7 +68,7 @@ class KeypointMemory:
         arrays = {name: segment.arrays[name] for name in segment.arrays if name not in names}
         with self._lock:
             for index, (key, name) in enumerate(zip(self._cameras, names, strict=True)):
-                episode = self._episodes.get((segment.meta.id, key)) or self._new(segment, key)
+                episode = self._of(segment, key)
                 missing = np.flatnonzero(~episode.known[rows])
                 if len(missing):
                     episode.found[rows][missing] = self._compute(index, segment.arrays[name][missing])
@@ -69,10 +76,17 @@ class KeypointMemory:
                 arrays[name] = episode.found[rows]
         return replace(segment, arrays=arrays)
 
-    def _new(self, segment: Segment, key: str) -> Keypoints:
-        length = segment.episode_length
-        made = Keypoints(np.empty((length, 2 * KEYPOINTS), np.float32), np.zeros(length, np.bool_))
-        return self._episodes.setdefault((segment.meta.id, key), made)
+    def _of(self, segment: Segment, key: str) -> Keypoints:
+        place, length = (segment.meta.id, key), segment.episode_length
+        if place not in self._episodes:
+            made = Keypoints(np.empty((length, 2 * KEYPOINTS), np.float32), np.zeros(length, np.bool_))
+            self._episodes[place] = made
+            self._frames += length
+        self._episodes.move_to_end(place)
+        while self._frames > KEPT_FRAMES and len(self._episodes) > 1:
+            _, dropped = self._episodes.popitem(last=False)
+            self._frames -= len(dropped.known)
+        return self._episodes[place]
 
     def _compute(self, index: int, image_FHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Locate the keypoints of one camera's images, at the centre of each: (F, 2 * `KEYPOINTS`)."""

@@ -74,8 +74,8 @@ class Snapshots:
     def _write(self, step: int, saving: bool, publishing: bool) -> None:
         self._average.merge()
         policy = joined(policy_parts(self._policy))
-        if publishing:
-            self._publish(step, policy)
+        # What is published is saved already: a training that dies now does not go on to other weights of this
+        # version, which would be refused.
         if saving:
             # Checkpoints hold vectors without the gaps of the layout in memory.
             vectors = {name: self._average.dense(x) if x.dim() else x for name, x in self._copies.items()}
@@ -87,6 +87,8 @@ class Snapshots:
                 else None
             )
             checkpoint.save(self._checkpoints, step, policy, training, config, keep, adapter)
+        if publishing:
+            self._publish(step, policy)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import ray
 from longview.actors.task import Task, columns_of
 from longview.cluster.driver.collection import Collection
 from longview.cluster.driver.conduct import conduct, ignore_interrupts
-from longview.cluster.driver.dispatch import Dispatcher
+from longview.cluster.driver.dispatch import MAX_FAILURES, Dispatcher
 from longview.cluster.driver.orders import Orders
 from longview.cluster.driver.places import LearnerPlaces, ServerPlaces
 from longview.cluster.driver.reports import DriverReporter, reporting
@@ -228,8 +228,9 @@ def start_servers(config: RunConfig, cpus: int, *, reports: bool = True) -> list
         reports: whether there is a hub to report to.
     """
     options = {"num_cpus": cpus, "num_gpus": config.placement.inference_gpus, "max_concurrency": CONCURRENT}
-    # Any call may be repeated: a request that a server has answered already does not fit its history.
-    options |= {"max_restarts": -1, "max_task_retries": -1}
+    # Any call may be repeated: a request that a server has answered already does not fit its history. But a
+    # request that kills every server that gets it fails at last, and with it the actor's order.
+    options |= {"max_restarts": -1, "max_task_retries": MAX_FAILURES}
     return [
         start(InferenceServer, config, name, reports, name=name, **options) for name in server_names(config)
     ]

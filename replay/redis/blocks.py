@@ -21,7 +21,7 @@ class BlockPool:
         """
         self._max_bytes = max_bytes
         # A finalizer may run at any allocation, so a lock could deadlock. The methods of a deque need none.
-        self._spare: deque[bytearray] = deque()
+        self._spare: deque[memoryview] = deque()
         """Unused blocks, the one that has been unused for the longest time first."""
 
     def take(self, size: int) -> Array:
@@ -29,23 +29,25 @@ class BlockPool:
 
         The block goes back to the pool once nothing refers to it or to a view of it.
         """
-        block = self._fitting(size) or bytearray(size)
+        block = self._fitting(size)
+        if block is None:  # a bytearray would be cleared, while the interpreter's lock is held
+            block = np.empty(size, np.uint8).data
         data = np.frombuffer(block, np.uint8, size)
         weakref.finalize(data, self._give_back, block).atexit = False
         return data
 
-    def _fitting(self, size: int) -> bytearray | None:
-        """Return an unused block of this size or up to twice as large. If there is none, drop the oldest: its
-        size may be out of use."""
+    def _fitting(self, size: int) -> memoryview | None:
+        """Return an unused block of this size or up to a quarter larger. If there is none, drop the oldest:
+        its size may be out of use."""
         with suppress(IndexError):  # other threads may take blocks meanwhile
             for _ in range(len(self._spare)):
                 block = self._spare.popleft()
-                if size <= len(block) <= 2 * size:
+                if size <= len(block) <= size + size // 4:
                     return block
                 self._spare.append(block)
             self._spare.popleft()
         return None
 
-    def _give_back(self, block: bytearray) -> None:
+    def _give_back(self, block: memoryview) -> None:
         if (len(self._spare) + 1) * len(block) <= self._max_bytes:
             self._spare.append(block)

@@ -1,5 +1,6 @@
 """Rollouts on the counting task, where any gap, repeat or swap shows."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from longview.actors.config import CollectConfig
 from longview.actors.control import Control
 from longview.actors.environment import SimulatedTask
 from longview.actors.rollout import Assignment, Clock, EpisodeEnd, Policy, rollout
@@ -289,6 +291,26 @@ def test_the_expert_alone_needs_no_policy_and_its_noise_is_not_in_the_label() ->
         counts = note.column("observation.count")
         assert note.column("expert_action").tolist() == counts.tolist()
         assert not np.allclose(note.column("action"), counts, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("control", ["expert", "takeover"])
+def test_what_no_policy_will_ask_for_is_not_kept(monkeypatch: pytest.MonkeyPatch, control: Control) -> None:
+    """Pictures of an expert's episode would fill an actor's memory."""
+    env, seen, kept = TASK.make(), list[weakref.ref[NDArray[Any]]](), list[int]()
+    step = env.step
+
+    def watched(action: Any) -> Any:
+        kept.append(sum(each() is not None for each in seen))
+        observation, *others = step(action)
+        seen.append(weakref.ref(observation["count"]))
+        return observation, *others
+
+    monkeypatch.setattr(env, "step", watched)
+    at_once = CollectConfig(kind="takeover", first_part=1e-9)
+    todo = assignments(1, control=control, collect=at_once)
+    list(rollout(TASK, [env], todo, policy=Zero(), context_length=4, record=None, clock=Clock()))
+    assert len(kept) > EXECUTE + 2
+    assert max(kept) <= 1, "the last one alone"
 
 
 def test_noise_needs_a_range_of_actions() -> None:

@@ -35,9 +35,12 @@ def test_a_full_disk_is_said_with_the_folder_of_which_nothing_is_left(full_disk:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 30, 4):
+    for step in (1, 2, 30):
         save(tmp_path, step, keep=2)
-    assert files.steps(tmp_path) == [4, 30]
+    assert files.steps(tmp_path) == [2, 30]
+    for step in (4, 5):  # the training has gone on from step 2, so the checkpoint of step 30 is damaged
+        assert save(tmp_path, step, keep=1).exists()
+    assert files.steps(tmp_path) == [5, 30]
 
 
 def test_a_folder_without_any_has_none(tmp_path: Path) -> None:

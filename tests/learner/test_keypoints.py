@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, load_file
 
-from longview.learner import files
+from longview.learner import files, keypoints
 from longview.learner.config import CurriculumConfig, LearnerConfig
 from longview.learner.keypoints import KeypointMemory
 from longview.learner.normalize import measure
@@ -78,6 +79,27 @@ def test_keypoints_are_those_of_the_frames_however_they_are_asked_for(
     found = {**images, **{key: whole.arrays[OBSERVATION_PREFIX + key] for key in policy.cameras}}
     with torch.inference_mode():
         torch.testing.assert_close(policy.tokens(found), policy.tokens(images), rtol=0, atol=1e-5)
+
+
+def test_episodes_that_were_not_drawn_for_long_are_forgotten(
+    config: LearnerConfig,
+    looking: list[Episode],
+    looking_spec: TaskSpec,
+    cut: Callable[[Episode, int, int, int], Segment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = untrained(config, looking_spec, looking)
+    lengths = [episode.length for episode in looking]
+    monkeypatch.setattr(keypoints, "KEPT_FRAMES", len(policy.cameras) * (lengths[0] + max(lengths[1:3])))
+    memory, name = KeypointMemory(policy), OBSERVATION_PREFIX + policy.cameras[0]
+
+    def locate(number: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = memory.locate(cut(looking[number], 5, 2, 3)).arrays[name]
+        return found
+
+    found = {number: locate(number) for number in (0, 1, 0, 2)}
+    assert {id for id, _ in memory._episodes} == {looking[0].meta.id, looking[2].meta.id}
+    assert np.array_equal(locate(1), found[1])
 
 
 def test_a_batch_of_keypoints_has_the_loss_of_its_images(

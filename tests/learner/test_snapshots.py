@@ -29,10 +29,12 @@ def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
     tiny: LearnerConfig, policy: DiffusionPolicy, tmp_path: Path
 ) -> None:
     published: dict[int, bytes] = {}
+    saved: list[list[int]] = []
     begun, may_end = threading.Event(), threading.Event()
 
     def publish(version: int, data: memoryview) -> None:
         published[version] = bytes(data)
+        saved.append(files.steps(tmp_path))
         begun.set()
         assert may_end.wait(PATIENCE)
 
@@ -41,7 +43,6 @@ def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
         snapshots.take(1, average, {"weights": average}, publishing=True)
         assert begun.wait(PATIENCE)
         average.fill_(0.5)  # the next training steps do not change what is being written
-        assert files.steps(tmp_path) == []
         following = threading.Thread(target=snapshots.take, args=(2, average, {}, True))
         following.start()
         following.join(0.2)
@@ -52,6 +53,7 @@ def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
     assert found is not None
     assert (found.step, found.policy) == (1, before)
     assert published[1] == before
+    assert saved == [[1], [1]], "what is published is saved already"
     assert all((each == 0.5).all() for each in policy_from_bytes(published[2]).parameters())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("snapshots")]
 

@@ -337,13 +337,13 @@ def test_further_episodes_are_of_the_policy_that_was_evaluated_before(
     cells, file = plan(study), tmp_path / "cells.jsonl"
     for cell in cells:
         counts = {"successes": 0, "completed": 0, "episodes": study.looks[0]}
-        found = {"success": {at: counts for at in cell.lengths}, "endings": {}}
+        found = {"success": dict.fromkeys(cell.lengths, counts), "endings": {}}
         append_row(file, {"settings": cell.settings, "minutes": {}} | found)
     before = file.read_text()
     failed = run_study(study, cells, file, None, lambda tally: None)
     assert failed.keys() == set(cells)
     for cell, wrong in failed.items():
-        assert f"runs/quick/{cell.name}: bring that folder back, or remove the cell's line from {file}" in wrong
+        assert f"is not in {tmp_path}/runs/quick/{cell.name}: bring that folder back, or remove the" in wrong
     assert file.read_text() == before
 
 
