@@ -187,13 +187,6 @@ def run_study(
                 for cell, lengths in zip(cells, lengths_of, strict=True)
                 if lengths and cell not in failed and not _taken(site, cell, episodes, lengths, file)
             }
-            for cell, found in zip(cells, results.cells, strict=True):
-                if cell.name in todo and found.row is not None and not _has_policy(site, cell):
-                    del todo[cell.name]
-                    failed[cell] = (
-                        f"the policy that was evaluated before is not in {folder / cell.name}: bring that "
-                        f"folder back, or remove the cell's line from {file}, so that it is trained anew"
-                    )
             needed = {
                 cell.name: shared[cell.settings] for cell, _ in todo.values() if cell.settings in shared
             }
@@ -381,7 +374,7 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
     """Copy the last checkpoint of a cell's run, if it has ended its training, into the run of a cell that has
     none. Without it that run trains."""
     here, there = (Run(site.folder / each.name).checkpoints for each in (cell, trained))
-    if not folders(here) and _has_policy(site, trained):
+    if not folders(here) and steps(there)[-1:] == [trained.config.learner.steps]:
         last = folders(there)[-1]
         unfinished = here / "handed"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -397,11 +390,6 @@ def _hand_policy(site: Site, trained: Cell, cell: Cell) -> None:
                 shutil.rmtree(unfinished)
                 return
         unfinished.rename(here / last.name)
-
-
-def _has_policy(site: Site, cell: Cell) -> bool:
-    """Whether a cell's run has ended its training, and its last checkpoint is here."""
-    return steps(Run(site.folder / cell.name).checkpoints)[-1:] == [cell.config.learner.steps]
 
 
 def _work(
@@ -545,6 +533,13 @@ def _take(site: Site, cell: Cell, episodes: int, lengths: Sequence[int], file: P
             f"run {cell.name} has fewer than {episodes} episodes at T_o {lacking}: see its {OUTPUT}"
         )
     before = finished(file).get(cell.settings, {"success": {}, "endings": {}, "minutes": {}})
+    known = before["endings"]
+    # A run whose folder was lost has been trained again.
+    if others := [at for at in lengths if not found[at].letters.startswith(known.get(str(at), ""))]:
+        raise RunError(
+            f"the policy of run {cell.name} is not the one that was evaluated before: its episodes at T_o "
+            f"{others} end otherwise. Remove the cell's line from {file}, and these are taken instead"
+        )
     resumed, earlier = _earlier(run)
     minutes = Counter[str](before["minutes"])
     if earlier:

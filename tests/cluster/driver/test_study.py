@@ -27,12 +27,11 @@ from longview.cluster.driver.study import (
     _take,
     _work,
     machine,
-    run_study,
 )
 from longview.cluster.driver.training import THREADS_VARIABLE
 from longview.cluster.run.config import task_of
 from longview.cluster.run.folder import Run, RunError, append_row, create_run, read_rows
-from longview.cluster.run.study import Cell, plan, read_study, results_of, trained_alike
+from longview.cluster.run.study import Cell, finished, plan, read_study, results_of, trained_alike
 from longview.learner.checkpoint import latest, save
 from longview.learner.policy import policy_from_bytes, policy_to_bytes
 from longview.monitoring.success import Evaluation
@@ -328,23 +327,28 @@ def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_
     assert [plan["looks"] for plan in row["plans"]] == [[50], [100]]
 
 
-def test_further_episodes_are_of_the_policy_that_was_evaluated_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(studying, "ROOT", tmp_path / "runs")
-    monkeypatch.setattr(studying, "_start", lambda site, job: pytest.fail(f"{job.run} was started"))
-    study, _ = read_study("quick", [])
-    cells, file = plan(study), tmp_path / "cells.jsonl"
-    for cell in cells:
-        counts = {"successes": 0, "completed": 0, "episodes": study.looks[0]}
-        found = {"success": dict.fromkeys(cell.lengths, counts), "endings": {}}
-        append_row(file, {"settings": cell.settings, "minutes": {}} | found)
-    before = file.read_text()
-    failed = run_study(study, cells, file, None, lambda tally: None)
-    assert failed.keys() == set(cells)
-    for cell, wrong in failed.items():
-        assert f"is not in {tmp_path}/runs/quick/{cell.name}: bring that folder back, or remove the" in wrong
-    assert file.read_text() == before
+def test_further_episodes_are_of_the_policy_that_was_evaluated_before(tmp_path: Path) -> None:
+    """The folder of a run may have been lost between two looks; then it is trained again."""
+    cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
+    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), tmp_path)
+    run.unlock()
+    (run.path / "summary.json").write_text(
+        json.dumps({"status": "finished", "policy_version": 3, "phases": {"train": 60.0}})
+    )
+    outcomes = {index: "success" if index % 3 else "wrong" for index in range(100)}
+    run.add_evaluation(Evaluation(3, 1, 100, Counter(outcomes.values()), endings=outcomes))
+    same = "wss" * 16 + "ws"
+    for before in ("s" * 50, same):
+        counts = {"successes": before.count("s"), "completed": 50, "episodes": 50}
+        row = {"settings": cell.settings, "success": {"1": counts}, "endings": {"1": before}, "minutes": {}}
+        append_row(file, row)
+        if before == same:
+            _take(replace(site(tmp_path), url=NOWHERE), cell, 100, [1], file)
+            continue
+        with pytest.raises(RunError, match=r"end otherwise\. Remove the cell's line from .*cells\.jsonl"):
+            _take(replace(site(tmp_path), url=NOWHERE), cell, 100, [1], file)
+        assert finished(file)[cell.settings]["endings"] == {"1": before}
+    assert finished(file)[cell.settings]["success"]["1"]["episodes"] == 100
 
 
 def test_the_same_cell_in_another_folder_may_go_on_with_its_episodes(tmp_path: Path) -> None:
