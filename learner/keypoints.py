@@ -42,7 +42,8 @@ class Keypoints:
 
 
 class KeypointMemory:
-    """Memory of the keypoints of the frames that were drawn. It takes 256 bytes for each step of an episode.
+    """Memory of the keypoints of the frames that were drawn. Each camera's take 256 bytes for each step
+    of an episode.
 
     The published idea: train the encoder at a short context, freeze it, and keep its embeddings for training
     at a long one (arXiv 2505.09561).

@@ -4,10 +4,14 @@ first use."""
 import weakref
 from collections import deque
 from contextlib import suppress
+from typing import Final
 
 import numpy as np
 
 from longview.replay.episode import Array
+
+TRIED: Final = 16
+"""Most unused blocks that are tried for a size. There may be thousands of small ones."""
 
 
 class BlockPool:
@@ -37,10 +41,10 @@ class BlockPool:
         return data
 
     def _fitting(self, size: int) -> memoryview | None:
-        """Return an unused block of this size or up to a quarter larger. If there is none, drop the oldest:
-        its size may be out of use."""
+        """Return an unused block of this size or up to a quarter larger. If none of those tried fits, drop
+        the next one: its size may be out of use."""
         with suppress(IndexError):  # other threads may take blocks meanwhile
-            for _ in range(len(self._spare)):
+            for _ in range(min(TRIED, len(self._spare))):
                 block = self._spare.popleft()
                 if size <= len(block) <= size + size // 4:
                     return block

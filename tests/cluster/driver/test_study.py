@@ -299,15 +299,21 @@ def test_self_verification_takes_the_policy_of_full_past_prediction(tmp_path: Pa
     assert latest(ours) is None, "what is damaged is not taken"
 
 
-def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
-    cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
-    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), tmp_path)
+def finished_run(folder: Path, cell: Cell, outcomes: list[str]) -> Run:
+    """Make the run of a cell whose episodes at T_o 1 have ended so."""
+    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), folder)
     run.unlock()
     (run.path / "summary.json").write_text(
         json.dumps({"status": "finished", "policy_version": 3, "phases": {"train": 60.0}})
     )
-    evaluation = Evaluation(3, 1, 50, Counter(success=50), endings=dict.fromkeys(range(50), "success"))
-    run.add_evaluation(evaluation)
+    endings = dict(enumerate(outcomes))
+    run.add_evaluation(Evaluation(3, 1, len(outcomes), Counter(outcomes), endings=endings))
+    return run
+
+
+def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_path: Path) -> None:
+    cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
+    run = finished_run(tmp_path, cell, ["success"] * 50)
     for row in ({"started": 0}, {"started": 100}, {"ended": 220}, {"started": 300}, {"ended": 400}):
         append_row(run.path / ATTEMPTS, row)
     here = replace(site(tmp_path), url=NOWHERE)
@@ -330,13 +336,7 @@ def test_a_row_tells_its_plans_and_the_time_of_attempts_before_a_resumption(tmp_
 def test_further_episodes_are_of_the_policy_that_was_evaluated_before(tmp_path: Path) -> None:
     """The folder of a run may have been lost between two looks; then it is trained again."""
     cell, file = quick_cells()[0], tmp_path / "cells.jsonl"
-    run = create_run(replace(cell.config, name=cell.name, replay=StoreConfig(url=NOWHERE)), tmp_path)
-    run.unlock()
-    (run.path / "summary.json").write_text(
-        json.dumps({"status": "finished", "policy_version": 3, "phases": {"train": 60.0}})
-    )
-    outcomes = {index: "success" if index % 3 else "wrong" for index in range(100)}
-    run.add_evaluation(Evaluation(3, 1, 100, Counter(outcomes.values()), endings=outcomes))
+    finished_run(tmp_path, cell, ["success" if index % 3 else "wrong" for index in range(100)])
     same = "wss" * 16 + "ws"
     for before in ("s" * 50, same):
         counts = {"successes": before.count("s"), "completed": 50, "episodes": 50}

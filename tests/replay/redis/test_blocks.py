@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from longview.replay.redis.blocks import BlockPool
+from longview.replay.redis.blocks import TRIED, BlockPool
 
 
 def address(block: np.ndarray) -> int:
@@ -53,6 +53,15 @@ def test_blocks_of_sizes_out_of_use_are_dropped() -> None:
     assert not memory._spare
     del held
     assert len(memory._spare) == 2
+
+
+def test_of_many_blocks_a_few_are_tried() -> None:
+    memory = BlockPool(1 << 20)
+    blocks = [memory.take(size) for size in (*[100] * TRIED, 500, 1000)]
+    while blocks:
+        blocks.pop(0)
+    memory.take(1000)
+    assert [len(block) for block in memory._spare] == [1000, *[100] * TRIED, 1000]
 
 
 def test_threads_never_get_the_same_block() -> None:
